@@ -1,0 +1,137 @@
+"""The command line: parse, call, render, exit code. No logic.
+
+Exit codes: 0 done; 1 a check failed; 2 usage; 3 the checkpoint is refused; 4 reading or writing failed; 130 and 143 for
+SIGINT and SIGTERM, as shells have them.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+import rewrite
+from rewrite import report
+
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(rewrite.__version__, prog_name="rewrite")
+def main() -> None:
+    """Repair FP8 model checkpoints offline.
+
+    Inference engines fuse projections when they load a model. Where several partitions of a fused layer share one
+    scale, some engines read it wrong. `convert` writes a checkpoint with an explicit scale for every partition.
+    """
+
+
+@main.command()
+@click.argument("source", metavar="IN", type=_DIRECTORY)
+@click.argument("out", metavar="OUT", type=_DIRECTORY)
+@click.option(
+    "--profile", type=click.Choice(rewrite.PROFILES), default="exact", show_default=True, help="Layout of OUT."
+)
+@click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=rewrite.DEFAULT_WORKERS,
+    show_default=True,
+    help="Files written at a time.",
+)
+@click.option(
+    "--timestamp", is_flag=True, help="Note the time in the manifest; without it, same input gives same bytes."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: manifest, plan or error.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no closing line.")
+def convert(
+    source: Path,
+    out: Path,
+    profile: str,
+    dry_run: bool,
+    overwrite: bool,
+    workers: int,
+    timestamp: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the checkpoint IN to the new directory OUT, with an explicit scale for every partition.
+
+    OUT is absent or complete, never in between; after an interruption the same command resumes. Tensors that need no
+    change are copied byte for byte. A checkpoint with nothing to do is copied as it is.
+    """
+    with _reporting(as_json, f"{out} was not touched; run the same command to resume."):
+        started = time.monotonic()
+        checkpoint = rewrite.open_checkpoint(source)
+        plan = rewrite.make_plan(checkpoint, profile)
+        if dry_run:
+            _print(plan.to_json() if as_json else report.render_plan(plan, checkpoint), quiet and not as_json)
+            return
+        for note in plan.notes:
+            _say(f"note: {note}", quiet)
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds") if timestamp else None
+        with _progress_bar(plan.size, quiet) as progress:
+            manifest = rewrite.publish(
+                plan, source, out, overwrite=overwrite, workers=workers, created=created, progress=progress
+            )
+        if as_json:
+            _print(manifest.to_json())
+        else:
+            _print(report.render_conversion(manifest, str(out), time.monotonic() - started), quiet)
+
+
+@contextmanager
+def _reporting(as_json: bool, when_interrupted: str) -> Iterator[None]:
+    """Turn the library's errors and signals into messages and exit codes."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except rewrite.RewriteError as error:
+        click.echo(f"error: {error}", err=True)
+        if as_json:
+            _print({"error": error.to_json()})
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, _Terminated) as signal_:
+        click.echo(f"Interrupted. {when_interrupted}", err=True)
+        sys.exit(143 if isinstance(signal_, _Terminated) else 130)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception of the main thread."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+@contextmanager
+def _progress_bar(total: int, quiet: bool) -> Iterator[rewrite.Progress | None]:
+    """A bar in bytes on stderr; None without a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm  # noqa: PLC0415 - 20 ms that a run without a terminal need not pay
+
+    with tqdm(total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+        yield lambda done, _total: bar.update(done - bar.n)
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        click.echo(text, err=True)
+
+
+def _print(value: str | dict[str, Any], quiet: bool = False) -> None:
+    if not quiet:
+        click.echo(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,85 @@
+"""The exceptions of the library. Each class knows the exit code that the command line ends with.
+
+An error answers five questions: what is wrong, where, what was expected, what was found, what to do next.
+"""
+
+from __future__ import annotations
+
+
+class RewriteError(Exception):
+    """Base of everything this library raises on purpose.
+
+    ``what`` says what is wrong in one sentence; ``where`` names file and tensor; ``expected`` and ``found`` are values;
+    ``hint`` says what to do next. Only ``what`` is required.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        expected: object = None,
+        found: object = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.expected = expected
+        self.found = found
+        self.hint = hint
+
+    def __str__(self) -> str:
+        lines = (f"  {label + ':':<9} {_clip(value)}" for label, value in self._details() if value is not None)
+        return "\n".join([self.what, *lines])
+
+    def to_json(self) -> dict[str, object]:
+        """The parts of the message and the exit code, for programs."""
+        details = {label: _clip(value) for label, value in self._details() if value is not None}
+        return {"type": type(self).__name__, "what": self.what, **details, "exit_code": self.exit_code}
+
+    def _details(self) -> tuple[tuple[str, object], ...]:
+        return ("where", self.where), ("expected", self.expected), ("found", self.found), ("next", self.hint)
+
+
+class UsageError(RewriteError):
+    """The arguments make no sense together, whatever the checkpoint holds."""
+
+    exit_code = 2
+
+
+class Refused(RewriteError):
+    """The checkpoint is not one that can be converted or judged safely."""
+
+    exit_code = 3
+
+
+class HeaderError(Refused):
+    """A safetensors header breaks the format."""
+
+
+class CheckpointError(Refused):
+    """Index, shards and config of a checkpoint do not add up."""
+
+
+class ConfigError(Refused):
+    """``config.json`` or its quantisation part cannot be understood."""
+
+
+class Unsupported(Refused):
+    """A sound checkpoint, in a dialect, family or layout that this version does not convert."""
+
+
+class StorageError(RewriteError):
+    """Reading or writing failed, or would: no space, no permission, output in the way, input changed underneath."""
+
+    exit_code = 4
+
+
+def _clip(value: object, limit: int = 300) -> str:
+    """Printable, one line, bounded: names come from files that strangers wrote."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"

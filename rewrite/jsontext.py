@@ -1,0 +1,69 @@
+"""Editing JSON files without disturbing what is not edited: number spelling, order and spacing stay as they were."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
+
+
+def replace_value(text: str, path: tuple[str, ...], value: Any) -> str:
+    """``text`` with the value at ``path`` (keys of nested objects) replaced; everything outside it is untouched.
+
+    ``text`` must be a valid JSON object without duplicate keys that has ``path``.
+    """
+    start, end = _find(text, path)
+    indent = _indent_of(text)
+    new = json.dumps(
+        value, indent=indent, ensure_ascii=text.isascii(), separators=None if indent else _separators(text)
+    )
+    return text[:start] + new.replace("\n", "\n" + _line_indent(text, start)) + text[end:]
+
+
+def dump(value: Any) -> str:
+    """A JSON document of our own, for people and machines: two spaces, a final newline."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def _find(text: str, path: tuple[str, ...]) -> tuple[int, int]:
+    """The span of the value at ``path``."""
+    start = _skip(text, 0)
+    for key in path:
+        start = _member(text, start, key)
+    return start, _DECODER.raw_decode(text, start)[1]
+
+
+def _member(text: str, start: int, key: str) -> int:
+    """Where the value of ``key`` begins in the object that begins at ``start``."""
+    at = _skip(text, start + 1)
+    while text[at] == '"':
+        name, at = _DECODER.raw_decode(text, at)
+        value = _skip(text, _skip(text, at) + 1)  # past the colon
+        if name == key:
+            return value
+        at = _skip(text, _DECODER.raw_decode(text, value)[1])
+        at = _skip(text, at + 1)  # past the comma, or beyond the brace
+    raise KeyError(key)
+
+
+def _skip(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    return found.end() if found else at
+
+
+def _indent_of(text: str) -> int | str | None:
+    """The indentation unit of a document, or None for one that is written on one line."""
+    found = re.match(r"\s*\{\r?\n([ \t]+)", text)
+    return found.group(1) if found else None
+
+
+def _line_indent(text: str, at: int) -> str:
+    line = text[text.rfind("\n", 0, at) + 1 : at]
+    return line[: len(line) - len(line.lstrip(" \t"))]
+
+
+def _separators(text: str) -> tuple[str, str] | None:
+    return (",", ":") if '": ' not in text else None

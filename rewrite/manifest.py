@@ -1,0 +1,128 @@
+"""``rewrite_manifest.json``: what a conversion changed, for the people and programs that come after it.
+
+The same input and version give the same bytes: no timestamps, no machine names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rewrite.jsontext import dump
+from rewrite.version import __version__
+
+MANIFEST_NAME = "rewrite_manifest.json"
+
+
+@dataclass(frozen=True)
+class PartitionChange:
+    """Rows ``[start, stop)`` of the module now carry ``scale`` each."""
+
+    name: str
+    start: int
+    stop: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class ModuleChange:
+    """A weight scale before (``old_shape``, ``old_values``) and after (``new_shape``, a value for each partition)."""
+
+    tensor: str
+    shard: str
+    dtype: str
+    old_shape: tuple[int, ...]
+    old_values: tuple[float, ...]
+    new_shape: tuple[int, ...]
+    partitions: tuple[PartitionChange, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tensor": self.tensor,
+            "shard": self.shard,
+            "dtype": self.dtype,
+            "before": {"shape": list(self.old_shape), "values": list(self.old_values)},
+            "after": {
+                "shape": list(self.new_shape),
+                "partitions": [{"name": p.name, "rows": [p.start, p.stop], "scale": p.scale} for p in self.partitions],
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModuleChange:
+        before, after = value["before"], value["after"]
+        partitions = (PartitionChange(p["name"], p["rows"][0], p["rows"][1], p["scale"]) for p in after["partitions"])
+        return cls(
+            value["tensor"],
+            value["shard"],
+            value["dtype"],
+            tuple(before["shape"]),
+            tuple(before["values"]),
+            tuple(after["shape"]),
+            tuple(partitions),
+        )
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """A fused group and its modules whose scales became explicit."""
+
+    name: str
+    modules: tuple[ModuleChange, ...]
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """A file of the output. ``rewritten`` is False for one that is a copy of the source's."""
+
+    name: str
+    size: int
+    rewritten: bool
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one conversion. ``groups`` is empty where there was nothing to do."""
+
+    profile: str
+    source: str
+    groups: tuple[GroupChange, ...]
+    files: tuple[ManifestFile, ...]
+    tool_version: str = __version__
+    created: str | None = None  # ISO 8601, only when asked for
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.groups)
+
+    def created_at(self, time: str) -> Manifest:
+        return replace(self, created=time)
+
+    def to_text(self) -> str:
+        return dump(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        created = {} if self.created is None else {"created": self.created}
+        return {
+            "tool": {"name": "rewrite", "version": self.tool_version},
+            "profile": self.profile,
+            "source": self.source,
+            **created,
+            "groups": [{"name": g.name, "modules": [m.to_json() for m in g.modules]} for g in self.groups],
+            "files": [{"name": f.name, "size": f.size, "rewritten": f.rewritten} for f in self.files],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            profile=value["profile"],
+            source=value["source"],
+            groups=tuple(
+                GroupChange(g["name"], tuple(ModuleChange.from_json(m) for m in g["modules"])) for g in value["groups"]
+            ),
+            files=tuple(ManifestFile(**f) for f in value["files"]),
+            tool_version=value["tool"]["version"],
+            created=value.get("created"),
+        )

@@ -1,0 +1,294 @@
+"""A Plan carried out beside the output's name, then renamed into place: OUT is absent or complete, never in between.
+
+Power loss: every file is synced before it is renamed inside the staging directory; the staging directories are synced
+before the final rename; the parent is synced after it. So whatever order the disk keeps, a visible OUT is complete.
+
+Beside OUT lie, while a conversion runs or after it was killed::
+
+    .OUT.rewrite-lock                held by the one converter that may work on OUT
+    .OUT.rewrite-<plan digest>/      staging: ``out/`` holds complete files, ``part-<n>`` those being written
+    .OUT.rewrite-swap/               with --overwrite: ``out/`` is about to be exchanged with OUT, or was
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Lock
+
+from rewrite.checkpoint import io_errors
+from rewrite.errors import StorageError, UsageError
+from rewrite.manifest import MANIFEST_NAME, Manifest
+from rewrite.plan import FileCopy, Plan, ShardPlan
+from rewrite.write import copy_file, write_shard, write_text
+
+#: Called with bytes done and bytes in all, from several threads but never at once.
+Progress = Callable[[int, int], None]
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
+
+
+def publish(
+    plan: Plan,
+    source: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    workers: int = 2,
+    created: str | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the output of ``plan`` to ``out``, all or nothing. Killed at any point, the same call resumes.
+
+    ``created`` is a time for the manifest. Raises :class:`UsageError` when source and output overlap and
+    :class:`StorageError` when the output exists, is being written by somebody else, or cannot be written.
+    """
+    source, out = Path(os.path.abspath(source)), Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT
+    _check_apart(source, out)
+    with io_errors(out), _locked(out):
+        _repair_swap(out)
+        _check_free_name(out, overwrite)
+        staging = _Staging(out.parent / f".{out.name}.rewrite-{plan.digest[:16]}")
+        staging.out.mkdir(parents=True, exist_ok=True)
+        _check_space(plan, staging, out.parent)
+        _write_all(plan, source, staging, workers, _Counter(plan.size, progress))
+        manifest = plan.manifest if created is None else plan.manifest.created_at(created)
+        _write_texts(plan, source, staging, manifest)
+        _finish_directories(source, staging.out)
+        _move_into_place(staging, out)
+        _remove_stale(out)
+    return manifest
+
+
+class _Staging:
+    """The directory that a conversion is built in. Temporary files lie beside the files, so no name can collide."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.out = root / "out"
+
+    def holds(self, name: str, size: int) -> bool:
+        """Whether an earlier run of the same plan completed this file: only complete, synced files get their name."""
+        try:
+            return (self.out / name).stat().st_size == size
+        except FileNotFoundError:
+            return False
+
+    @contextmanager
+    def new_file(self, name: str, number: int) -> Iterator[Path]:
+        """A temporary path; the file gets its name when the block ends well."""
+        part = self.root / f"part-{number}"
+        yield part
+        (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+        part.rename(self.out / name)
+
+
+class _Counter:
+    """Adds up what all threads have written, and stops them when one has failed."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._total, self._progress = total, progress
+        self._done = 0
+        self._lock = Lock()
+        self.stop = Event()
+
+    def advance(self, count: int) -> None:
+        if self.stop.is_set():
+            raise _Stopped
+        with self._lock:
+            self._done += count
+            if self._progress:
+                self._progress(self._done, self._total)
+
+
+class _Stopped(Exception):
+    """Another thread failed, or the user interrupted: this one ends early."""
+
+
+def _write_all(plan: Plan, source: Path, staging: _Staging, workers: int, counter: _Counter) -> None:
+    # Largest first: a long job must not start last.
+    jobs = sorted(plan.jobs, key=lambda job: -job.size)
+
+    def write(number: int, job: ShardPlan | FileCopy) -> None:
+        if staging.holds(job.name, job.size):
+            counter.advance(job.size)
+            return
+        with staging.new_file(job.name, number) as part:
+            if isinstance(job, ShardPlan):
+                write_shard(job, source / job.name, part, counter.advance)
+            else:
+                copy_file(job, source / job.name, part, counter.advance)
+
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        futures = [pool.submit(write, number, job) for number, job in enumerate(jobs)]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            errors = [error for future in done if (error := future.exception())]
+            if errors:
+                raise next((error for error in errors if not isinstance(error, _Stopped)), errors[0])
+        finally:
+            counter.stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_texts(plan: Plan, source: Path, staging: _Staging, manifest: Manifest) -> None:
+    texts = [(text.name, text.like, text.text) for text in plan.texts]
+    if manifest.changed:  # an output that equals its source says nothing of us
+        texts.append((MANIFEST_NAME, "config.json", manifest.to_text()))
+    for number, (name, like, text) in enumerate(texts):
+        with staging.new_file(name, number) as part:
+            write_text(text, source / like, part)
+
+
+def _finish_directories(source: Path, out: Path) -> None:
+    """Modes of the source (its owner may always write: a read-only directory could not be renamed), then syncs."""
+    for directory, _, _ in os.walk(out, topdown=False):
+        path = Path(directory)
+        path.chmod((source / path.relative_to(out)).stat().st_mode & 0o777 | 0o700)
+        _sync_directory(path)
+
+
+def _move_into_place(staging: _Staging, out: Path) -> None:
+    if os.path.lexists(out):
+        _swap(staging, out)
+    else:
+        staging.out.rename(out)
+    _sync_directory(out.parent)
+
+
+def _swap(staging: _Staging, out: Path) -> None:
+    """Exchange the new directory with the old one, in one step where the filesystem can, and remove the old one.
+
+    The staging directory gets another name first: after the exchange it holds the old output, which a later run must
+    not mistake for files of its own.
+    """
+    swap = _Staging(_swap_path(out))
+    staging.root.rename(swap.root)
+    if not _exchange(swap.out, out):
+        old = swap.root / "old"
+        out.rename(old)  # from here to the next line OUT is absent; _repair_swap completes it
+        swap.out.rename(out)
+    _sync_directory(out.parent)
+    shutil.rmtree(swap.root)
+
+
+def _repair_swap(out: Path) -> None:
+    """Complete or undo an exchange that was killed. OUT is the old or the new directory, both of them complete."""
+    swap = _Staging(_swap_path(out))
+    if not swap.root.is_dir():
+        return
+    if not os.path.lexists(out):
+        (swap.out if swap.out.is_dir() else swap.root / "old").rename(out)
+        _sync_directory(out.parent)
+    shutil.rmtree(swap.root)
+
+
+def _swap_path(out: Path) -> Path:
+    return out.parent / f".{out.name}.rewrite-swap"
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """renameat2(RENAME_EXCHANGE), Linux 3.15; False where the kernel or filesystem has none."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _NO_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
+
+
+def _remove_stale(out: Path) -> None:
+    """Staging directories of other plans for this OUT: we hold the lock, so nobody will come back to them."""
+    pattern = re.compile(re.escape(f".{out.name}.rewrite-") + r"[0-9a-f]{16}")
+    for path in out.parent.iterdir():
+        if pattern.fullmatch(path.name):
+            shutil.rmtree(path)
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    real_source, real_out = source.resolve(), out.resolve()
+    if real_source == real_out or real_source in real_out.parents or real_out in real_source.parents:
+        raise UsageError(
+            "Output and source overlap",
+            where=str(out),
+            expected="an output outside the source, and the source outside it",
+            found=f"source {source}",
+            hint="convert into a new directory; the source is never changed",
+        )
+
+
+def _check_free_name(out: Path, overwrite: bool) -> None:
+    if not os.path.lexists(out):
+        return
+    if overwrite and out.is_dir() and not out.is_symlink():
+        return
+    raise StorageError(
+        "The output exists",
+        where=str(out),
+        expected="nothing at this path" if not overwrite else "a directory",
+        found="a directory" if out.is_dir() else "a file",
+        hint="choose another path" + ("" if overwrite else ", or pass --overwrite to replace it at the end"),
+    )
+
+
+def _check_space(plan: Plan, staging: _Staging, parent: Path) -> None:
+    todo = sum(job.size for job in plan.jobs if not staging.holds(job.name, job.size))
+    status = os.statvfs(parent)
+    free = status.f_bavail * status.f_frsize
+    if todo > free:
+        raise StorageError(
+            "Not enough free space for the output",
+            where=str(parent),
+            expected=f"{todo} bytes",
+            found=f"{free} bytes free",
+            hint="free some space or choose another disk; complete files are kept for the next run",
+        )
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Hold the lock file of ``out``. It goes away with the last holder; a killed holder leaves it unlocked."""
+    path = out.parent / f".{out.name}.rewrite-lock"
+    while True:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise StorageError(
+                "Another conversion is writing this output",
+                where=str(out),
+                hint="wait for it to end, or choose another output",
+            ) from None
+        try:
+            if os.fstat(fd).st_ino == path.stat().st_ino:
+                break
+        except FileNotFoundError:
+            pass  # its last holder removed it between our open and our lock: lock the next one
+        os.close(fd)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -31,7 +31,7 @@ from rewrite.plan import FileCopy, Plan, ShardPlan
 from rewrite.write import copy_file, write_shard, write_text
 
 #: Called with bytes done and bytes in all, from several threads but never at once.
-Progress = Callable[[int, int], None]
+Progress = Callable[[int, int], object]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2

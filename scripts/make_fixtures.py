@@ -1,0 +1,442 @@
+"""Write the small FP8 checkpoints under tests/fixtures with the real producers: llm-compressor and ModelOpt.
+
+The weights are random and seeded; everything else (tensor names, dtypes, scale shapes, sharding, config dialects) is
+what the two libraries write, because that is what the tests need to be true. Run it through make_fixtures.sh, which
+pins the versions. A fixture is built and checked beside its final place and swapped in last, so a failed run leaves
+the old one alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+import torch
+from datasets import Dataset
+from llmcompressor import oneshot
+from llmcompressor.modifiers.quantization import QuantizationModifier
+from modelopt.torch.export import export_hf_checkpoint
+from safetensors import safe_open
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3_5Config,
+    Qwen3_5ForCausalLM,
+    Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForCausalLM,
+    Qwen3_5MoeForConditionalGeneration,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
+)
+
+FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
+SEED = 20260217
+# Tests read whole fixtures again and again and git keeps every version of them: stay small.
+BUDGET_BYTES = 3_500_000
+
+END_OF_TEXT = "<|endoftext|>"
+IMAGE_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+BYTES = 256
+VOCAB_SIZE = 272  # 256 bytes, 5 special tokens, padded to a multiple of 16
+CALIBRATION_SAMPLES = 8
+SEQUENCE_LENGTH = 64
+
+# Where one partition has a wider range than the next, a wrong or swapped scale changes the values by far more than
+# rounding does, and a loader that requantises to the group's largest scale visibly loses precision in z.
+ROW_GAINS = {"q": 2.0, "k": 1.0, "v": 0.5, "z": 0.35}
+
+# Recipes of published Qwen3.5 FP8 checkpoints leave these in BF16: fused with each other they are a few rows only,
+# and routers and shared-expert gates steer the whole layer.
+IGNORED = ("lm_head", "re:.*in_proj_a$", "re:.*in_proj_b$", "re:.*visual.*")
+IGNORED_ROUTERS = ("re:.*mlp.gate$", "re:.*mlp.shared_expert_gate$")
+MODELOPT_OFF = ("*lm_head*", "*in_proj_a*", "*in_proj_b*", "*conv1d*", "*visual*")
+MODELOPT_ROUTERS_OFF = ("*mlp.gate.*", "*mlp.shared_expert_gate.*")
+# The matrices that may be left in BF16 for it; every other one has to come out in FP8.
+KEPT_IN_BF16 = re.compile(
+    r"(visual\..*|lm_head|embed_tokens|in_proj_a|in_proj_b|mlp\.gate|mlp\.shared_expert_gate)\.weight$"
+)
+# Half a step of E4M3 is 1/16 of a value at most, so about 2.6e-2 overall; scales stored as BF16 add little.
+WEIGHT_TOLERANCE = 0.05
+LOGIT_TOLERANCE = 0.25
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The sizes of one model; head counts stay even so that tensor parallelism of two can be tested."""
+
+    hidden: int
+    intermediate: int
+    layer_types: tuple[str, ...]
+    head_dim: int
+    gdn_head_dim: int
+    vision_hidden: int = 32
+    heads: int = 4
+    kv_heads: int = 2
+    gdn_key_heads: int = 2
+    gdn_value_heads: int = 4
+
+
+GDN, ATTENTION = "linear_attention", "full_attention"
+DEMO = Geometry(256, 128, (GDN, GDN, GDN, ATTENTION), head_dim=64, gdn_head_dim=64)
+SMALL = Geometry(64, 64, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
+SMALL_MOE = Geometry(64, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """One checkpoint to write: which model, which producer, how it is cut into shards."""
+
+    name: str
+    model: Callable[[], PreTrainedModel]
+    produce: Callable[[PreTrainedModel, Path, Fixture], None]
+    ignore: tuple[str, ...]
+    max_shard_size: str = "5GB"
+    scale_in_other_shard: bool = False
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+def text_settings(geometry: Geometry) -> dict[str, Any]:
+    """Keyword arguments common to the dense and MoE text configs."""
+    quarter = geometry.head_dim // 8  # rotary pairs: a quarter of the head, two values a pair
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": geometry.hidden,
+        "num_hidden_layers": len(geometry.layer_types),
+        "layer_types": list(geometry.layer_types),
+        "num_attention_heads": geometry.heads,
+        "num_key_value_heads": geometry.kv_heads,
+        "head_dim": geometry.head_dim,
+        "linear_num_key_heads": geometry.gdn_key_heads,
+        "linear_num_value_heads": geometry.gdn_value_heads,
+        "linear_key_head_dim": geometry.gdn_head_dim,
+        "linear_value_head_dim": geometry.gdn_head_dim,
+        "max_position_embeddings": 512,
+        # The stock 0.02 suits wide models: at this width the layers would hardly move the residual stream, and k and v
+        # wrong by a factor of eight would change the logits by 8 % only. So they change by 85 %, FP8 rounding by 12 %.
+        "initializer_range": 0.5 * geometry.hidden**-0.5,
+        "eos_token_id": BYTES,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [quarter // 2, quarter // 4, quarter // 4],
+            "mrope_interleaved": True,
+        },
+    }
+
+
+def dense_settings(geometry: Geometry) -> dict[str, Any]:
+    """Text settings with a dense MLP."""
+    return text_settings(geometry) | {"intermediate_size": geometry.intermediate}
+
+
+def moe_settings(geometry: Geometry) -> dict[str, Any]:
+    """Text settings with four experts, two of them taken, and a shared one."""
+    return text_settings(geometry) | {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": geometry.intermediate,
+        "shared_expert_intermediate_size": geometry.intermediate,
+    }
+
+
+def vision_settings(geometry: Geometry) -> dict[str, Any]:
+    """The smallest vision tower that still has every kind of layer; 8-pixel patches keep its input projection small."""
+    return {
+        "depth": 1,
+        "hidden_size": geometry.vision_hidden,
+        "intermediate_size": geometry.vision_hidden * 2,
+        "num_heads": 2,
+        "patch_size": 8,
+        "out_hidden_size": geometry.hidden,
+        "num_position_embeddings": 16,
+    }
+
+
+def multimodal_settings() -> dict[str, int]:
+    """The ids of the four vision tokens, in the tokenizer's order."""
+    keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return {key: BYTES + 1 + i for i, key in enumerate(keys)}
+
+
+def dense_text() -> PreTrainedModel:
+    """A text-only Qwen3.5."""
+    return Qwen3_5ForCausalLM(Qwen3_5TextConfig(**dense_settings(SMALL)))
+
+
+def dense_multimodal(geometry: Geometry) -> PreTrainedModel:
+    """A Qwen3.5 with its vision tower."""
+    config = Qwen3_5Config(
+        text_config=dense_settings(geometry), vision_config=vision_settings(geometry), **multimodal_settings()
+    )
+    return Qwen3_5ForConditionalGeneration(config)
+
+
+def moe_text() -> PreTrainedModel:
+    """A text-only Qwen3.5 MoE."""
+    return Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**moe_settings(SMALL_MOE)))
+
+
+def moe_multimodal() -> PreTrainedModel:
+    """A Qwen3.5 MoE with its vision tower."""
+    config = Qwen3_5MoeConfig(
+        text_config=moe_settings(SMALL_MOE), vision_config=vision_settings(SMALL_MOE), **multimodal_settings()
+    )
+    return Qwen3_5MoeForConditionalGeneration(config)
+
+
+def spread_ranges(model: PreTrainedModel) -> None:
+    """Give the rows of q, k, v and z clearly different ranges."""
+    config = model.config.get_text_config()
+    key_dim = config.linear_num_key_heads * config.linear_key_head_dim
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("in_proj_qkv.weight"):
+                parameter[:key_dim].mul_(ROW_GAINS["q"])
+                parameter[key_dim : 2 * key_dim].mul_(ROW_GAINS["k"])
+                parameter[2 * key_dim :].mul_(ROW_GAINS["v"])
+            elif name.endswith("in_proj_z.weight"):
+                parameter.mul_(ROW_GAINS["z"])
+
+
+def build_model(factory: Callable[[], PreTrainedModel], source: Path) -> PreTrainedModel:
+    """A seeded BF16 model, the same in every run, loaded from a folder: llm-compressor reads its config there again."""
+    random.seed(SEED)
+    torch.manual_seed(SEED)
+    model = factory().to(torch.bfloat16).eval()
+    # As published configs do; without it llm-compressor does not keep the original config but writes its own.
+    model.config.get_text_config().dtype = torch.bfloat16
+    spread_ranges(model)
+    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=BYTES, pad_token_id=BYTES)
+    model.save_pretrained(source)
+    return type(model).from_pretrained(source, dtype=torch.bfloat16)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte: the smallest tokenizer that takes any text, so that a test can generate without downloads."""
+    vocab = {character: i for i, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END_OF_TEXT, *IMAGE_TOKENS])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+
+
+def calibration_ids() -> torch.Tensor:
+    """Random byte tokens from their own generator, so that no other draw can shift them."""
+    generator = torch.Generator().manual_seed(SEED)
+    return torch.randint(0, BYTES, (CALIBRATION_SAMPLES, SEQUENCE_LENGTH), generator=generator)
+
+
+# --- producers ------------------------------------------------------------------------------------------------------
+
+
+def produce_llmcompressor(model: PreTrainedModel, out: Path, fixture: Fixture) -> None:
+    """The documented one-shot recipe: scheme FP8, so per-tensor weights and static per-tensor activations."""
+    tokenizer = byte_tokenizer()
+    samples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in calibration_ids().tolist()]
+    oneshot(
+        model=model,
+        dataset=Dataset.from_list(samples),
+        recipe=QuantizationModifier(targets="Linear", scheme="FP8", ignore=list(fixture.ignore)),
+        max_seq_length=SEQUENCE_LENGTH,
+        num_calibration_samples=CALIBRATION_SAMPLES,
+        processor=tokenizer,
+    )
+    model.save_pretrained(out, save_compressed=True, max_shard_size=fixture.max_shard_size)
+    tokenizer.save_pretrained(out)
+
+
+def produce_modelopt(model: PreTrainedModel, out: Path, fixture: Fixture) -> None:
+    """ModelOpt's default FP8 configuration with the usual layers switched off, and its Hugging Face export."""
+    config = copy.deepcopy(mtq.FP8_DEFAULT_CFG)
+    config["quant_cfg"] += [{"quantizer_name": pattern, "enable": False} for pattern in fixture.ignore]
+
+    def calibrate(quantised: PreTrainedModel) -> None:
+        for ids in calibration_ids():
+            quantised(input_ids=ids[None])
+
+    model = mtq.quantize(model, config, calibrate)
+    export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=out)
+    byte_tokenizer().save_pretrained(out)
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+
+def require(condition: bool, message: str) -> None:
+    """Stop with a message unless the condition holds (assert would go away under -O)."""
+    if not condition:
+        raise SystemExit(f"make_fixtures: {message}")
+
+
+def read_tensors(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Every tensor of a checkpoint, and the shard that each lies in."""
+    tensors: dict[str, torch.Tensor] = {}
+    shards: dict[str, str] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as shard:
+            for name in shard.keys():  # noqa: SIM118 - not a dict: safe_open itself cannot be iterated
+                tensors[name], shards[name] = shard.get_tensor(name), path.name
+    return tensors, shards
+
+
+def scales_in_other_shards(shards: Mapping[str, str]) -> list[str]:
+    """Scales of Gated DeltaNet input projections that lie in another shard than their weight."""
+    found = []
+    for name, shard in shards.items():
+        module, _, leaf = name.rpartition(".")
+        is_scale = leaf in ("weight_scale", "input_scale") and module.endswith(("in_proj_qkv", "in_proj_z"))
+        if is_scale and shards[f"{module}.weight"] != shard:
+            found.append(f"{name}: {shard}, weight in {shards[module + '.weight']}")
+    return sorted(found)
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over the norm of what was expected."""
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+def check_tensors(fixture: Fixture, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Nothing NaN or infinite; every matrix that should be is FP8; Gated DeltaNet projections have both scales."""
+    for name, tensor in tensors.items():
+        require(bool(tensor.float().isfinite().all()), f"{fixture.name}: {name} is not finite")
+        is_matrix = tensor.ndim == 2 and name.endswith(".weight")
+        should_be = is_matrix and not KEPT_IN_BF16.search(name)
+        require(should_be == (tensor.dtype == torch.float8_e4m3fn), f"{fixture.name}: {name} is {tensor.dtype}")
+    projections = [name for name in tensors if name.endswith(("in_proj_qkv.weight", "in_proj_z.weight"))]
+    require(len(projections) >= 4, f"{fixture.name}: fewer than two Gated DeltaNet layers")
+    for name in projections:
+        module = name.removesuffix(".weight")
+        for leaf in ("weight_scale", "input_scale"):
+            require(tensors[f"{module}.{leaf}"].numel() == 1, f"{fixture.name}: {module}.{leaf} is not one value")
+
+
+def check_weights(fixture: Fixture, tensors: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
+    """Weight times scale is the BF16 weight that went in (experts apart: they are one 3-D tensor in the source)."""
+    for name, weight in tensors.items():
+        if weight.dtype != torch.float8_e4m3fn or name not in source:
+            continue
+        error = relative_error(weight.float() * tensors[f"{name}_scale"].float(), source[name])
+        require(error < WEIGHT_TOLERANCE, f"{fixture.name}: {name} is {error:.3g} away from the weight that went in")
+
+
+def logits_of(model: PreTrainedModel) -> torch.Tensor:
+    """Logits of the first calibration sample."""
+    with torch.no_grad():
+        return model(input_ids=calibration_ids()[:1]).logits
+
+
+def check_reload(fixture: Fixture, directory: Path, model_class: type[PreTrainedModel], expected: torch.Tensor) -> None:
+    """The checkpoint loads back into transformers and gives nearly the logits of the BF16 model."""
+    model, report = model_class.from_pretrained(directory, dtype=torch.bfloat16, output_loading_info=True)
+    # transformers fuses the experts into one BF16 tensor on loading and has no place for their activation scales.
+    unexpected = [key for key in report["unexpected_keys"] if not re.search(r"experts\.\d+\..*input_scale$", key)]
+    for kind, keys in (report | {"unexpected_keys": unexpected}).items():
+        require(not keys, f"{fixture.name}: {kind} on reload: {sorted(map(str, keys))[:4]}")
+    logits = logits_of(model)
+    require(bool(logits.isfinite().all()), f"{fixture.name}: the reloaded model gives logits that are not finite")
+    error = relative_error(logits, expected)
+    print(f"{fixture.name}: reloaded, logits {error:.3g} away from the BF16 model's")
+    require(error < LOGIT_TOLERANCE, f"{fixture.name}: logits {error:.3g} away from the BF16 model's")
+
+
+def check_no_machine_paths(fixture: Fixture, directory: Path) -> None:
+    """No file names a folder of the machine that built it."""
+    for path in directory.iterdir():
+        content = path.read_bytes()
+        for place in (tempfile.gettempdir(), str(FIXTURES.parent.parent)):
+            require(f"{place}/".encode() not in content, f"{fixture.name}: {path.name} mentions {place}")
+
+
+# --- driver ---------------------------------------------------------------------------------------------------------
+
+FIXTURE_TABLE = (
+    Fixture(
+        "llmcompressor-qwen3_5-vl",
+        lambda: dense_multimodal(DEMO),
+        produce_llmcompressor,
+        IGNORED,
+        max_shard_size="300KB",
+        scale_in_other_shard=True,
+    ),
+    Fixture(
+        "llmcompressor-qwen3_5-text",
+        dense_text,
+        produce_llmcompressor,
+        IGNORED,
+        max_shard_size="60KB",
+        scale_in_other_shard=True,
+    ),
+    Fixture(
+        "llmcompressor-qwen3_5-moe",
+        moe_text,
+        produce_llmcompressor,
+        IGNORED + IGNORED_ROUTERS,
+        max_shard_size="60KB",
+        scale_in_other_shard=True,
+    ),
+    Fixture("modelopt-qwen3_5-vl", lambda: dense_multimodal(SMALL), produce_modelopt, MODELOPT_OFF),
+    Fixture("modelopt-qwen3_5-moe", moe_multimodal, produce_modelopt, MODELOPT_OFF + MODELOPT_ROUTERS_OFF),
+)
+
+
+def make(fixture: Fixture, root: Path) -> None:
+    """Build one fixture in a scratch folder, check it, and put it in place."""
+    with tempfile.TemporaryDirectory(prefix="fixture-") as scratch:
+        source = Path(scratch) / "source"
+        model = build_model(fixture.model, source)
+        model_class, expected = type(model), logits_of(model)
+        built = Path(scratch) / fixture.name
+        built.mkdir()
+        fixture.produce(model, built, fixture)
+        tensors, shards = read_tensors(built)
+        check_tensors(fixture, tensors)
+        check_weights(fixture, tensors, read_tensors(source)[0])
+        check_no_machine_paths(fixture, built)
+        moved = scales_in_other_shards(shards)
+        require(bool(moved) or not fixture.scale_in_other_shard, f"{fixture.name}: every scale lies beside its weight")
+        if fixture.produce is produce_llmcompressor:
+            check_reload(fixture, built, model_class, expected)
+        shutil.rmtree(root / fixture.name, ignore_errors=True)
+        shutil.copytree(built, root / fixture.name, copy_function=shutil.copyfile)
+    size = sum(path.stat().st_size for path in (root / fixture.name).iterdir())
+    print(f"{fixture.name}: {size} bytes, {len(tensors)} tensors in {len(set(shards.values()))} file(s)")
+    for line in moved:
+        print(f"  scale in another shard: {line}")
+
+
+def main() -> None:
+    """Build the fixtures that the command line names, or all of them."""
+    names = [fixture.name for fixture in FIXTURE_TABLE]
+    parser = argparse.ArgumentParser(description="Write the checkpoints under tests/fixtures.")
+    parser.add_argument("name", nargs="*", help=f"fixtures to build (default: all of {', '.join(names)})")
+    parser.add_argument("--out", type=Path, default=FIXTURES, help="folder to write them into")
+    arguments = parser.parse_args()
+    unknown = sorted(set(arguments.name) - set(names))
+    require(not unknown, f"no such fixture: {', '.join(unknown)}")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for fixture in FIXTURE_TABLE:
+        if not arguments.name or fixture.name in arguments.name:
+            make(fixture, arguments.out)
+    total = sum(path.stat().st_size for path in arguments.out.rglob("*") if path.is_file())
+    print(f"all of {arguments.out.name}: {total} bytes")
+    require(total <= BUDGET_BYTES, f"{total} bytes are more than the budget of {BUDGET_BYTES}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What tests share: reading checkpoints with the stock reader, and asking compressed-tensors for schemes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rewrite.checkpoint import open_checkpoint
+from rewrite.header import TensorInfo, build_header
+
+FIXTURES = Path(__file__).parent / "fixtures"
+QKVZ = r"re:.*linear_attn\.in_proj_(qkv|z|qkvz)$"
+
+
+def raw_tensors(directory: Path) -> dict[str, tuple[str, str, tuple[int, ...], bytes]]:
+    """Every tensor as (shard, dtype, shape, bytes), through the stock reader."""
+    from safetensors import deserialize
+
+    result = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        for name, info in deserialize(path.read_bytes()):
+            result[name] = (path.name, info["dtype"], tuple(info["shape"]), bytes(info["data"]))
+    return result
+
+
+def tree(directory: Path) -> dict[str, bytes]:
+    """Every file below a directory with its bytes."""
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Set top-level keys of a JSON file; None removes one."""
+    value = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in value.items() if v is not None}, indent=2))
+
+
+def write_shard(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes]], **metadata: str) -> None:
+    """A shard with tensors in the given order, which may be one that the stock writer never produces."""
+    infos, data = [], b""
+    for name, (dtype, shape, raw) in tensors.items():
+        infos.append(TensorInfo(name, dtype, shape, len(data), len(data) + len(raw)))
+        data += raw
+    path.write_bytes(build_header(infos, metadata or None) + data)
+
+
+def replace_tensor(
+    directory: Path, name: str, data: bytes, shape: tuple[int, ...] | None = None, dtype: str | None = None
+) -> None:
+    """Give a stored tensor other bytes (and shape, dtype); the shard is written anew in the same order."""
+    shard, _ = open_checkpoint(directory).tensors[name]
+    raw = raw_tensors(directory)
+    tensors = {
+        t.name: (dtype or t.dtype, shape if shape is not None else t.shape, data)
+        if t.name == name
+        else (t.dtype, t.shape, raw[t.name][3])
+        for t in shard.header.tensors
+    }
+    write_shard(directory / shard.name, tensors, **(shard.header.metadata or {}))
+
+
+def compressed_tensors_schemes(directory: Path) -> dict[str, Any]:
+    """The scheme of every stored linear layer, found by compressed-tensors' own parser and matcher."""
+    import torch
+    from compressed_tensors.quantization import QuantizationConfig
+    from compressed_tensors.utils.match import is_match, match_targets
+
+    value = json.loads((directory / "config.json").read_text())["quantization_config"]
+    config = QuantizationConfig.model_validate(value)
+    targets = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
+    linear = torch.nn.Linear(1, 1, device="meta")
+    schemes = {}
+    for name, (_, info) in open_checkpoint(directory).tensors.items():
+        if name.endswith(".weight") and len(info.shape) == 2 and "embed" not in name:
+            module = name.removesuffix(".weight")
+            hit = is_match(module, linear, targets, config.ignore or [])
+            schemes[module] = targets[match_targets(module, linear, targets)[0]] if hit else None
+    return schemes

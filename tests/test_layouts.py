@@ -1,0 +1,65 @@
+"""Scales: recognising a layout, reading values, repeating bytes."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewrite.errors import CheckpointError, Unsupported
+from rewrite.groups import Module, Partition
+from rewrite.header import TensorInfo
+from rewrite.layouts import decode, expand_to_channel, layout_of, read_values
+
+QKV = (Partition("q", 0, 2), Partition("k", 2, 4), Partition("v", 4, 8))
+
+
+def module(shape: tuple[int, ...] | None) -> Module:
+    scale = None if shape is None else TensorInfo("m.weight_scale", "F32", shape, 0, 0)
+    return Module("m", QKV, TensorInfo("m.weight", "F8_E4M3", (8, 4), 0, 32), scale, None, None)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((), "tensor"), ((1,), "tensor"), ((3,), "partition"), ((8, 1), "channel"), ((1, 1), "block"), ((2, 1), "block"),
+     ((8,), None), ((2,), None), (None, None), ((8, 1, 1), None)],
+)  # fmt: skip
+def test_layout_of(shape: tuple[int, ...] | None, layout: str | None) -> None:
+    """By shape alone; None for what no loader would take."""
+    assert layout_of(module(shape)) == layout
+
+
+@given(st.binary(min_size=2, max_size=2))
+def test_expanding_one_value_repeats_its_bits(raw: bytes) -> None:
+    """NaN payloads and negative zeros included: bytes are bytes."""
+    assert b"".join(f.data * f.count for f in expand_to_channel(QKV, "BF16", raw)) == raw * 8
+
+
+def test_expanding_a_vector_follows_the_partitions() -> None:
+    """Each row gets the scale of its partition."""
+    fills = expand_to_channel(QKV, "F32", struct.pack("<3f", 1, 2, 3))
+    assert b"".join(f.data * f.count for f in fills) == struct.pack("<8f", 1, 1, 2, 2, 3, 3, 3, 3)
+
+
+@given(st.floats(width=16, allow_nan=False), st.sampled_from(["BF16", "F16", "F32", "F64"]))
+def test_decode_agrees_with_torch(value: float, dtype: str) -> None:
+    """For every dtype that scales come in."""
+    kinds = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+    tensor = torch.tensor([value, -value], dtype=kinds[dtype])
+    assert list(decode(dtype, tensor.view(torch.uint8).numpy().tobytes(), "x")) == tensor.tolist()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0])
+def test_scales_that_no_engine_survives_are_refused(bad: float) -> None:
+    """Named, with the value found."""
+    with pytest.raises(CheckpointError, match=r"shard: m\.weight_scale"):
+        read_values(TensorInfo("m.weight_scale", "F32", (1,), 0, 4), struct.pack("<f", bad), "shard")
+
+
+def test_integer_scales_are_refused() -> None:
+    """Not a dtype that a scale can have."""
+    with pytest.raises(Unsupported, match="I32"):
+        decode("I32", bytes(4), "x")

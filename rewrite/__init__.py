@@ -22,7 +22,7 @@ from rewrite.errors import (
 )
 from rewrite.manifest import Manifest
 from rewrite.plan import PROFILES, Plan, make_plan
-from rewrite.publish import Progress, publish
+from rewrite.publish import Progress, publish_plan
 from rewrite.version import __version__
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
     "convert",
     "make_plan",
     "open_checkpoint",
-    "publish",
+    "publish_plan",
 ]
 
 DEFAULT_WORKERS = 2
@@ -70,4 +70,6 @@ def convert(
     :class:`UsageError` for arguments that make no sense and :class:`StorageError` when reading or writing fails.
     """
     plan = make_plan(open_checkpoint(src), profile)
-    return publish(plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, created=created, progress=progress)
+    return publish_plan(
+        plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, created=created, progress=progress
+    )

@@ -92,6 +92,11 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     :class:`StorageError` for what cannot be read.
     """
     root = Path(path)
+    with io_errors(root):
+        return _open(root)
+
+
+def _open(root: Path) -> Checkpoint:
     if not root.is_dir():
         raise StorageError(
             "There is no checkpoint directory here",
@@ -139,13 +144,11 @@ def _list_files(root: Path) -> dict[str, FileId]:
 
 def _walk(directory: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
     """Every file below ``directory``. Symlinks are read through (the hub cache is made of them)."""
-    with io_errors(directory):
-        status = directory.stat()
-        identity = (status.st_dev, status.st_ino)
-        if identity in above:
-            raise CheckpointError("A symlink leads back to a directory above it", where=str(directory))
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    for entry in entries:
+    status = directory.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise CheckpointError("A symlink leads back to a directory above it", where=str(directory))
+    for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         path, name = directory / entry.name, prefix + entry.name
         if path.is_dir():
             yield from _walk(path, name + "/", above | {identity})
@@ -165,9 +168,7 @@ def _read_json(root: Path, name: str, files: Mapping[str, FileId], hint: str | N
         raise CheckpointError(f"{name} is missing", where=str(root), hint=hint)
     if files[name].size > MAX_JSON_BYTES:
         raise CheckpointError(f"{name} is too large", where=name, expected=MAX_JSON_BYTES, found=files[name].size)
-    with io_errors(root / name):
-        raw = (root / name).read_bytes()
-    return JsonFile(name, *_parse_object(raw, name))
+    return JsonFile(name, *_parse_object((root / name).read_bytes(), name))
 
 
 def _parse_object(raw: bytes, name: str) -> tuple[str, dict[str, Any]]:

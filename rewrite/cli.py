@@ -82,7 +82,7 @@ def convert(
             _say(f"note: {note}", quiet)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds") if timestamp else None
         with _progress_bar(plan.size, quiet) as progress:
-            manifest = rewrite.publish(
+            manifest = rewrite.publish_plan(
                 plan, source, out, overwrite=overwrite, workers=workers, created=created, progress=progress
             )
         if as_json:
@@ -121,7 +121,7 @@ def _progress_bar(total: int, quiet: bool) -> Iterator[rewrite.Progress | None]:
     if quiet or not sys.stderr.isatty():
         yield None
         return
-    from tqdm import tqdm  # noqa: PLC0415 - 20 ms that a run without a terminal need not pay
+    from tqdm import tqdm  # 20 ms that a run without a terminal need not pay
 
     with tqdm(total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
         yield lambda done, _total: bar.update(done - bar.n)

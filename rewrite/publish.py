@@ -38,7 +38,7 @@ _RENAME_EXCHANGE = 2
 _NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
 
 
-def publish(
+def publish_plan(
     plan: Plan,
     source: Path,
     out: Path,
@@ -56,17 +56,18 @@ def publish(
     source, out = Path(os.path.abspath(source)), Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT
     _check_apart(source, out)
     with io_errors(out), _locked(out):
-        _repair_swap(out)
-        _check_free_name(out, overwrite)
-        staging = _Staging(out.parent / f".{out.name}.rewrite-{plan.digest[:16]}")
-        staging.out.mkdir(parents=True, exist_ok=True)
-        _check_space(plan, staging, out.parent)
-        _write_all(plan, source, staging, workers, _Counter(plan.size, progress))
         manifest = plan.manifest if created is None else plan.manifest.created_at(created)
-        _write_texts(plan, source, staging, manifest)
-        _finish_directories(source, staging.out)
-        _move_into_place(staging, out)
-        _remove_stale(out)
+        staging = _Staging(out.parent / f".{out.name}.rewrite-{plan.digest[:16]}")
+        _repair_swap(out)
+        if not staging.was_moved_to(out):
+            _check_free_name(out, overwrite)
+            staging.out.mkdir(parents=True, exist_ok=True)
+            _check_space(plan, staging, out.parent)
+            _write_all(plan, source, staging, workers, _Counter(plan.size, progress))
+            _write_texts(plan, source, staging, manifest)
+            _finish_directories(source, staging.out)
+            _move_into_place(staging, out)
+        _remove_staging(out)
     return manifest
 
 
@@ -76,6 +77,11 @@ class _Staging:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.out = root / "out"
+        self.moving = root / "moving"  # exists from just before ``out`` is renamed to OUT
+
+    def was_moved_to(self, out: Path) -> bool:
+        """Whether a run of this very plan was killed after OUT had become complete: nothing is left to do."""
+        return self.moving.exists() and not self.out.exists() and out.is_dir()
 
     def holds(self, name: str, size: int) -> bool:
         """Whether an earlier run of the same plan completed this file: only complete, synced files get their name."""
@@ -162,6 +168,8 @@ def _move_into_place(staging: _Staging, out: Path) -> None:
     if os.path.lexists(out):
         _swap(staging, out)
     else:
+        staging.moving.touch()
+        _sync_directory(staging.root)
         staging.out.rename(out)
     _sync_directory(out.parent)
 
@@ -210,8 +218,8 @@ def _exchange(one: Path, other: Path) -> bool:
     raise OSError(number, os.strerror(number), str(other))
 
 
-def _remove_stale(out: Path) -> None:
-    """Staging directories of other plans for this OUT: we hold the lock, so nobody will come back to them."""
+def _remove_staging(out: Path) -> None:
+    """Remove our staging directory and those of other plans for this OUT: under the lock nobody else needs them."""
     pattern = re.compile(re.escape(f".{out.name}.rewrite-") + r"[0-9a-f]{16}")
     for path in out.parent.iterdir():
         if pattern.fullmatch(path.name):

@@ -107,9 +107,7 @@ BROKEN = {
     "leading space": file_of(b" {}"),
     "trailing text": file_of(b"{} x"),
     "duplicate tensor": file_of(b'{"a":%s,"a":%s}' % ((json.dumps(F32).encode(),) * 2), bytes(8)),
-    "duplicate field": file_of(
-        b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)
-    ),
+    "duplicate field": file_of(b'{"a":{"dtype":"F32","dtype":"F32","shape":[2],"data_offsets":[0,8]}}', bytes(8)),
     "duplicate metadata": file_of(b'{"__metadata__":{"a":"1","a":"2"}}'),
     "metadata not strings": file_of({"__metadata__": {"a": 1}}),
     "metadata a list": file_of({"__metadata__": ["a"]}),

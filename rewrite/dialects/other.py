@@ -16,7 +16,7 @@ class Other:
         self.name = name
         self.value = value
 
-    def scheme(self, module: str) -> Scheme | None:  # noqa: ARG002 - the signature is the protocol's
+    def scheme(self, module: str) -> Scheme | None:
         return None
 
     def check_convertible(self) -> None:
@@ -29,9 +29,9 @@ class Other:
 
     def with_channel_scales(
         self,
-        target: str,  # noqa: ARG002
-        converted: Collection[str],  # noqa: ARG002
-        others: Collection[str],  # noqa: ARG002
+        target: str,
+        converted: Collection[str],
+        others: Collection[str],
     ) -> Other:
         self.check_convertible()
         return self

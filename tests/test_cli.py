@@ -1,0 +1,180 @@
+"""The command line: output, exit codes, signals, and that everything is documented."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import rewrite
+from rewrite.cli import main
+from tests.support import tree
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_convert_says_what_it_did_in_two_lines(vl: Path, tmp_path: Path) -> None:
+    """Counts and size; nothing on stderr without a terminal."""
+    result = run("convert", vl, tmp_path / "out")
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    first, second = result.stdout.splitlines()
+    assert first == "Converted: 6 shared scales in 3 fused groups made explicit, 4 of 7 shards rewritten."
+    assert second.startswith(f"{tmp_path / 'out'}: 1.94 MB in ")
+
+
+def test_convert_with_nothing_to_do_says_so(vl: Path, tmp_path: Path) -> None:
+    """And still makes the directory that the next step of a pipeline expects."""
+    run("convert", vl, tmp_path / "once")
+    result = run("convert", tmp_path / "once", tmp_path / "twice")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("Nothing to do")
+    assert tree(tmp_path / "once") == tree(tmp_path / "twice")
+
+
+def test_dry_run_shows_the_plan_and_writes_nothing(text: Path, tmp_path: Path) -> None:
+    """A line for each group, with the scale of each partition."""
+    result = run("convert", text, tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert lines[2].split() == ["scale", "of", "each", "partition", "q", "k", "v", "z"]
+    assert [line.split()[0] for line in lines[3:5]] == [f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in (0, 1)]
+    assert "Would write" in lines[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dry_run_with_nothing_to_do(text: Path, tmp_path: Path) -> None:
+    """Says so, too."""
+    run("convert", text, tmp_path / "once")
+    result = run("convert", tmp_path / "once", tmp_path / "out", "--dry-run")
+    assert "Nothing to do" in result.stdout
+
+
+def test_json_is_one_document_on_stdout(text: Path, tmp_path: Path) -> None:
+    """Manifest, or plan with --dry-run."""
+    plan = run("convert", text, tmp_path / "out", "--dry-run", "--json")
+    assert rewrite.Plan.from_json(json.loads(plan.stdout)).manifest.changed
+    manifest = run("convert", text, tmp_path / "out", "--json")
+    assert json.loads(manifest.stdout) == json.loads((tmp_path / "out" / "rewrite_manifest.json").read_text())
+
+
+def test_quiet_prints_nothing(text: Path, tmp_path: Path) -> None:
+    """Not even notes."""
+    result = run("convert", text, tmp_path / "out", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+
+
+def test_timestamp_is_noted_on_request(text: Path, tmp_path: Path) -> None:
+    """UTC, ISO 8601."""
+    run("convert", text, tmp_path / "out", "--timestamp")
+    created = json.loads((tmp_path / "out" / "rewrite_manifest.json").read_text())["created"]
+    assert created.endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [
+        (2, ["convert"], "Missing argument"),
+        (2, ["convert", "IN", "OUT", "--profile", "nonesuch"], "nonesuch"),
+        (2, ["convert", "IN", "OUT", "--workers", "0"], "--workers"),
+        (2, ["convert", "IN", "IN/sub"], "overlap"),
+        (3, ["convert", "MODELOPT", "OUT"], "modelopt"),
+        (4, ["convert", "GONE", "OUT"], "no checkpoint directory"),
+        (4, ["convert", "IN", "THERE"], "exists"),
+    ],
+)
+def test_exit_codes(code: int, arguments: list[str], message: str, text: Path, tmp_path: Path) -> None:
+    """As documented: 2 usage, 3 refused, 4 input and output."""
+    (tmp_path / "there").mkdir()
+    names = {"IN": text, "OUT": tmp_path / "out", "GONE": tmp_path / "gone", "THERE": tmp_path / "there"}
+    names["MODELOPT"] = text.parent / "modelopt-qwen3_5-vl"
+    result = run(*(str(names.get(a.split("/")[0], a)) + a[len(a.split("/")[0]) :] for a in arguments))
+    assert result.exit_code == code
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_errors_are_json_too_when_asked_for(tmp_path: Path) -> None:
+    """A pipeline can read why."""
+    result = run("convert", tmp_path, tmp_path / "out", "--json")
+    error = json.loads(result.stdout)["error"]
+    assert (result.exit_code, error["exit_code"], error["type"]) == (3, 3, "CheckpointError")
+    assert "config.json" in error["what"]
+
+
+def test_hostile_names_do_not_reach_the_terminal(copy: Path, tmp_path: Path) -> None:
+    """Escape sequences in a tensor name are printed as escapes."""
+    index = copy / "model.safetensors.index.json"
+    value = json.loads(index.read_text())
+    value["weight_map"]["\x1b[31mred\nnext"] = next(iter(value["weight_map"].values()))
+    index.write_text(json.dumps(value))
+    result = run("convert", copy, tmp_path / "out")
+    assert result.exit_code == 3
+    assert "\x1b" not in result.stderr and "\\x1b[31mred\\nnext" in result.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_cleanly_and_the_next_run_resumes(number: int, code: int, vl: Path, tmp_path: Path) -> None:
+    """One line, no traceback, nothing under OUT."""
+    out = tmp_path / "out"
+    script = (
+        "import os, sys, time; from rewrite.cli import main; slow = os.fsync\n"
+        "os.fsync = lambda fd: (time.sleep(0.3), slow(fd))\n"
+        "main(sys.argv[1:])"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", script, "convert", str(vl), str(out)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(README.parent)},
+    )
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob(".out.rewrite-*/out/*")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child.send_signal(number)
+    _, stderr = child.communicate(timeout=20)
+    assert child.returncode == code
+    assert stderr.startswith("Interrupted.") and len(stderr.splitlines()) == 1
+    assert not out.exists()
+    assert run("convert", vl, out).exit_code == 0
+
+
+def test_python_dash_m() -> None:
+    """The module runs as a program."""
+    done = subprocess.run([sys.executable, "-m", "rewrite", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"rewrite, version {rewrite.__version__}\n"
+
+
+def test_progress_bar_on_a_terminal(monkeypatch: Any) -> None:
+    """In bytes, on stderr; --quiet turns it off."""
+    from rewrite import cli
+
+    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True, raising=False)
+    with cli._progress_bar(1000, quiet=False) as progress:
+        assert progress is not None
+        progress(400, 1000)
+        progress(1000, 1000)
+    with cli._progress_bar(1000, quiet=True) as progress:
+        assert progress is None
+
+
+@pytest.mark.parametrize("command", main.commands.values(), ids=lambda c: c.name)
+def test_every_command_and_option_is_documented(command: Any) -> None:
+    """In its own help and in the README."""
+    assert f"rewrite {command.name}" in README.read_text()
+    for parameter in command.params:
+        if parameter.param_type_name == "option":
+            assert parameter.help, parameter.name
+            assert parameter.opts[0] in README.read_text(), f"{parameter.opts[0]} is not in the README"

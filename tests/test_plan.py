@@ -1,0 +1,245 @@
+"""Planning: pure, complete, and careful about what it refuses."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rewrite.checkpoint import open_checkpoint
+from rewrite.errors import CheckpointError, Refused, Unsupported, UsageError
+from rewrite.header import parse_header
+from rewrite.plan import Copy, Plan, make_plan
+from rewrite.version import __version__
+from tests.support import edit_json, raw_tensors, replace_tensor, write_shard
+
+QKV = "model.layers.0.linear_attn.in_proj_qkv"
+Z = "model.layers.0.linear_attn.in_proj_z"
+
+
+def test_a_plan_survives_json(real: Path) -> None:
+    """Any executor can run it."""
+    plan = make_plan(open_checkpoint(real))
+    again = Plan.from_json(json.loads(json.dumps(plan.to_json())))
+    assert again == plan
+    assert again.digest == plan.digest
+
+
+def test_planning_is_deterministic_and_reads_no_clock(real: Path) -> None:
+    """The digest names the staging directory: the same input must give the same."""
+    assert make_plan(open_checkpoint(real)).digest == make_plan(open_checkpoint(real)).digest
+
+
+def test_a_changed_source_is_another_plan(copy: Path) -> None:
+    """A staging directory of the old source must not be resumed."""
+    before = make_plan(open_checkpoint(copy)).digest
+    (copy / "recipe.yaml").write_text("changed")
+    assert make_plan(open_checkpoint(copy)).digest != before
+
+
+def test_manifest_states_every_change(text: Path) -> None:
+    """Groups, partitions, row ranges, values before and after, files."""
+    manifest = make_plan(open_checkpoint(text)).manifest
+    assert (manifest.tool_version, manifest.profile, manifest.source) == (__version__, "exact", text.name)
+    assert [group.name for group in manifest.groups] == [f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in (0, 1)]
+    qkv, z = manifest.groups[0].modules
+    assert (qkv.tensor, qkv.dtype, qkv.old_shape, qkv.new_shape) == (f"{QKV}.weight_scale", "BF16", (1,), (256, 1))
+    assert [(p.name, p.start, p.stop, p.scale) for p in qkv.partitions] == [
+        ("q", 0, 64, qkv.old_values[0]),
+        ("k", 64, 128, qkv.old_values[0]),
+        ("v", 128, 256, qkv.old_values[0]),
+    ]
+    assert [(p.name, p.start, p.stop, p.scale) for p in z.partitions] == [("z", 0, 128, z.old_values[0])]
+    rewritten = {file.name for file in manifest.files if file.rewritten}
+    assert {"config.json", "model.safetensors.index.json"} < rewritten
+    assert "tokenizer.json" not in rewritten
+
+
+def test_unchanged_bytes_are_merged_into_runs(vl: Path) -> None:
+    """At most one run more than there are changed scales: copies are few and large."""
+    plan = make_plan(open_checkpoint(vl))
+    assert plan.shards
+    for shard in plan.shards:
+        copies = [s for s in shard.segments if isinstance(s, Copy)]
+        assert len(copies) <= len(shard.segments) - len(copies) + 1
+
+
+def test_headers_keep_order_metadata_and_alignment(real: Path) -> None:
+    """The source's order and metadata; every tensor at a multiple of its dtype's size."""
+    checkpoint = open_checkpoint(real)
+    sources = {shard.name: shard.header for shard in checkpoint.shards}
+    widths = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
+    for shard in make_plan(checkpoint).shards:
+        header = parse_header(shard.header[8:], shard.name)
+        assert header.size % 8 == 0
+        assert header.metadata == sources[shard.name].metadata == {"format": "pt"}
+        assert [t.name for t in header.tensors] == [t.name for t in sources[shard.name].tensors]
+        assert all(t.start % widths[t.dtype] == 0 for t in header.tensors)
+
+
+def test_scales_that_would_misalign_others_move(copy: Path) -> None:
+    """A BF16 scale before an F32 tensor grows by 510 bytes: widest dtype first keeps everything aligned."""
+    shard, _ = open_checkpoint(copy).tensors[f"{Z}.weight_scale"]
+    raw = raw_tensors(copy)
+    names = [t.name for t in shard.header.tensors]
+    names.sort(key=lambda name: name != f"{Z}.weight_scale")
+    tensors = {name: raw[name][1:] for name in names}
+    first = tensors.pop(names[0])
+    wide = {"pad": ("BF16", (1,), bytes(2)), "wide": ("F32", (1,), bytes(4))}
+    write_shard(copy / shard.name, {names[0]: first, **wide, **tensors}, format="pt")
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= {"pad": shard.name, "wide": shard.name}
+    edit_json(copy / "model.safetensors.index.json", weight_map=index["weight_map"])
+    (plan,) = [s for s in make_plan(open_checkpoint(copy)).shards if s.name == shard.name]
+    header = parse_header(plan.header[8:], "x")
+    assert header.tensors[0].name == "wide"
+    assert {t.name for t in header.tensors} == {*names, "pad", "wide"}
+    assert all(t.start % {"F32": 4, "BF16": 2}.get(t.dtype, 1) == 0 for t in header.tensors)
+
+
+def test_a_vector_of_partitions_expands_by_partition(copy: Path) -> None:
+    """[3] for q, k, v (some exporters: vLLM PR #47396): genuinely different scales."""
+    replace_tensor(copy, f"{QKV}.weight_scale", struct.pack("<3f", 1, 2, 3), (3,), "F32")
+    qkv = make_plan(open_checkpoint(copy)).manifest.groups[0].modules[0]
+    assert qkv.old_values == (1, 2, 3)
+    assert [p.scale for p in qkv.partitions] == [1, 2, 3]
+
+
+def test_unknown_profile(text: Path) -> None:
+    """A usage error, not a refusal of the checkpoint."""
+    with pytest.raises(UsageError, match="nonesuch"):
+        make_plan(open_checkpoint(text), "nonesuch")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize("kind", ["weight_scale", "input_scale"])
+def test_scales_that_are_no_numbers_are_refused(kind: str, value: float, copy: Path) -> None:
+    """Naming file and tensor."""
+    bf16 = struct.pack("<f", value)[2:]
+    replace_tensor(copy, f"{Z}.{kind}", bf16)
+    with pytest.raises(CheckpointError) as caught:
+        make_plan(open_checkpoint(copy))
+    assert f"{Z}.{kind}" in str(caught.value) and ".safetensors" in str(caught.value)
+
+
+def _drop_scale(directory: Path) -> None:
+    shard, _ = open_checkpoint(directory).tensors[f"{Z}.weight_scale"]
+    raw = raw_tensors(directory)
+    kept = {t.name: raw[t.name][1:] for t in shard.header.tensors if t.name != f"{Z}.weight_scale"}
+    write_shard(directory / shard.name, kept, format="pt")
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    del index["weight_map"][f"{Z}.weight_scale"]
+    edit_json(directory / "model.safetensors.index.json", weight_map=index["weight_map"])
+
+
+def _odd_scale(directory: Path) -> None:
+    replace_tensor(directory, f"{QKV}.weight_scale", bytes(2 * 5), (5,))
+
+
+def _half_quantised(directory: Path) -> None:
+    replace_tensor(directory, f"{Z}.weight", bytes(128 * 64 * 2), (128, 64), "BF16")
+
+
+def _config_says_channel(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["strategy"] = "channel"
+    edit_json(directory / "config.json", **config)
+
+
+def _config_ignores_it(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"]["ignore"].append("re:.*in_proj_z")
+    edit_json(directory / "config.json", **config)
+
+
+def _config_says_int8(directory: Path) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["type"] = "int"
+    edit_json(directory / "config.json", **config)
+
+
+def _config_lost(directory: Path) -> None:
+    edit_json(directory / "config.json", quantization_config=None)
+
+
+def _unknown_architecture(directory: Path) -> None:
+    edit_json(directory / "config.json", model_type="qwen9")
+
+
+@pytest.mark.parametrize(
+    ("breaker", "message"),
+    [
+        (_drop_scale, "no scale"),
+        (_odd_scale, "unknown shape"),
+        (_half_quantised, "quantised in part"),
+        (_config_says_channel, "disagree"),
+        (_config_ignores_it, "disagree"),
+        (_config_says_int8, "disagree"),
+        (_config_lost, "dialect"),
+        (_unknown_architecture, "unknown architecture"),
+    ],
+)
+def test_what_cannot_be_converted_with_certainty_is_refused(
+    breaker: Callable[[Path], None], message: str, copy: Path
+) -> None:
+    """Exit code 3 and a message that names the place."""
+    breaker(copy)
+    with pytest.raises(Refused, match=f"(?i){message}") as caught:
+        make_plan(open_checkpoint(copy))
+    assert caught.value.where and caught.value.exit_code == 3
+
+
+def test_modelopt_is_refused_by_name(copy_of: Callable[[str], Path]) -> None:
+    """Affected, and not in a dialect that this version writes."""
+    with pytest.raises(Unsupported, match="modelopt"):
+        make_plan(open_checkpoint(copy_of("modelopt-qwen3_5-vl")))
+
+
+def test_block_scales_need_nothing(copy: Path) -> None:
+    """Qwen's own FP8 releases: weight_scale_inv per 128 x 128 block."""
+    checkpoint = open_checkpoint(copy)
+    raw = raw_tensors(copy)
+    weight_map = {}
+    for shard in checkpoint.shards:
+        tensors = {}
+        for t in shard.header.tensors:
+            if t.name.endswith("_scale"):
+                if t.name.endswith("weight_scale"):
+                    tensors[t.name + "_inv"] = ("F32", (1, 1), bytes(4))
+            else:
+                tensors[t.name] = raw[t.name][1:]
+        write_shard(copy / shard.name, dict(sorted(tensors.items(), key=lambda kv: kv[1][0] != "F32")), format="pt")
+        weight_map |= dict.fromkeys(tensors, shard.name)
+    edit_json(copy / "model.safetensors.index.json", weight_map=weight_map)
+    edit_json(copy / "config.json", quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    assert not make_plan(open_checkpoint(copy)).manifest.changed
+
+
+def test_unquantised_models_need_nothing(copy: Path) -> None:
+    """No FP8 weight, no change."""
+    for name, (_, info) in open_checkpoint(copy).tensors.items():
+        if info.dtype == "F8_E4M3":
+            replace_tensor(copy, name, bytes(info.numel * 2), info.shape, "BF16")
+    edit_json(copy / "config.json", quantization_config=None)
+    plan = make_plan(open_checkpoint(copy))
+    assert not plan.manifest.changed
+    assert not plan.shards and not plan.texts
+
+
+def test_stray_safetensors_are_noted(copy: Path) -> None:
+    """Copied, and said so."""
+    (copy / "consolidated.safetensors").write_bytes(b"whatever")
+    plan = make_plan(open_checkpoint(copy))
+    assert any("consolidated" in note for note in plan.notes)
+    assert "consolidated.safetensors" in {c.name for c in plan.copies}
+
+
+def test_sizes_are_those_of_what_will_be_written(real: Path) -> None:
+    """Header and segments add up to the header's own idea of the file."""
+    for shard in make_plan(open_checkpoint(real)).shards:
+        assert shard.size == parse_header(shard.header[8:], "x").file_bytes
+        assert replace(shard, segments=()).size == len(shard.header)

@@ -1,0 +1,40 @@
+"""transformers with compressed-tensors computes the same logits from the original and the converted checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import rewrite
+from tests.support import raw_tensors, replace_tensor
+
+transformers = pytest.importorskip("transformers")
+
+
+def logits(directory: Path) -> torch.Tensor:
+    """[1, 30, vocabulary] of a fixed prompt."""
+    config = transformers.AutoConfig.from_pretrained(directory)
+    kind = getattr(transformers, config.architectures[0])
+    model = kind.from_pretrained(directory, dtype=torch.bfloat16)
+    with torch.no_grad():
+        return model(input_ids=torch.arange(10, 40)[None]).logits
+
+
+def test_logits_are_bit_identical(real: Path, tmp_path: Path) -> None:
+    """transformers loads the modules one by one, so it reads the original right: the truth to compare with."""
+    rewrite.convert(real, tmp_path / "out")
+    before, after = logits(real), logits(tmp_path / "out")
+    assert before.isfinite().all() and before.std() > 0
+    assert torch.equal(before, after)
+
+
+def test_the_comparison_can_fail(copy: Path, tmp_path: Path) -> None:
+    """A scale that is off by its last bit shows in the logits."""
+    rewrite.convert(copy, tmp_path / "out")
+    name = "model.layers.0.linear_attn.in_proj_qkv.weight_scale"
+    data = bytearray(raw_tensors(tmp_path / "out")[name][3])
+    data[-2] ^= 1
+    replace_tensor(tmp_path / "out", name, bytes(data))
+    assert not torch.equal(logits(copy), logits(tmp_path / "out"))

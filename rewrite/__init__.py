@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rewrite.checkpoint import Checkpoint, open_checkpoint
+from rewrite.checkpoint import Checkpoint, io_errors, open_checkpoint
 from rewrite.errors import (
     CheckpointError,
     ConfigError,
@@ -20,18 +20,25 @@ from rewrite.errors import (
     Unsupported,
     UsageError,
 )
+from rewrite.inspection import Inspection, inspect_open
+from rewrite.loaders import LOADERS, Loader, find_loaders
 from rewrite.manifest import Manifest
 from rewrite.plan import PROFILES, Plan, make_plan
 from rewrite.publish import Progress, publish_plan
+from rewrite.verification.result import DEFAULT_TOKENS, Verification
 from rewrite.version import __version__
 
 __all__ = [
+    "DEFAULT_TOKENS",
     "DEFAULT_WORKERS",
+    "LOADERS",
     "PROFILES",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
     "HeaderError",
+    "Inspection",
+    "Loader",
     "Manifest",
     "Plan",
     "Progress",
@@ -40,14 +47,28 @@ __all__ = [
     "StorageError",
     "Unsupported",
     "UsageError",
+    "Verification",
     "__version__",
     "convert",
+    "find_loaders",
+    "inspect_checkpoint",
+    "io_errors",
     "make_plan",
     "open_checkpoint",
     "publish_plan",
+    "verify",
 ]
 
 DEFAULT_WORKERS = 2
+
+
+def inspect_checkpoint(path: str | os.PathLike[str], *, weights: bool = False) -> Inspection:
+    """Say what the checkpoint directory ``path`` is, what is wrong with it and what every known loader makes of it.
+
+    Reads headers, config and scales; ``weights`` also reads every FP8 weight and looks for NaN codes. Raises
+    :class:`Refused` for a checkpoint that does not add up and :class:`StorageError` for one that cannot be read.
+    """
+    return inspect_open(open_checkpoint(path), weights=weights)
 
 
 def convert(
@@ -72,4 +93,39 @@ def convert(
     plan = make_plan(open_checkpoint(src), profile)
     return publish_plan(
         plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, created=created, progress=progress
+    )
+
+
+def verify(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    tokens: int = DEFAULT_TOKENS,
+    seed: int = 0,
+    quick: bool = False,
+    loader: Loader | None = None,
+    workers: int = DEFAULT_WORKERS,
+    progress: Progress | None = None,
+) -> Verification:
+    """Prove that ``dst`` is ``src`` converted: the same weights, nothing else changed, outputs as the fixed loader's.
+
+    ``device`` (auto, cpu, cuda, cuda:N) multiplies ``tokens`` activations made from ``seed``; ``quick`` leaves out the
+    comparison of untouched bytes; ``loader`` is the one that serves ``dst`` (None: one with the fix).
+
+    Raises :class:`Refused` for a source that does not add up, :class:`UsageError` for a device that is not there.
+    Whatever is wrong with ``dst`` is a failed check of the result.
+    """
+    from rewrite.verification.run import verify_checkpoints  # torch and compressed-tensors: seconds to import
+
+    return verify_checkpoints(
+        src,
+        dst,
+        device=device,
+        tokens=tokens,
+        seed=seed,
+        quick=quick,
+        loader=loader,
+        workers=workers,
+        progress=progress,
     )

@@ -91,8 +91,111 @@ def convert(
             _print(report.render_conversion(manifest, str(out), time.monotonic() - started), quiet)
 
 
+def _find_loaders(
+    _context: click.Context, _option: click.Parameter, wanted: tuple[str, ...]
+) -> tuple[rewrite.Loader, ...]:
+    """The loaders that --loader names; all of them without it."""
+    chosen: list[rewrite.Loader] = []
+    for name in wanted:
+        found = rewrite.find_loaders(name)
+        if not found:
+            known = ", ".join(f"{loader.name}@{loader.first}" for loader in rewrite.LOADERS)
+            raise click.BadParameter(
+                f"nothing is known of {name!r}; known: {known} (a name alone means all of its versions)"
+            )
+        chosen += found
+    return tuple(chosen) or rewrite.LOADERS
+
+
+def _find_one_loader(context: click.Context, option: click.Parameter, wanted: str | None) -> rewrite.Loader | None:
+    """The loader that --loader names; None without it. A name alone means its newest versions."""
+    return None if wanted is None else _find_loaders(context, option, (wanted,))[-1]
+
+
+@main.command()
+@click.argument("checkpoint", metavar="CHECKPOINT", type=_DIRECTORY)
+@click.option(
+    "--loader", "loaders", multiple=True, metavar="NAME[@VERSION]", callback=_find_loaders,
+    help="Judge by this loader only (vllm, vllm@0.19.1, sglang, transformers, ...); may be repeated.",
+)  # fmt: skip
+@click.option("--weights", is_flag=True, help="Also read every FP8 weight and look for NaN codes.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: inspection or error.")
+def inspect(checkpoint: Path, loaders: tuple[rewrite.Loader, ...], weights: bool, as_json: bool) -> None:
+    """Say what CHECKPOINT is and what every known loader makes of its fused groups.
+
+    Reads headers, config and scales only. Exits with 0 when no loader is hurt and nothing is wrong, with 1 otherwise.
+    """
+    with _reporting(as_json):
+        inspection = rewrite.inspect_checkpoint(checkpoint, weights=weights)
+        hurt = inspection.hurt(loaders)
+        _print(inspection.to_json() if as_json else report.render_inspection(inspection, hurt))
+        if hurt or inspection.findings:
+            sys.exit(1)
+
+
+@main.command()
+@click.argument("source", metavar="IN", type=_DIRECTORY)
+@click.argument("out", metavar="OUT", type=_DIRECTORY)
+@click.option("--device", default="auto", show_default=True, help="Where to multiply: auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 4096),
+    default=rewrite.DEFAULT_TOKENS,
+    show_default=True,
+    help="Activations for each group.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the activations.")
+@click.option("--quick", is_flag=True, help="Do not compare the bytes that must be untouched.")
+@click.option(
+    "--loader", "loader", metavar="NAME[@VERSION]", callback=_find_one_loader,
+    help="The loader that serves OUT; without it, one with the fix.",
+)  # fmt: skip
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=rewrite.DEFAULT_WORKERS,
+    show_default=True,
+    help="Files compared at a time.",
+)
+@click.option(
+    "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown report."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: report or error.")
+@click.option("-q", "--quiet", is_flag=True, help="The closing line only.")
+def verify(
+    source: Path,
+    out: Path,
+    device: str,
+    tokens: int,
+    seed: int,
+    quick: bool,
+    loader: rewrite.Loader | None,
+    workers: int,
+    report_file: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Prove that OUT is IN converted: sound, untouched elsewhere, the same weights, outputs as served.
+
+    Exits with 0 when all checks hold, 1 when one fails, 3 when IN is refused.
+    """
+    with _reporting(as_json):
+        with _progress_bar(0, quiet) as progress:
+            found = rewrite.verify(
+                source, out, device=device, tokens=tokens, seed=seed, quick=quick, loader=loader, workers=workers,
+                progress=progress,
+            )  # fmt: skip
+        if report_file is not None:
+            with rewrite.io_errors(report_file):
+                report_file.write_text(report.markdown_verification(found), encoding="utf-8")
+        text = report.verdict_line(found) if quiet else report.render_verification(found)
+        _print(found.to_json() if as_json else text)
+        if not found.ok:
+            sys.exit(1)
+
+
 @contextmanager
-def _reporting(as_json: bool, when_interrupted: str) -> Iterator[None]:
+def _reporting(as_json: bool, when_interrupted: str = "") -> Iterator[None]:
     """Turn the library's errors and signals into messages and exit codes."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -103,7 +206,7 @@ def _reporting(as_json: bool, when_interrupted: str) -> Iterator[None]:
             _print({"error": error.to_json()})
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, _Terminated) as signal_:
-        click.echo(f"Interrupted. {when_interrupted}", err=True)
+        click.echo(f"Interrupted. {when_interrupted}".strip(), err=True)
         sys.exit(143 if isinstance(signal_, _Terminated) else 130)
 
 
@@ -124,7 +227,12 @@ def _progress_bar(total: int, quiet: bool) -> Iterator[rewrite.Progress | None]:
     from tqdm import tqdm  # 20 ms that a run without a terminal need not pay
 
     with tqdm(total=total, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
-        yield lambda done, _total: bar.update(done - bar.n)
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _say(text: str, quiet: bool) -> None:

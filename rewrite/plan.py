@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rewrite.checkpoint import Checkpoint, FileId, Shard
+from rewrite.checkpoint import Checkpoint, FileId, JsonFile, Shard
 from rewrite.dialects import Dialect, find_quantization, read_dialect
 from rewrite.errors import CheckpointError, Unsupported, UsageError
 from rewrite.groups import FusedGroup, Module, find_groups, find_lookalikes
-from rewrite.header import DTYPE_BITS, TensorInfo, build_header
+from rewrite.header import DTYPE_BITS, TensorInfo, build_header, parse_header
 from rewrite.jsontext import replace_value
 from rewrite.layouts import Fill, check_scheme, expand_to_channel, layout_of, read_values
 from rewrite.manifest import MANIFEST_NAME, GroupChange, Manifest, ManifestFile, ModuleChange, PartitionChange
@@ -177,6 +177,20 @@ def make_plan(checkpoint: Checkpoint, profile: str = "exact") -> Plan:
     copies = tuple(FileCopy(name, file_id) for name, file_id in checkpoint.files.items() if name not in written)
     manifest = Manifest(profile, checkpoint.root.absolute().name, changes, _manifest_files(shards, copies, texts))
     return Plan(manifest, shards, copies, texts, tuple(_notes(checkpoint)))
+
+
+def preview(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
+    """The checkpoint as it would be after ``plan``: headers and config only, its new tensors cannot be read."""
+    shards = {shard.name: shard for shard in checkpoint.shards}
+    for new in plan.shards:
+        shards[new.name] = Shard(new.name, parse_header(new.header[8:], new.name), FileId(new.size, 0))
+    config = next((text for text in plan.texts if text.name == checkpoint.config.name), None)
+    return replace(
+        checkpoint,
+        config=checkpoint.config if config is None else JsonFile(config.name, config.text, json.loads(config.text)),
+        shards=tuple(shards.values()),
+        tensors={info.name: (shard, info) for shard in shards.values() for info in shard.header.tensors},
+    )
 
 
 def _affected(group: FusedGroup) -> tuple[Module, ...]:

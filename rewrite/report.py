@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rewrite.checkpoint import Checkpoint
+from rewrite.inspection import Inspection, LoaderRow, spread
+from rewrite.loaders import GroupView, Outcome
 from rewrite.manifest import GroupChange, Manifest
 from rewrite.plan import Plan
+from rewrite.verification.result import PartitionNumbers, Verification, worst
+from rewrite.version import __version__
 
 
 def render_plan(plan: Plan, checkpoint: Checkpoint) -> str:
@@ -28,6 +33,147 @@ def render_conversion(manifest: Manifest, out: str, seconds: float) -> str:
             f"Nothing to do: no fused group shares a scale. {out} equals the input ({_bytes(size)}, {seconds:.1f} s)."
         )
     return f"Converted: {_what_changes(manifest)}.\n{out}: {_bytes(size)} in {seconds:.1f} s."
+
+
+def render_inspection(inspection: Inspection, hurt: Sequence[LoaderRow]) -> str:
+    """What a checkpoint is, its fused groups, what is wrong with it, and what every known loader makes of it."""
+    size = f"{_count(inspection.shards, 'shard')}, {_count(inspection.tensors, 'tensor')}, {_bytes(inspection.nbytes)}"
+    lines = [inspection.path, f"{inspection.model_type}, {inspection.dialect}, {size}"]
+    lines += [f"{_count(number, 'linear layer')}: {text}" for text, number in inspection.schemes.items()]
+    lines += ["", *_groups(inspection.groups)]
+    if inspection.findings:
+        lines += ["", "Wrong in the checkpoint:"]
+        lines += table([[f"  {finding.what}", finding.where] for finding in inspection.findings])
+    lines += ["", *loader_table(inspection)]
+    lines += [f"convert --profile {profile} refuses: {why}" for profile, why in inspection.refusals.items()]
+    lines += ["", *_verdict(inspection, hurt)]
+    return "\n".join(lines)
+
+
+def loader_table(inspection: Inspection) -> list[str]:
+    """A row for each loader version range: the checkpoint as it is, and after convert with each profile."""
+    profiles = [profile for profile in inspection.rows[0].converted if profile not in inspection.refusals]
+    header = ["loader", "versions", "fused groups as they are", *(f"after convert --profile {p}" for p in profiles)]
+    rows = [
+        [row.loader.name, row.loader.versions, _outcome(row.as_is), *(_outcome(row.converted[p]) for p in profiles)]
+        for row in inspection.rows
+    ]
+    return table([header, *rows])
+
+
+def render_verification(verification: Verification) -> str:
+    """Verdicts with their problems, the worst partition of each kind, the loader table, one closing line."""
+    lines = []
+    for check, cells in zip(
+        verification.checks,
+        table([[check.name, check.verdict, check.summary] for check in verification.checks]),
+        strict=True,
+    ):
+        lines += [cells, *(f"  {line}" for problem in check.problems for line in problem.splitlines())]
+    if verification.numbers:
+        lines += ["", *_numbers_table(worst(verification.numbers), "worst of all groups")]
+    if verification.inspection:
+        lines += ["", f"Loaders, {verification.out}:", *loader_table(verification.inspection)]
+    return "\n".join([*lines, "", verdict_line(verification)])
+
+
+def verdict_line(verification: Verification) -> str:
+    """One sentence."""
+    failed = [check.name for check in verification.checks if check.verdict == "FAILED"]
+    skipped = [check.name for check in verification.checks if check.verdict == "skipped"]
+    if failed:
+        return f"{verification.out} FAILED: {', '.join(failed)}."
+    return f"{verification.out} holds." + (f" Not checked: {', '.join(skipped)}." if skipped else "")
+
+
+def markdown_verification(verification: Verification) -> str:
+    """A report to put beside the model card."""
+    settings = verification.settings
+    lines = [f"# Verification of {Path(verification.out).name}", "", f"**{verdict_line(verification)}**", ""]
+    lines += [f"`rewrite {__version__} verify`, source `{Path(verification.source).name}`.", ""]
+    lines += _markdown([["check", "verdict", ""], *([c.name, c.verdict, c.summary] for c in verification.checks)])
+    for check in verification.checks:
+        lines += [f"- {check.name}: {problem}" for problem in check.problems]
+    if verification.inspection:
+        lines += ["", "## Loaders", "What known loaders make of the fused groups of this checkpoint:", ""]
+        rows = [[r.loader.name, r.loader.versions, _outcome(r.as_is)] for r in verification.inspection.rows]
+        lines += _markdown([["loader", "versions", "fused groups"], *rows])
+    if verification.numbers:
+        lines += ["", "## Outputs", _OUTPUTS_NOTE.format(settings=settings), ""]
+        lines += _markdown([_NUMBER_COLUMNS, *map(_number_cells, verification.numbers)])
+    return "\n".join(lines) + "\n"
+
+
+_NUMBER_COLUMNS = [
+    "group",
+    "partition",
+    "weights before",
+    "fixed",
+    "OUT",
+    "outputs before",
+    "fixed",
+    "OUT",
+    "bound used",
+]
+_OUTPUTS_NOTE = (
+    "Relative error of weights and outputs against float64, {settings.tokens} tokens on {settings.device}, seed "
+    "{settings.seed}. *before*: the source as vLLM before 0.20 serves it; *fixed*: the source as fixed loaders serve "
+    "it; *OUT*: this checkpoint ({settings.loader} loader). *bound used*: the largest difference between fixed and "
+    "OUT over what requantisation can explain."
+)
+
+
+def _numbers_table(numbers: Sequence[PartitionNumbers], title: str) -> list[str]:
+    head = ["", "weights off by", "", "", "outputs off by", "", "", "bound"]
+    names = [title, "before fix", "fixed, IN", "OUT", "before fix", "fixed, IN", "OUT", "used"]
+    return table([head, names, *(_number_cells(row)[1:] for row in numbers)], right=range(1, len(names)))
+
+
+def _number_cells(row: PartitionNumbers) -> list[str]:
+    weights = (row.weights_before, row.weights_fixed, row.weights_out)
+    errors = (*weights, row.outputs_before, row.outputs_fixed, row.outputs_out)
+    used = "-" if row.bound_used is None else f"{row.bound_used:.2f}"
+    return [row.group, row.partition, *("0" if error == 0 else f"{error:.3g}" for error in errors), used]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+
+
+def _groups(groups: Sequence[GroupView]) -> list[str]:
+    if not groups:
+        return ["No fused groups of a known architecture."]
+    first = groups[0]
+    start, rows = 0, []
+    for partition in first.partitions:
+        rows.append(f"{partition.name} {start}:{start + partition.rows}")
+        start += partition.rows
+    header = ["fused group (rows " + ", ".join(rows) + ")", "scales", *(p.name for p in first.partitions), "max/min"]
+    body = []
+    for group in groups:
+        layouts = ", ".join(dict.fromkeys(p.layout for p in group.partitions))
+        scales = ["-" if p.scale is None else f"{p.scale:.4g}" for p in group.partitions]
+        ratio = spread(group)
+        body.append([group.name, layouts, *scales, "-" if ratio is None else f"{ratio:.2f}"])
+    return table([header, *body], right=range(2, len(header)))
+
+
+def _outcome(outcome: Outcome | None) -> str:
+    if outcome is None:
+        return "-"
+    return f"{outcome.kind}: {', '.join(outcome.partitions)}" if outcome.partitions else outcome.kind
+
+
+def _verdict(inspection: Inspection, hurt: Sequence[LoaderRow]) -> list[str]:
+    if not hurt:
+        wrong = (
+            "No known loader can serve this checkpoint right." if inspection.findings else "No known loader is hurt."
+        )
+        return [wrong]
+    rows = [[f"  {row.loader.name} {row.loader.versions}", _outcome(row.as_is), row.as_is.detail] for row in hurt]
+    outcomes = [(row, outcome) for row in hurt for outcome in row.converted.values() if outcome is not None]
+    helps = any(outcome.severity < row.as_is.severity for row, outcome in outcomes)
+    return ["Hurt:", *table(rows), *(["`rewrite convert` helps: see the table."] if helps else [])]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:

@@ -130,7 +130,8 @@ def test_signals_end_cleanly_and_the_next_run_resumes(number: int, code: int, vl
     """One line, no traceback, nothing under OUT."""
     out = tmp_path / "out"
     script = (
-        "import os, sys, time; from rewrite.cli import main; slow = os.fsync\n"
+        "import os, signal, sys, time; from rewrite.cli import main; slow = os.fsync\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits "ignore"
         "os.fsync = lambda fd: (time.sleep(0.3), slow(fd))\n"
         "main(sys.argv[1:])"
     )

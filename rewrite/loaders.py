@@ -1,0 +1,211 @@
+"""What each known loader version makes of a fused group, as small pure functions: the prediction.
+
+A behaviour is a function from a :class:`GroupView` to an :class:`Outcome`; :data:`LOADERS` says which version has
+which. The recorded runs of the real loaders (tests/loader_matrix.json) are what these functions must agree with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import log, sqrt
+from typing import Literal
+
+Kind = Literal["exact", "loses precision", "garbled", "fails to load"]
+SEVERITY: tuple[Kind, ...] = ("exact", "loses precision", "garbled", "fails to load")
+
+#: One rounding to e4m3 (three mantissa bits) moves a normal value by at most half a unit in the last place.
+E4M3_ROUNDING = 2.0**-4
+
+
+@dataclass(frozen=True)
+class PartitionView:
+    """A partition as a loader sees it. ``layout`` is that of its module's scale; "none": not quantised."""
+
+    name: str
+    module: str
+    rows: int
+    layout: Literal["none", "tensor", "partition", "channel", "block", "unknown"]
+    scale: float | None  # None for layouts with more than one value a partition
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A fused group as a loader sees it, partitions in slot order."""
+
+    name: str
+    partitions: tuple[PartitionView, ...]
+    columns: int
+    static_activations: bool
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a loader serves. ``error`` is the relative error of the weights of the worst partition: a bound where
+    precision is lost, an estimate (see :func:`saturation`) where weights are garbled."""
+
+    kind: Kind
+    detail: str = ""
+    partitions: tuple[str, ...] = ()
+    error: float = 0.0
+
+    @property
+    def severity(self) -> int:
+        return SEVERITY.index(self.kind)
+
+
+Behaviour = Callable[[GroupView], Outcome]
+Slots = tuple[float | None, ...]  # None: the sentinel that the slot was created with
+
+
+def slot_zero_only(group: GroupView) -> Outcome:
+    """vLLM 0.17 to 0.19.1, ``MergedColumnParallelLinear.weight_loader_v2``: a per-tensor scale for several partitions
+    is loaded with ``shard_id=0`` (issue #38197)."""
+    return _unless_per_tensor(group) or _requantised(group, fill_slot_zero(group))
+
+
+def every_slot(group: GroupView) -> Outcome:
+    """vLLM from 0.20.0 (PR #38517): the scale goes into every slot that the tuple of shard ids names."""
+    return _unless_per_tensor(group) or _requantised(group, fill_every_slot(group))
+
+
+def every_slot_or_vector(group: GroupView) -> Outcome:
+    """SGLang from 0.5.11: as :func:`every_slot`, and a vector fills one slot each."""
+    if {p.layout for p in group.partitions} <= {"tensor", "partition"}:
+        return _requantised(group, fill_every_slot(group))
+    return every_slot(group)
+
+
+def split_by_sizes(group: GroupView) -> Outcome:
+    """SGLang 0.5.10: every tensor of the stored module is split by the partitions' sizes; one value cannot be."""
+    if any(p.layout == "tensor" for p in group.partitions):
+        return Outcome("fails to load", "splits the shared weight_scale by the partitions' sizes")
+    if group.static_activations and any(p.layout != "none" for p in group.partitions):
+        return Outcome("fails to load", "splits the shared input_scale by the partitions' sizes")
+    return every_slot(group)
+
+
+def separate_modules(group: GroupView) -> Outcome:
+    """Loaders that do not fuse: transformers with compressed-tensors; SGLang up to 0.5.9."""
+    if any(p.layout in ("partition", "unknown") for p in group.partitions):
+        return Outcome("fails to load", "takes one scale for a module, or one for each row")
+    return Outcome("exact", "does not fuse")
+
+
+def fill_slot_zero(group: GroupView) -> Slots:
+    """Each module's scale in the slot of the module's first partition."""
+    seen: set[str] = set()
+    slots: list[float | None] = []
+    for p in group.partitions:
+        slots.append(None if p.module in seen else p.scale)
+        seen.add(p.module)
+    return tuple(slots)
+
+
+def fill_every_slot(group: GroupView) -> Slots:
+    """Each partition's scale in the partition's slot."""
+    return tuple(p.scale for p in group.partitions)
+
+
+def saturation(group: GroupView) -> float:
+    """By what factor weights are too large when they saturate, estimated without reading them.
+
+    The sentinel -3.4e38 turns every weight into ∓448 times the group's largest scale. Among n normally distributed
+    weights the largest, which 448 stands for, is about sqrt(2 ln n) standard deviations. Partitions that are smaller
+    than their module's largest are off by more.
+    """
+    return sqrt(2 * log(max(2, sum(p.rows for p in group.partitions) * group.columns)))
+
+
+def _unless_per_tensor(group: GroupView) -> Outcome | None:
+    """The outcome for every layout but one value a module, which is where fusing loaders differ."""
+    layouts = {p.layout for p in group.partitions}
+    if layouts == {"tensor"}:
+        return None
+    if "partition" in layouts or "unknown" in layouts:
+        return Outcome("fails to load", "expects one weight_scale for a module (AssertionError)")
+    if len(layouts) > 1:
+        mix = ", ".join(sorted(layouts)).replace("none", "not quantised")
+        return Outcome("fails to load", f"has one scheme for the whole fused layer, not {mix}")
+    return Outcome("exact")
+
+
+def _requantised(group: GroupView, slots: Slots) -> Outcome:
+    """``requantize_with_max_scale`` (vLLM and SGLang, ``w8a8_utils.py``): all partitions go to the largest scale.
+
+    A last slot that still holds the sentinel means "fused on disk": nothing is requantised.
+    """
+    filled = [scale for scale in slots if scale is not None]
+    if not filled:
+        return Outcome("fails to load", "finds no scale")
+    if slots[-1] is None:
+        return Outcome("exact")
+    named = list(zip(slots, group.partitions, strict=True))
+    garbled = tuple(p.name for scale, p in named if scale is None)
+    if garbled:
+        factor = saturation(group)
+        return Outcome(
+            "garbled", f"weights saturate with the wrong sign, about {factor:.0f}x too large", garbled, factor
+        )
+    lossy = tuple(p.name for scale, p in named if scale != max(filled))
+    if lossy:
+        return Outcome("loses precision", f"up to {E4M3_ROUNDING:.1%} of each weight", lossy, E4M3_ROUNDING)
+    return Outcome("exact")
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A range of released versions with one behaviour. ``last`` None: up to the newest that was run."""
+
+    name: str
+    first: str
+    last: str | None
+    behaviour: Behaviour
+    source: str
+
+    @property
+    def versions(self) -> str:
+        return (
+            f"{self.first}+"
+            if self.last is None
+            else self.first
+            if self.first == self.last
+            else f"{self.first} to {self.last}"
+        )
+
+    def covers(self, version: str) -> bool:
+        return _key(self.first) <= _key(version) and (self.last is None or _key(version) <= _key(self.last))
+
+    def predict(self, groups: Iterable[GroupView]) -> Outcome:
+        """The worst over all groups, naming every partition that is hurt that way."""
+        outcomes = [self.behaviour(group) for group in groups]
+        if not outcomes:
+            return Outcome("exact")
+        worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
+        alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
+        hurt = tuple(dict.fromkeys(name for outcome in alike for name in outcome.partitions))
+        return Outcome(worst.kind, worst.detail, hurt, worst.error)
+
+
+#: Every loader version that was run or read. One row each; the source says where the behaviour comes from.
+LOADERS = (
+    Loader("vLLM", "0.17.0", "0.19.1", slot_zero_only, "issue #38197; run: 0.17.1, 0.19.1"),
+    Loader("vLLM", "0.20.0", None, every_slot, "PR #38517; run: 0.20.0, 0.32.0"),
+    Loader("SGLang", "0.5.9", "0.5.9", separate_modules, "run: 0.5.9"),
+    Loader("SGLang", "0.5.10", "0.5.10.post1", split_by_sizes, "run: 0.5.10.post1"),
+    Loader("SGLang", "0.5.11", None, every_slot_or_vector, "run: 0.5.11, 0.5.23"),
+    Loader("transformers", "5.2.0", None, separate_modules, "run: 5.17.0 with compressed-tensors 0.20.0"),
+)
+
+
+def find_loaders(wanted: str) -> tuple[Loader, ...]:
+    """The rows for ``NAME`` or ``NAME@VERSION``, the name in any case. Empty when nothing is known of it."""
+    name, _, version = wanted.partition("@")
+    rows = (loader for loader in LOADERS if loader.name.lower() == name.lower())
+    return tuple(loader for loader in rows if not version or loader.covers(version))
+
+
+def _key(version: str) -> tuple[int, ...]:
+    """0.5.10 < 0.5.10.post1 < 0.5.11."""
+    return tuple(int(number) for number in re.findall(r"\d+", version))

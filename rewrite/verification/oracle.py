@@ -1,0 +1,138 @@
+"""The truth, written a second time: reading a module's rows, dequantising them, and what engines make of them.
+
+Shares no layout code with ``convert``, so that one cannot hide the other's mistake. torch only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from safetensors import safe_open
+
+from rewrite.checkpoint import Checkpoint
+from rewrite.groups import FusedGroup, Partition
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = torch.finfo(FP8).max  # 448
+#: vLLM creates the scale slots of a fused layer with this value (``create_fp8_scale_parameter``).
+SENTINEL = torch.finfo(torch.float32).min
+_ROWS = 1024  # rows in memory at a time: 40 MB in float64 for 5120 columns
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of one partition: FP8 ``weight`` [n, K] and float32 ``scale`` [n, 1], as stored, one a row."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def true(self) -> torch.Tensor:
+        """[n, K] float64: what the checkpoint means. A product of an FP8 and a float32 value is exact in float64."""
+        return self.weight.double() * self.scale.double()
+
+
+@dataclass(frozen=True)
+class Served:
+    """Rows as an engine multiplies with them: FP8 ``weight`` [n, K] and float32 ``scale``, ``[]`` or [n, 1]."""
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+
+    def value(self) -> torch.Tensor:
+        return self.weight.double() * self.scale.double()
+
+
+class GroupReader:
+    """Reads one fused group from a checkpoint, a few rows at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, group: FusedGroup, device: str = "cpu") -> None:
+        self._checkpoint, self._device = checkpoint, device
+        self.group = group
+
+    def partitions(self) -> Iterator[tuple[Partition, str]]:
+        """Every partition with its module, in slot order."""
+        return ((partition, module.name) for module in self.group.modules for partition in module.partitions)
+
+    def scales(self, module: str) -> torch.Tensor:
+        """The stored scale of a module spread over its rows: [N] float32."""
+        stored = self._read(f"{module}.weight_scale").float()
+        found = next(m for m in self.group.modules if m.name == module)
+        rows = found.weight.shape[0]
+        if stored.numel() == 1:
+            return stored.reshape(1).expand(rows)
+        if stored.numel() == rows:
+            return stored.reshape(rows)
+        sizes = torch.tensor([partition.rows for partition in found.partitions])
+        return stored.reshape(-1).repeat_interleave(sizes)
+
+    def is_per_tensor(self) -> bool:
+        """Whether every module has one scale: what fusing loaders put into slots and requantise."""
+        infos = (self._checkpoint.tensors[f"{module.name}.weight_scale"][1] for module in self.group.modules)
+        return all(info.shape in ((), (1,)) for info in infos)
+
+    def chunks(self, partition: Partition, module: str) -> Iterator[Rows]:
+        """The partition's rows, 1024 at a time."""
+        scales = self.scales(module)
+        with self._open(f"{module}.weight") as file:
+            piece = file.get_slice(f"{module}.weight")
+            for start in range(partition.start, partition.stop, _ROWS):
+                stop = min(start + _ROWS, partition.stop)
+                yield Rows(
+                    piece[start:stop].to(self._device),
+                    scales[start:stop, None].to(self._device),
+                )
+
+    def input_scale(self) -> float | None:
+        """The scale that the fused layer quantises its input with: engines take the largest of the modules'."""
+        names = [f"{module.name}.input_scale" for module in self.group.modules]
+        stored = [self._read(name) for name in names if name in self._checkpoint.tensors]
+        return max(float(scale.float().max()) for scale in stored) if stored else None
+
+    def _open(self, name: str) -> safe_open:
+        return safe_open(self._checkpoint.root / self._checkpoint.tensors[name][0].name, framework="pt")
+
+    def _read(self, name: str) -> torch.Tensor:
+        with ExitStack() as stack:
+            tensor: torch.Tensor = stack.enter_context(self._open(name)).get_tensor(name)
+            return tensor
+
+
+def requantised(rows: Rows, slot: float, largest: float) -> Served:
+    """vLLM's and SGLang's ``requantize_with_max_scale``: dequantise by the slot's scale, quantise by the largest.
+
+    Dequantisation goes through float16, as theirs does (``per_tensor_dequantize``, w8a8_utils.py).
+    """
+    half = (rows.weight.to(torch.float16).float() * slot).to(torch.float16)
+    weight = (half.float() / largest).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    return Served(weight, torch.tensor(largest, dtype=torch.float32, device=rows.weight.device))
+
+
+def as_stored(rows: Rows) -> Served:
+    """A scale for each row: engines multiply with the weights as they are."""
+    return Served(rows.weight, rows.scale)
+
+
+def half_precision_bound(rows: Rows, scale: float) -> torch.Tensor | None:
+    """[n, K] float64: how far going through float16 and back to the *same* scale can move each weight.
+
+    Not at all for scales from 2^-15: the detour then stays within half the spacing of FP8 codes. Below, weights that
+    are subnormal in float16 move by up to 2^-25, and by as much again when they are rounded to a code.
+    """
+    if scale >= 2.0**-15:
+        return None
+    return torch.where(rows.true().abs() < 2.0**-14, 2.0**-24, 0.0)
+
+
+def requantisation_bound(rows: Rows, largest: float) -> torch.Tensor:
+    """[n, K] float64: how far requantising to ``largest`` can move each weight w = code x scale.
+
+    One rounding to e4m3 moves x by at most 2^-4 |x| where x / largest is a normal number (three mantissa bits: half a
+    unit in the last place), and by at most half the spacing of subnormals, 2^-10 x largest, below. The rounding to
+    float16 before it adds 2^-11 |w| or 2^-25, and is itself amplified by the second: hence the factor 1 + 2^-4.
+    """
+    true = rows.true().abs()
+    half = torch.clamp(true * 2.0**-11, min=2.0**-25)
+    return torch.clamp((true + half) * 2.0**-4, min=2.0**-10 * largest) + half

@@ -1,0 +1,168 @@
+"""Check 4: what the layers compute, as served. The fixed loader on IN against OUT, both against float64.
+
+For every partition: where its scale is the group's largest, nothing is requantised and the outputs must agree; where it
+is smaller, OUT must be no further from float64 than the fixed loader on IN is, and the two must not differ by more
+than requantisation can explain (:func:`rewrite.verification.oracle.requantisation_bound`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from rewrite.checkpoint import Checkpoint
+from rewrite.groups import FusedGroup, Partition
+from rewrite.inspection import view_group
+from rewrite.loaders import GroupView, Slots, fill_every_slot, fill_slot_zero
+from rewrite.verification import gemm
+from rewrite.verification.oracle import (
+    SENTINEL,
+    GroupReader,
+    Rows,
+    Served,
+    as_stored,
+    half_precision_bound,
+    requantisation_bound,
+    requantised,
+)
+from rewrite.verification.result import Check, PartitionNumbers, Settings, Verdict, judge
+
+Fill = Callable[[GroupView], Slots]
+
+
+def check_outputs(
+    source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...], settings: Settings, fill_out: Fill
+) -> tuple[Check, tuple[PartitionNumbers, ...]]:
+    """Group by group: memory is that of 1024 rows, not of the model. ``fill_out`` is how OUT's loader fills slots."""
+    numbers = [row for i, group in enumerate(groups) for row in _group(source, out, group, settings, fill_out, i)]
+    problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
+    summary = f"{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"
+    return judge("outputs", problems, summary), tuple(numbers)
+
+
+def _group(
+    source: Checkpoint, out: Checkpoint, group: FusedGroup, settings: Settings, fill_out: Fill, number: int
+) -> Iterator[PartitionNumbers]:
+    before, after = GroupReader(source, group, settings.device), GroupReader(out, group, settings.device)
+    view = view_group(group, source)
+    input_scale = before.input_scale() if view.static_activations else None
+    x = gemm.activations(view.columns, settings.tokens, settings.seed + number, input_scale).to(settings.device)
+    codes, scale = gemm.quantise(x, input_scale)
+    broken, fixed = _server(before, fill_slot_zero(view)), _server(before, fill_every_slot(view))
+    other = _server(after, fill_out(_view(out, group)))
+    for slot, (partition, module) in enumerate(before.partitions()):
+        sums = _Sums(settings.device)
+        for old, new in zip(before.chunks(partition, module), after.chunks(partition, module), strict=True):
+            served = broken(slot, old), fixed(slot, old), other(slot, new)
+            sums.add(codes, scale, old, *served, fixed.bound(slot, old))
+        yield sums.judge(group.name, partition)
+
+
+def _view(checkpoint: Checkpoint, group: FusedGroup) -> GroupView:
+    """The group as it stands in another checkpoint than the one it was found in."""
+    from rewrite.groups import find_groups
+
+    return view_group(next(g for g in find_groups(checkpoint) if g.name == group.name), checkpoint)
+
+
+@dataclass(frozen=True)
+class _server:  # noqa: N801 - used as a function of slot and rows
+    """How an engine serves a group's rows, given what its loader put into the slots."""
+
+    reader: GroupReader
+    slots: Slots
+
+    @property
+    def largest(self) -> float:
+        return max(scale for scale in self.slots if scale is not None)
+
+    def bound(self, slot: int, rows: Rows) -> torch.Tensor | None:
+        """How far the engine moves each weight of the slot; None for not at all."""
+        if not self.reader.is_per_tensor():
+            return None
+        if self.slots[slot] == self.largest:
+            return half_precision_bound(rows, self.largest)
+        return requantisation_bound(rows, self.largest)
+
+    def __call__(self, slot: int, rows: Rows) -> Served:
+        if not self.reader.is_per_tensor():
+            return as_stored(rows)
+        scale = self.slots[slot]
+        return requantised(rows, SENTINEL if scale is None else scale, self.largest)
+
+
+@dataclass
+class _Sums:
+    """Squared norms and extremes of one partition, added up over its chunks."""
+
+    device: str
+    truth: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    errors: dict[str, list[float]] = field(
+        default_factory=lambda: {"before": [0.0, 0.0], "fixed": [0.0, 0.0], "out": [0.0, 0.0]}
+    )
+    bound_used: float | None = None
+    beyond: float = 0.0  # largest excess of |fixed - out| over what accumulation and the bound explain
+
+    def add(
+        self,
+        codes: torch.Tensor,
+        scale: torch.Tensor,
+        rows: Rows,
+        before: Served,
+        fixed: Served,
+        out: Served,
+        bound: torch.Tensor | None,
+    ) -> None:
+        exact = codes.double() * scale.double()
+        true = rows.true()
+        reference = exact @ true.T
+        self._accumulate(self.truth, true, reference)
+        results = {}
+        for name, served in {"before": before, "fixed": fixed, "out": out}.items():
+            results[name] = gemm.multiply(codes, scale, served)
+            self._accumulate(self.errors[name], served.value() - true, results[name] - reference)
+        kind = codes.device.type
+        magnitude = exact.abs() @ true.abs().T
+        slack = gemm.ACCUMULATION[kind] * magnitude + gemm.OUTPUT[kind] * reference.abs() + 1e-300
+        difference = (results["fixed"] - results["out"]).abs()
+        allowed = slack
+        if bound is not None:
+            explained = exact.abs() @ bound.T
+            self.bound_used = max(self.bound_used or 0.0, float((difference / (explained + slack)).max()))
+            allowed = slack * 2 + explained * (1 + gemm.OUTPUT[kind])
+        self.beyond = max(self.beyond, float((difference / (2 * allowed)).nan_to_num(torch.inf).max()))
+
+    @staticmethod
+    def _accumulate(sums: list[float], weights: torch.Tensor, outputs: torch.Tensor) -> None:
+        sums[0] += float(weights.square().sum())
+        sums[1] += float(outputs.square().sum())
+
+    def judge(self, group: str, partition: Partition) -> PartitionNumbers:
+        def relative(name: str, kind: int) -> float:
+            return float((self.errors[name][kind] / self.truth[kind]) ** 0.5) if self.truth[kind] else 0.0
+
+        fixed, out = relative("fixed", 1), relative("out", 1)
+        verdict, reason = self._verdict(fixed, out)
+        return PartitionNumbers(
+            group,
+            partition.name,
+            relative("before", 0),
+            relative("fixed", 0),
+            relative("out", 0),
+            relative("before", 1),
+            fixed,
+            out,
+            self.bound_used,
+            verdict,
+            reason,
+        )
+
+    def _verdict(self, fixed: float, out: float) -> tuple[Verdict, str]:
+        rounding = gemm.OUTPUT[torch.device(self.device).type]
+        if not out <= fixed + rounding:
+            return "FAILED", f"outputs are off by {out:.3g} of their norm, the fixed loader on IN by {fixed:.3g}"
+        if self.beyond > 1:
+            return "FAILED", f"outputs differ from the fixed loader's by {self.beyond:.3g} times what is explained"
+        return "ok", "requantised by the fixed loader only" if self.bound_used is not None else "agrees"

@@ -1,0 +1,105 @@
+"""What a verification found: one :class:`Check` for each question, with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from rewrite.inspection import Inspection
+
+Verdict = Literal["ok", "FAILED", "skipped"]
+DEFAULT_TOKENS = 32
+_KEPT = 20  # problems kept of a check: a wrong config makes one for every module
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question and its answer. ``problems`` names what is wrong, the first 20 of them."""
+
+    name: str
+    verdict: Verdict
+    summary: str
+    problems: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class PartitionNumbers:
+    """How far a partition is from the truth: norm(found - true) / norm(true), of its weights and of its outputs.
+
+    ``before`` is what the loader before the fix serves from IN, ``fixed`` what the fixed loader serves from IN, ``out``
+    what the chosen loader serves from OUT. ``bound_used`` is the largest |fixed - out| over its analytic bound; None
+    where the bound is zero because nothing is requantised.
+    """
+
+    group: str
+    partition: str
+    weights_before: float
+    weights_fixed: float
+    weights_out: float
+    outputs_before: float
+    outputs_fixed: float
+    outputs_out: float
+    bound_used: float | None
+    verdict: Verdict
+    reason: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the outputs were computed."""
+
+    device: str
+    tokens: int
+    seed: int
+    loader: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The report of ``rewrite verify``."""
+
+    source: str
+    out: str
+    settings: Settings
+    checks: tuple[Check, ...]
+    numbers: tuple[PartitionNumbers, ...]
+    inspection: Inspection | None  # of OUT; None when OUT cannot be opened
+
+    @property
+    def ok(self) -> bool:
+        return all(check.verdict != "FAILED" for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "in": self.source,
+            "out": self.out,
+            "ok": self.ok,
+            "settings": asdict(self.settings),
+            "checks": [asdict(check) for check in self.checks],
+            "numbers": [asdict(numbers) for numbers in self.numbers],
+            "loaders": None if self.inspection is None else self.inspection.to_json()["loaders"],
+        }
+
+
+def worst(numbers: Iterable[PartitionNumbers]) -> tuple[PartitionNumbers, ...]:
+    """For each partition name the row that is furthest off, over all groups."""
+    rows: dict[str, PartitionNumbers] = {}
+    for row in numbers:
+        old = rows.get(row.partition)
+        if old is None or (row.outputs_out, row.outputs_fixed) > (old.outputs_out, old.outputs_fixed):
+            rows[row.partition] = row
+    return tuple(rows.values())
+
+
+def judge(name: str, problems: Iterable[str], summary: str) -> Check:
+    """A check that holds when there are no problems."""
+    found = list(problems)
+    if not found:
+        return Check(name, "ok", summary)
+    more = f" (the first {_KEPT} are listed)" if len(found) > _KEPT else ""
+    return Check(name, "FAILED", f"{len(found)} problem{'s' if len(found) > 1 else ''}{more}", tuple(found[:_KEPT]))
+
+
+def skip(name: str, reason: str) -> Check:
+    return Check(name, "skipped", reason)

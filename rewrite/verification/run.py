@@ -1,0 +1,114 @@
+"""Two checkpoints → :class:`Verification`: the five checks, one after the other."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from rewrite.checkpoint import Checkpoint, open_checkpoint
+from rewrite.errors import Refused, StorageError, UsageError
+from rewrite.groups import FusedGroup, find_groups
+from rewrite.inspection import Inspection, inspect_open
+from rewrite.loaders import Loader, fill_every_slot, fill_slot_zero, slot_zero_only
+from rewrite.verification.outputs import check_outputs
+from rewrite.verification.result import (
+    DEFAULT_TOKENS,
+    Check,
+    PartitionNumbers,
+    Settings,
+    Verification,
+    judge,
+    skip,
+)
+from rewrite.verification.structure import check_structure
+from rewrite.verification.untouched import Progress, check_untouched
+from rewrite.verification.weights import check_weights
+
+_NOT_OPENED = "OUT cannot be opened"
+
+
+def verify_checkpoints(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    tokens: int = DEFAULT_TOKENS,
+    seed: int = 0,
+    quick: bool = False,
+    loader: Loader | None = None,
+    workers: int = 2,
+    progress: Progress | None = None,
+) -> Verification:
+    """Check ``out`` against ``source``: structure, untouched bytes, weights, outputs, loaders.
+
+    ``loader`` is the one that serves OUT (None: one that fills every slot); ``quick`` leaves out the comparison of
+    untouched bytes. Raises :class:`Refused` for a source that does not add up; whatever is wrong with ``out`` is a
+    failed check of the report.
+    """
+    settings = Settings(_device(device), tokens, seed, f"{loader.name} {loader.versions}" if loader else "fixed")
+    before = open_checkpoint(source)
+    groups = tuple(group for group in find_groups(before) if all(m.quantised and m.scale for m in group.modules))
+    result = Verification(str(source), str(out), settings, (), (), None)
+    try:
+        after = open_checkpoint(out)
+    except (Refused, StorageError) as error:
+        names = ("untouched", "weights", "outputs", "loaders")
+        return replace(
+            result, checks=(judge("structure", [str(error)], ""), *(skip(name, _NOT_OPENED) for name in names))
+        )
+    structure = check_structure(before, after, groups)
+    if quick:
+        untouched = skip("untouched", "--quick: no byte outside the fused groups was compared")
+    else:
+        untouched = check_untouched(before, after, groups, workers=workers, progress=progress)
+    numbers: tuple[PartitionNumbers, ...] = ()
+    inspection: Inspection | None = None
+    if _comparable(groups, before, after):
+        weights = check_weights(before, after, groups)
+        fill = fill_slot_zero if loader is not None and loader.behaviour is slot_zero_only else fill_every_slot
+        outputs, numbers = check_outputs(before, after, groups, settings, fill)
+        loaders, inspection = _check_loaders(before, after)
+    else:
+        weights, outputs, loaders = (skip(name, "see structure") for name in ("weights", "outputs", "loaders"))
+    return replace(
+        result, checks=(structure, untouched, weights, outputs, loaders), numbers=numbers, inspection=inspection
+    )
+
+
+def _comparable(groups: tuple[FusedGroup, ...], before: Checkpoint, after: Checkpoint) -> bool:
+    """Whether every group of IN is there in OUT with the same weights' shapes and a scale for each."""
+    names = [name for group in groups for m in group.modules for name in (m.weight.name, f"{m.name}.weight_scale")]
+    if not all(name in after.tensors for name in names):
+        return False
+    shapes_agree = all(
+        before.tensors[name][1].shape == after.tensors[name][1].shape for name in names if name.endswith(".weight")
+    )
+    try:
+        return shapes_agree and {g.name for g in groups} <= {g.name for g in find_groups(after)}
+    except Refused:
+        return False
+
+
+def _check_loaders(before: Checkpoint, after: Checkpoint) -> tuple[Check, Inspection]:
+    """No known loader reads OUT worse than IN."""
+    old, new = inspect_open(before), inspect_open(after)
+    problems = [
+        f"{row.loader.name} {row.loader.versions}: {row.as_is.kind}, was {earlier.as_is.kind}: {row.as_is.detail}"
+        for row, earlier in zip(new.rows, old.rows, strict=True)
+        if row.as_is.severity > earlier.as_is.severity
+    ]
+    better = sum(row.as_is.severity < earlier.as_is.severity for row, earlier in zip(new.rows, old.rows, strict=True))
+    return judge("loaders", problems, f"no known loader reads OUT worse than IN, {better} read it better"), new
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = device.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()):
+        raise UsageError("Unknown device", expected="auto, cpu, cuda or cuda:N", found=device)
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        raise UsageError("There is no such device", found=device, hint="use --device cpu")
+    return device

@@ -1,0 +1,160 @@
+"""Check 2: every tensor and file that a conversion must not change is byte for byte the same. Streams both sides."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+from rewrite.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, JsonFile, Shard, io_errors
+from rewrite.groups import FusedGroup
+from rewrite.header import TensorInfo
+from rewrite.manifest import MANIFEST_NAME
+from rewrite.verification.result import Check, judge
+from rewrite.verification.structure import allowed_changes
+
+Progress = Callable[[int, int], object]
+
+_CHUNK = 1 << 20  # both sides of a comparison stay in the processor's cache
+_MAY_CHANGE = {CONFIG_NAME, INDEX_NAME, MANIFEST_NAME}
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The same bytes in two files: ``length`` from ``old`` and from ``new``. ``tensors`` to name a difference."""
+
+    name: str
+    old: int
+    new: int
+    length: int
+    tensors: tuple[TensorInfo, ...] = ()
+
+    def locate(self, offset: int) -> str:
+        """What lies ``offset`` bytes into the run."""
+        if not self.tensors:
+            return f"{self.name}: differs at byte {offset}"
+        place = self.tensors[0].start + offset
+        tensor = next(t for t in self.tensors if t.start <= place < t.end)
+        return f"{self.name}: {tensor.name} differs at byte {place - tensor.start}"
+
+
+def check_untouched(
+    source: Checkpoint,
+    out: Checkpoint,
+    groups: tuple[FusedGroup, ...],
+    *,
+    workers: int,
+    progress: Progress | None,
+) -> Check:
+    """Compare all tensors but the groups' weight scales, all other files, and all of config and index but the edits."""
+    may_change = allowed_changes(groups)
+    runs = [run for shard in source.shards for run in _tensor_runs(shard, out, may_change)]
+    shards = {shard.name for shard in source.shards}
+    runs += [
+        _Run(name, 0, 0, file.size)
+        for name, file in source.files.items()
+        if name not in shards | _MAY_CHANGE and name in out.files and out.files[name].size == file.size
+    ]
+    problems = [*_files(source, out, shards), *_json_edits(source, out)]
+    problems += _compare_all(runs, source.root, out.root, workers, progress)
+    size = sum(run.length for run in runs)
+    tensors = sum(len(run.tensors) for run in runs)
+    return judge("untouched", problems, f"{tensors} tensors and all other files, {size:,} bytes, are the same")
+
+
+def _tensor_runs(shard: Shard, out: Checkpoint, may_change: frozenset[str]) -> Iterator[_Run]:
+    """Tensors that lie side by side in both shards, as few long runs. Missing or reshaped ones are another check's."""
+    pending: list[tuple[TensorInfo, TensorInfo]] = []
+    home = out.tensors
+    for old in shard.header.tensors:
+        if old.name in may_change or old.name not in home:
+            continue
+        new_shard, new = home[old.name]
+        if new_shard.name != shard.name or new.nbytes != old.nbytes:
+            continue
+        if pending and not (pending[-1][0].end == old.start and pending[-1][1].end == new.start):
+            yield _run(shard, new_shard, pending)
+            pending = []
+        pending.append((old, new))
+    if pending:
+        yield _run(shard, home[pending[0][0].name][0], pending)
+
+
+def _run(old_shard: Shard, new_shard: Shard, pairs: list[tuple[TensorInfo, TensorInfo]]) -> _Run:
+    (first_old, first_new), (last_old, _) = pairs[0], pairs[-1]
+    return _Run(
+        old_shard.name,
+        old_shard.header.size + first_old.start,
+        new_shard.header.size + first_new.start,
+        last_old.end - first_old.start,
+        tuple(old for old, _ in pairs),
+    )
+
+
+def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[str]:
+    for name in source.files.keys() - out.files.keys():
+        yield f"{name}: missing"
+    for name in out.files.keys() - source.files.keys() - {MANIFEST_NAME}:
+        yield f"{name}: not in the source"
+    for name in (source.files.keys() & out.files.keys()) - shards - _MAY_CHANGE:
+        if source.files[name].size != out.files[name].size:
+            yield f"{name}: {source.files[name].size} bytes became {out.files[name].size}"
+    for shard in source.shards:
+        other = next((s for s in out.shards if s.name == shard.name), None)
+        if other is not None and other.header.metadata != shard.header.metadata:
+            yield f"{shard.name}: the metadata differs"
+
+
+def _json_edits(source: Checkpoint, out: Checkpoint) -> Iterator[str]:
+    """All of config.json but the quantisation, all of the index but ``total_size``, key order included."""
+    if _without(source.config, "quantization_config") != _without(out.config, "quantization_config"):
+        yield f"{CONFIG_NAME}: differs outside quantization_config"
+    if (source.index is None) != (out.index is None):
+        yield f"{INDEX_NAME}: only one of the two checkpoints has it"
+    elif source.index and out.index and _index_text(source.index) != _index_text(out.index):
+        yield f"{INDEX_NAME}: differs outside metadata.total_size"
+
+
+def _without(file: JsonFile, key: str) -> str:
+    return json.dumps({k: v if k != key else None for k, v in file.value.items()})
+
+
+def _index_text(file: JsonFile) -> str:
+    metadata = file.value.get("metadata")
+    kept = (
+        {k: v if k != "total_size" else None for k, v in metadata.items()} if isinstance(metadata, dict) else metadata
+    )
+    return json.dumps({**file.value, "metadata": kept})
+
+
+def _compare_all(runs: list[_Run], old: Path, new: Path, workers: int, progress: Progress | None) -> list[str]:
+    total, done, lock = sum(run.length for run in runs), 0, Lock()
+
+    def advance(count: int) -> None:
+        nonlocal done
+        with lock:
+            done += count
+            if progress:
+                progress(done, total)
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        found = pool.map(lambda run: _compare(run, old / run.name, new / run.name, advance), runs)
+        return [problem for problem in found if problem]
+
+
+def _compare(run: _Run, old: Path, new: Path, advance: Callable[[int], None]) -> str | None:
+    """The first difference of a run, or None."""
+    with io_errors(old), old.open("rb", buffering=0) as one, new.open("rb", buffering=0) as other:
+        for offset in range(0, run.length, _CHUNK):
+            size = min(_CHUNK, run.length - offset)
+            a = os.pread(one.fileno(), size, run.old + offset)
+            b = os.pread(other.fileno(), size, run.new + offset)
+            if a != b:
+                at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+                return run.locate(offset + at)
+            advance(size)
+    return None

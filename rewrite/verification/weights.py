@@ -1,0 +1,34 @@
+"""Check 3: the dequantised weights of every fused group are equal in IN and OUT, exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rewrite.checkpoint import Checkpoint
+from rewrite.groups import FusedGroup
+from rewrite.verification.oracle import GroupReader
+from rewrite.verification.result import Check, judge
+
+
+def check_weights(source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...]) -> Check:
+    """Code times scale, in float64, where the product is exact. NaN equals NaN of the same place."""
+    problems = [
+        problem for group in groups for problem in _compare(GroupReader(source, group), GroupReader(out, group))
+    ]
+    partitions = sum(len(module.partitions) for group in groups for module in group.modules)
+    return judge(
+        "weights", problems, f"{partitions} partitions of {len(groups)} fused groups dequantise to the same values"
+    )
+
+
+def _compare(before: GroupReader, after: GroupReader) -> Iterator[str]:
+    for partition, module in before.partitions():
+        different, largest = 0, 0.0
+        for old, new in zip(before.chunks(partition, module), after.chunks(partition, module), strict=True):
+            true, found = old.true(), new.true()
+            unequal = (true != found) & ~(true.isnan() & found.isnan())
+            if unequal.any():
+                different += int(unequal.any(1).sum())
+                largest = max(largest, float((true - found).abs().max()))
+        if different:
+            yield f"{module}: {partition.name}, {different} of {partition.rows} rows differ, by up to {largest:.3g}"

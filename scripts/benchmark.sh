@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# How long `rewrite convert` takes beside `cp -r`, safetensors and compressed-tensors, and how long planning takes.
+#
+#   scripts/benchmark.sh                            4 GB, 5 rounds, in the folder for temporary files
+#   scripts/benchmark.sh --dir DIR                  on another filesystem; needs twice the size and some
+#   scripts/benchmark.sh --size-gb 8 --rounds 3 --warm
+#   scripts/benchmark.sh --plan-only                planning alone
+#   scripts/benchmark.sh --python ENV/bin/python    with an environment of yours that has all it takes
+#
+# Cold caches need root (/proc/sys/vm/drop_caches); without it the run is warm, and says so.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=
+arguments=()
+while (($#)); do
+  case $1 in
+    --python) python=${2:?"--python needs an interpreter"}; shift 2 ;;
+    *) arguments+=("$1"); shift ;;
+  esac
+done
+
+if [[ -z $python ]]; then
+  python=$root/.cache/benchmark-venv/bin/python
+  [[ -x $python ]] || "${PYTHON:-python3}" -m venv "$root/.cache/benchmark-venv"
+  pins=()
+  [[ ! -f $root/scripts/constraints.txt ]] || pins=(--constraint "$root/scripts/constraints.txt")
+  "$python" -m pip install --quiet "${pins[@]}" \
+    torch==2.13.0 compressed-tensors==0.20.0 safetensors==0.8.0 --editable "$root"
+fi
+
+# The modules are imported from the checkout; rewrite too, so that an environment of yours need not have it.
+export PYTHONPATH=$root/scripts:$root${PYTHONPATH:+:$PYTHONPATH}
+exec "$python" -m benchmark "${arguments[@]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rewrite.checkpoint import Checkpoint
@@ -44,13 +45,13 @@ def render_inspection(inspection: Inspection, hurt: Sequence[LoaderRow]) -> str:
     if inspection.findings:
         lines += ["", "Wrong in the checkpoint:"]
         lines += table([[f"  {finding.what}", finding.where] for finding in inspection.findings])
-    lines += ["", *loader_table(inspection)]
+    lines += ["", *_loader_table(inspection)]
     lines += [f"convert --profile {profile} refuses: {why}" for profile, why in inspection.refusals.items()]
     lines += ["", *_verdict(inspection, hurt)]
     return "\n".join(lines)
 
 
-def loader_table(inspection: Inspection) -> list[str]:
+def _loader_table(inspection: Inspection) -> list[str]:
     """A row for each loader version range: the checkpoint as it is, and after convert with each profile."""
     profiles = [profile for profile in inspection.rows[0].converted if profile not in inspection.refusals]
     header = ["loader", "versions", "fused groups as they are", *(f"after convert --profile {p}" for p in profiles)]
@@ -73,7 +74,8 @@ def render_verification(verification: Verification) -> str:
     if verification.numbers:
         lines += ["", *_numbers_table(worst(verification.numbers), "worst of all groups")]
     if verification.inspection:
-        lines += ["", f"Loaders, {verification.out}:", *loader_table(verification.inspection)]
+        rows = [[r.loader.name, r.loader.versions, _outcome(r.as_is)] for r in verification.inspection.rows]
+        lines += ["", *table([["loader", "versions", "fused groups of OUT"], *rows])]
     return "\n".join([*lines, "", verdict_line(verification)])
 
 
@@ -89,8 +91,10 @@ def verdict_line(verification: Verification) -> str:
 def markdown_verification(verification: Verification) -> str:
     """A report to put beside the model card."""
     settings = verification.settings
-    lines = [f"# Verification of {Path(verification.out).name}", "", f"**{verdict_line(verification)}**", ""]
-    lines += [f"`rewrite {__version__} verify`, source `{Path(verification.source).name}`.", ""]
+    # Names, not paths: the report is published, and says nothing of the machine it was made on.
+    verification = replace(verification, out=Path(verification.out).name, source=Path(verification.source).name)
+    lines = [f"# Verification of {verification.out}", "", f"**{verdict_line(verification)}**", ""]
+    lines += [f"`rewrite {__version__} verify`, source `{verification.source}`.", ""]
     lines += _markdown([["check", "verdict", ""], *([c.name, c.verdict, c.summary] for c in verification.checks)])
     for check in verification.checks:
         lines += [f"- {check.name}: {problem}" for problem in check.problems]
@@ -104,6 +108,7 @@ def markdown_verification(verification: Verification) -> str:
     return "\n".join(lines) + "\n"
 
 
+_EXACT = 1e-12  # float64's own rounding of a product is no error of anybody's
 _NUMBER_COLUMNS = [
     "group",
     "partition",
@@ -133,7 +138,7 @@ def _number_cells(row: PartitionNumbers) -> list[str]:
     weights = (row.weights_before, row.weights_fixed, row.weights_out)
     errors = (*weights, row.outputs_before, row.outputs_fixed, row.outputs_out)
     used = "-" if row.bound_used is None else f"{row.bound_used:.2f}"
-    return [row.group, row.partition, *("0" if error == 0 else f"{error:.3g}" for error in errors), used]
+    return [row.group, row.partition, *("0" if error < _EXACT else f"{error:.3g}" for error in errors), used]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,0 +1,184 @@
+"""inspect: what it says of real checkpoints, what it finds in broken ones, and that it reads little."""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import rewrite
+from rewrite.cli import main
+from rewrite.inspection import spread
+from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor, write_shard
+
+QKV = "model.layers.0.linear_attn.in_proj_qkv"
+Z = "model.layers.0.linear_attn.in_proj_z"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, ["inspect", *map(str, arguments)])
+
+
+def outcomes(inspection: rewrite.Inspection) -> dict[str, str]:
+    return {f"{row.loader.name} {row.loader.versions}": row.as_is.kind for row in inspection.rows}
+
+
+def test_an_original_is_garbled_and_convert_mends_it(real: Path) -> None:
+    """The table that a publisher decides by."""
+    inspection = rewrite.inspect_checkpoint(real)
+    assert outcomes(inspection)["vLLM 0.17.0 to 0.19.1"] == "garbled"
+    assert outcomes(inspection)["vLLM 0.20.0+"] == "loses precision"
+    after = {f"{r.loader.name} {r.loader.versions}": r.converted["exact"] for r in inspection.rows}
+    assert all(o is not None and o.kind == "exact" for name, o in after.items() if "0.5.10" not in name)
+    assert inspection.findings == ()
+
+
+def test_the_prediction_after_convert_is_the_prediction_of_the_converted(real: Path, tmp_path: Path) -> None:
+    """The column is computed from the plan: it must be what inspect says of the real output."""
+    rewrite.convert(real, tmp_path / "out")
+    before, after = rewrite.inspect_checkpoint(real), rewrite.inspect_checkpoint(tmp_path / "out")
+    assert [row.converted["exact"] for row in before.rows] == [row.as_is for row in after.rows]
+
+
+def test_groups_show_rows_scales_and_spread(text: Path) -> None:
+    """How far apart the partitions' scales are."""
+    group = rewrite.inspect_checkpoint(text).groups[0]
+    assert [(p.name, p.rows, p.layout) for p in group.partitions] == [
+        ("q", 64, "tensor"),
+        ("k", 64, "tensor"),
+        ("v", 128, "tensor"),
+        ("z", 128, "tensor"),
+    ]
+    raw = raw_tensors(text)
+    qkv, z = (struct.unpack("<f", b"\0\0" + raw[f"{name}.weight_scale"][3])[0] for name in (QKV, Z))
+    assert [p.scale for p in group.partitions] == [qkv, qkv, qkv, z]
+    assert spread(group) == qkv / z
+
+
+def test_modelopt_is_described_and_the_refusal_explained(copy_of: Callable[[str], Path]) -> None:
+    """What convert cannot do yet, inspect can still see."""
+    result = run(copy_of("modelopt-qwen3_5-vl"))
+    assert result.exit_code == 1
+    assert "garbled: k, v" in result.stdout
+    assert "convert --profile exact refuses" in result.stdout
+
+
+def test_exit_codes_and_the_gate(text: Path, tmp_path: Path) -> None:
+    """1 when a known loader is hurt; --loader narrows the question."""
+    assert run(text).exit_code == 1
+    assert run(text, "--loader", "transformers").exit_code == 0
+    rewrite.convert(text, tmp_path / "out")
+    assert run(tmp_path / "out", "--loader", "vllm").exit_code == 0
+    assert run(tmp_path / "out", "--loader", "vllm", "--loader", "sglang@0.5.10").exit_code == 1
+    assert run(text, "--loader", "vllm@0.1").exit_code == 2
+    assert run(tmp_path).exit_code == 3
+    assert run(tmp_path / "gone").exit_code == 4
+
+
+def test_json_holds_everything(text: Path) -> None:
+    """One document, the same figures."""
+    value = json.loads(run(text, "--json").stdout)
+    assert value["dialect"] == "compressed-tensors"
+    assert value["loaders"][0]["as_is"]["kind"] == "garbled"
+    assert value["loaders"][0]["converted"]["exact"]["kind"] == "exact"
+    assert value["groups"][0]["spread"] > 1
+    assert all(row["source"] for row in value["loaders"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+@pytest.mark.parametrize("name", [f"{Z}.weight_scale", "model.layers.2.self_attn.q_proj.input_scale"])
+def test_scales_that_no_loader_survives(name: str, value: float, copy: Path) -> None:
+    """Anywhere in the checkpoint, with file and tensor."""
+    replace_tensor(copy, name, struct.pack("<f", value)[2:])
+    (finding,) = rewrite.inspect_checkpoint(copy).findings
+    assert name in finding.where
+    assert ".safetensors" in finding.where
+    assert run(copy, "--loader", "transformers").exit_code == 1
+
+
+def test_quantised_in_part(copy: Path) -> None:
+    """AngelSlim quantises in_proj_qkv but not in_proj_z by default."""
+    replace_tensor(copy, f"{Z}.weight", bytes(128 * 64 * 2), (128, 64), "BF16")
+    inspection = rewrite.inspect_checkpoint(copy)
+    assert any("quantised in part" in finding.what for finding in inspection.findings)
+    assert outcomes(inspection)["vLLM 0.20.0+"] == "fails to load"
+    assert "exact" in inspection.refusals
+
+
+def _rename(directory: Path, old: str, new: str) -> None:
+    shard, _ = rewrite.open_checkpoint(directory).tensors[old]
+    raw = raw_tensors(directory)
+    tensors = {(new if t.name == old else t.name): raw[t.name][1:] for t in shard.header.tensors}
+    write_shard(directory / shard.name, tensors, format="pt")
+    index = json.loads((directory / "model.safetensors.index.json").read_text())
+    index["weight_map"][new] = index["weight_map"].pop(old)
+    edit_json(directory / "model.safetensors.index.json", weight_map=index["weight_map"])
+
+
+def test_orphans(copy: Path) -> None:
+    """A scale without its weight, a weight without its scale."""
+    _rename(copy, "model.layers.0.mlp.up_proj.weight_scale", "model.layers.0.mlp.lost_proj.weight_scale")
+    found = {finding.what: finding.where for finding in rewrite.inspect_checkpoint(copy).findings}
+    assert "lost_proj.weight_scale" in found["a scale without its weight"]
+    assert "up_proj.weight" in found["an FP8 weight without its scale"]
+
+
+@pytest.mark.parametrize("code", [0x7F, 0xFF])
+def test_nan_codes_are_found_when_weights_are_read(code: int, copy: Path) -> None:
+    """Only with --weights: it reads everything."""
+    name = f"{Z}.weight"
+    data = bytearray(raw_tensors(copy)[name][3])
+    data[100] = data[-1] = code
+    replace_tensor(copy, name, bytes(data))
+    assert rewrite.inspect_checkpoint(copy).findings == ()
+    (finding,) = rewrite.inspect_checkpoint(copy, weights=True).findings
+    assert finding.what.startswith("2 FP8 NaN codes") and name in finding.where
+    assert "NaN codes" in run(copy, "--weights").stdout
+
+
+def test_healthy_weights_have_no_nan_codes(real: Path) -> None:
+    """Real producers write none."""
+    assert rewrite.inspect_checkpoint(real, weights=True).findings == ()
+
+
+def test_unknown_architectures_are_reported(copy: Path) -> None:
+    """Tell-tale names, no entry in the table."""
+    edit_json(copy / "config.json", model_type="qwen9")
+    inspection = rewrite.inspect_checkpoint(copy)
+    assert "unknown architecture 'qwen9'" in inspection.findings[0].what
+    assert inspection.groups == ()
+
+
+def test_a_checkpoint_without_fused_groups(copy: Path) -> None:
+    """Nothing to say of it, and nothing wrong."""
+    index = json.loads((copy / "model.safetensors.index.json").read_text())
+    raw = raw_tensors(copy)
+    kept = {name: value[1:] for name, value in raw.items() if "linear_attn" not in name}
+    for path in copy.glob("*.safetensors"):
+        path.unlink()
+    write_shard(copy / "model.safetensors", kept, format="pt")
+    edit_json(
+        copy / "model.safetensors.index.json", **{**index, "weight_map": dict.fromkeys(kept, "model.safetensors")}
+    )
+    result = run(copy)
+    assert result.exit_code == 0
+    assert "No known loader is hurt." in result.stdout
+
+
+def test_neither_torch_nor_weights_are_needed(vl: Path) -> None:
+    """Seconds on 400 GB: no tensor library is imported."""
+    script = (
+        "import sys; from rewrite.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'compressed_tensors', 'numpy', 'safetensors'} & sys.modules.keys()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(FIXTURES.parents[1])}
+    subprocess.run([sys.executable, "-c", script, "inspect", str(vl)], check=True, env=environment)

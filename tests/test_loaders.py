@@ -1,0 +1,113 @@
+"""Predictions: each behaviour on each layout, and which version has which."""
+
+from __future__ import annotations
+
+import pytest
+
+from rewrite import loaders
+from rewrite.loaders import LOADERS, GroupView, PartitionView, find_loaders
+
+S = 0.5
+
+
+def group(qkv: str, z: str, *, scales: tuple[float | None, ...] = (S, S, S, S / 3), static: bool = True) -> GroupView:
+    """q, k, v of one module and z of another, with these layouts."""
+    names = (("q", "qkv", qkv), ("k", "qkv", qkv), ("v", "qkv", qkv), ("z", "z", z))
+    partitions = tuple(
+        PartitionView(name, module, 64, layout, scale if layout in ("tensor", "partition") else None)  # type: ignore[arg-type]
+        for (name, module, layout), scale in zip(names, scales, strict=True)
+    )
+    return GroupView("g", partitions, 128, static)
+
+
+SHARED, CHANNEL, VECTOR, MIXED = (
+    group("tensor", "tensor"),
+    group("channel", "channel"),
+    group("partition", "tensor"),
+    group("tensor", "none"),
+)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "view", "kind", "hurt"),
+    [
+        (loaders.slot_zero_only, SHARED, "garbled", ("k", "v")),
+        (loaders.slot_zero_only, CHANNEL, "exact", ()),
+        (loaders.slot_zero_only, VECTOR, "fails to load", ()),
+        (loaders.every_slot, SHARED, "loses precision", ("z",)),
+        (loaders.every_slot, CHANNEL, "exact", ()),
+        (loaders.every_slot, VECTOR, "fails to load", ()),
+        (loaders.every_slot_or_vector, VECTOR, "loses precision", ("z",)),
+        (loaders.split_by_sizes, SHARED, "fails to load", ()),
+        (loaders.split_by_sizes, CHANNEL, "fails to load", ()),
+        (loaders.separate_modules, SHARED, "exact", ()),
+        (loaders.separate_modules, CHANNEL, "exact", ()),
+        (loaders.separate_modules, VECTOR, "fails to load", ()),
+        (loaders.slot_zero_only, MIXED, "fails to load", ()),
+        (loaders.every_slot, MIXED, "fails to load", ()),
+        (loaders.every_slot, group("none", "none"), "exact", ()),
+        (loaders.every_slot, group("block", "block"), "exact", ()),
+        (loaders.every_slot, group("channel", "tensor"), "fails to load", ()),
+        (loaders.every_slot, group("unknown", "tensor"), "fails to load", ()),
+    ],
+)
+def test_outcomes(behaviour: loaders.Behaviour, view: GroupView, kind: str, hurt: tuple[str, ...]) -> None:
+    """As measured on the real loaders (tests/loader_matrix.json) or read in their source."""
+    outcome = behaviour(view)
+    assert (outcome.kind, outcome.partitions) == (kind, hurt)
+    assert (outcome.error > 0) == (kind in ("garbled", "loses precision"))
+
+
+def test_dynamic_activations_leave_nothing_to_split() -> None:
+    """SGLang 0.5.10 fails on the shared input_scale only."""
+    assert loaders.split_by_sizes(group("channel", "channel", static=False)).kind == "exact"
+
+
+def test_equal_scales_lose_nothing() -> None:
+    """Requantising to the same scale changes nothing; slot 0 alone still garbles."""
+    equal = group("tensor", "tensor", scales=(S, S, S, S))
+    assert loaders.every_slot(equal).kind == "exact"
+    assert loaders.slot_zero_only(equal).kind == "garbled"
+
+
+def test_a_larger_z_hurts_the_others() -> None:
+    """Whatever is not at the largest scale is requantised."""
+    assert loaders.every_slot(group("tensor", "tensor", scales=(S, S, S, 3 * S))).partitions == ("q", "k", "v")
+
+
+def test_an_empty_last_slot_means_fused_on_disk() -> None:
+    """requantize_with_max_scale skips a group whose last slot holds the sentinel."""
+    one = tuple(PartitionView(name, "qkvz", 64, "tensor", S) for name in "qkvz")
+    assert loaders.slot_zero_only(GroupView("g", one, 128, True)).kind == "exact"
+
+
+def test_predict_takes_the_worst_and_names_all_that_are_hurt() -> None:
+    """Over groups that differ."""
+    other = group("tensor", "tensor", scales=(S, S, S, 2 * S))
+    outcome = LOADERS[1].predict([SHARED, CHANNEL, other])
+    assert (outcome.kind, set(outcome.partitions)) == ("loses precision", set("qkvz"))
+    assert LOADERS[1].predict([]).kind == "exact"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "versions"),
+    [
+        ("vllm@0.17.1", ["0.17.0 to 0.19.1"]),
+        ("vLLM@0.19.1", ["0.17.0 to 0.19.1"]),
+        ("vllm@0.20.0", ["0.20.0+"]),
+        ("vllm@1.0", ["0.20.0+"]),
+        ("vllm", ["0.17.0 to 0.19.1", "0.20.0+"]),
+        ("sglang@0.5.10.post1", ["0.5.10 to 0.5.10.post1"]),
+        ("sglang@0.5.11", ["0.5.11+"]),
+        ("vllm@0.16", []),
+        ("other", []),
+    ],
+)
+def test_find_loaders(wanted: str, versions: list[str]) -> None:
+    """By name in any case, with or without a version."""
+    assert [loader.versions for loader in find_loaders(wanted)] == versions
+
+
+def test_every_row_cites_its_source() -> None:
+    """A pull request, an issue or a run."""
+    assert all(loader.source for loader in LOADERS)

@@ -7,8 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support import FIXTURES
+
+# Machines differ and are busy: how long an example takes says nothing.
+settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("default")
 
 
 @pytest.fixture(params=["llmcompressor-qwen3_5-text", "llmcompressor-qwen3_5-vl", "llmcompressor-qwen3_5-moe"])

@@ -83,7 +83,7 @@ def _flip(directory: Path, name: str, byte: int, bit: int) -> None:
     path.write_bytes(data)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_one_flipped_bit_in_any_tensor_is_caught(data: st.DataObject, text: Path, out: Path, tmp_path: Path) -> None:
     """By the check that owns it, which names the tensor: scales of groups by weights, all else by untouched."""

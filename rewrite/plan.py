@@ -1,6 +1,6 @@
 """From a Checkpoint and a profile to a :class:`Plan`: everything that will be written, as data.
 
-Pure but for reading the scales. A Plan round-trips through JSON, and writing a shard needs its :class:`ShardPlan` and
+Pure but for reading the scales. A Plan round-trips through JSON, and writing a shard needs its :class:`~rewrite.shardplan.ShardPlan` and
 the source file alone, so any executor can run it.
 """
 
@@ -16,37 +16,13 @@ from rewrite.checkpoint import Checkpoint, FileId, JsonFile, Shard
 from rewrite.dialects import Dialect, find_quantization, read_dialect
 from rewrite.errors import CheckpointError, Unsupported, UsageError
 from rewrite.groups import FusedGroup, Module, find_groups, find_lookalikes
-from rewrite.header import DTYPE_BITS, TensorInfo, build_header, parse_header
+from rewrite.header import TensorInfo, parse_header
 from rewrite.jsontext import replace_value
-from rewrite.layouts import Fill, check_scheme, expand_to_channel, layout_of, read_values
+from rewrite.layouts import check_scheme, expand_to_channel, layout_of, read_values
 from rewrite.manifest import MANIFEST_NAME, GroupChange, Manifest, ManifestFile, ModuleChange, PartitionChange
+from rewrite.shardplan import NewTensor, ShardPlan, plan_shard, touches
 
 PROFILES = ("exact",)
-
-
-@dataclass(frozen=True)
-class Copy:
-    """``length`` bytes of the source file from the absolute offset ``start``."""
-
-    start: int
-    length: int
-
-
-Segment = Copy | Fill
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    """A shard to write: header bytes, then the segments in order. ``source`` is what its source must still be."""
-
-    name: str
-    source: FileId
-    header: bytes
-    segments: tuple[Segment, ...]
-
-    @property
-    def size(self) -> int:
-        return len(self.header) + sum(segment.length for segment in self.segments)
 
 
 @dataclass(frozen=True)
@@ -102,15 +78,7 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         return {
             "manifest": self.manifest.to_json(),
-            "shards": [
-                {
-                    "name": shard.name,
-                    "source": [shard.source.size, shard.source.mtime_ns],
-                    "header": shard.header[8:].decode(),
-                    "segments": [_segment_to_json(segment) for segment in shard.segments],
-                }
-                for shard in self.shards
-            ],
+            "shards": [shard.to_json() for shard in self.shards],
             "copies": [{"name": c.name, "source": [c.source.size, c.source.mtime_ns]} for c in self.copies],
             "texts": [{"name": t.name, "like": t.like, "text": t.text} for t in self.texts],
             "notes": list(self.notes),
@@ -121,31 +89,11 @@ class Plan:
         """The inverse of :meth:`to_json`. ``value`` is trusted: it is our own output."""
         return cls(
             manifest=Manifest.from_json(value["manifest"]),
-            shards=tuple(
-                ShardPlan(
-                    s["name"],
-                    FileId(*s["source"]),
-                    len(raw := s["header"].encode()).to_bytes(8, "little") + raw,
-                    tuple(map(_segment_from_json, s["segments"])),
-                )
-                for s in value["shards"]
-            ),
+            shards=tuple(ShardPlan.from_json(shard) for shard in value["shards"]),
             copies=tuple(FileCopy(c["name"], FileId(*c["source"])) for c in value["copies"]),
             texts=tuple(TextFile(**t) for t in value["texts"]),
             notes=tuple(value["notes"]),
         )
-
-
-@dataclass(frozen=True)
-class _NewTensor:
-    """What replaces a tensor of the source."""
-
-    shape: tuple[int, ...]
-    fills: tuple[Fill, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(fill.length for fill in self.fills)
 
 
 def make_plan(checkpoint: Checkpoint, profile: str = "exact") -> Plan:
@@ -165,9 +113,9 @@ def make_plan(checkpoint: Checkpoint, profile: str = "exact") -> Plan:
         for module in modules:
             check_scheme(module, dialect.scheme(module.name))
 
-    new_tensors: dict[str, _NewTensor] = {}
+    new_tensors: dict[str, NewTensor] = {}
     changes = tuple(_change_group(group, modules, checkpoint, new_tensors) for group, modules in affected)
-    shards = tuple(_plan_shard(shard, new_tensors) for shard in checkpoint.shards if _touched(shard, new_tensors))
+    shards = tuple(plan_shard(shard, new_tensors) for shard in checkpoint.shards if touches(shard, new_tensors))
     texts: tuple[TextFile, ...] = ()
     if affected and part is not None:
         texts = (*_index_text(checkpoint, new_tensors), _config_text(checkpoint, part.path, dialect, affected))
@@ -242,7 +190,7 @@ def _refuse_lookalikes(checkpoint: Checkpoint, dialect: Dialect) -> None:
 
 
 def _change_group(
-    group: FusedGroup, modules: Collection[Module], checkpoint: Checkpoint, new_tensors: dict[str, _NewTensor]
+    group: FusedGroup, modules: Collection[Module], checkpoint: Checkpoint, new_tensors: dict[str, NewTensor]
 ) -> GroupChange:
     """Record the new scales of a group in ``new_tensors`` and describe the change."""
     changes = []
@@ -257,7 +205,7 @@ def _change_group(
             home = checkpoint.tensors[module.input_scale.name][0].name
             read_values(module.input_scale, checkpoint.read_tensor(module.input_scale.name), home)
         shape = (module.weight.shape[0], 1)
-        new_tensors[scale.name] = _NewTensor(shape, expand_to_channel(module.partitions, scale.dtype, raw))
+        new_tensors[scale.name] = NewTensor(shape, expand_to_channel(module.partitions, scale.dtype, raw))
         each = values * len(module.partitions) if len(values) == 1 else values
         partitions = tuple(
             PartitionChange(p.name, p.start, p.stop, value) for p, value in zip(module.partitions, each, strict=True)
@@ -266,57 +214,7 @@ def _change_group(
     return GroupChange(group.name, tuple(changes))
 
 
-def _touched(shard: Shard, new_tensors: Mapping[str, _NewTensor]) -> bool:
-    return any(info.name in new_tensors for info in shard.header.tensors)
-
-
-def _plan_shard(shard: Shard, new_tensors: Mapping[str, _NewTensor]) -> ShardPlan:
-    order = _aligned_order(shard.header.tensors, new_tensors)
-    tensors: list[TensorInfo] = []
-    segments: list[Segment] = []
-    offset = 0
-    for old in order:
-        new = new_tensors.get(old.name)
-        end = offset + (new.nbytes if new else old.nbytes)
-        tensors.append(TensorInfo(old.name, old.dtype, new.shape if new else old.shape, offset, end))
-        segments += list(new.fills) if new else [Copy(shard.header.size + old.start, old.nbytes)]
-        offset = end
-    return ShardPlan(shard.name, shard.file_id, build_header(tensors, shard.header.metadata), tuple(_merge(segments)))
-
-
-def _aligned_order(tensors: tuple[TensorInfo, ...], new_tensors: Mapping[str, _NewTensor]) -> Collection[TensorInfo]:
-    """The source's order, unless the grown scales push a tensor off its dtype's alignment; then widest dtype first.
-
-    Widest first is the stock writer's order, and aligned whatever the sizes are. Readers sort by offset: any order is
-    legal (safetensors ``tensor.rs``).
-    """
-    shift = 0
-    for t in tensors:
-        width = max(DTYPE_BITS[t.dtype] // 8, 1)
-        if t.start % width == 0 and (t.start + shift) % width:
-            return sorted(tensors, key=lambda t: -DTYPE_BITS[t.dtype])
-        if t.name in new_tensors:
-            shift += new_tensors[t.name].nbytes - t.nbytes
-    return tensors
-
-
-def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Adjacent ranges become one run: one system call copies gigabytes."""
-    last: Copy | None = None
-    for segment in segments:
-        if isinstance(segment, Copy) and last and last.start + last.length == segment.start:
-            last = Copy(last.start, last.length + segment.length)
-            continue
-        if last and last.length:
-            yield last
-        last = segment if isinstance(segment, Copy) else None
-        if isinstance(segment, Fill):
-            yield segment
-    if last and last.length:
-        yield last
-
-
-def _index_text(checkpoint: Checkpoint, new_tensors: Mapping[str, _NewTensor]) -> Iterator[TextFile]:
+def _index_text(checkpoint: Checkpoint, new_tensors: Mapping[str, NewTensor]) -> Iterator[TextFile]:
     """The index with its ``total_size`` brought up to date, if there is one to bring up to date."""
     index = checkpoint.index
     metadata = None if index is None else index.value.get("metadata")
@@ -362,14 +260,3 @@ def _notes(checkpoint: Checkpoint) -> Iterator[str]:
     for name in checkpoint.files:
         if name.endswith(".safetensors") and name not in shards:
             yield f"{name} is not in the index, so no loader reads it: copied as it is"
-
-
-def _segment_to_json(segment: Segment) -> list[str | int]:
-    if isinstance(segment, Copy):
-        return ["copy", segment.start, segment.length]
-    return ["fill", segment.data.hex(), segment.count]
-
-
-def _segment_from_json(value: list[Any]) -> Segment:
-    kind, first, second = value
-    return Copy(first, second) if kind == "copy" else Fill(bytes.fromhex(first), second)

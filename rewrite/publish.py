@@ -27,7 +27,8 @@ from threading import Event, Lock
 from rewrite.checkpoint import io_errors
 from rewrite.errors import StorageError, UsageError
 from rewrite.manifest import MANIFEST_NAME, Manifest
-from rewrite.plan import FileCopy, Plan, ShardPlan
+from rewrite.plan import FileCopy, Plan
+from rewrite.shardplan import ShardPlan
 from rewrite.write import copy_file, write_shard, write_text
 
 #: Called with bytes done and bytes in all, from several threads but never at once.

@@ -11,7 +11,8 @@ from pathlib import Path
 from rewrite.checkpoint import FileId, io_errors
 from rewrite.errors import StorageError
 from rewrite.layouts import Fill
-from rewrite.plan import Copy, FileCopy, Segment, ShardPlan
+from rewrite.plan import FileCopy
+from rewrite.shardplan import Copy, Segment, ShardPlan
 
 #: Called with the number of bytes just written; may raise to stop the write.
 Advance = Callable[[int], None]

@@ -13,7 +13,8 @@ import pytest
 from rewrite.checkpoint import open_checkpoint
 from rewrite.errors import CheckpointError, Refused, Unsupported, UsageError
 from rewrite.header import parse_header
-from rewrite.plan import Copy, Plan, make_plan
+from rewrite.plan import Plan, make_plan
+from rewrite.shardplan import Copy
 from rewrite.version import __version__
 from tests.support import edit_json, raw_tensors, replace_tensor, write_shard
 

@@ -12,7 +12,7 @@ import pytest
 from rewrite.checkpoint import FileId
 from rewrite.errors import StorageError
 from rewrite.layouts import Fill
-from rewrite.plan import Copy, ShardPlan
+from rewrite.shardplan import Copy, ShardPlan
 from rewrite.write import write_shard
 
 SOURCE = bytes(range(256)) * 20

@@ -1,7 +1,7 @@
 """From a Checkpoint and a profile to a :class:`Plan`: everything that will be written, as data.
 
-Pure but for reading the scales. A Plan round-trips through JSON, and writing a shard needs its :class:`~rewrite.shardplan.ShardPlan` and
-the source file alone, so any executor can run it.
+Pure but for reading the scales. A Plan round-trips through JSON, and writing a shard needs its
+:class:`~rewrite.shardplan.ShardPlan` and the source file alone, so any executor can run it.
 """
 
 from __future__ import annotations

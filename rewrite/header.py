@@ -2,14 +2,17 @@
 
 Format (huggingface/safetensors, ``safetensors/src/tensor.rs``, format 0.4 onwards): eight bytes of little-endian header
 length, that many bytes of JSON, then the data of all tensors without holes or overlaps.
+
+The JSON is read entry by entry, never handed to a parser whole: 25 MB of brackets would become 500 MB of lists there.
+Here memory follows the tensors that a header really describes, and the limits below keep that under 200 MB a file.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections import Counter
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, NoReturn
@@ -17,7 +20,9 @@ from typing import Any, NamedTuple, NoReturn
 from rewrite.errors import HeaderError
 
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the limit of the stock reader
+MAX_HEADER_BYTES = 25_000_000  # where huggingface_hub stops; the stock reader does at 100 MB
+MAX_NAMES = 200_000  # tensors of one file, or keys of its metadata
+MAX_STRING_BYTES = 1_000_000
 ALIGNMENT = 8  # the stock writer pads the header with spaces so that data starts 8-byte aligned
 
 #: Bits of one element, for each dtype that safetensors 0.8 knows.
@@ -29,6 +34,8 @@ DTYPE_BITS: Mapping[str, int] = {
 }  # fmt: skip
 _TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 _MAX_SIZE = 2**63 - 1
+_SPACE = re.compile(r"[ \t\n\r]*")
+_FLAT_OBJECT = re.compile(r"\{[^{}]{0,4096}\}")  # a tensor entry; 4096 bytes hold any shape
 
 
 class TensorInfo(NamedTuple):
@@ -99,21 +106,25 @@ def read_header(fd: int, where: str) -> Header:
 
 def parse_header(raw: bytes, where: str) -> Header:
     """Parse the JSON bytes of a header (without the length field)."""
+    length, beginning = len(raw), raw[:32]
     if not raw.startswith(b"{"):
-        _refuse("The header does not begin with '{'", where, "a JSON object", raw[:16])
+        _refuse("The header does not begin with '{'", where, "a JSON object", beginning)
+    reader = _Reader(raw.decode("latin-1"))
+    del raw  # up to 25 MB that nobody needs any more
+    tensors: dict[str, TensorInfo] = {}
+    metadata: dict[str, str] | None = None
     try:
-        document = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_Pairs, parse_int=_size, parse_float=_size, parse_constant=_size
-        )
-        if b"\\u" in raw:  # only an escape can smuggle in half a surrogate pair, which has no UTF-8 form
-            json.dumps(document, ensure_ascii=False).encode("utf-8")
+        for name in reader.keys("tensor name"):
+            if name == "__metadata__":
+                metadata = None if reader.skip("null") else reader.strings("metadata key")
+            else:
+                tensors[name] = _tensor(name, reader.flat_object(), where)
+        reader.end()
     except (ValueError, RecursionError) as error:
-        _refuse(f"The header is not valid JSON ({error})", where, "UTF-8 JSON without fractions", raw[:32])
-    entries = _unique(document, where, "tensor name")
-    metadata = entries.pop("__metadata__", None)
-    tensors = sorted((_tensor(name, entry, where) for name, entry in entries.items()), key=_by_offset)
-    _check_contiguous(tensors, where)
-    return Header(tuple(tensors), _metadata(metadata, where), LENGTH_BYTES + len(raw))
+        _refuse(f"The header is not valid: {error}", where, "JSON as the format has it", beginning)
+    in_order = sorted(tensors.values(), key=_by_offset)
+    _check_contiguous(in_order, where)
+    return Header(tuple(in_order), metadata, LENGTH_BYTES + length)
 
 
 def build_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str] | None) -> bytes:
@@ -128,31 +139,99 @@ def build_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str] | No
     return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
 
 
-class _Pairs(tuple[tuple[str, Any], ...]):
-    """A JSON object as its key-value pairs, so that duplicate keys can be seen."""
+class _Reader:
+    """Takes the JSON of a header apart from left to right. Raises :class:`ValueError` at what does not belong there.
 
-    __slots__ = ()
+    ``text`` is the UTF-8 bytes as Latin-1, one byte a character: as Unicode, one emoji would make all of it four times
+    as large.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._at = 0
+
+    def keys(self, kind: str) -> Iterator[str]:
+        """The keys of the object that begins here. The caller reads each value before it asks for the next key."""
+        self._take("{")
+        if self.skip("}"):
+            return
+        seen: set[str] = set()
+        while True:
+            key = self.string()
+            if key in seen:
+                raise ValueError(f"duplicate {kind} {key!r}: readers disagree on which one counts")
+            seen.add(key)
+            if len(seen) > MAX_NAMES:
+                raise ValueError(f"more than {MAX_NAMES} times a {kind}")
+            self._take(":")
+            yield key
+            if self.skip("}"):
+                return
+            self._take(",")
+
+    def strings(self, kind: str) -> dict[str, str]:
+        """An object of strings."""
+        return {key: self.string() for key in self.keys(kind)}
+
+    def string(self) -> str:
+        self._skip_space()
+        start = self._at
+        if not self._text.startswith('"', start):
+            raise ValueError(f"a string was expected at byte {start}, not {self._text[start : start + 16]!r}")
+        value: str
+        value, self._at = _DECODER.raw_decode(self._text, start)
+        if self._at - start > MAX_STRING_BYTES:
+            raise ValueError(f"a string of {self._at - start} bytes, more than {MAX_STRING_BYTES}")
+        if not value.isascii():
+            value = json.loads(self._text[start : self._at].encode("latin-1").decode("utf-8"))
+            value.encode("utf-8")  # an escape can smuggle in half a surrogate pair, which has no UTF-8 form
+        return value
+
+    def flat_object(self) -> dict[str, Any]:
+        """An object without objects in it, small enough for any parser."""
+        self._skip_space()
+        found = _FLAT_OBJECT.match(self._text, self._at)
+        if not found:
+            raise ValueError(f"dtype, shape and data_offsets were expected at byte {self._at}")
+        self._at = found.end()
+        if "-" in found[0]:
+            raise ValueError(f"a negative number: {found[0][:100]}")  # -0 as well, as the stock reader has it
+        value: dict[str, Any] = _DECODER.decode(found[0])
+        return value
+
+    def end(self) -> None:
+        self._skip_space()
+        if self._at != len(self._text):
+            raise ValueError(f"text after the end: {self._text[self._at : self._at + 16]!r}")
+
+    def skip(self, token: str) -> bool:
+        """Whether ``token`` comes next, which is then behind us."""
+        self._skip_space()
+        found = self._text.startswith(token, self._at)
+        self._at += len(token) * found
+        return found
+
+    def _take(self, token: str) -> None:
+        if not self.skip(token):
+            raise ValueError(f"{token!r} was expected at byte {self._at}, not {self._text[self._at : self._at + 16]!r}")
+
+    def _skip_space(self) -> None:
+        found = _SPACE.match(self._text, self._at)
+        self._at = found.end() if found else self._at
 
 
-def _unique(value: object, where: str, kind: str) -> dict[str, Any]:
-    if not isinstance(value, _Pairs):
-        _refuse(f"A JSON object was expected for each {kind}", where, "an object", value)
-    result = dict(value)
-    if len(result) != len(value):
-        twice = next(name for name, count in Counter(name for name, _ in value).items() if count > 1)
-        _refuse(
-            f"Duplicate {kind}",
-            where,
-            "each name once",
-            twice,
-            hint="readers disagree on which one counts: export again",
-        )
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise ValueError(f"duplicate field among {[name for name, _ in pairs]}")
     return result
 
 
-def _tensor(name: str, entry: object, where: str) -> TensorInfo:
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _tensor(name: str, fields: dict[str, Any], where: str) -> TensorInfo:
     spot = f"{where}: {name}"
-    fields = _unique(entry, spot, "tensor field")
     if fields.keys() != _TENSOR_KEYS:
         _refuse("A tensor entry has the wrong fields", spot, sorted(_TENSOR_KEYS), sorted(fields))
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -181,16 +260,6 @@ def _all_sizes(value: object) -> bool:
     return type(value) is list and all(type(v) is int and 0 <= v <= _MAX_SIZE for v in value)
 
 
-def _metadata(value: object, where: str) -> dict[str, str] | None:
-    if value is None:
-        return None
-    metadata = _unique(value, where, "metadata key")
-    for key, text in metadata.items():
-        if not isinstance(text, str):
-            _refuse("A metadata value is not a string", f"{where}: __metadata__[{key!r}]", "a string", text)
-    return metadata
-
-
 def _check_contiguous(tensors: list[TensorInfo], where: str) -> None:
     end = 0
     for t in tensors:
@@ -202,13 +271,6 @@ def _check_contiguous(tensors: list[TensorInfo], where: str) -> None:
 
 def _by_offset(t: TensorInfo) -> tuple[int, int]:
     return (t.start, t.end)
-
-
-def _size(text: str) -> int:
-    """The stock reader takes unsigned integers only: no sign (not even -0), no fraction, no exponent."""
-    if not text.isdigit():
-        raise ValueError(f"{text} is not an unsigned integer")
-    return int(text)
 
 
 def _pread_all(fd: int, length: int, offset: int) -> bytes:

@@ -19,6 +19,7 @@ from rewrite.errors import (
     StorageError,
     Unsupported,
     UsageError,
+    printable,
 )
 from rewrite.inspection import Inspection, inspect_open
 from rewrite.loaders import LOADERS, Loader, find_loaders
@@ -55,6 +56,7 @@ __all__ = [
     "io_errors",
     "make_plan",
     "open_checkpoint",
+    "printable",
     "publish_plan",
     "verify",
 ]

@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from rewrite.errors import CheckpointError, ConfigError, StorageError
 from rewrite.header import Header, TensorInfo, read_header
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
-MAX_JSON_BYTES = 100_000_000  # an index of a million tensors; nothing real comes near
+MAX_TENSORS = 1_000_000  # of a checkpoint, at some 600 bytes of memory each; the largest known has 300,000
+MAX_CONFIG_BYTES = 10_000_000
+MAX_INDEX_BYTES = 100_000_000  # a million tensors
+_MAX_CONFIG_VALUES = 200_000
+_MAX_BRACKETS = 100_000
+_MAX_DEPTH = 64  # of nested JSON and of nested directories
 _MAX_VALUE_BYTES = 1 << 20  # what read_tensor may bring into memory: scales, never weights
 
 
@@ -79,7 +86,7 @@ class Checkpoint:
             by_shard.setdefault(self.tensors[info.name][0].name, []).append(info)
         for name, wanted in by_shard.items():
             shard = self.tensors[wanted[0].name][0]
-            with io_errors(self.root / name), (self.root / name).open("rb") as file:
+            with open_regular(self.root / name) as file:
                 for info in wanted:
                     yield shard, info, _read_small(file.fileno(), shard, info)
 
@@ -104,11 +111,15 @@ def _open(root: Path) -> Checkpoint:
             found="a file" if root.exists() else "nothing",
             hint="pass the directory that holds config.json and the safetensors files",
         )
-    files = _list_files(root)
-    config = _read_json(root, CONFIG_NAME, files, hint="a checkpoint has a config.json beside its shards")
-    index = _read_json(root, INDEX_NAME, files) if INDEX_NAME in files else None
+    files = list_files(root)
+    if CONFIG_NAME not in files:
+        raise CheckpointError(
+            f"{CONFIG_NAME} is missing", where=str(root), hint="a checkpoint has a config.json beside its shards"
+        )
+    config = _read_json(root / CONFIG_NAME, MAX_CONFIG_BYTES, _MAX_CONFIG_VALUES)
+    index = _read_json(root / INDEX_NAME, MAX_INDEX_BYTES, MAX_TENSORS + 1000) if INDEX_NAME in files else None
     weight_map = None if index is None else _weight_map(index)
-    shards = tuple(_open_shard(root, name) for name in _shard_names(weight_map, files, root))
+    shards = tuple(_open_shards(root, _shard_names(weight_map, files, root)))
     tensors = _collect_tensors(shards)
     if weight_map is not None:
         _check_index(weight_map, tensors)
@@ -151,20 +162,39 @@ class io_errors:  # noqa: N801 - used as a function: ``with io_errors(path):``
             ) from error
 
 
-def _list_files(root: Path) -> dict[str, FileId]:
-    return {name: FileId.of(status) for name, status in sorted(_walk(root, "", frozenset()))}
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for reading. Whatever took its place since it was listed, this does not wait for it.
+
+    Raises :class:`StorageError` for what cannot be read, which anything but a regular file counts as.
+    """
+    with io_errors(path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO without a writer would block for ever
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise StorageError("Not a regular file", where=str(path))
+            yield file
 
 
-def _walk(directory: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
+def list_files(root: Path) -> dict[str, FileId]:
+    """Every file below ``root`` by its relative name. Raises :class:`CheckpointError` for what is no file."""
+    return {name: FileId.of(status) for name, status in sorted(_walk(root, "", {}))}
+
+
+def _walk(
+    directory: Path, prefix: str, seen: dict[tuple[int, int], Path], depth: int = 0
+) -> Iterator[tuple[str, os.stat_result]]:
     """Every file below ``directory``. Symlinks are read through (the hub cache is made of them)."""
     status = directory.stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        raise CheckpointError("A symlink leads back to a directory above it", where=str(directory))
+    other = seen.setdefault((status.st_dev, status.st_ino), directory)
+    if other is not directory:  # a loop, or a few links that multiply into millions of paths
+        raise CheckpointError("A symlink leads to a directory that is here already", where=str(directory), found=other)
+    if depth > _MAX_DEPTH:
+        raise CheckpointError("Directories are nested too deep", where=str(directory), expected=f"at most {_MAX_DEPTH}")
     for entry in sorted(os.scandir(directory), key=lambda entry: entry.name):
         path, name = directory / entry.name, prefix + entry.name
         if path.is_dir():
-            yield from _walk(path, name + "/", above | {identity})
+            yield from _walk(path, name + "/", seen, depth + 1)
         elif path.is_file():
             yield name, path.stat()
         else:
@@ -176,12 +206,22 @@ def _walk(directory: Path, prefix: str, above: frozenset[tuple[int, int]]) -> It
             )
 
 
-def _read_json(root: Path, name: str, files: Mapping[str, FileId], hint: str | None = None) -> JsonFile:
-    if name not in files:
-        raise CheckpointError(f"{name} is missing", where=str(root), hint=hint)
-    if files[name].size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{name} is too large", where=name, expected=MAX_JSON_BYTES, found=files[name].size)
-    return JsonFile(name, *_parse_object((root / name).read_bytes(), name))
+def _read_json(path: Path, max_bytes: int, max_values: int) -> JsonFile:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise ConfigError(f"{path.name} is too large", where=path.name, expected=max_bytes, found=size)
+        raw = file.read(size + 1)
+    if len(raw) != size:
+        raise StorageError("A file changed while it was read", where=str(path), expected=size, found=len(raw))
+    # A value takes two bytes of text and a hundred of memory: counted before they are made.
+    if raw.count(b"[") + raw.count(b"{") > _MAX_BRACKETS or raw.count(b",") > max_values:
+        raise ConfigError(
+            f"{path.name} holds too many values",
+            where=path.name,
+            expected=f"at most {max_values}, and {_MAX_BRACKETS} lists or objects",
+        )
+    return JsonFile(path.name, *_parse_object(raw, path.name))
 
 
 def _parse_object(raw: bytes, name: str) -> tuple[str, dict[str, Any]]:
@@ -192,7 +232,18 @@ def _parse_object(raw: bytes, name: str) -> tuple[str, dict[str, Any]]:
         raise ConfigError("The file is not valid JSON", where=name, found=str(error)) from error
     if not isinstance(value, dict):
         raise ConfigError("The file does not hold a JSON object", where=name, expected="{…}", found=value)
+    _check_depth(value, name)
     return text, value
+
+
+def _check_depth(value: dict[str, Any], name: str) -> None:
+    """What parses may still be too deep to be copied or printed: that costs more stack."""
+    level: list[Any] = [value]
+    for _ in range(_MAX_DEPTH):
+        children = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
+        level = [child for child in children if isinstance(child, dict | list)]
+    if level:
+        raise ConfigError("The file is nested too deep", where=name, expected=f"at most {_MAX_DEPTH} levels")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -254,11 +305,15 @@ def _shard_names(weight_map: Mapping[str, str] | None, files: Mapping[str, FileI
     )
 
 
-def _open_shard(root: Path, name: str) -> Shard:
-    path = root / name
-    with io_errors(path), path.open("rb") as file:
-        header = read_header(file.fileno(), name)
-        return Shard(name, header, FileId.of(os.fstat(file.fileno())))
+def _open_shards(root: Path, names: Iterable[str]) -> Iterator[Shard]:
+    tensors = 0
+    for name in names:
+        with open_regular(root / name) as file:
+            shard = Shard(name, read_header(file.fileno(), name), FileId.of(os.fstat(file.fileno())))
+        tensors += len(shard.header.tensors)
+        if tensors > MAX_TENSORS:
+            raise CheckpointError("There are too many tensors", where=name, expected=f"at most {MAX_TENSORS} in all")
+        yield shard
 
 
 def _collect_tensors(shards: tuple[Shard, ...]) -> dict[str, tuple[Shard, TensorInfo]]:

@@ -187,7 +187,7 @@ def verify(
             )  # fmt: skip
         if report_file is not None:
             with rewrite.io_errors(report_file):
-                report_file.write_text(report.markdown_verification(found), encoding="utf-8")
+                report_file.write_text(report.markdown_verification(found), encoding="utf-8", errors="backslashreplace")
         text = report.verdict_line(found) if quiet else report.render_verification(found)
         _print(found.to_json() if as_json else text)
         if not found.ok:
@@ -237,9 +237,14 @@ def _progress_bar(total: int, quiet: bool) -> Iterator[rewrite.Progress | None]:
 
 def _say(text: str, quiet: bool) -> None:
     if not quiet:
-        click.echo(text, err=True)
+        click.echo(rewrite.printable(text), err=True)
 
 
 def _print(value: str | dict[str, Any], quiet: bool = False) -> None:
     if not quiet:
-        click.echo(value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False))
+        click.echo(_lines(value) if isinstance(value, str) else json.dumps(value, indent=2))
+
+
+def _lines(text: str) -> str:
+    """Names in a report come from strangers: no escape sequence may reach the terminal."""
+    return "\n".join(rewrite.printable(line) for line in text.split("\n"))

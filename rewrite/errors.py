@@ -5,6 +5,10 @@ An error answers five questions: what is wrong, where, what was expected, what w
 
 from __future__ import annotations
 
+from reprlib import Repr
+
+_MAX_TEXT = 300
+
 
 class RewriteError(Exception):
     """Base of everything this library raises on purpose.
@@ -33,12 +37,12 @@ class RewriteError(Exception):
 
     def __str__(self) -> str:
         lines = (f"  {label + ':':<9} {_clip(value)}" for label, value in self._details() if value is not None)
-        return "\n".join([self.what, *lines])
+        return "\n".join([_clip(self.what), *lines])
 
     def to_json(self) -> dict[str, object]:
         """The parts of the message and the exit code, for programs."""
         details = {label: _clip(value) for label, value in self._details() if value is not None}
-        return {"type": type(self).__name__, "what": self.what, **details, "exit_code": self.exit_code}
+        return {"type": type(self).__name__, "what": _clip(self.what), **details, "exit_code": self.exit_code}
 
     def _details(self) -> tuple[tuple[str, object], ...]:
         return ("where", self.where), ("expected", self.expected), ("found", self.found), ("next", self.hint)
@@ -78,8 +82,18 @@ class StorageError(RewriteError):
     exit_code = 4
 
 
-def _clip(value: object, limit: int = 300) -> str:
-    """Printable, one line, bounded: names come from files that strangers wrote."""
-    text = value if isinstance(value, str) else repr(value)
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return text if len(text) <= limit else f"{text[:limit]}… ({len(text)} characters)"
+def printable(text: str) -> str:
+    """``text`` with escapes for what a terminal would obey or could not show: names come from strangers' files."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+_REPR = Repr()  # bounded in time and memory, whatever the value is
+_REPR.maxlevel, _REPR.maxlist, _REPR.maxtuple, _REPR.maxdict = 6, 50, 50, 50
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = _MAX_TEXT
+
+
+def _clip(value: object) -> str:
+    """Printable, one line, bounded."""
+    text = value if isinstance(value, str) else _REPR.repr(value)
+    clipped = printable(text[:_MAX_TEXT])
+    return clipped if len(text) <= _MAX_TEXT else f"{clipped}… ({len(text)} characters)"

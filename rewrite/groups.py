@@ -15,6 +15,7 @@ from rewrite.checkpoint import Checkpoint
 from rewrite.errors import CheckpointError, ConfigError
 from rewrite.header import TensorInfo
 
+_MAX_FACTOR = 2**31  # a product of numbers with thousands of digits could not even be printed
 FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 
 
@@ -192,11 +193,11 @@ def _size(spec: PartitionSpec, config: Mapping[str, Any]) -> int:
     factors = []
     for key in spec.size:
         value = text_config.get(key)
-        if type(value) is not int or value <= 0:
+        if type(value) is not int or not 0 < value <= _MAX_FACTOR:
             raise ConfigError(
                 "The config does not say how large a partition is",
                 where=f"config.json: {key}",
-                expected="a positive integer",
+                expected=f"an integer from 1 to {_MAX_FACTOR}",
                 found="nothing" if value is None else value,
             )
         factors.append(value)
@@ -210,8 +211,9 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """Sort key that puts layer 2 before layer 10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    """Sort key that puts layer 2 before layer 10. Every other part is digits; they may be more than int() takes."""
+    parts = re.split(r"(\d+)", name)
+    return [(len(digits := part.lstrip("0")), digits) if i % 2 else (0, part) for i, part in enumerate(parts)]
 
 
 def _common_prefix(names: list[str]) -> str:

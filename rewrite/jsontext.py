@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _DECODER = json.JSONDecoder()
 
 
@@ -17,15 +18,19 @@ def replace_value(text: str, path: tuple[str, ...], value: Any) -> str:
     """
     start, end = _find(text, path)
     indent = _indent_of(text)
-    new = json.dumps(
-        value, indent=indent, ensure_ascii=text.isascii(), separators=None if indent else _separators(text)
-    )
+    new = _dumps(value, text.isascii(), indent=indent, separators=None if indent else _separators(text))
     return text[:start] + new.replace("\n", "\n" + _line_indent(text, start)) + text[end:]
 
 
 def dump(value: Any) -> str:
     """A JSON document of our own, for people and machines: two spaces, a final newline."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return _dumps(value, False, indent=2) + "\n"
+
+
+def _dumps(value: Any, ascii_only: bool, **layout: Any) -> str:
+    """JSON that can be written as UTF-8: half a surrogate pair (an undecodable file name) stays an escape."""
+    text = json.dumps(value, ensure_ascii=ascii_only, **layout)
+    return text if not _SURROGATE.search(text) else json.dumps(value, **layout)
 
 
 def _find(text: str, path: tuple[str, ...]) -> tuple[int, int]:

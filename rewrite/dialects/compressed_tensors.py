@@ -10,15 +10,15 @@ import re
 from collections.abc import Collection, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
+from rewrite.dialects.patterns import matches, matches_any, open_account
 from rewrite.dialects.scheme import Activations, ScaleLayout, Scheme
 from rewrite.errors import ConfigError, Unsupported
 
 _WHERE = "config.json: quantization_config"
 _LINEAR = "Linear"  # the class name that every producer uses for torch.nn.Linear
-_LAYOUTS: dict[object, ScaleLayout] = {"tensor": "tensor", "channel": "channel", "block": "block"}
+_LAYOUTS: dict[str, ScaleLayout] = {"tensor": "tensor", "channel": "channel", "block": "block"}
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,15 @@ class CompressedTensors:
         self.value = value
         self._groups = _read_groups(value)
         self._ignore = _strings(value.get("ignore") or [], "ignore")
+        self._ignored = frozenset(self._ignore)  # lists of 10,000 names are real
+        self._ignore_patterns = [entry for entry in self._ignore if entry.startswith("re:")]
         targets = (_Target(p, group) for group, scheme in self._groups.items() for p in scheme["targets"])
-        self._targets = sorted(targets, key=lambda target: target.rank)
+        targets_in_order = sorted(targets, key=lambda target: target.rank)
+        self._targets = [target for target in targets_in_order if target.rank[0]]
+        self._by_name: dict[str, str] = {}
+        for target in targets_in_order:
+            self._by_name.setdefault(target.pattern, target.group)
+        open_account(value)
 
     def scheme(self, module: str) -> Scheme | None:
         group = self._group_of(module)
@@ -78,9 +85,14 @@ class CompressedTensors:
         return CompressedTensors({**deepcopy(self.value), "config_groups": groups, "quantization_status": "compressed"})
 
     def _group_of(self, module: str) -> str | None:
-        if any(_matches(entry, module) for entry in self._ignore) or _LINEAR in self._ignore:
+        if module in self._ignored or _LINEAR in self._ignored:
             return None
-        return next((t.group for t in self._targets if t.pattern == _LINEAR or _matches(t.pattern, module)), None)
+        if any(matches(entry, module) for entry in self._ignore_patterns):
+            return None
+        if module in self._by_name:
+            return self._by_name[module]
+        targets = (t.group for t in self._targets if t.pattern == _LINEAR or matches(t.pattern, module))
+        return next(targets, None)
 
     def _common_group(self, modules: Collection[str]) -> str:
         """The one group that all ``modules`` belong to: what the new group is a copy of, strategy aside."""
@@ -104,22 +116,10 @@ def _channel_group(base: dict[str, Any], target: str) -> dict[str, Any]:
 def _narrow(targets: Iterable[str], pattern: str, converted: Collection[str], others: Collection[str]) -> Iterator[str]:
     """``targets`` without the converted modules. A target that matched nothing else goes."""
     for target in targets:
-        if not any(_matches(target, module) for module in converted):
+        if not matches_any(target, converted):
             yield target
-        elif any(_matches(target, module) for module in others):
+        elif matches_any(target, others):
             yield f"re:(?!{pattern}){target.removeprefix('re:')}"
-
-
-def _matches(target: str, module: str) -> bool:
-    return target == module if not target.startswith("re:") else _compile(target[3:]).match(module) is not None
-
-
-@lru_cache(maxsize=4096)
-def _compile(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError, OverflowError) as error:
-        raise ConfigError("A target is not a regular expression", where=_WHERE, found=f"re:{pattern}") from error
 
 
 def _free_name(groups: Collection[str]) -> str:
@@ -151,6 +151,11 @@ def _scheme(group: dict[str, Any], name: str) -> Scheme | None:
         raise ConfigError("A scheme is not an object", where=f"{_WHERE}.config_groups.{name}", found=group)
     fp8 = weights.get("type") == "float" and weights.get("num_bits") == 8
     activations: Activations = "none" if inputs is None else "dynamic" if inputs.get("dynamic") else "static"
-    layout = _LAYOUTS.get(weights.get("strategy"))
-    kind, bits, strategy = (weights.get(key) for key in ("type", "num_bits", "strategy"))
+    kind, bits, strategy = (_word(weights.get(key)) for key in ("type", "num_bits", "strategy"))
+    layout = _LAYOUTS.get(strategy)
     return Scheme(fp8, layout, activations, f"{kind}{bits} weights per {strategy}, {activations} activations")
+
+
+def _word(value: object) -> str:
+    """A setting as text; what is neither a word nor a number is no setting, and may be of any size."""
+    return str(value) if isinstance(value, str | int | None) else type(value).__name__

@@ -39,11 +39,15 @@ class FileCopy:
 
 @dataclass(frozen=True)
 class TextFile:
-    """A small file that is written anew: config or index. ``like`` names the source file whose mode it takes."""
+    """A small file that is written anew: config or index. ``like`` names the source file whose mode it takes.
+
+    ``source`` is what that file was when it was planned on.
+    """
 
     name: str
     like: str
     text: str
+    source: FileId
 
     @property
     def size(self) -> int:
@@ -80,7 +84,10 @@ class Plan:
             "manifest": self.manifest.to_json(),
             "shards": [shard.to_json() for shard in self.shards],
             "copies": [{"name": c.name, "source": [c.source.size, c.source.mtime_ns]} for c in self.copies],
-            "texts": [{"name": t.name, "like": t.like, "text": t.text} for t in self.texts],
+            "texts": [
+                {"name": t.name, "like": t.like, "text": t.text, "source": [t.source.size, t.source.mtime_ns]}
+                for t in self.texts
+            ],
             "notes": list(self.notes),
         }
 
@@ -91,7 +98,7 @@ class Plan:
             manifest=Manifest.from_json(value["manifest"]),
             shards=tuple(ShardPlan.from_json(shard) for shard in value["shards"]),
             copies=tuple(FileCopy(c["name"], FileId(*c["source"])) for c in value["copies"]),
-            texts=tuple(TextFile(**t) for t in value["texts"]),
+            texts=tuple(TextFile(t["name"], t["like"], t["text"], FileId(*t["source"])) for t in value["texts"]),
             notes=tuple(value["notes"]),
         )
 
@@ -122,6 +129,7 @@ def make_plan(checkpoint: Checkpoint, profile: str = "exact") -> Plan:
     written = {shard.name for shard in shards} | {text.name for text in texts}
     if affected:
         written.add(MANIFEST_NAME)  # one that an earlier conversion left is out of date
+        _refuse_directory_of_our_name(checkpoint)
     copies = tuple(FileCopy(name, file_id) for name, file_id in checkpoint.files.items() if name not in written)
     manifest = Manifest(profile, checkpoint.root.absolute().name, changes, _manifest_files(shards, copies, texts))
     return Plan(manifest, shards, copies, texts, tuple(_notes(checkpoint)))
@@ -189,6 +197,18 @@ def _refuse_lookalikes(checkpoint: Checkpoint, dialect: Dialect) -> None:
             )
 
 
+def _refuse_directory_of_our_name(checkpoint: Checkpoint) -> None:
+    inside = next((name for name in checkpoint.files if name.startswith(MANIFEST_NAME + "/")), None)
+    if inside is not None:
+        raise CheckpointError(
+            "A directory has the name of the manifest",
+            where=str(checkpoint.root / MANIFEST_NAME),
+            expected="nothing, or the manifest of an earlier conversion",
+            found=f"a directory with {inside.partition('/')[2]}",
+            hint="rename it",
+        )
+
+
 def _change_group(
     group: FusedGroup, modules: Collection[Module], checkpoint: Checkpoint, new_tensors: dict[str, NewTensor]
 ) -> GroupChange:
@@ -222,7 +242,8 @@ def _index_text(checkpoint: Checkpoint, new_tensors: Mapping[str, NewTensor]) ->
         return
     grown = sum(new.nbytes - checkpoint.tensors[name][1].nbytes for name, new in new_tensors.items())
     total = sum(shard.header.data_bytes for shard in checkpoint.shards) + grown
-    yield TextFile(index.name, index.name, replace_value(index.text, ("metadata", "total_size"), total))
+    text = replace_value(index.text, ("metadata", "total_size"), total)
+    yield TextFile(index.name, index.name, text, checkpoint.files[index.name])
 
 
 def _config_text(
@@ -239,7 +260,8 @@ def _config_text(
     for target, names in converted.items():
         dialect = dialect.with_channel_scales(target, names, linears - names)
     config = checkpoint.config
-    return TextFile(config.name, config.name, replace_value(config.text, path, dialect.value))
+    text = replace_value(config.text, path, dialect.value)
+    return TextFile(config.name, config.name, text, checkpoint.files[config.name])
 
 
 def _is_linear(info: TensorInfo) -> bool:

@@ -1,7 +1,10 @@
 """A Plan carried out beside the output's name, then renamed into place: OUT is absent or complete, never in between.
 
-Power loss: every file is synced before it is renamed inside the staging directory; the staging directories are synced
-before the final rename; the parent is synced after it. So whatever order the disk keeps, a visible OUT is complete.
+Power loss, where a disk may keep what was not synced in any combination: every file is synced before it gets its name
+in the staging directory, so that a name there is a complete file; the staged directories are synced before the final
+rename, so that a visible OUT is complete; the parent is synced after it, so that success stays. With --overwrite the
+parent is synced before the exchange as well, so that the old output never lies where the next run looks for new files,
+and after it before the old output is removed. tests/test_faults.py has a model of this that fails without any one sync.
 
 Beside OUT lie, while a conversion runs or after it was killed::
 
@@ -24,7 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Lock
 
-from rewrite.checkpoint import io_errors
+from rewrite.checkpoint import io_errors, list_files
 from rewrite.errors import StorageError, UsageError
 from rewrite.manifest import MANIFEST_NAME, Manifest
 from rewrite.plan import FileCopy, Plan
@@ -60,12 +63,15 @@ def publish_plan(
         manifest = plan.manifest if created is None else plan.manifest.created_at(created)
         staging = _Staging(out.parent / f".{out.name}.rewrite-{plan.digest[:16]}")
         _repair_swap(out)
-        if not staging.was_moved_to(out):
+        if staging.was_moved_to(out):
+            _sync_directory(out.parent)  # the run that was killed may not have come to that
+        else:
             _check_free_name(out, overwrite)
-            staging.out.mkdir(parents=True, exist_ok=True)
+            staging.make()
             _check_space(plan, staging, out.parent)
             _write_all(plan, source, staging, workers, _Counter(plan.size, progress))
             _write_texts(plan, source, staging, manifest)
+            _check_source(plan, source)
             _finish_directories(source, staging.out)
             _move_into_place(staging, out)
         _remove_staging(out)
@@ -79,6 +85,10 @@ class _Staging:
         self.root = root
         self.out = root / "out"
         self.moving = root / "moving"  # exists from just before ``out`` is renamed to OUT
+
+    def make(self) -> None:
+        self.root.mkdir(exist_ok=True)
+        self.out.mkdir(exist_ok=True)
 
     def was_moved_to(self, out: Path) -> bool:
         """Whether a run of this very plan was killed after OUT had become complete: nothing is left to do."""
@@ -96,7 +106,10 @@ class _Staging:
         """A temporary path; the file gets its name when the block ends well."""
         part = self.root / f"part-{number}"
         yield part
-        (self.out / name).parent.mkdir(parents=True, exist_ok=True)
+        directory = self.out
+        for folder in name.split("/")[:-1]:  # one by one: a parent that has vanished is not made again
+            directory /= folder
+            directory.mkdir(exist_ok=True)
         part.rename(self.out / name)
 
 
@@ -157,6 +170,27 @@ def _write_texts(plan: Plan, source: Path, staging: _Staging, manifest: Manifest
             write_text(text, source / like, part)
 
 
+def _check_source(plan: Plan, source: Path) -> None:
+    """Raise :class:`StorageError` unless the source still holds the files that were planned on, and no others.
+
+    Writers check each file that they read; this is for config and index, which were read when the plan was made, for
+    what changed after it was copied, and for what came or went.
+    """
+    expected = {job.name: job.source for job in plan.jobs} | {text.like: text.source for text in plan.texts}
+    found = list_files(source)
+    if plan.manifest.changed:
+        found.pop(MANIFEST_NAME, None)  # replaced by ours
+    changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    if changed:
+        raise StorageError(
+            "The checkpoint changed while it was converted",
+            where=str(source / changed[0]),
+            expected=expected.get(changed[0], "no such file"),
+            found=found.get(changed[0], "no such file"),
+            hint="wait until whatever writes it is done, then convert again",
+        )
+
+
 def _finish_directories(source: Path, out: Path) -> None:
     """Modes of the source (its owner may always write: a read-only directory could not be renamed), then syncs."""
     for directory, _, _ in os.walk(out, topdown=False):
@@ -172,7 +206,7 @@ def _move_into_place(staging: _Staging, out: Path) -> None:
         staging.moving.touch()
         _sync_directory(staging.root)
         staging.out.rename(out)
-    _sync_directory(out.parent)
+        _sync_directory(out.parent)
 
 
 def _swap(staging: _Staging, out: Path) -> None:
@@ -183,6 +217,7 @@ def _swap(staging: _Staging, out: Path) -> None:
     """
     swap = _Staging(_swap_path(out))
     staging.root.rename(swap.root)
+    _sync_directory(out.parent)
     if not _exchange(swap.out, out):
         old = swap.root / "old"
         out.rename(old)  # from here to the next line OUT is absent; _repair_swap completes it
@@ -198,7 +233,7 @@ def _repair_swap(out: Path) -> None:
         return
     if not os.path.lexists(out):
         (swap.out if swap.out.is_dir() else swap.root / "old").rename(out)
-        _sync_directory(out.parent)
+    _sync_directory(out.parent)
     shutil.rmtree(swap.root)
 
 
@@ -271,28 +306,40 @@ def _check_space(plan: Plan, staging: _Staging, parent: Path) -> None:
 def _locked(out: Path) -> Iterator[None]:
     """Hold the lock file of ``out``. It goes away with the last holder; a killed holder leaves it unlocked."""
     path = out.parent / f".{out.name}.rewrite-lock"
-    while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(fd)
-            raise StorageError(
-                "Another conversion is writing this output",
-                where=str(out),
-                hint="wait for it to end, or choose another output",
-            ) from None
-        try:
-            if os.fstat(fd).st_ino == path.stat().st_ino:
-                break
-        except FileNotFoundError:
-            pass  # its last holder removed it between our open and our lock: lock the next one
-        os.close(fd)
+    while not _is_named(fd := _open_locked(path, out), path):
+        os.close(fd)  # its last holder removed it between our open and our lock: lock the next one
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
         os.close(fd)
+
+
+def _open_locked(path: Path, out: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(fd)
+        if not isinstance(error, BlockingIOError):
+            raise
+        raise StorageError(
+            "Another conversion is writing this output",
+            where=str(out),
+            hint="wait for it to end, or choose another output",
+        ) from None
+    return fd
+
+
+def _is_named(fd: int, path: Path) -> bool:
+    """Whether the open file is the one that has this name now."""
+    try:
+        return os.fstat(fd).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
+    except OSError:
+        os.close(fd)
+        raise
 
 
 def _sync_directory(path: Path) -> None:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from rewrite.checkpoint import FileId, io_errors
+from rewrite.checkpoint import FileId, io_errors, open_regular
 from rewrite.errors import StorageError
 from rewrite.layouts import Fill
 from rewrite.plan import FileCopy
@@ -46,7 +46,7 @@ def write_text(text: str, like: Path, target: Path) -> None:
 def _write(
     header: bytes, segments: Iterable[Segment], expected: FileId, source: Path, target: Path, advance: Advance
 ) -> None:
-    with io_errors(source), source.open("rb", buffering=0) as file, io_errors(target), _Target(target) as out:
+    with open_regular(source) as file, io_errors(target), _Target(target) as out:
         _check_unchanged(file.fileno(), expected, source)
         _pwrite_all(out, header, 0)
         advance(len(header))

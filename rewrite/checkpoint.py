@@ -121,8 +121,10 @@ def _open(root: Path) -> Checkpoint:
     weight_map = None if index is None else _weight_map(index)
     shards = tuple(_open_shards(root, _shard_names(weight_map, files, root)))
     tensors = _collect_tensors(shards)
-    if weight_map is not None:
+    if index is not None and weight_map is not None:
         _check_index(weight_map, tensors)
+        # The same strings as in the headers, once: a hundred bytes for each tensor.
+        index.value["weight_map"] = {tensors[name][1].name: tensors[name][0].name for name in weight_map}
     return Checkpoint(root, config, index, shards, tensors, files)
 
 
@@ -247,7 +249,8 @@ def _check_depth(value: dict[str, Any], name: str) -> None:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
+    texts: dict[str, str] = {}  # an index names each shard thousands of times
+    result = {key: texts.setdefault(value, value) if type(value) is str else value for key, value in pairs}
     if len(result) != len(pairs):
         seen: set[str] = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value] # the set.add idiom

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -35,7 +36,8 @@ DTYPE_BITS: Mapping[str, int] = {
 _TENSOR_KEYS = {"dtype", "shape", "data_offsets"}
 _MAX_SIZE = 2**63 - 1
 _SPACE = re.compile(r"[ \t\n\r]*")
-_FLAT_OBJECT = re.compile(r"\{[^{}]{0,4096}\}")  # a tensor entry; 4096 bytes hold any shape
+_FLAT_OBJECT = re.compile(r"[ \t\n\r]*(\{[^{}]{0,4096}\})")  # a tensor entry; 4096 bytes hold any shape
+_NEXT = re.compile(r"[ \t\n\r]*([,}])")
 
 
 class TensorInfo(NamedTuple):
@@ -112,13 +114,14 @@ def parse_header(raw: bytes, where: str) -> Header:
     reader = _Reader(raw.decode("latin-1"))
     del raw  # up to 25 MB that nobody needs any more
     tensors: dict[str, TensorInfo] = {}
+    shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # most tensors share theirs with others
     metadata: dict[str, str] | None = None
     try:
         for name in reader.keys("tensor name"):
             if name == "__metadata__":
                 metadata = None if reader.skip("null") else reader.strings("metadata key")
             else:
-                tensors[name] = _tensor(name, reader.flat_object(), where)
+                tensors[name] = _tensor(name, reader.flat_object(), where, shapes)
         reader.end()
     except (ValueError, RecursionError) as error:
         _refuse(f"The header is not valid: {error}", where, "JSON as the format has it", beginning)
@@ -165,16 +168,20 @@ class _Reader:
                 raise ValueError(f"more than {MAX_NAMES} times a {kind}")
             self._take(":")
             yield key
-            if self.skip("}"):
+            found = _NEXT.match(self._text, self._at)
+            if not found:
+                raise ValueError(f"',' or '}}' was expected at byte {self._at}")
+            self._at = found.end()
+            if found[1] == "}":
                 return
-            self._take(",")
 
     def strings(self, kind: str) -> dict[str, str]:
         """An object of strings."""
         return {key: self.string() for key in self.keys(kind)}
 
     def string(self) -> str:
-        self._skip_space()
+        if not self._text.startswith('"', self._at):
+            self._skip_space()
         start = self._at
         if not self._text.startswith('"', start):
             raise ValueError(f"a string was expected at byte {start}, not {self._text[start : start + 16]!r}")
@@ -189,14 +196,14 @@ class _Reader:
 
     def flat_object(self) -> dict[str, Any]:
         """An object without objects in it, small enough for any parser."""
-        self._skip_space()
         found = _FLAT_OBJECT.match(self._text, self._at)
         if not found:
             raise ValueError(f"dtype, shape and data_offsets were expected at byte {self._at}")
         self._at = found.end()
-        if "-" in found[0]:
-            raise ValueError(f"a negative number: {found[0][:100]}")  # -0 as well, as the stock reader has it
-        value: dict[str, Any] = _DECODER.decode(found[0])
+        entry = found[1]
+        if "-" in entry:
+            raise ValueError(f"a negative number: {entry[:100]}")  # -0 as well, as the stock reader has it
+        value: dict[str, Any] = _DECODER.raw_decode(entry)[0]
         return value
 
     def end(self) -> None:
@@ -206,10 +213,12 @@ class _Reader:
 
     def skip(self, token: str) -> bool:
         """Whether ``token`` comes next, which is then behind us."""
-        self._skip_space()
-        found = self._text.startswith(token, self._at)
-        self._at += len(token) * found
-        return found
+        if not self._text.startswith(token, self._at):
+            self._skip_space()
+            if not self._text.startswith(token, self._at):
+                return False
+        self._at += len(token)
+        return True
 
     def _take(self, token: str) -> None:
         if not self.skip(token):
@@ -230,7 +239,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
-def _tensor(name: str, fields: dict[str, Any], where: str) -> TensorInfo:
+def _tensor(
+    name: str, fields: dict[str, Any], where: str, shapes: dict[tuple[int, ...], tuple[int, ...]]
+) -> TensorInfo:
     spot = f"{where}: {name}"
     if fields.keys() != _TENSOR_KEYS:
         _refuse("A tensor entry has the wrong fields", spot, sorted(_TENSOR_KEYS), sorted(fields))
@@ -252,7 +263,7 @@ def _tensor(name: str, fields: dict[str, Any], where: str) -> TensorInfo:
             f"{dtype} {list(shape)} = {bits / 8:.16g} bytes",
             f"{end - start} bytes",
         )
-    return TensorInfo(name, dtype, tuple(shape), start, end)
+    return TensorInfo(name, sys.intern(dtype), shapes.setdefault(tuple(shape), tuple(shape)), start, end)
 
 
 def _all_sizes(value: object) -> bool:

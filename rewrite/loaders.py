@@ -137,7 +137,7 @@ def scales_are_rounded(checkpoint: CheckpointView) -> Outcome | None:
     partitions = [p for group in checkpoint.groups for p in group.partitions if p.layout != "none"]
     if checkpoint.dtype in ("BF16", "F16") and any(p.scale_dtype == "F32" for p in partitions):
         names = tuple(dict.fromkeys(p.name for p in partitions))
-        error = 2.0**-9 if checkpoint.dtype == "BF16" else 2.0**-12
+        error = 2.0**-8 if checkpoint.dtype == "BF16" else 2.0**-11
         return Outcome("loses precision", f"rounds F32 scales to {checkpoint.dtype}: up to {error:.1%}", names, error)
     return None
 

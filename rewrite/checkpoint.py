@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,6 +20,7 @@ from rewrite.header import Header, TensorInfo, read_header
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
+QUANT_FILE_NAME = "hf_quant_config.json"  # ModelOpt's
 MAX_TENSORS = 1_000_000  # of a checkpoint, at some 600 bytes of memory each; the largest known has 300,000
 MAX_CONFIG_BYTES = 10_000_000
 MAX_INDEX_BYTES = 100_000_000  # a million tensors
@@ -66,9 +67,11 @@ class Checkpoint:
     root: Path
     config: JsonFile
     index: JsonFile | None
+    quant_file: JsonFile | None
     shards: tuple[Shard, ...]
     tensors: Mapping[str, tuple[Shard, TensorInfo]]
     files: Mapping[str, FileId]  # every regular file under root (symlinks followed), shards and config included
+    unwritten: Mapping[str, bytes] = field(default_factory=dict)  # tensors of a plan that is not carried out yet
 
     @property
     def nbytes(self) -> int:
@@ -83,6 +86,9 @@ class Checkpoint:
         """As :meth:`read_tensor` for many: each shard is opened once."""
         by_shard: dict[str, list[TensorInfo]] = {}
         for info in infos:
+            if info.name in self.unwritten:
+                yield self.tensors[info.name][0], info, self.unwritten[info.name]
+                continue
             by_shard.setdefault(self.tensors[info.name][0].name, []).append(info)
         for name, wanted in by_shard.items():
             shard = self.tensors[wanted[0].name][0]
@@ -118,6 +124,9 @@ def _open(root: Path) -> Checkpoint:
         )
     config = _read_json(root / CONFIG_NAME, MAX_CONFIG_BYTES, _MAX_CONFIG_VALUES)
     index = _read_json(root / INDEX_NAME, MAX_INDEX_BYTES, MAX_TENSORS + 1000) if INDEX_NAME in files else None
+    quant_file = None
+    if QUANT_FILE_NAME in files:
+        quant_file = _read_json(root / QUANT_FILE_NAME, MAX_CONFIG_BYTES, _MAX_CONFIG_VALUES)
     weight_map = None if index is None else _weight_map(index)
     shards = tuple(_open_shards(root, _shard_names(weight_map, files, root)))
     tensors = _collect_tensors(shards)
@@ -125,7 +134,7 @@ def _open(root: Path) -> Checkpoint:
         _check_index(weight_map, tensors)
         # The same strings as in the headers, once: a hundred bytes for each tensor.
         index.value["weight_map"] = {tensors[name][1].name: tensors[name][0].name for name in weight_map}
-    return Checkpoint(root, config, index, shards, tensors, files)
+    return Checkpoint(root, config, index, quant_file, shards, tensors, files)
 
 
 def _read_small(fd: int, shard: Shard, info: TensorInfo) -> bytes:

@@ -176,10 +176,8 @@ def _check_source(plan: Plan, source: Path) -> None:
     Writers check each file that they read; this is for config and index, which were read when the plan was made, for
     what changed after it was copied, and for what came or went.
     """
-    expected = {job.name: job.source for job in plan.jobs} | {text.like: text.source for text in plan.texts}
+    expected = {file.name: file.source for file in (*plan.jobs, *plan.texts, *plan.left_out)}
     found = list_files(source)
-    if plan.manifest.changed:
-        found.pop(MANIFEST_NAME, None)  # replaced by ours
     changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if changed:
         raise StorageError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewrite.checkpoint import FileId, Shard
-from rewrite.header import DTYPE_BITS, TensorInfo, build_header
+from rewrite.header import DTYPE_BITS, TensorInfo, build_header, parse_header
 from rewrite.layouts import Fill
 
 
@@ -19,7 +19,23 @@ class Copy:
     length: int
 
 
-Segment = Copy | Fill
+@dataclass(frozen=True)
+class Lookup:
+    """Each of ``count`` bytes of the source file from ``start``, replaced by its entry of a table of 256.
+
+    An FP8 weight times its scale takes one of 256 values: dequantising needs no arithmetic while it is written.
+    """
+
+    start: int
+    count: int
+    entries: tuple[bytes, ...]
+
+    @property
+    def length(self) -> int:
+        return self.count * len(self.entries[0])
+
+
+Segment = Copy | Fill | Lookup
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,18 @@ class ShardPlan:
     @property
     def size(self) -> int:
         return len(self.header) + sum(segment.length for segment in self.segments)
+
+    def filled(self) -> Iterator[tuple[str, bytes]]:
+        """The new tensors that are one value, or one for each partition, repeated: name and bytes."""
+        offset, fills = 0, {}
+        for segment in self.segments:
+            if isinstance(segment, Fill):
+                fills[offset] = segment
+            offset += segment.length
+        for tensor in parse_header(self.header[8:], self.name).tensors:
+            fill = fills.get(tensor.start)
+            if fill is not None and fill.length == tensor.nbytes:
+                yield tensor.name, fill.data * fill.count
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,48 +82,65 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """What replaces a tensor of the source."""
+    """What replaces a tensor of the source. ``Lookup.start`` counts from the beginning of the old tensor."""
 
+    dtype: str
     shape: tuple[int, ...]
-    fills: tuple[Fill, ...]
+    segments: tuple[Fill | Lookup, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(fill.length for fill in self.fills)
+        return sum(segment.length for segment in self.segments)
 
 
-def touches(shard: Shard, new_tensors: Mapping[str, NewTensor]) -> bool:
-    return any(info.name in new_tensors for info in shard.header.tensors)
+#: What becomes of tensors, by name; None: dropped. All others stay.
+Edits = Mapping[str, NewTensor | None]
 
 
-def plan_shard(shard: Shard, new_tensors: Mapping[str, NewTensor]) -> ShardPlan:
-    order = _aligned_order(shard.header.tensors, new_tensors)
+def touches(edits: Edits, shard: Shard) -> bool:
+    """Whether the shard must be written anew."""
+    return any(info.name in edits for info in shard.header.tensors)
+
+
+def plan_shard(shard: Shard, edits: Edits) -> ShardPlan:
+    """The new header and every tensor but the dropped ones, in the source's order where it can be kept."""
     tensors: list[TensorInfo] = []
     segments: list[Segment] = []
     offset = 0
-    for old in order:
-        new = new_tensors.get(old.name)
+    for old in _aligned_order(shard.header.tensors, edits):
+        new = edits.get(old.name)
         end = offset + (new.nbytes if new else old.nbytes)
-        tensors.append(TensorInfo(old.name, old.dtype, new.shape if new else old.shape, offset, end))
-        segments += list(new.fills) if new else [Copy(shard.header.size + old.start, old.nbytes)]
+        tensors.append(
+            TensorInfo(old.name, new.dtype if new else old.dtype, new.shape if new else old.shape, offset, end)
+        )
+        begin = shard.header.size + old.start
+        segments += [_placed(segment, begin) for segment in new.segments] if new else [Copy(begin, old.nbytes)]
         offset = end
     return ShardPlan(shard.name, shard.file_id, build_header(tensors, shard.header.metadata), tuple(_merge(segments)))
 
 
-def _aligned_order(tensors: tuple[TensorInfo, ...], new_tensors: Mapping[str, NewTensor]) -> Collection[TensorInfo]:
-    """The source's order, unless the grown scales push a tensor off its dtype's alignment; then widest dtype first.
+def _placed(segment: Fill | Lookup, begin: int) -> Segment:
+    return replace(segment, start=segment.start + begin) if isinstance(segment, Lookup) else segment
+
+
+def _aligned_order(tensors: tuple[TensorInfo, ...], edits: Edits) -> Collection[TensorInfo]:
+    """The tensors that stay: in the source's order, unless one would be off its dtype's alignment; then widest first.
 
     Widest first is the stock writer's order, and aligned whatever the sizes are. Readers sort by offset: any order is
     legal (safetensors ``tensor.rs``).
     """
-    shift = 0
-    for t in tensors:
-        width = max(DTYPE_BITS[t.dtype] // 8, 1)
-        if t.start % width == 0 and (t.start + shift) % width:
-            return sorted(tensors, key=lambda t: -DTYPE_BITS[t.dtype])
-        if t.name in new_tensors:
-            shift += new_tensors[t.name].nbytes - t.nbytes
-    return tensors
+    kept = [t for t in tensors if edits.get(t.name, t) is not None]
+    offset = 0
+    for t in kept:
+        new = edits.get(t.name)
+        if offset % _width(t, new) and (new or t.start % _width(t, None) == 0):
+            return sorted(kept, key=lambda t: -_width(t, edits.get(t.name)))
+        offset += new.nbytes if new else t.nbytes
+    return kept
+
+
+def _width(old: TensorInfo, new: NewTensor | None) -> int:
+    return max(DTYPE_BITS[new.dtype if new else old.dtype] // 8, 1)
 
 
 def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:
@@ -108,18 +153,30 @@ def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:
         if last and last.length:
             yield last
         last = segment if isinstance(segment, Copy) else None
-        if isinstance(segment, Fill):
+        if not isinstance(segment, Copy):
             yield segment
     if last and last.length:
         yield last
 
 
 def _segment_to_json(segment: Segment) -> list[str | int]:
-    if isinstance(segment, Copy):
-        return ["copy", segment.start, segment.length]
-    return ["fill", segment.data.hex(), segment.count]
+    match segment:
+        case Copy(start, length):
+            return ["copy", start, length]
+        case Fill(data, count):
+            return ["fill", data.hex(), count]
+        case Lookup(start, count, entries):
+            return ["lookup", start, count, b"".join(entries).hex()]
 
 
 def _segment_from_json(value: list[Any]) -> Segment:
-    kind, first, second = value
-    return Copy(first, second) if kind == "copy" else Fill(bytes.fromhex(first), second)
+    match value:
+        case ["copy", start, length]:
+            return Copy(start, length)
+        case ["fill", data, count]:
+            return Fill(bytes.fromhex(data), count)
+        case _:
+            _, start, count, table = value
+            raw = bytes.fromhex(table)
+            width = len(raw) // 256
+            return Lookup(start, count, tuple(raw[i : i + width] for i in range(0, len(raw), width)))

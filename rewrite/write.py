@@ -12,7 +12,7 @@ from rewrite.checkpoint import FileId, io_errors, open_regular
 from rewrite.errors import StorageError
 from rewrite.layouts import Fill
 from rewrite.plan import FileCopy
-from rewrite.shardplan import Copy, Segment, ShardPlan
+from rewrite.shardplan import Copy, Lookup, Segment, ShardPlan
 
 #: Called with the number of bytes just written; may raise to stop the write.
 Advance = Callable[[int], None]
@@ -52,11 +52,14 @@ def _write(
         advance(len(header))
         offset = len(header)
         for segment in segments:
-            if isinstance(segment, Fill):
-                _fill(out, segment, offset)
-                advance(segment.length)
-            else:
-                _copy(file.fileno(), out, segment, offset, advance, source)
+            match segment:
+                case Fill():
+                    _fill(out, segment, offset)
+                    advance(segment.length)
+                case Lookup():
+                    _look_up(file.fileno(), out, segment, offset, advance, source)
+                case Copy():
+                    _copy(file.fileno(), out, segment, offset, advance, source)
             offset += segment.length
         _check_unchanged(file.fileno(), expected, source)
         _finish(out, os.fstat(file.fileno()).st_mode)
@@ -90,7 +93,7 @@ def _copy(source: int, target: int, run: Copy, offset: int, advance: Advance, wh
             in_kernel = False
             done = _buffer_copy(source, target, start, offset, min(left, _BUFFER))
         if not done:
-            raise StorageError("A file ended while it was read", where=str(where), expected=f"{left} bytes more")
+            raise _ended(where, left)
         start, offset, left = start + done, offset + done, left - done
         advance(done)
 
@@ -119,7 +122,27 @@ def _fill(target: int, fill: Fill, offset: int) -> None:
         offset, left = offset + len(fill.data) * count, left - count
 
 
-def _pwrite_all(fd: int, data: bytes, offset: int) -> None:
+def _look_up(source: int, target: int, run: Lookup, offset: int, advance: Advance, where: Path) -> None:
+    """Replace every byte by its table entry: one translation for each byte of an entry, interleaved."""
+    columns = [bytes(entry[i] for entry in run.entries) for i in range(len(run.entries[0]))]
+    start, left = run.start, run.count
+    while left:
+        data = os.pread(source, min(left, _BUFFER), start)
+        if not data:
+            raise _ended(where, left)
+        wide = bytearray(len(data) * len(columns))
+        for i, column in enumerate(columns):
+            wide[i :: len(columns)] = data.translate(column)
+        _pwrite_all(target, wide, offset)
+        start, offset, left = start + len(data), offset + len(wide), left - len(data)
+        advance(len(wide))
+
+
+def _ended(where: Path, left: int) -> StorageError:
+    return StorageError("A file ended while it was read", where=str(where), expected=f"{left} bytes more")
+
+
+def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)  # may be short, on a full disk or a signal

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rewrite.checkpoint import FileId, Shard
 from rewrite.header import DTYPE_BITS, TensorInfo, build_header
 from rewrite.layouts import Fill
+from rewrite.placement import BLOCK, Piece, place, whole_blocks
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,14 @@ class Copy:
 
     start: int
     length: int
+
+    def blocks(self, offset: int) -> Copy | None:
+        """The part that can be shared when the range comes to ``offset`` of another file: its whole blocks, or None.
+
+        They must lie in both files where blocks begin.
+        """
+        start, length = whole_blocks(self.start, self.length)
+        return Copy(start, length) if length and (self.start - offset) % BLOCK == 0 else None
 
 
 Segment = Copy | Fill
@@ -35,10 +44,21 @@ class ShardPlan:
     def size(self) -> int:
         return len(self.header) + sum(segment.length for segment in self.segments)
 
+    @property
+    def shareable(self) -> int:
+        """Bytes that need not be copied on a filesystem that shares blocks of :data:`~rewrite.placement.BLOCK`."""
+        shareable, offset = 0, len(self.header)
+        for segment in self.segments:
+            if isinstance(segment, Copy) and (blocks := segment.blocks(offset)):
+                shareable += blocks.length
+            offset += segment.length
+        return shareable
+
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
             "source": [self.source.size, self.source.mtime_ns],
+            "shareable": self.shareable,
             "header": self.header[8:].decode(),
             "segments": [_segment_to_json(segment) for segment in self.segments],
         }
@@ -69,33 +89,29 @@ def touches(shard: Shard, new_tensors: Mapping[str, NewTensor]) -> bool:
 
 
 def plan_shard(shard: Shard, new_tensors: Mapping[str, NewTensor]) -> ShardPlan:
-    order = _aligned_order(shard.header.tensors, new_tensors)
+    """The new header and every tensor, in the source's order but for those whose moving lets more bytes be shared."""
+    infos = {info.name: info for info in shard.header.tensors}
+    placement = place([_piece(shard, info, new_tensors.get(info.name)) for info in infos.values()])
     tensors: list[TensorInfo] = []
     segments: list[Segment] = []
     offset = 0
-    for old in order:
-        new = new_tensors.get(old.name)
-        end = offset + (new.nbytes if new else old.nbytes)
-        tensors.append(TensorInfo(old.name, old.dtype, new.shape if new else old.shape, offset, end))
+    for piece in placement.order:
+        old, new = infos[piece.name], new_tensors.get(piece.name)
+        tensors.append(
+            TensorInfo(old.name, old.dtype, new.shape if new else old.shape, offset, offset + piece.size)
+        )
         segments += list(new.fills) if new else [Copy(shard.header.size + old.start, old.nbytes)]
-        offset = end
-    return ShardPlan(shard.name, shard.file_id, build_header(tensors, shard.header.metadata), tuple(_merge(segments)))
+        offset += piece.size
+    start = () if placement.residue is None else (placement.residue, BLOCK)
+    header = build_header(tensors, shard.header.metadata, *start)
+    return ShardPlan(shard.name, shard.file_id, header, tuple(_merge(segments)))
 
 
-def _aligned_order(tensors: tuple[TensorInfo, ...], new_tensors: Mapping[str, NewTensor]) -> Collection[TensorInfo]:
-    """The source's order, unless the grown scales push a tensor off its dtype's alignment; then widest dtype first.
-
-    Widest first is the stock writer's order, and aligned whatever the sizes are. Readers sort by offset: any order is
-    legal (safetensors ``tensor.rs``).
-    """
-    shift = 0
-    for t in tensors:
-        width = max(DTYPE_BITS[t.dtype] // 8, 1)
-        if t.start % width == 0 and (t.start + shift) % width:
-            return sorted(tensors, key=lambda t: -DTYPE_BITS[t.dtype])
-        if t.name in new_tensors:
-            shift += new_tensors[t.name].nbytes - t.nbytes
-    return tensors
+def _piece(shard: Shard, old: TensorInfo, new: NewTensor | None) -> Piece:
+    width = max(DTYPE_BITS[old.dtype] // 8, 1)
+    if new:
+        return Piece(old.name, width, new.nbytes, None)
+    return Piece(old.name, width, old.nbytes, shard.header.size + old.start, strict=old.start % width == 0)
 
 
 def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:

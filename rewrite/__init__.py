@@ -22,7 +22,7 @@ from rewrite.errors import (
 )
 from rewrite.inspection import Inspection, inspect_open
 from rewrite.loaders import LOADERS, Loader, find_loaders
-from rewrite.manifest import Manifest
+from rewrite.manifest import ByteCounts, Manifest
 from rewrite.plan import PROFILES, Plan, make_plan
 from rewrite.publish import Progress, publish_plan
 from rewrite.verification.result import DEFAULT_TOKENS, Verification
@@ -33,6 +33,7 @@ __all__ = [
     "DEFAULT_WORKERS",
     "LOADERS",
     "PROFILES",
+    "ByteCounts",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
@@ -78,21 +79,23 @@ def convert(
     profile: str = "exact",
     workers: int = DEFAULT_WORKERS,
     overwrite: bool = False,
+    copy: bool = False,
     created: str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Convert the checkpoint directory ``src`` into the new directory ``dst`` and say what changed.
 
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
-    written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; ``created`` is a time to note in the
-    manifest; ``progress(done, total)`` is called with bytes.
+    written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared
+    with ``src`` where the filesystem can; ``created`` is a time to note in the manifest; ``progress(done, total)`` is
+    called with bytes. ``counts`` of the result says how many bytes were shared, copied and written.
 
     Raises :class:`Refused` for a checkpoint that cannot be converted with certainty (before anything is written),
     :class:`UsageError` for arguments that make no sense and :class:`StorageError` when reading or writing fails.
     """
     plan = make_plan(open_checkpoint(src), profile)
     return publish_plan(
-        plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, created=created, progress=progress
+        plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, copy=copy, created=created, progress=progress
     )
 
 

@@ -2,7 +2,7 @@
 
 Filesystems that share extents share whole blocks only: a run of bytes can be cloned when it starts at the same offset
 modulo the block size as in the source (ioctl_ficlonerange(2)). Two things can be chosen: how far the header is padded,
-which moves all data by a multiple of 8, and the order of the tensors, any of which is legal (safetensors ``tensor.rs``).
+which moves all data by a multiple of 8, and the order of the tensors: any is legal (safetensors ``tensor.rs``).
 A scale that grows from 2 to 2·N bytes shifts what follows by 2·N - 2, which padding alone cannot make up for: a few
 small tensors then move behind the large ones. Pure, and blind to the filesystem: same input, same bytes.
 """

@@ -97,9 +97,7 @@ def plan_shard(shard: Shard, new_tensors: Mapping[str, NewTensor]) -> ShardPlan:
     offset = 0
     for piece in placement.order:
         old, new = infos[piece.name], new_tensors.get(piece.name)
-        tensors.append(
-            TensorInfo(old.name, old.dtype, new.shape if new else old.shape, offset, offset + piece.size)
-        )
+        tensors.append(TensorInfo(old.name, old.dtype, new.shape if new else old.shape, offset, offset + piece.size))
         segments += list(new.fills) if new else [Copy(shard.header.size + old.start, old.nbytes)]
         offset += piece.size
     start = () if placement.residue is None else (placement.residue, BLOCK)

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import copying, planning
+from benchmark import copying, filesystems, planning
 from benchmark.measure import ProgramFailed, can_drop_caches, machine, python, run
 
 
@@ -20,6 +20,9 @@ def main() -> int:
     try:
         print(machine(work))
         print(_caches(options.warm, cold))
+        if options.filesystems:
+            _filesystems(options, work, cold)
+            return 0
         if not options.plan_only:
             _copying(options, work, cold)
         _planning(options, work, cold)
@@ -41,6 +44,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where; decides the filesystem")
     parser.add_argument("--warm", action="store_true", help="with the source in the page cache, not with cold caches")
     parser.add_argument("--plan-only", action="store_true", help="only the planning of large checkpoints")
+    parser.add_argument(
+        "--filesystems", action="store_true", help="ext4, XFS and Btrfs side by side instead; needs root"
+    )
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints where they are")
     return parser.parse_args()
 
@@ -52,12 +58,29 @@ def _caches(warm: bool, cold: bool) -> str:
     return f"Warm caches ({reason}): before each run everything is synced and the source is read once."
 
 
-def _copying(options: argparse.Namespace, work: Path, cold: bool) -> None:
+def _make(options: argparse.Namespace, work: Path) -> Path:
     source = work / "source"
     source.mkdir()
     run(python("benchmark.make", source, str(options.size_gb)))
     files = [path.stat().st_size for path in source.iterdir()]
     print(f"Checkpoint: Qwen3.5-9B shapes, {sum(files) / 1e9:.2f} GB in {len(files)} files.")
+    return source
+
+
+def _filesystems(options: argparse.Namespace, work: Path, cold: bool) -> None:
+    source = _make(options, work)
+    print("Seconds are those of the program alone; all ratios, and the next column, with everything synced to disk.\n")
+    for kind in filesystems.KINDS:
+        try:
+            measured = filesystems.measure(kind, source, work, options.rounds, cold=cold, say=_say)
+        except filesystems.Skipped as reason:
+            print(f"{kind}: skipped: {reason}\n")
+        else:
+            print(*filesystems.report(measured), "", sep="\n", flush=True)
+
+
+def _copying(options: argparse.Namespace, work: Path, cold: bool) -> None:
+    source = _make(options, work)
     print("Times include syncing the output to disk, for everyone; peak memory includes pages of mapped files.\n")
     runs = copying.contest(source, work, options.rounds, cold=cold, say=_say)
     print(*copying.report(runs), "", sep="\n")

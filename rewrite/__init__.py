@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from rewrite.checkpoint import Checkpoint, io_errors, open_checkpoint
+from rewrite.dialects import read_dialect
 from rewrite.errors import (
     CheckpointError,
     ConfigError,
@@ -20,10 +21,12 @@ from rewrite.errors import (
     Unsupported,
     UsageError,
 )
+from rewrite.groups import SELECTIONS, Selection
 from rewrite.inspection import Inspection, inspect_open
 from rewrite.loaders import LOADERS, Loader, find_loaders
 from rewrite.manifest import ByteCounts, Manifest
-from rewrite.plan import PROFILES, Plan, make_plan
+from rewrite.plan import Plan, make_plan
+from rewrite.profiles import PROFILES
 from rewrite.publish import Progress, publish_plan
 from rewrite.verification.result import DEFAULT_TOKENS, Verification
 from rewrite.version import __version__
@@ -33,6 +36,7 @@ __all__ = [
     "DEFAULT_WORKERS",
     "LOADERS",
     "PROFILES",
+    "SELECTIONS",
     "ByteCounts",
     "Checkpoint",
     "CheckpointError",
@@ -45,6 +49,7 @@ __all__ = [
     "Progress",
     "Refused",
     "RewriteError",
+    "Selection",
     "StorageError",
     "Unsupported",
     "UsageError",
@@ -57,6 +62,7 @@ __all__ = [
     "make_plan",
     "open_checkpoint",
     "publish_plan",
+    "read_dialect",
     "verify",
 ]
 
@@ -77,6 +83,7 @@ def convert(
     dst: str | os.PathLike[str],
     *,
     profile: str = "exact",
+    selection: Selection = "qkvz",
     workers: int = DEFAULT_WORKERS,
     overwrite: bool = False,
     copy: bool = False,
@@ -85,6 +92,7 @@ def convert(
 ) -> Manifest:
     """Convert the checkpoint directory ``src`` into the new directory ``dst`` and say what changed.
 
+    ``profile`` is a key of :data:`PROFILES`; ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
     written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared
     with ``src`` where the filesystem can; ``created`` is a time to note in the manifest; ``progress(done, total)`` is
@@ -93,7 +101,7 @@ def convert(
     Raises :class:`Refused` for a checkpoint that cannot be converted with certainty (before anything is written),
     :class:`UsageError` for arguments that make no sense and :class:`StorageError` when reading or writing fails.
     """
-    plan = make_plan(open_checkpoint(src), profile)
+    plan = make_plan(open_checkpoint(src), profile, selection)
     return publish_plan(
         plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, copy=copy, created=created, progress=progress
     )

@@ -18,6 +18,7 @@ from rewrite.header import Header, TensorInfo, read_header
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
+QUANT_FILE_NAME = "hf_quant_config.json"  # ModelOpt's
 MAX_JSON_BYTES = 100_000_000  # an index of a million tensors; nothing real comes near
 _MAX_VALUE_BYTES = 1 << 20  # what read_tensor may bring into memory: scales, never weights
 
@@ -59,6 +60,7 @@ class Checkpoint:
     root: Path
     config: JsonFile
     index: JsonFile | None
+    quant_file: JsonFile | None
     shards: tuple[Shard, ...]
     tensors: Mapping[str, tuple[Shard, TensorInfo]]
     files: Mapping[str, FileId]  # every regular file under root (symlinks followed), shards and config included
@@ -107,12 +109,13 @@ def _open(root: Path) -> Checkpoint:
     files = _list_files(root)
     config = _read_json(root, CONFIG_NAME, files, hint="a checkpoint has a config.json beside its shards")
     index = _read_json(root, INDEX_NAME, files) if INDEX_NAME in files else None
+    quant_file = _read_json(root, QUANT_FILE_NAME, files) if QUANT_FILE_NAME in files else None
     weight_map = None if index is None else _weight_map(index)
     shards = tuple(_open_shard(root, name) for name in _shard_names(weight_map, files, root))
     tensors = _collect_tensors(shards)
     if weight_map is not None:
         _check_index(weight_map, tensors)
-    return Checkpoint(root, config, index, shards, tensors, files)
+    return Checkpoint(root, config, index, quant_file, shards, tensors, files)
 
 
 def _read_small(fd: int, shard: Shard, info: TensorInfo) -> bytes:

@@ -39,7 +39,15 @@ def main() -> None:
 @click.argument("source", metavar="IN", type=_DIRECTORY)
 @click.argument("out", metavar="OUT", type=_DIRECTORY)
 @click.option(
-    "--profile", type=click.Choice(rewrite.PROFILES), default="exact", show_default=True, help="Layout of OUT."
+    "--profile", type=click.Choice(list(rewrite.PROFILES)), default="exact", show_default=True, help="Layout of OUT."
+)
+@click.option(
+    "--groups",
+    "selection",
+    type=click.Choice(rewrite.SELECTIONS),
+    default="qkvz",
+    show_default=True,
+    help="in_proj_qkvz only, or every fused layer.",
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete.")
@@ -60,6 +68,7 @@ def convert(
     source: Path,
     out: Path,
     profile: str,
+    selection: rewrite.Selection,
     dry_run: bool,
     overwrite: bool,
     workers: int,
@@ -77,11 +86,11 @@ def convert(
     with _reporting(as_json, f"{out} was not touched; run the same command to resume."):
         started = time.monotonic()
         checkpoint = rewrite.open_checkpoint(source)
-        plan = rewrite.make_plan(checkpoint, profile)
+        plan = rewrite.make_plan(checkpoint, profile, selection)
         if dry_run:
             _print(plan.to_json() if as_json else report.render_plan(plan, checkpoint), quiet and not as_json)
             return
-        for note in plan.notes:
+        for note in plan.manifest.notes:
             _say(f"note: {note}", quiet)
         created = datetime.now(timezone.utc).isoformat(timespec="seconds") if timestamp else None
         with _progress_bar(plan.size, quiet) as progress:

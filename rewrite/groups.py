@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from rewrite.checkpoint import Checkpoint
 from rewrite.errors import CheckpointError, ConfigError
@@ -20,10 +20,10 @@ FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 
 @dataclass(frozen=True)
 class PartitionSpec:
-    """A slice of output rows: as many as the product of these keys of the text config."""
+    """A slice of output rows: as many as the product of these keys of the text config; () for all of the module's."""
 
     name: str
-    size: tuple[str, ...]
+    size: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,10 @@ class FusedLayer:
         vLLM and SGLang look a fused layer up under its own name, then under its class name (``…Linear``), and only
         then under its parts: a target that misses the fused name loses to a catch-all ``Linear`` group.
         """
-        prefix = _common_prefix([*self.modules, self.name])
-        tails = "|".join(name[len(prefix) :] for name in (*self.modules, self.name))
-        return rf"re:.*{self.parent}\.{prefix}({tails})$"
+        names = list(dict.fromkeys([*self.modules, self.name]))
+        prefix = _common_prefix(names)
+        tails = "|".join(name[len(prefix) :] for name in names)
+        return rf"re:.*{self.parent}\.{prefix}({tails})$" if tails else rf"re:.*{self.parent}\.{prefix}$"
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Architecture:
 
 _KEY_DIM = ("linear_num_key_heads", "linear_key_head_dim")
 _VALUE_DIM = ("linear_num_value_heads", "linear_value_head_dim")
+_QUERY = ("num_attention_heads", "head_dim")
+_KEY_VALUE = ("num_key_value_heads", "head_dim")
 
 #: Gated DeltaNet of Qwen3.5: vLLM ``Qwen3_5ForCausalLM.packed_modules_mapping``, output sizes [key, key, value, value].
 _QKVZ = FusedLayer(
@@ -66,10 +69,46 @@ _QKVZ = FusedLayer(
         "in_proj_z": (PartitionSpec("z", _VALUE_DIM),),
     },
 )
+#: Gated DeltaNet of Qwen3-Next: fused on disk, rows interleaved per key head, so one partition for all of it.
+_QKVZ_ON_DISK = FusedLayer("in_proj_qkvz", "linear_attn", {"in_proj_qkvz": (PartitionSpec("qkvz"),)})
+_QKV = FusedLayer(
+    name="qkv_proj",
+    parent="self_attn",
+    modules={f"{name}_proj": (PartitionSpec(name),) for name in "qkv"},
+)
+_GATE_UP = FusedLayer(
+    name="gate_up_proj",
+    parent=r"mlp(?:\.shared_expert)?",
+    modules={f"{name}_proj": (PartitionSpec(name),) for name in ("gate", "up")},
+)
+#: Phi-3 and Phi-4 store both fused.
+_QKV_ON_DISK = FusedLayer(
+    name="qkv_proj",
+    parent="self_attn",
+    modules={
+        "qkv_proj": (PartitionSpec("q", _QUERY), PartitionSpec("k", _KEY_VALUE), PartitionSpec("v", _KEY_VALUE)),
+    },
+)
+_GATE_UP_ON_DISK = FusedLayer(
+    name="gate_up_proj",
+    parent="mlp",
+    modules={
+        "gate_up_proj": (PartitionSpec("gate", ("intermediate_size",)), PartitionSpec("up", ("intermediate_size",))),
+    },
+)
 
 ARCHITECTURES = (
-    Architecture(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), (_QKVZ,)),
-)  # fmt: skip
+    Architecture(
+        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "minicpmv4_6"), (_QKVZ, _QKV, _GATE_UP)
+    ),
+    Architecture(("qwen3_next",), (_QKVZ_ON_DISK, _QKV, _GATE_UP)),
+    Architecture(("llama", "mistral", "qwen2", "qwen3"), (_QKV, _GATE_UP)),
+    Architecture(("phi3",), (_QKV_ON_DISK, _GATE_UP_ON_DISK)),
+)
+
+#: Which fused layers a conversion is about: the one that loaders garble, or every one that they requantise.
+Selection = Literal["qkvz", "all"]
+SELECTIONS: tuple[Selection, ...] = ("qkvz", "all")
 
 
 @dataclass(frozen=True)
@@ -119,22 +158,28 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture | None:
     return next((a for a in ARCHITECTURES if any(t in a.model_types for t in types)), None)
 
 
-def find_groups(checkpoint: Checkpoint) -> tuple[FusedGroup, ...]:
-    """All fused groups of a checkpoint of a known architecture, in natural order of their names.
+def find_groups(checkpoint: Checkpoint, selection: Selection = "qkvz") -> tuple[FusedGroup, ...]:
+    """The fused groups of a checkpoint of a known architecture, in natural order of their names.
 
+    "qkvz" finds ``in_proj_qkvz`` only, "all" every fused layer of the language model; MTP layers are left alone.
     Raises :class:`CheckpointError` for a group that lacks a module or whose rows are not what the config says.
     """
     architecture = find_architecture(checkpoint.config.value)
     layers = architecture.fused_layers if architecture else ()
-    return tuple(group for layer in layers for group in _groups_of(layer, checkpoint))
+    chosen = (layer for layer in layers if selection == "all" or layer.name == _QKVZ.name)
+    return tuple(group for layer in chosen for group in _groups_of(layer, checkpoint))
+
+
+def single_module(name: str, checkpoint: Checkpoint) -> Module:
+    """A linear layer on its own, as one partition."""
+    return _module(name, (PartitionSpec(name.rpartition(".")[2]),), checkpoint)
 
 
 def find_lookalikes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Modules named like the parts of a fused layer, in a checkpoint whose architecture is not known."""
     if find_architecture(checkpoint.config.value) is not None:
         return ()
-    layers = {layer.target: layer for architecture in ARCHITECTURES for layer in architecture.fused_layers}
-    return tuple(module for layer in layers.values() for module in _stored_modules(layer, checkpoint.tensors))
+    return tuple(_stored_modules(_QKVZ, checkpoint.tensors))
 
 
 def _groups_of(layer: FusedLayer, checkpoint: Checkpoint) -> Iterable[FusedGroup]:
@@ -157,18 +202,25 @@ def _groups_of(layer: FusedLayer, checkpoint: Checkpoint) -> Iterable[FusedGroup
 
 def _stored_modules(layer: FusedLayer, tensors: Iterable[str]) -> list[str]:
     names = "|".join(re.escape(name) for name in layer.modules)
-    pattern = re.compile(rf"((?:.*\.)?{layer.parent}\.(?:{names}))\.weight")
+    pattern = re.compile(rf"((?!mtp\.)(?:.*\.)?{layer.parent}\.(?:{names}))\.weight")
     return [found.group(1) for found in map(pattern.fullmatch, tensors) if found]
 
 
 def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint) -> Module:
     shard, weight = checkpoint.tensors[f"{name}.weight"]
+    if len(weight.shape) != 2:
+        raise CheckpointError(
+            "A linear layer is not a matrix",
+            where=f"{shard.name}: {weight.name}",
+            expected="[rows, columns]",
+            found=list(weight.shape),
+        )
     partitions, start = [], 0
     for spec in specs:
-        stop = start + _size(spec, checkpoint.config.value)
+        stop = start + (_size(spec, checkpoint.config.value) if spec.size else weight.shape[0])
         partitions.append(Partition(spec.name, start, stop))
         start = stop
-    if len(weight.shape) != 2 or weight.shape[0] != start:
+    if weight.shape[0] != start:
         raise CheckpointError(
             "The rows of a fused module are not what the config says",
             where=f"{shard.name}: {weight.name}",
@@ -187,11 +239,16 @@ def _optional(name: str, checkpoint: Checkpoint) -> TensorInfo | None:
     return None if found is None else found[1]
 
 
+_HEADS = PartitionSpec("", ("num_attention_heads",))
+
+
 def _size(spec: PartitionSpec, config: Mapping[str, Any]) -> int:
     text_config = _text_config(config)
     factors = []
     for key in spec.size:
         value = text_config.get(key)
+        if key == "head_dim" and value is None:  # transformers' default where a config leaves it out
+            value = _size(PartitionSpec("", ("hidden_size",)), config) // _size(_HEADS, config)
         if type(value) is not int or value <= 0:
             raise ConfigError(
                 "The config does not say how large a partition is",

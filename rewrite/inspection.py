@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewrite.checkpoint import Checkpoint
-from rewrite.dialects import find_quantization, read_dialect
+from rewrite.dialects import read_dialect
 from rewrite.errors import Refused
 from rewrite.groups import FP8_DTYPES, FusedGroup, Module, find_groups, find_lookalikes
 from rewrite.header import TensorInfo
 from rewrite.layouts import decode, layout_of
 from rewrite.loaders import LOADERS, GroupView, Loader, Outcome, PartitionView
-from rewrite.plan import PROFILES, make_plan, preview
+from rewrite.plan import make_plan, preview
+from rewrite.profiles import PROFILES
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _WEIGHTS = ("weight", "weight_packed")
@@ -117,7 +118,7 @@ def inspect_open(checkpoint: Checkpoint, *, weights: bool = False) -> Inspection
 def view_group(group: FusedGroup, checkpoint: Checkpoint) -> GroupView:
     """A fused group as loaders see it. Reads scales of one value a module or partition, no others."""
     partitions = tuple(p for module in group.modules for p in _view_partitions(module, checkpoint))
-    dialect = read_dialect(find_quantization(checkpoint.config.value))
+    dialect = read_dialect(checkpoint)
     scheme = dialect.scheme(group.modules[0].name)
     # A config that says nothing of it: loaders go by the tensor.
     static = scheme.activations == "static" if scheme else any(m.input_scale for m in group.modules)
@@ -156,16 +157,16 @@ def _after_convert(checkpoint: Checkpoint) -> tuple[dict[str, tuple[GroupView, .
 
 
 def _dialect_name(checkpoint: Checkpoint) -> str:
-    return read_dialect(find_quantization(checkpoint.config.value)).name
+    return read_dialect(checkpoint).name
 
 
 def _count_schemes(checkpoint: Checkpoint) -> dict[str, int]:
-    dialect = read_dialect(find_quantization(checkpoint.config.value))
+    dialect = read_dialect(checkpoint)
     counts: Counter[str] = Counter()
     for name, (_, info) in checkpoint.tensors.items():
         if name.endswith(".weight") and len(info.shape) == 2 and info.dtype in FP8_DTYPES:
             scheme = dialect.scheme(name.removesuffix(".weight"))
-            counts[scheme.text if scheme else "FP8 weights that the config does not mention"] += 1
+            counts[scheme.text if scheme else "FP8 weights, scheme unknown"] += 1
     return dict(counts)
 
 

@@ -23,6 +23,18 @@ def replace_value(text: str, path: tuple[str, ...], value: Any) -> str:
     return text[:start] + new.replace("\n", "\n" + _line_indent(text, start)) + text[end:]
 
 
+def append_value(text: str, key: str, value: Any) -> str:
+    """``text``, a JSON object, with one more member at its end."""
+    end = text.rindex("}")
+    body = text[:end].rstrip()
+    indent = _indent_of(text)
+    comma = "" if body.endswith("{") else ","
+    unit = indent or ""
+    new = json.dumps(value, indent=indent, ensure_ascii=text.isascii()).replace("\n", "\n" + unit)
+    gap = f"\n{unit}" if unit else ""
+    return f"{body}{comma}{gap}{json.dumps(key)}: {new}{text[len(body) : end]}{text[end:]}"
+
+
 def dump(value: Any) -> str:
     """A JSON document of our own, for people and machines: two spaces, a final newline."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
@@ -54,7 +66,7 @@ def _skip(text: str, at: int) -> int:
     return found.end() if found else at
 
 
-def _indent_of(text: str) -> int | str | None:
+def _indent_of(text: str) -> str | None:
     """The indentation unit of a document, or None for one that is written on one line."""
     found = re.match(r"\s*\{\r?\n([ \t]+)", text)
     return found.group(1) if found else None

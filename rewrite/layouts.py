@@ -97,5 +97,43 @@ def expand_to_channel(partitions: tuple[Partition, ...], dtype: str, raw: bytes)
     return tuple(Fill(value, p.rows) for value, p in zip(values, partitions, strict=True))
 
 
+def expand_to_partitions(partitions: tuple[Partition, ...], raw: bytes) -> tuple[Fill, ...]:
+    """One value per partition, ``[P]``, from one for all of them."""
+    return (Fill(raw, len(partitions)),)
+
+
+def dequantise(dtype: str, scale: float, plain: str) -> tuple[bytes, ...]:
+    """What each of the 256 codes of an FP8 ``dtype`` times ``scale`` is in the dtype ``plain``, little-endian.
+
+    Rounded once, to nearest even, from the float32 product.
+    """
+    if dtype != "F8_E4M3":
+        raise Unsupported("This FP8 format is not dequantised", expected="F8_E4M3", found=dtype)
+    products = (struct.unpack("<f", struct.pack("<f", value * scale))[0] for value in map(_e4m3, range(256)))
+    return tuple(_encode(product, plain) for product in products)
+
+
+def _e4m3(code: int) -> float:
+    """The value of an E4M3 code: no infinities, NaN at 0x7f and 0xff (OCP OFP8 specification, table 1)."""
+    sign = -1.0 if code & 0x80 else 1.0
+    exponent, mantissa = (code >> 3) & 0xF, code & 0x7
+    if code & 0x7F == 0x7F:
+        return math.nan
+    return sign * (mantissa * 2.0**-9 if exponent == 0 else (8 + mantissa) * 2.0 ** (exponent - 10))
+
+
+def _encode(value: float, dtype: str) -> bytes:
+    """A float32 value as F32, F16 or BF16."""
+    if dtype == "BF16":
+        bits = int.from_bytes(struct.pack("<f", value), "little")
+        if math.isnan(value):
+            return (bits >> 16 | 0x40).to_bytes(2, "little")
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).to_bytes(2, "little")
+    try:
+        return struct.pack(_FORMATS[dtype], value)
+    except OverflowError:  # beyond F16's largest: what a cast gives
+        return struct.pack(_FORMATS[dtype], math.copysign(math.inf, value))
+
+
 def _describe(scale: TensorInfo | None) -> str:
     return "no scale" if scale is None else f"a {scale.dtype} scale of shape {list(scale.shape)}"

@@ -27,13 +27,18 @@ class PartitionChange:
 
 @dataclass(frozen=True)
 class ModuleChange:
-    """A weight scale before (``old_shape``, ``old_values``) and after (``new_shape``, a value for each partition)."""
+    """A tensor that changed: a weight scale, or a weight that was dequantised.
+
+    ``old_values`` are the values of the weight scale as stored, ``partitions`` what each row now carries, or was
+    multiplied with.
+    """
 
     tensor: str
     shard: str
-    dtype: str
+    old_dtype: str
     old_shape: tuple[int, ...]
     old_values: tuple[float, ...]
+    new_dtype: str
     new_shape: tuple[int, ...]
     partitions: tuple[PartitionChange, ...]
 
@@ -41,9 +46,9 @@ class ModuleChange:
         return {
             "tensor": self.tensor,
             "shard": self.shard,
-            "dtype": self.dtype,
-            "before": {"shape": list(self.old_shape), "values": list(self.old_values)},
+            "before": {"dtype": self.old_dtype, "shape": list(self.old_shape), "scales": list(self.old_values)},
             "after": {
+                "dtype": self.new_dtype,
                 "shape": list(self.new_shape),
                 "partitions": [{"name": p.name, "rows": [p.start, p.stop], "scale": p.scale} for p in self.partitions],
             },
@@ -56,9 +61,10 @@ class ModuleChange:
         return cls(
             value["tensor"],
             value["shard"],
-            value["dtype"],
+            before["dtype"],
             tuple(before["shape"]),
-            tuple(before["values"]),
+            tuple(before["scales"]),
+            after["dtype"],
             tuple(after["shape"]),
             tuple(partitions),
         )
@@ -107,8 +113,11 @@ class Manifest:
     """
 
     profile: str
+    selection: str
     source: str
     groups: tuple[GroupChange, ...]
+    dropped: tuple[str, ...]  # tensors that the output no longer has
+    notes: tuple[str, ...]  # what the profile changes for those who serve the output
     files: tuple[ManifestFile, ...]
     tool_version: str = __version__
     created: str | None = None  # ISO 8601, only when asked for
@@ -132,9 +141,12 @@ class Manifest:
         return {
             "tool": {"name": "rewrite", "version": self.tool_version},
             "profile": self.profile,
+            "selection": self.selection,
             "source": self.source,
             **created,
             "groups": [{"name": g.name, "modules": [m.to_json() for m in g.modules]} for g in self.groups],
+            "dropped": list(self.dropped),
+            "notes": list(self.notes),
             "files": [{"name": f.name, "size": f.size, "rewritten": f.rewritten} for f in self.files],
             **({} if self.counts is None else {"bytes": asdict(self.counts)}),
         }
@@ -144,6 +156,9 @@ class Manifest:
         """The inverse of :meth:`to_json`."""
         return cls(
             profile=value["profile"],
+            selection=value["selection"],
+            dropped=tuple(value["dropped"]),
+            notes=tuple(value["notes"]),
             source=value["source"],
             groups=tuple(
                 GroupChange(g["name"], tuple(ModuleChange.from_json(m) for m in g["modules"])) for g in value["groups"]

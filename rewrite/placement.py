@@ -38,8 +38,8 @@ class Piece:
 
     @property
     def movable(self) -> bool:
-        """Whether nothing is lost when it leaves its place: it fills no block, or is written anew in any case."""
-        return self.source is None or self.size < BLOCK
+        """Whether it may leave its place: it fills no block, so nothing is lost and little is out of order."""
+        return self.size < BLOCK
 
 
 @dataclass(frozen=True)

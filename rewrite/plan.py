@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rewrite.checkpoint import Checkpoint, FileId, JsonFile, Shard
-from rewrite.dialects import Dialect, find_quantization, read_dialect
-from rewrite.errors import CheckpointError, Unsupported, UsageError
-from rewrite.groups import FusedGroup, Module, find_groups, find_lookalikes
+from rewrite.checkpoint import CONFIG_NAME, INDEX_NAME, QUANT_FILE_NAME, Checkpoint, FileId, JsonFile, Shard
+from rewrite.dialects import Dialect, config_path, read_dialect
+from rewrite.errors import Unsupported, UsageError
+from rewrite.groups import Selection, find_lookalikes
 from rewrite.header import TensorInfo, parse_header
-from rewrite.jsontext import replace_value
-from rewrite.layouts import check_scheme, expand_to_channel, layout_of, read_values
-from rewrite.manifest import MANIFEST_NAME, GroupChange, Manifest, ManifestFile, ModuleChange, PartitionChange
-from rewrite.shardplan import NewTensor, ShardPlan, plan_shard, touches
-
-PROFILES = ("exact",)
+from rewrite.jsontext import append_value, replace_value
+from rewrite.manifest import MANIFEST_NAME, Manifest, ManifestFile
+from rewrite.profiles import PROFILES, Changes, context_of
+from rewrite.shardplan import Edits, NewTensor, ShardPlan, plan_shard, touches
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,6 @@ class Plan:
     shards: tuple[ShardPlan, ...]
     copies: tuple[FileCopy, ...]
     texts: tuple[TextFile, ...]
-    notes: tuple[str, ...]
 
     @property
     def jobs(self) -> tuple[ShardPlan | FileCopy, ...]:
@@ -83,7 +80,11 @@ class Plan:
     @property
     def digest(self) -> str:
         """Same digest, same output from the same source files."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for key, value in self.to_json().items():
+            for item in value if isinstance(value, list) else [value]:  # piece by piece: a plan may be 100 MB of JSON
+                digest.update(json.dumps([key, item], sort_keys=True).encode())
+        return digest.hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -91,7 +92,6 @@ class Plan:
             "shards": [shard.to_json() for shard in self.shards],
             "copies": [{"name": c.name, "source": [c.source.size, c.source.mtime_ns]} for c in self.copies],
             "texts": [{"name": t.name, "like": t.like, "text": t.text} for t in self.texts],
-            "notes": list(self.notes),
         }
 
     @classmethod
@@ -102,39 +102,33 @@ class Plan:
             shards=tuple(ShardPlan.from_json(shard) for shard in value["shards"]),
             copies=tuple(FileCopy(c["name"], FileId(*c["source"])) for c in value["copies"]),
             texts=tuple(TextFile(**t) for t in value["texts"]),
-            notes=tuple(value["notes"]),
         )
 
 
-def make_plan(checkpoint: Checkpoint, profile: str = "exact") -> Plan:
+def make_plan(checkpoint: Checkpoint, profile: str = "exact", selection: Selection = "qkvz") -> Plan:
     """Plan the conversion of ``checkpoint``.
 
     Raises :class:`rewrite.errors.Refused` for what cannot be converted with certainty, before anything is written.
     """
     if profile not in PROFILES:
-        raise UsageError("Unknown profile", expected=" or ".join(PROFILES), found=profile)
-    part = find_quantization(checkpoint.config.value)
-    dialect = read_dialect(part)
-    affected = [(group, modules) for group in find_groups(checkpoint) if (modules := _affected(group))]
+        raise UsageError("Unknown profile", expected=", ".join(PROFILES), found=profile)
+    dialect = read_dialect(checkpoint)
     _refuse_lookalikes(checkpoint, dialect)
-    if affected:
-        dialect.check_convertible()
-    for _, modules in affected:
-        for module in modules:
-            check_scheme(module, dialect.scheme(module.name))
-
-    new_tensors: dict[str, NewTensor] = {}
-    changes = tuple(_change_group(group, modules, checkpoint, new_tensors) for group, modules in affected)
-    shards = tuple(plan_shard(shard, new_tensors) for shard in checkpoint.shards if touches(shard, new_tensors))
-    texts: tuple[TextFile, ...] = ()
-    if affected and part is not None:
-        texts = (*_index_text(checkpoint, new_tensors), _config_text(checkpoint, part.path, dialect, affected))
-    written = {shard.name for shard in shards} | {text.name for text in texts}
-    if affected:
-        written.add(MANIFEST_NAME)  # one that an earlier conversion left is out of date
-    copies = tuple(FileCopy(name, file_id) for name, file_id in checkpoint.files.items() if name not in written)
-    manifest = Manifest(profile, checkpoint.root.absolute().name, changes, _manifest_files(shards, copies, texts))
-    return Plan(manifest, shards, copies, texts, tuple(_notes(checkpoint)))
+    changes = PROFILES[profile](context_of(checkpoint, dialect, selection))
+    shards = tuple(plan_shard(shard, changes.edits) for shard in checkpoint.shards if touches(changes.edits, shard))
+    texts = tuple(_texts(checkpoint, changes, dialect))
+    gone = {shard.name for shard in shards} | {text.name for text in texts} | set(_stale_files(checkpoint, changes))
+    copies = tuple(FileCopy(name, file_id) for name, file_id in checkpoint.files.items() if name not in gone)
+    manifest = Manifest(
+        profile=profile,
+        selection=selection,
+        source=checkpoint.root.absolute().name,
+        groups=changes.groups,
+        dropped=tuple(name for name, new in changes.edits.items() if new is None),
+        notes=tuple(_notes(checkpoint, changes, dialect, profile)),
+        files=_manifest_files(shards, copies, texts),
+    )
+    return Plan(manifest, shards, copies, texts)
 
 
 def preview(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
@@ -146,43 +140,10 @@ def preview(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
     return replace(
         checkpoint,
         config=checkpoint.config if config is None else JsonFile(config.name, config.text, json.loads(config.text)),
+        quant_file=checkpoint.quant_file if any(copy.name == QUANT_FILE_NAME for copy in plan.copies) else None,
         shards=tuple(shards.values()),
         tensors={info.name: (shard, info) for shard in shards.values() for info in shard.header.tensors},
     )
-
-
-def _affected(group: FusedGroup) -> tuple[Module, ...]:
-    """The modules of a group whose scales one value, or one vector, stands for several partitions."""
-    if len({module.quantised for module in group.modules}) > 1:
-        raise Unsupported(
-            "A fused group is quantised in part",
-            where=group.name,
-            expected="all of its modules in FP8, or none",
-            found=", ".join(f"{m.name.rpartition('.')[2]}: {m.weight.dtype}" for m in group.modules),
-            hint="no engine that fuses these modules can serve this: quantise again with all of them, or none",
-        )
-    if not group.modules[0].quantised:
-        return ()
-    layouts = {module.name: _layout(module) for module in group.modules}
-    if all(layout in ("channel", "block") for layout in layouts.values()):
-        return ()
-    if any(layout == "block" for layout in layouts.values()):
-        raise Unsupported("A fused group mixes block scales with others", where=group.name, found=layouts)
-    return tuple(module for module in group.modules if layouts[module.name] != "channel")
-
-
-def _layout(module: Module) -> str:
-    layout = layout_of(module)
-    if layout is None and module.scale is None and module.block_scale is not None:
-        return "block"
-    if layout is None:
-        raise CheckpointError(
-            "An FP8 weight has no scale" if module.scale is None else "A weight scale has an unknown shape",
-            where=f"{module.name}.weight_scale",
-            expected=f"() or [1], [{len(module.partitions)}] or [{module.weight.shape[0]}, 1]",
-            found=None if module.scale is None else list(module.scale.shape),
-        )
-    return layout
 
 
 def _refuse_lookalikes(checkpoint: Checkpoint, dialect: Dialect) -> None:
@@ -199,61 +160,52 @@ def _refuse_lookalikes(checkpoint: Checkpoint, dialect: Dialect) -> None:
             )
 
 
-def _change_group(
-    group: FusedGroup, modules: Collection[Module], checkpoint: Checkpoint, new_tensors: dict[str, NewTensor]
-) -> GroupChange:
-    """Record the new scales of a group in ``new_tensors`` and describe the change."""
-    changes = []
-    for module in modules:
-        scale = module.scale
-        if scale is None:  # _affected has refused this
-            raise CheckpointError("An FP8 weight has no scale", where=module.name)
-        shard = checkpoint.tensors[scale.name][0].name
-        raw = checkpoint.read_tensor(scale.name)
-        values = read_values(scale, raw, shard)
-        if module.input_scale is not None:
-            home = checkpoint.tensors[module.input_scale.name][0].name
-            read_values(module.input_scale, checkpoint.read_tensor(module.input_scale.name), home)
-        shape = (module.weight.shape[0], 1)
-        new_tensors[scale.name] = NewTensor(shape, expand_to_channel(module.partitions, scale.dtype, raw))
-        each = values * len(module.partitions) if len(values) == 1 else values
-        partitions = tuple(
-            PartitionChange(p.name, p.start, p.stop, value) for p, value in zip(module.partitions, each, strict=True)
-        )
-        changes.append(ModuleChange(scale.name, shard, scale.dtype, scale.shape, values, shape, partitions))
-    return GroupChange(group.name, tuple(changes))
-
-
-def _index_text(checkpoint: Checkpoint, new_tensors: Mapping[str, NewTensor]) -> Iterator[TextFile]:
-    """The index with its ``total_size`` brought up to date, if there is one to bring up to date."""
-    index = checkpoint.index
-    metadata = None if index is None else index.value.get("metadata")
-    if index is None or not isinstance(metadata, dict) or "total_size" not in metadata:
+def _texts(checkpoint: Checkpoint, changes: Changes, old: Dialect) -> Iterator[TextFile]:
+    """Index, config and ModelOpt's own file, where they change."""
+    if not changes.edits:
         return
-    grown = sum(new.nbytes - checkpoint.tensors[name][1].nbytes for name, new in new_tensors.items())
-    total = sum(shard.header.data_bytes for shard in checkpoint.shards) + grown
-    yield TextFile(index.name, index.name, replace_value(index.text, ("metadata", "total_size"), total))
+    if checkpoint.index is not None:
+        text = _index_text(checkpoint, checkpoint.index, changes.edits)
+        if text != checkpoint.index.text:
+            yield TextFile(INDEX_NAME, INDEX_NAME, text)
+    new = changes.dialect
+    if new is None or new.value == old.value:
+        return
+    path = config_path(checkpoint.config.value)
+    if path is not None:
+        yield TextFile(CONFIG_NAME, CONFIG_NAME, replace_value(checkpoint.config.text, path, new.value))
+    elif new.name != old.name:
+        text = append_value(checkpoint.config.text, "quantization_config", new.value)
+        yield TextFile(CONFIG_NAME, CONFIG_NAME, text)
+    if checkpoint.quant_file is not None and new.name == old.name:
+        ignored = new.value.get("ignore", new.value.get("exclude_modules"))
+        text = replace_value(checkpoint.quant_file.text, ("quantization", "exclude_modules"), ignored)
+        yield TextFile(QUANT_FILE_NAME, QUANT_FILE_NAME, text)
 
 
-def _config_text(
-    checkpoint: Checkpoint,
-    path: tuple[str, ...],
-    dialect: Dialect,
-    affected: Iterable[tuple[FusedGroup, Collection[Module]]],
-) -> TextFile:
-    """config.json with a config group for the converted modules of each kind of fused layer."""
-    converted: dict[str, set[str]] = {}
-    for group, modules in affected:
-        converted.setdefault(group.layer.target, set()).update(module.name for module in modules)
-    linears = {name.removesuffix(".weight") for name, (_, info) in checkpoint.tensors.items() if _is_linear(info)}
-    for target, names in converted.items():
-        dialect = dialect.with_channel_scales(target, names, linears - names)
-    config = checkpoint.config
-    return TextFile(config.name, config.name, replace_value(config.text, path, dialect.value))
+def _index_text(checkpoint: Checkpoint, index: JsonFile, edits: Edits) -> str:
+    """The index with its ``total_size`` brought up to date, where it has one, and without the dropped tensors."""
+    text = index.text
+    metadata = index.value.get("metadata")
+    if isinstance(metadata, dict) and "total_size" in metadata:
+        total = sum(_new_bytes(edits.get(info.name, info), info) for _, info in checkpoint.tensors.values())
+        text = replace_value(text, ("metadata", "total_size"), total)
+    if any(new is None for new in edits.values()):
+        kept = {name: shard for name, shard in index.value["weight_map"].items() if edits.get(name, name) is not None}
+        text = replace_value(text, ("weight_map",), kept)
+    return text
 
 
-def _is_linear(info: TensorInfo) -> bool:
-    return info.name.endswith(".weight") and len(info.shape) == 2
+def _new_bytes(new: NewTensor | TensorInfo | None, _old: TensorInfo) -> int:
+    return 0 if new is None else new.nbytes
+
+
+def _stale_files(checkpoint: Checkpoint, changes: Changes) -> Iterator[str]:
+    """Files that would contradict the output: an earlier manifest, and a second config of the old dialect."""
+    if changes.edits:
+        yield MANIFEST_NAME
+        if checkpoint.quant_file is not None and changes.dialect is not None and changes.dialect.name != "modelopt":
+            yield QUANT_FILE_NAME
 
 
 def _manifest_files(
@@ -265,8 +217,27 @@ def _manifest_files(
     return tuple(sorted(files, key=lambda file: file.name))
 
 
-def _notes(checkpoint: Checkpoint) -> Iterator[str]:
+def _notes(checkpoint: Checkpoint, changes: Changes, dialect: Dialect, profile: str) -> Iterator[str]:
     shards = {shard.name for shard in checkpoint.shards}
     for name in checkpoint.files:
         if name.endswith(".safetensors") and name not in shards:
             yield f"{name} is not in the index, so no loader reads it: copied as it is"
+    if checkpoint.quant_file is not None and config_path(checkpoint.config.value) and _configs_disagree(checkpoint):
+        yield f"{QUANT_FILE_NAME} and config.json disagree: config.json counted, as in vLLM and SGLang"
+    if changes.dialect is not None and changes.dialect.name != dialect.name:
+        yield f"the config is stated as {changes.dialect.name} now: {dialect.name} has no words for this layout"
+        if checkpoint.quant_file is not None:
+            yield f"{QUANT_FILE_NAME} is left out: it would contradict the new config"
+    if changes.edits and profile == "portable":
+        yield "activations are quantised dynamically, per token, now: outputs differ slightly from static activations"
+
+
+def _configs_disagree(checkpoint: Checkpoint) -> bool:
+    """Whether ModelOpt's own file states another algorithm or leaves out other layers than config.json does."""
+    value = checkpoint.quant_file.value.get("quantization") if checkpoint.quant_file else None
+    inner = read_dialect(checkpoint).value
+    if not isinstance(value, dict):
+        return True
+    algorithms = {value.get("quant_algo"), inner.get("quant_algo")}
+    excluded = [value.get("exclude_modules") or [], inner.get("ignore") or inner.get("exclude_modules") or []]
+    return len(algorithms) > 1 or sorted(map(str, excluded[0])) != sorted(map(str, excluded[1]))

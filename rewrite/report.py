@@ -18,7 +18,7 @@ from rewrite.version import __version__
 def render_plan(plan: Plan, checkpoint: Checkpoint) -> str:
     """What a conversion would do: the groups with the scale of each partition, and what is written."""
     manifest = plan.manifest
-    lines = [_headline(checkpoint), *(f"note: {note}" for note in plan.notes)]
+    lines = [_headline(checkpoint), *(f"note: {note}" for note in manifest.notes)]
     if not manifest.changed:
         return "\n".join([*lines, "Nothing to do: no fused group shares a scale. The output would equal the input."])
     lines += ["", *_group_table(manifest.groups), ""]
@@ -212,25 +212,30 @@ def _headline(checkpoint: Checkpoint) -> str:
 
 
 def _group_table(groups: Iterable[GroupChange]) -> list[str]:
-    rows = []
-    names: list[str] = []
+    """A line for each group, a column for each partition; a new heading where the partitions have other names."""
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
     for group in groups:
         partitions = [p for module in group.modules for p in module.partitions]
-        names = names or [p.name for p in partitions]
-        rows.append([group.name, *(f"{p.scale:.4g}" for p in partitions)])
-    width = max(map(len, rows))
-    header = ["scale of each partition", *names]
-    return table([row + [""] * (width - len(row)) for row in (header, *rows)], right=range(1, width))
+        names = tuple(p.name for p in partitions) if len(partitions) > 1 else ("",)
+        tables.setdefault(names, []).append([group.name, *(f"{p.scale:.4g}" for p in partitions)])
+    lines = []
+    for names, rows in tables.items():
+        lines += ["", *table([["scale of each partition", *names], *rows], right=range(1, len(names) + 1))]
+    return lines[1:]
 
 
 def _what_changes(manifest: Manifest) -> str:
-    scales = sum(len(group.modules) for group in manifest.groups)
+    modules = sum(len(group.modules) for group in manifest.groups)
     shards = [file for file in manifest.files if file.name.endswith(".safetensors")]
     rewritten = sum(file.rewritten for file in shards)
-    return (
-        f"{_count(scales, 'shared scale')} in {_count(len(manifest.groups), 'fused group')} made explicit, "
-        f"{rewritten} of {_count(len(shards), 'shard')} rewritten"
-    )
+    groups = _count(len(manifest.groups), "fused group")
+    what = {
+        "exact": f"{_count(modules, 'shared scale')} in {groups} made explicit",
+        "portable": f"{_count(modules, 'layer')} with a scale for every row, dynamic activations",
+        "partition": f"{_count(modules, 'shared scale')} in {groups} made a vector",
+        "bf16": f"{_count(modules, 'layer')} in {groups} dequantised",
+    }[manifest.profile]
+    return f"{what}, {rewritten} of {_count(len(shards), 'shard')} rewritten"
 
 
 def _count(number: int, noun: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewrite.checkpoint import FileId, Shard
@@ -28,7 +28,23 @@ class Copy:
         return Copy(start, length) if length and (self.start - offset) % BLOCK == 0 else None
 
 
-Segment = Copy | Fill
+@dataclass(frozen=True)
+class Lookup:
+    """Each of ``count`` bytes of the source file from ``start``, replaced by its entry of a table of 256.
+
+    An FP8 weight times its scale takes one of 256 values: dequantising needs no arithmetic while it is written.
+    """
+
+    start: int
+    count: int
+    entries: tuple[bytes, ...]
+
+    @property
+    def length(self) -> int:
+        return self.count * len(self.entries[0])
+
+
+Segment = Copy | Fill | Lookup
 
 
 @dataclass(frozen=True)
@@ -74,42 +90,58 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """What replaces a tensor of the source."""
+    """What replaces a tensor of the source. ``Lookup.start`` counts from the beginning of the old tensor."""
 
+    dtype: str
     shape: tuple[int, ...]
-    fills: tuple[Fill, ...]
+    segments: tuple[Fill | Lookup, ...]
 
     @property
     def nbytes(self) -> int:
-        return sum(fill.length for fill in self.fills)
+        return sum(segment.length for segment in self.segments)
 
 
-def touches(shard: Shard, new_tensors: Mapping[str, NewTensor]) -> bool:
-    return any(info.name in new_tensors for info in shard.header.tensors)
+#: What becomes of tensors, by name; None: dropped. All others stay.
+Edits = Mapping[str, NewTensor | None]
 
 
-def plan_shard(shard: Shard, new_tensors: Mapping[str, NewTensor]) -> ShardPlan:
-    """The new header and every tensor, in the source's order but for those whose moving lets more bytes be shared."""
-    infos = {info.name: info for info in shard.header.tensors}
-    placement = place([_piece(shard, info, new_tensors.get(info.name)) for info in infos.values()])
+def touches(edits: Edits, shard: Shard) -> bool:
+    """Whether the shard must be written anew."""
+    return any(info.name in edits for info in shard.header.tensors)
+
+
+def plan_shard(shard: Shard, edits: Edits) -> ShardPlan:
+    """The new header and every tensor but the dropped ones, where :func:`~rewrite.placement.place` wants them."""
+    olds = {info.name: info for info in shard.header.tensors}
+    placement = place(
+        [_piece(shard, old, edits.get(name)) for name, old in olds.items() if edits.get(name, old) is not None]
+    )
     tensors: list[TensorInfo] = []
     segments: list[Segment] = []
     offset = 0
     for piece in placement.order:
-        old, new = infos[piece.name], new_tensors.get(piece.name)
-        tensors.append(TensorInfo(old.name, old.dtype, new.shape if new else old.shape, offset, offset + piece.size))
-        segments += list(new.fills) if new else [Copy(shard.header.size + old.start, old.nbytes)]
-        offset += piece.size
+        old, new = olds[piece.name], edits.get(piece.name)
+        end = offset + piece.size
+        tensors.append(
+            TensorInfo(old.name, new.dtype if new else old.dtype, new.shape if new else old.shape, offset, end)
+        )
+        begin = shard.header.size + old.start
+        segments += [_placed(segment, begin) for segment in new.segments] if new else [Copy(begin, old.nbytes)]
+        offset = end
     start = () if placement.residue is None else (placement.residue, BLOCK)
     header = build_header(tensors, shard.header.metadata, *start)
     return ShardPlan(shard.name, shard.file_id, header, tuple(_merge(segments)))
 
 
 def _piece(shard: Shard, old: TensorInfo, new: NewTensor | None) -> Piece:
-    width = max(DTYPE_BITS[old.dtype] // 8, 1)
+    width = max(DTYPE_BITS[new.dtype if new else old.dtype] // 8, 1)
     if new:
         return Piece(old.name, width, new.nbytes, None)
     return Piece(old.name, width, old.nbytes, shard.header.size + old.start, strict=old.start % width == 0)
+
+
+def _placed(segment: Fill | Lookup, begin: int) -> Segment:
+    return replace(segment, start=segment.start + begin) if isinstance(segment, Lookup) else segment
 
 
 def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:
@@ -122,18 +154,30 @@ def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:
         if last and last.length:
             yield last
         last = segment if isinstance(segment, Copy) else None
-        if isinstance(segment, Fill):
+        if not isinstance(segment, Copy):
             yield segment
     if last and last.length:
         yield last
 
 
 def _segment_to_json(segment: Segment) -> list[str | int]:
-    if isinstance(segment, Copy):
-        return ["copy", segment.start, segment.length]
-    return ["fill", segment.data.hex(), segment.count]
+    match segment:
+        case Copy(start, length):
+            return ["copy", start, length]
+        case Fill(data, count):
+            return ["fill", data.hex(), count]
+        case Lookup(start, count, entries):
+            return ["lookup", start, count, b"".join(entries).hex()]
 
 
 def _segment_from_json(value: list[Any]) -> Segment:
-    kind, first, second = value
-    return Copy(first, second) if kind == "copy" else Fill(bytes.fromhex(first), second)
+    match value:
+        case ["copy", start, length]:
+            return Copy(start, length)
+        case ["fill", data, count]:
+            return Fill(bytes.fromhex(data), count)
+        case _:
+            _, start, count, table = value
+            raw = bytes.fromhex(table)
+            width = len(raw) // 256
+            return Lookup(start, count, tuple(raw[i : i + width] for i in range(0, len(raw), width)))

@@ -22,7 +22,7 @@ from rewrite.layouts import Fill
 from rewrite.manifest import ByteCounts
 from rewrite.placement import BLOCK
 from rewrite.plan import FileCopy
-from rewrite.shardplan import Copy, Segment, ShardPlan
+from rewrite.shardplan import Copy, Lookup, Segment, ShardPlan
 
 #: Called with the number of bytes just written; may raise to stop the write.
 Advance = Callable[[int], None]
@@ -163,13 +163,16 @@ def _write(files: _Files, header: bytes, segments: Iterable[Segment]) -> ByteCou
     offset = written = len(header)
     shared = copied = 0
     for segment in segments:
-        if isinstance(segment, Fill):
-            _fill(files.target, segment, offset)
-            files.advance(segment.length)
-            written += segment.length
-        else:
-            cloned = files.bring(segment, offset)
-            shared, copied = shared + cloned, copied + segment.length - cloned
+        match segment:
+            case Copy():
+                cloned = files.bring(segment, offset)
+                shared, copied = shared + cloned, copied + segment.length - cloned
+            case Fill():
+                _fill(files, segment, offset)
+                written += segment.length
+            case Lookup():
+                _look_up(files, segment, offset)
+                written += segment.length
         offset += segment.length
     return ByteCounts(shared, copied, written)
 
@@ -193,20 +196,37 @@ def _finish(fd: int, mode: int) -> None:
     os.fsync(fd)
 
 
-def _ended(where: Path, left: int) -> StorageError:
-    return StorageError("A file ended while it was read", where=str(where), expected=f"{left} bytes more")
-
-
-def _fill(target: int, fill: Fill, offset: int) -> None:
+def _fill(files: _Files, fill: Fill, offset: int) -> None:
     per_write = max(1, _BUFFER // len(fill.data))
     left = fill.count
     while left:
         count = min(left, per_write)
-        _pwrite_all(target, fill.data * count, offset)
+        _pwrite_all(files.target, fill.data * count, offset)
         offset, left = offset + len(fill.data) * count, left - count
+    files.advance(fill.length)
 
 
-def _pwrite_all(fd: int, data: bytes, offset: int) -> None:
+def _look_up(files: _Files, run: Lookup, offset: int) -> None:
+    """Replace every byte by its table entry: one translation for each byte of an entry, interleaved."""
+    columns = [bytes(entry[i] for entry in run.entries) for i in range(len(run.entries[0]))]
+    start, left = run.start, run.count
+    while left:
+        data = os.pread(files.source, min(left, _BUFFER), start)
+        if not data:
+            raise _ended(files.where, left)
+        wide = bytearray(len(data) * len(columns))
+        for i, column in enumerate(columns):
+            wide[i :: len(columns)] = data.translate(column)
+        _pwrite_all(files.target, wide, offset)
+        start, offset, left = start + len(data), offset + len(wide), left - len(data)
+        files.advance(len(wide))
+
+
+def _ended(where: Path, left: int) -> StorageError:
+    return StorageError("A file ended while it was read", where=str(where), expected=f"{left} bytes more")
+
+
+def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(fd, view, offset)  # may be short, on a full disk or a signal

@@ -95,7 +95,7 @@ def test_timestamp_is_noted_on_request(text: Path, tmp_path: Path) -> None:
         (2, ["convert", "IN", "OUT", "--profile", "nonesuch"], "nonesuch"),
         (2, ["convert", "IN", "OUT", "--workers", "0"], "--workers"),
         (2, ["convert", "IN", "IN/sub"], "overlap"),
-        (3, ["convert", "MODELOPT", "OUT"], "modelopt"),
+        (3, ["convert", "HALF", "OUT"], "config.json is missing"),
         (4, ["convert", "GONE", "OUT"], "no checkpoint directory"),
         (4, ["convert", "IN", "THERE"], "exists"),
     ],
@@ -104,7 +104,7 @@ def test_exit_codes(code: int, arguments: list[str], message: str, text: Path, t
     """As documented: 2 usage, 3 refused, 4 input and output."""
     (tmp_path / "there").mkdir()
     names = {"IN": text, "OUT": tmp_path / "out", "GONE": tmp_path / "gone", "THERE": tmp_path / "there"}
-    names["MODELOPT"] = text.parent / "modelopt-qwen3_5-vl"
+    names["HALF"] = tmp_path / "there"
     result = run(*(str(names.get(a.split("/")[0], a)) + a[len(a.split("/")[0]) :] for a in arguments))
     assert result.exit_code == code
     assert message in result.stderr

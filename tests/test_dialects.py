@@ -14,10 +14,11 @@ from compressed_tensors.utils.match import is_match, match_targets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewrite.dialects import find_quantization, read_dialect
+from rewrite.checkpoint import open_checkpoint
+from rewrite.dialects import Layers, read_dialect
 from rewrite.dialects.compressed_tensors import CompressedTensors
 from rewrite.errors import ConfigError, Unsupported
-from tests.support import FIXTURES, QKVZ, compressed_tensors_schemes
+from tests.support import FIXTURES, QKVZ, compressed_tensors_schemes, edit_json
 
 TEMPLATE = json.loads((FIXTURES / "llmcompressor-qwen3_5-text" / "config.json").read_text())["quantization_config"]
 MODULES = [
@@ -26,6 +27,8 @@ MODULES = [
     "lm_head",
 ]
 QKVZ_MODULES = {name for name in MODULES if name.endswith(("qkv", "z"))}
+LAYERS = Layers(frozenset(MODULES), frozenset())
+ONLY = Layers(frozenset(QKVZ_MODULES), frozenset())
 TARGETS = [
     "Linear",
     "re:.*",
@@ -56,7 +59,7 @@ def stock_strategy(value: dict[str, Any], module: str) -> str | None:
 
 def test_schemes_of_real_configs(real: Path) -> None:
     """Our reading of config.json is compressed-tensors' reading, for every linear layer."""
-    dialect = read_dialect(find_quantization(json.loads((real / "config.json").read_text())))
+    dialect = read_dialect(open_checkpoint(real))
     stock = compressed_tensors_schemes(real)
     assert sum(scheme is not None for scheme in stock.values()) > 10
     for module, scheme in stock.items():
@@ -83,8 +86,7 @@ def test_converted_modules_become_channel_and_the_rest_stay(targets: list[str]) 
     dialect = CompressedTensors(value)
     if any(dialect.scheme(module) is None for module in QKVZ_MODULES):
         return
-    after = dialect.with_channel_scales(QKVZ, QKVZ_MODULES, set(MODULES) - QKVZ_MODULES)
-    assert isinstance(after, CompressedTensors)
+    after = dialect.with_channel_scales([QKVZ], QKVZ_MODULES, LAYERS)
     for module in MODULES:
         expected = "channel" if module in QKVZ_MODULES else stock_strategy(value, module)
         assert stock_strategy(after.value, module) == expected
@@ -104,7 +106,7 @@ def test_converted_modules_become_channel_and_the_rest_stay(targets: list[str]) 
 def test_everything_else_of_the_config_stays() -> None:
     """The new group is a copy of the old one but for targets and strategy; other keys and their order are kept."""
     value = config_of([["Linear"]], ["lm_head"])
-    after = CompressedTensors(value).with_channel_scales(QKVZ, QKVZ_MODULES, set()).value
+    after = CompressedTensors(value).with_channel_scales([QKVZ], QKVZ_MODULES, ONLY).value
     assert list(after) == list(value)
     assert {k: v for k, v in after.items() if k != "config_groups"} == {
         k: v for k, v in value.items() if k != "config_groups"
@@ -119,7 +121,7 @@ def test_everything_else_of_the_config_stays() -> None:
 def test_status_becomes_compressed() -> None:
     """The weights are stored compressed, whatever the config said."""
     value = {k: v for k, v in config_of([["Linear"]]).items() if k != "quantization_status"}
-    after = CompressedTensors(value).with_channel_scales(QKVZ, QKVZ_MODULES, set()).value
+    after = CompressedTensors(value).with_channel_scales([QKVZ], QKVZ_MODULES, ONLY).value
     assert after["quantization_status"] == "compressed"
 
 
@@ -127,14 +129,14 @@ def test_modules_of_different_groups_are_refused() -> None:
     """Nobody can say which activations the fused layer should have."""
     value = config_of([["re:.*in_proj_qkv$"], ["re:.*in_proj_z$"]])
     with pytest.raises(Unsupported, match="different config groups"):
-        CompressedTensors(value).with_channel_scales(QKVZ, QKVZ_MODULES, set())
+        CompressedTensors(value).with_channel_scales([QKVZ], QKVZ_MODULES, ONLY)
 
 
 def test_modules_of_the_same_name_left_behind_are_refused() -> None:
     """The regex would catch them."""
     some = {name for name in QKVZ_MODULES if "layers.0" in name}
     with pytest.raises(Unsupported, match="different ways"):
-        CompressedTensors(config_of([["Linear"]])).with_channel_scales(QKVZ, some, set(MODULES) - some)
+        CompressedTensors(config_of([["Linear"]])).with_channel_scales([QKVZ], some, LAYERS)
 
 
 @pytest.mark.parametrize(
@@ -148,10 +150,11 @@ def test_modules_of_the_same_name_left_behind_are_refused() -> None:
         {"quant_method": "compressed-tensors", "config_groups": {}, "ignore": "lm_head"},
     ],
 )
-def test_configs_of_the_wrong_shape_are_refused(value: dict[str, Any]) -> None:
+def test_configs_of_the_wrong_shape_are_refused(value: dict[str, Any], copy: Path) -> None:
     """With the place in config.json."""
+    edit_json(copy / "config.json", quantization_config=value)
     with pytest.raises(ConfigError, match=r"config\.json: quantization_config"):
-        read_dialect(find_quantization({"quantization_config": value}))
+        read_dialect(open_checkpoint(copy))
 
 
 @pytest.mark.parametrize("group", [{"targets": ["re:(("]}, {"targets": ["Linear"], "weights": 8}])
@@ -161,11 +164,22 @@ def test_schemes_of_the_wrong_shape_are_refused(group: dict[str, Any]) -> None:
         CompressedTensors({"config_groups": {"a": group}}).scheme("m")
 
 
-@pytest.mark.parametrize(("value", "name"), [(None, "none"), ({"quant_method": "modelopt"}, "modelopt"), ({}, "None")])
-def test_other_dialects_are_named_and_refuse(value: dict[str, Any] | None, name: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (None, "none"),
+        ({"quant_method": "awq"}, "awq"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4"),
+        ({}, "None"),
+    ],
+)
+def test_other_dialects_are_named_and_refuse(value: dict[str, Any] | None, name: str, copy: Path) -> None:
     """Nothing is guessed."""
-    dialect = read_dialect(find_quantization({} if value is None else {"quantization_config": value}))
+    edit_json(copy / "config.json", quantization_config=value)
+    dialect = read_dialect(open_checkpoint(copy))
     assert dialect.name == name
     assert dialect.scheme("m") is None
     with pytest.raises(Unsupported, match=name):
-        dialect.check_convertible()
+        dialect.housed(LAYERS)
+    with pytest.raises(Unsupported, match=name):
+        dialect.ignoring([], [])

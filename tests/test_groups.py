@@ -39,7 +39,7 @@ def test_modelopt_names(copy_of: Callable[[str], Path]) -> None:
 
 def test_the_target_matches_parts_and_fused_name_only() -> None:
     """One regex for the stored names and the fused one: loaders look for the latter first (LOADERS: vLLM 0.19.1)."""
-    (layer,) = ARCHITECTURES[0].fused_layers
+    layer = ARCHITECTURES[0].fused_layers[0]
     assert layer.target == QKVZ
     pattern = re.compile(layer.target.removeprefix("re:"))
     for name in ("in_proj_qkv", "in_proj_z", "in_proj_qkvz"):

@@ -62,9 +62,11 @@ def test_groups_show_rows_scales_and_spread(text: Path) -> None:
     assert spread(group) == qkv / z
 
 
-def test_modelopt_is_described_and_the_refusal_explained(copy_of: Callable[[str], Path]) -> None:
-    """What convert cannot do yet, inspect can still see."""
-    result = run(copy_of("modelopt-qwen3_5-vl"))
+def test_what_convert_refuses_is_explained(copy_of: Callable[[str], Path]) -> None:
+    """What cannot be converted can still be looked at."""
+    directory = copy_of("modelopt-qwen3_5-vl")
+    edit_json(directory / "config.json", quantization_config={"quant_method": "quark"})
+    result = run(directory)
     assert result.exit_code == 1
     assert "garbled: k, v" in result.stdout
     assert "convert --profile exact refuses" in result.stdout

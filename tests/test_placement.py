@@ -158,7 +158,7 @@ def _aligned(order: Iterable[Piece]) -> bool:
 
 @st.composite
 def one_large_run(draw: st.DrawFn) -> list[Piece]:
-    """Small tensors, widest first as stock writers have them, one or more of which grow, before one large one."""
+    """Small tensors, widest first as stock writers have them, some of which grow, before one large one."""
     start = 8 * draw(st.integers(1, 600))
     widths = sorted(draw(st.lists(st.sampled_from([2, 4, 8]), min_size=1, max_size=8)), reverse=True)
     pieces, offset = [], 0
@@ -174,7 +174,8 @@ def one_large_run(draw: st.DrawFn) -> list[Piece]:
 def test_a_large_run_is_reached_whenever_moving_small_tensors_can_reach_it(pieces: list[Piece]) -> None:
     """Against every subset of the small ones moved behind."""
     *small, large = pieces
-    subsets = chain.from_iterable(combinations(small, n) for n in range(len(small) + 1))
+    movable = [piece for piece in small if piece.movable]
+    subsets = chain.from_iterable(combinations(movable, n) for n in range(len(movable) + 1))
     reachable = any(_reaches(small, subset, large) for subset in subsets)
     assert (place(pieces).shareable >= MB - BLOCK) == reachable
 

@@ -48,7 +48,7 @@ def test_manifest_states_every_change(text: Path) -> None:
     assert (manifest.tool_version, manifest.profile, manifest.source) == (__version__, "exact", text.name)
     assert [group.name for group in manifest.groups] == [f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in (0, 1)]
     qkv, z = manifest.groups[0].modules
-    assert (qkv.tensor, qkv.dtype, qkv.old_shape, qkv.new_shape) == (f"{QKV}.weight_scale", "BF16", (1,), (256, 1))
+    assert (qkv.tensor, qkv.new_dtype, qkv.old_shape, qkv.new_shape) == (f"{QKV}.weight_scale", "BF16", (1,), (256, 1))
     assert [(p.name, p.start, p.stop, p.scale) for p in qkv.partitions] == [
         ("q", 0, 64, qkv.old_values[0]),
         ("k", 64, 128, qkv.old_values[0]),
@@ -197,10 +197,14 @@ def test_what_cannot_be_converted_with_certainty_is_refused(
     assert caught.value.where and caught.value.exit_code == 3
 
 
-def test_modelopt_is_refused_by_name(copy_of: Callable[[str], Path]) -> None:
-    """Affected, and not in a dialect that this version writes."""
-    with pytest.raises(Unsupported, match="modelopt"):
-        make_plan(open_checkpoint(copy_of("modelopt-qwen3_5-vl")))
+@pytest.mark.parametrize(
+    "quantization", [{"quant_method": "quark"}, {"quant_method": "modelopt", "quant_algo": "NVFP4"}]
+)
+def test_unknown_dialects_are_refused_by_name(quantization: dict[str, str], copy: Path) -> None:
+    """Affected, and in a dialect that is known by name only."""
+    edit_json(copy / "config.json", quantization_config=quantization)
+    with pytest.raises(Unsupported, match=" ".join(quantization.values())):
+        make_plan(open_checkpoint(copy))
 
 
 def test_block_scales_need_nothing(copy: Path) -> None:
@@ -238,7 +242,7 @@ def test_stray_safetensors_are_noted(copy: Path) -> None:
     """Copied, and said so."""
     (copy / "consolidated.safetensors").write_bytes(b"whatever")
     plan = make_plan(open_checkpoint(copy))
-    assert any("consolidated" in note for note in plan.notes)
+    assert any("consolidated" in note for note in plan.manifest.notes)
     assert "consolidated.safetensors" in {c.name for c in plan.copies}
 
 

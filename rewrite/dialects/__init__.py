@@ -2,62 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
+from rewrite.checkpoint import Checkpoint
 from rewrite.dialects.compressed_tensors import CompressedTensors
+from rewrite.dialects.fp8 import Fp8
+from rewrite.dialects.modelopt import ModelOpt
 from rewrite.dialects.other import Other
-from rewrite.dialects.scheme import Scheme
+from rewrite.dialects.scheme import Dialect, Layers, Scheme
 
-__all__ = ["Dialect", "QuantizationPart", "Scheme", "find_quantization", "read_dialect"]
+__all__ = ["Dialect", "Layers", "Scheme", "config_path", "read_dialect"]
 
 #: Where loaders look for the quantisation part of config.json, in their order (vLLM ``get_quant_config``).
 _PLACES = (("quantization_config",), ("text_config", "quantization_config"), ("compression_config",))
 
 
-class Dialect(Protocol):
-    """The questions that the rest of the library asks of a quantisation config."""
-
-    name: str
-    value: dict[str, Any]  # the quantisation part of the config
-
-    def scheme(self, module: str) -> Scheme | None:
-        """The scheme of a linear layer by its stored name; None when the config leaves it alone."""
-
-    def check_convertible(self) -> None:
-        """Raise :class:`rewrite.errors.Unsupported` where this dialect cannot be converted."""
-
-    def with_channel_scales(self, target: str, converted: Collection[str], others: Collection[str]) -> Dialect:
-        """The dialect after the modules ``converted`` got one scale per row; ``others`` are the other linear layers.
-
-        ``target`` is a ``re:`` pattern for the converted modules and their fused name.
-        Raises :class:`rewrite.errors.Unsupported` where the dialect cannot say that.
-        """
+def config_path(config: dict[str, Any]) -> tuple[str, ...] | None:
+    """The keys that lead to the quantisation part of ``config.json``, or None where it has none."""
+    return next((path for path in _PLACES if isinstance(_at(config, path), dict)), None)
 
 
-class QuantizationPart(NamedTuple):
-    """The quantisation part of a config and the keys that lead to it."""
+def read_dialect(checkpoint: Checkpoint) -> Dialect:
+    """The dialect of a checkpoint. Unknown ones come back as :class:`Other`, which refuses when asked to convert.
 
-    path: tuple[str, ...]
-    value: dict[str, Any]
-
-
-def find_quantization(config: dict[str, Any]) -> QuantizationPart | None:
-    """The part of ``config.json`` that states the quantisation, or None for an unquantised model."""
-    for path in _PLACES:
-        value: Any = config
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, dict):
-            return QuantizationPart(path, value)
-    return None
-
-
-def read_dialect(part: QuantizationPart | None) -> Dialect:
-    """The dialect of a checkpoint. Unknown ones come back as :class:`Other`, which refuses when asked to convert."""
-    if part is None:
+    ``config.json`` counts before ``hf_quant_config.json``, as in vLLM and SGLang.
+    """
+    path = config_path(checkpoint.config.value)
+    if path is None:
+        if checkpoint.quant_file is not None:
+            return ModelOpt.from_quant_file(checkpoint.quant_file.value)
         return Other("none", {})
-    method = part.value.get("quant_method")
-    if method == "compressed-tensors" or (method is None and "config_groups" in part.value):
-        return CompressedTensors(part.value)
-    return Other(str(method), part.value)
+    value = _at(checkpoint.config.value, path)
+    method = value.get("quant_method")
+    if method == "compressed-tensors" or (method is None and "config_groups" in value):
+        return CompressedTensors(value)
+    if method == "modelopt" and ModelOpt.understands(value):
+        return ModelOpt(value)
+    if method == "fp8":
+        return Fp8(value)
+    return Other(" ".join(filter(None, [str(method), str(value.get("quant_algo") or "")])), value)
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config

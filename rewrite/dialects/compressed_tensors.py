@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from rewrite.dialects.scheme import Activations, ScaleLayout, Scheme
+from rewrite.dialects.scheme import Activations, Layers, ScaleLayout, Scheme, strings
 from rewrite.errors import ConfigError, Unsupported
 
 _WHERE = "config.json: quantization_config"
@@ -40,7 +40,7 @@ class CompressedTensors:
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
         self._groups = _read_groups(value)
-        self._ignore = _strings(value.get("ignore") or [], "ignore")
+        self._ignore = strings(value.get("ignore") or [], f"{_WHERE}.ignore")
         targets = (_Target(p, group) for group, scheme in self._groups.items() for p in scheme["targets"])
         self._targets = sorted(targets, key=lambda target: target.rank)
 
@@ -48,21 +48,21 @@ class CompressedTensors:
         group = self._group_of(module)
         return None if group is None else _scheme(self._groups[group], group)
 
-    def check_convertible(self) -> None:
-        """It is."""
+    def housed(self, _layers: Layers) -> CompressedTensors:
+        return self
 
     def with_channel_scales(
-        self, target: str, converted: Collection[str], others: Collection[str]
+        self, targets: Collection[str], converted: Collection[str], layers: Layers
     ) -> CompressedTensors:
-        """Put a group for ``target`` with ``strategy: channel`` before the others; all else stays.
+        """Put a group for ``targets`` with ``strategy: channel`` before the others; all else stays.
 
         The other groups' targets that match a converted module are narrowed, since a pattern that sorts before ours
         would win in compressed-tensors and one that stands before ours would win in vLLM. Class names need no
         narrowing: every loader tries them last.
         """
         base = self._common_group(converted)
-        pattern = target.removeprefix("re:")
-        strays = [name for name in others if self._group_of(name) and re.match(pattern, name)]
+        others = layers.quantised - set(converted)
+        strays = [name for name in self.matching(targets, others) if self._group_of(name)]
         if strays:
             raise Unsupported(
                 "Fused groups of one kind are quantised in different ways",
@@ -70,12 +70,31 @@ class CompressedTensors:
                 expected="every module of this name with one shared scale, or none",
                 found=f"{len(strays)} with another layout",
             )
-        groups: dict[str, Any] = {_free_name(self._groups): _channel_group(self._groups[base], target)}
+        groups: dict[str, Any] = {_free_name(self._groups): _channel_group(self._groups[base], targets)}
         for name, group in self._groups.items():
-            targets = list(_narrow(group["targets"], pattern, converted, others))
-            if targets:
-                groups[name] = {**deepcopy(group), "targets": targets}
+            narrowed = list(_narrow(group["targets"], targets, converted, others | layers.plain))
+            if narrowed:
+                groups[name] = {**deepcopy(group), "targets": narrowed}
         return CompressedTensors({**deepcopy(self.value), "config_groups": groups, "quantization_status": "compressed"})
+
+    def portable(self, layers: Layers, fused_plain: Collection[str]) -> CompressedTensors:
+        """One group for ``Linear``: channel scales, activations per token. The ``ignore`` list gains patterns that
+        survive the renaming of modules: SGLang 0.5.9 and 0.5.10 look for other names than the stored ones."""
+        base = deepcopy(self._groups[self._common_group(layers.quantised)])
+        group = {**base, "targets": [_LINEAR], "input_activations": _per_token(base.get("input_activations"))}
+        group["weights"]["strategy"] = "channel"
+        patterns = [*fused_plain, *_patterns(self._ignore, layers)]
+        ignore = list(dict.fromkeys([*self._ignore, *patterns]))
+        changes = {"config_groups": {"group_0": group}, "ignore": ignore, "quantization_status": "compressed"}
+        return CompressedTensors({**deepcopy(self.value), **changes})
+
+    def ignoring(self, targets: Collection[str], _modules: Collection[str]) -> CompressedTensors:
+        return CompressedTensors({**deepcopy(self.value), "ignore": [*self._ignore, *targets]})
+
+    @staticmethod
+    def matching(targets: Collection[str], modules: Iterable[str]) -> list[str]:
+        """The modules that one of the targets (exact names or ``re:`` patterns) matches."""
+        return [module for module in modules if any(_matches(target, module) for target in targets)]
 
     def _group_of(self, module: str) -> str | None:
         if any(_matches(entry, module) for entry in self._ignore) or _LINEAR in self._ignore:
@@ -95,19 +114,70 @@ class CompressedTensors:
         )
 
 
-def _channel_group(base: dict[str, Any], target: str) -> dict[str, Any]:
-    group = {**deepcopy(base), "targets": [target]}
+def house(layers: Layers, ignore: Iterable[str], activations: Activations, kv_cache_fp8: bool) -> CompressedTensors:
+    """A config for per-tensor FP8, as llm-compressor 0.14 writes it, for a checkpoint of another dialect."""
+    names = list(ignore)
+    group = {
+        "format": "float-quantized",
+        "input_activations": _arguments("tensor") if activations == "static" else _per_token(None),
+        "output_activations": None,
+        "targets": [_LINEAR],
+        "weights": _arguments("tensor"),
+    }
+    value = {
+        "config_groups": {"group_0": group},
+        "format": "float-quantized",
+        "ignore": list(dict.fromkeys([*names, *_patterns(names, layers)])),
+        "kv_cache_scheme": _arguments("tensor") if kv_cache_fp8 else None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    }
+    return CompressedTensors(value)
+
+
+def _arguments(strategy: str, *, dynamic: bool = False) -> dict[str, Any]:
+    """FP8 ``QuantizationArgs``."""
+    return {"dynamic": dynamic, "num_bits": 8, "strategy": strategy, "symmetric": True, "type": "float"}
+
+
+def _per_token(base: dict[str, Any] | None) -> dict[str, Any]:
+    """Dynamic activations per token. A dynamic observer would be a contradiction: it never sees calibration data."""
+    return {**(base or {}), **_arguments("token", dynamic=True), **({"observer": None} if base else {})}
+
+
+def _channel_group(base: dict[str, Any], targets: Iterable[str]) -> dict[str, Any]:
+    group = {**deepcopy(base), "targets": list(targets)}
     group["weights"]["strategy"] = "channel"
     return group
 
 
-def _narrow(targets: Iterable[str], pattern: str, converted: Collection[str], others: Collection[str]) -> Iterator[str]:
-    """``targets`` without the converted modules. A target that matched nothing else goes."""
-    for target in targets:
+def _narrow(
+    old: Iterable[str], new: Collection[str], converted: Collection[str], others: Collection[str]
+) -> Iterator[str]:
+    """The targets ``old`` without the converted modules. A target that matched nothing else goes."""
+    lookahead = "".join(f"(?!{target.removeprefix('re:')})" for target in new)
+    for target in old:
         if not any(_matches(target, module) for module in converted):
             yield target
         elif any(_matches(target, module) for module in others):
-            yield f"re:(?!{pattern}){target.removeprefix('re:')}"
+            yield f"re:{lookahead}{target.removeprefix('re:')}"
+
+
+_NUMBER = re.compile(r"(?<=\\\.)\d+(?=\\\.)")
+
+
+def _patterns(ignore: Iterable[str], layers: Layers) -> list[str]:
+    """Patterns for the exact names of an ``ignore`` list: no prefix that engines change, any layer number."""
+    patterns = []
+    for name in ignore:
+        if name.startswith("re:") or name == _LINEAR or "." not in name:
+            continue
+        tail = re.escape(name.removeprefix("model.").removeprefix("language_model."))
+        for pattern in (f"re:.*{_NUMBER.sub('[0-9]+', tail)}$", f"re:.*{tail}$"):
+            if not CompressedTensors.matching([pattern], layers.quantised):
+                patterns.append(pattern)
+                break
+    return list(dict.fromkeys(patterns))
 
 
 def _matches(target: str, module: str) -> bool:
@@ -133,14 +203,8 @@ def _read_groups(value: dict[str, Any]) -> dict[str, Any]:
             "config_groups is not an object of groups", where=_WHERE, expected="{name: {…}}", found=groups
         )
     for name, group in groups.items():
-        _strings(group.get("targets"), f"config_groups.{name}.targets")
+        strings(group.get("targets"), f"{_WHERE}.config_groups.{name}.targets")
     return groups
-
-
-def _strings(value: object, where: str) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise ConfigError("A list of names was expected", where=f"{_WHERE}.{where}", expected='["…"]', found=value)
-    return value
 
 
 def _scheme(group: dict[str, Any], name: str) -> Scheme | None:

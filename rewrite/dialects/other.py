@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NoReturn
 
-from rewrite.dialects.scheme import Scheme
+from rewrite.dialects.scheme import Layers, Scheme
 from rewrite.errors import Unsupported
 
 
@@ -16,22 +16,16 @@ class Other:
         self.name = name
         self.value = value
 
-    def scheme(self, module: str) -> Scheme | None:
+    def scheme(self, _module: str) -> Scheme | None:
         return None
 
-    def check_convertible(self) -> None:
+    def housed(self, _layers: Layers) -> NoReturn:
         raise Unsupported(
-            "This quantisation dialect cannot be converted yet",
+            "This quantisation dialect cannot be converted",
             where="config.json: quantization_config.quant_method",
-            expected="compressed-tensors",
+            expected="compressed-tensors, modelopt (quant_algo FP8) or fp8",
             found=self.name,
         )
 
-    def with_channel_scales(
-        self,
-        target: str,
-        converted: Collection[str],
-        others: Collection[str],
-    ) -> Other:
-        self.check_convertible()
-        return self
+    def ignoring(self, _targets: Collection[str], _modules: Collection[str]) -> NoReturn:
+        self.housed(Layers(frozenset(), frozenset()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from rewrite.verification.oracle import FP8, FP8_MAX, Served
@@ -25,36 +27,56 @@ def activations(columns: int, tokens: int, seed: int, input_scale: float | None)
     return (x / x.abs().max() * (1.0 if input_scale is None else FP8_MAX * input_scale)).to(torch.bfloat16)
 
 
-def quantise(x: torch.Tensor, input_scale: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes [tokens, K] and float32 scale: the static one (``[]``), or without one a scale per token ([tokens, 1])."""
+@dataclass(frozen=True)
+class Activations:
+    """What goes into the product: FP8 codes with a float32 ``scale`` (``[]`` or [tokens, 1]), or plain BF16 without."""
+
+    codes: torch.Tensor
+    scale: torch.Tensor | None
+
+    def value(self) -> torch.Tensor:
+        """[tokens, K] float64."""
+        return self.codes.double() if self.scale is None else self.codes.double() * self.scale.double()
+
+    def same(self, other: Activations) -> bool:
+        """Whether both stand for the same values."""
+        return torch.equal(self.value(), other.value())
+
+
+def quantise(x: torch.Tensor, input_scale: float | None) -> Activations:
+    """FP8 codes by the static scale, or without one by a scale for each token."""
     x = x.float()
     if input_scale is None:
         scale = x.abs().amax(1, keepdim=True) / FP8_MAX
     else:
         scale = torch.tensor(input_scale, dtype=torch.float32, device=x.device)
-    return (x / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale
+    return Activations((x / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale)
 
 
-def multiply(codes: torch.Tensor, scale: torch.Tensor, served: Served) -> torch.Tensor:
-    """[tokens, n] float64: activations times the transposed weights, as served on the device of ``codes``."""
-    if codes.device.type == "cpu":
-        return _scaled(codes.double() @ served.weight.double().T, scale, served)
-    per_row = served.scale.numel() > 1
+def multiply(x: Activations, served: Served) -> torch.Tensor:
+    """[tokens, n] float64: activations times the transposed weights, as served on the device of ``x``."""
+    if x.codes.device.type == "cpu":
+        return _scaled(x.codes.double() @ served.weight.double().T, x.scale, served)
+    if x.scale is None:
+        return (x.codes @ served.weight.to(x.codes.dtype).T).double()
+    per_row = served.scale.numel() > 1 or x.scale.numel() > 1
     try:
-        rows = scale.expand(len(codes), 1).contiguous() if per_row else scale
-        columns = served.scale.reshape(1, -1).contiguous() if per_row else served.scale
+        tokens, rows = len(x.codes), len(served.weight)
+        scale_a = x.scale.expand(tokens, 1).contiguous() if per_row else x.scale
+        scale_b = served.scale.reshape(1, -1).expand(1, rows).contiguous() if per_row else served.scale
         return torch._scaled_mm(
-            codes, served.weight.T, scale_a=rows, scale_b=columns, out_dtype=torch.bfloat16, use_fast_accum=False
+            x.codes, served.weight.T, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=False
         ).double()
     except (RuntimeError, ValueError):
         # Row-wise scales are not offered on every GPU: scale the float32 product, as engines fall back to do.
-        one = torch.ones((), dtype=torch.float32, device=codes.device)
+        one = torch.ones((), dtype=torch.float32, device=x.codes.device)
         product = torch._scaled_mm(
-            codes, served.weight.T, scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=False
+            x.codes, served.weight.T, scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=False
         )
-        return _scaled(product, scale, served).to(torch.bfloat16).double()
+        return _scaled(product, x.scale, served).to(torch.bfloat16).double()
 
 
-def _scaled(product: torch.Tensor, scale: torch.Tensor, served: Served) -> torch.Tensor:
+def _scaled(product: torch.Tensor, scale: torch.Tensor | None, served: Served) -> torch.Tensor:
     columns = served.scale.reshape(1, -1) if served.scale.numel() > 1 else served.scale
-    return product * scale.to(product.dtype) * columns.to(product.dtype)
+    scaled = product if scale is None else product * scale.to(product.dtype)
+    return scaled * columns.to(product.dtype)

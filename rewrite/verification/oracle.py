@@ -24,7 +24,7 @@ _ROWS = 1024  # rows in memory at a time: 40 MB in float64 for 5120 columns
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of one partition: FP8 ``weight`` [n, K] and float32 ``scale`` [n, 1], as stored, one a row."""
+    """Some rows of one partition: ``weight`` [n, K] as stored (FP8, or plain), float32 ``scale`` [n, 1], one a row."""
 
     weight: torch.Tensor
     scale: torch.Tensor
@@ -58,9 +58,11 @@ class GroupReader:
 
     def scales(self, module: str) -> torch.Tensor:
         """The stored scale of a module spread over its rows: [N] float32."""
-        stored = self._read(f"{module}.weight_scale").float()
         found = next(m for m in self.group.modules if m.name == module)
         rows = found.weight.shape[0]
+        if found.scale is None:
+            return torch.ones(rows)
+        stored = self._read(found.scale.name).float()
         if stored.numel() == 1:
             return stored.reshape(1).expand(rows)
         if stored.numel() == rows:
@@ -70,8 +72,12 @@ class GroupReader:
 
     def is_per_tensor(self) -> bool:
         """Whether every module has one scale: what fusing loaders put into slots and requantise."""
-        infos = (self._checkpoint.tensors[f"{module.name}.weight_scale"][1] for module in self.group.modules)
-        return all(info.shape in ((), (1,)) for info in infos)
+        shapes = (None if module.scale is None else module.scale.shape for module in self.group.modules)
+        return all(shape in ((), (1,)) or (shape is not None and len(shape) == 1) for shape in shapes)
+
+    def is_plain(self) -> bool:
+        """Whether the weights are not quantised."""
+        return all(module.scale is None for module in self.group.modules)
 
     def chunks(self, partition: Partition, module: str) -> Iterator[Rows]:
         """The partition's rows, 1024 at a time."""
@@ -87,8 +93,7 @@ class GroupReader:
 
     def input_scale(self) -> float | None:
         """The scale that the fused layer quantises its input with: engines take the largest of the modules'."""
-        names = [f"{module.name}.input_scale" for module in self.group.modules]
-        stored = [self._read(name) for name in names if name in self._checkpoint.tensors]
+        stored = [self._read(module.input_scale.name) for module in self.group.modules if module.input_scale]
         return max(float(scale.float().max()) for scale in stored) if stored else None
 
     def _open(self, name: str) -> safe_open:

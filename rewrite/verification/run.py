@@ -6,10 +6,19 @@ import os
 from dataclasses import replace
 
 from rewrite.checkpoint import Checkpoint, open_checkpoint
+from rewrite.dialects import read_dialect
 from rewrite.errors import Refused, StorageError, UsageError
-from rewrite.groups import FusedGroup, find_groups
+from rewrite.groups import find_groups
 from rewrite.inspection import Inspection, inspect_open
-from rewrite.loaders import Loader, fill_every_slot, fill_slot_zero, slot_zero_only
+from rewrite.loaders import (
+    Behaviour,
+    Loader,
+    every_slot_or_vector,
+    fill_every_slot,
+    fill_slot_zero,
+    slot_zero_only,
+)
+from rewrite.verification.expected import Expected, expect
 from rewrite.verification.outputs import check_outputs
 from rewrite.verification.result import (
     DEFAULT_TOKENS,
@@ -47,27 +56,28 @@ def verify_checkpoints(
     """
     settings = Settings(_device(device), tokens, seed, f"{loader.name} {loader.versions}" if loader else "fixed")
     before = open_checkpoint(source)
-    groups = tuple(group for group in find_groups(before) if all(m.quantised and m.scale for m in group.modules))
+    find_groups(before, "all")  # a source that does not add up is refused, not judged
     result = Verification(str(source), str(out), settings, (), (), None)
     try:
         after = open_checkpoint(out)
+        expected = expect(before, after)
     except (Refused, StorageError) as error:
         names = ("untouched", "weights", "outputs", "loaders")
         return replace(
             result, checks=(judge("structure", [str(error)], ""), *(skip(name, _NOT_OPENED) for name in names))
         )
-    structure = check_structure(before, after, groups)
+    structure = check_structure(before, after, expected)
     if quick:
         untouched = skip("untouched", "--quick: no byte outside the fused groups was compared")
     else:
-        untouched = check_untouched(before, after, groups, workers=workers, progress=progress)
+        untouched = check_untouched(before, after, expected, workers=workers, progress=progress)
     numbers: tuple[PartitionNumbers, ...] = ()
     inspection: Inspection | None = None
-    if _comparable(groups, before, after):
-        weights = check_weights(before, after, groups)
+    if _comparable(before, after, expected):
+        weights = check_weights(before, after, expected.groups)
         fill = fill_slot_zero if loader is not None and loader.behaviour is slot_zero_only else fill_every_slot
-        outputs, numbers = check_outputs(before, after, groups, settings, fill)
-        loaders, inspection = _check_loaders(before, after)
+        outputs, numbers = check_outputs(before, after, expected.groups, settings, fill)
+        loaders, inspection = _check_loaders(before, after, expected.profile)
     else:
         weights, outputs, loaders = (skip(name, "see structure") for name in ("weights", "outputs", "loaders"))
     return replace(
@@ -75,30 +85,34 @@ def verify_checkpoints(
     )
 
 
-def _comparable(groups: tuple[FusedGroup, ...], before: Checkpoint, after: Checkpoint) -> bool:
-    """Whether every group of IN is there in OUT with the same weights' shapes and a scale for each."""
-    names = [name for group in groups for m in group.modules for name in (m.weight.name, f"{m.name}.weight_scale")]
-    if not all(name in after.tensors for name in names):
-        return False
-    shapes_agree = all(
-        before.tensors[name][1].shape == after.tensors[name][1].shape for name in names if name.endswith(".weight")
-    )
+def _comparable(before: Checkpoint, after: Checkpoint, expected: Expected) -> bool:
+    """Whether every group of IN is there in OUT in a form that a conversion can give it."""
     try:
-        return shapes_agree and {g.name for g in groups} <= {g.name for g in find_groups(after)}
+        find_groups(after, "all")
+        read_dialect(after)
     except Refused:
         return False
+    modules = (module for group in expected.groups for module in group.modules)
+    infos = (info for module in modules for info in (module.weight, module.scale, module.input_scale) if info)
+    return all(expected.allows(info, after.tensors.get(info.name, (None, None))[1]) for info in infos)
 
 
-def _check_loaders(before: Checkpoint, after: Checkpoint) -> tuple[Check, Inspection]:
-    """No known loader reads OUT worse than IN."""
+#: Loaders that a profile is meant for, where these are not all of them: the others are shown, not judged.
+_MEANT_FOR: dict[str, Behaviour] = {"partition": every_slot_or_vector}
+
+
+def _check_loaders(before: Checkpoint, after: Checkpoint, profile: str) -> tuple[Check, Inspection]:
+    """No known loader that the profile is meant for reads OUT worse than IN."""
+    meant = _MEANT_FOR.get(profile)
     old, new = inspect_open(before), inspect_open(after)
     problems = [
         f"{row.loader.name} {row.loader.versions}: {row.as_is.kind}, was {earlier.as_is.kind}: {row.as_is.detail}"
         for row, earlier in zip(new.rows, old.rows, strict=True)
-        if row.as_is.severity > earlier.as_is.severity
+        if row.as_is.severity > earlier.as_is.severity and meant in (None, row.loader.behaviour)
     ]
     better = sum(row.as_is.severity < earlier.as_is.severity for row, earlier in zip(new.rows, old.rows, strict=True))
-    return judge("loaders", problems, f"no known loader reads OUT worse than IN, {better} read it better"), new
+    kind = "no loader that takes vectors" if meant else "no known loader"
+    return judge("loaders", problems, f"{kind} reads OUT worse than IN, {better} read it better"), new
 
 
 def _device(device: str) -> str:

@@ -4,34 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from safetensors import safe_open
 
 from rewrite.checkpoint import INDEX_NAME, Checkpoint
+from rewrite.dialects import read_dialect
+from rewrite.errors import RewriteError
 from rewrite.groups import FP8_DTYPES, FusedGroup
 from rewrite.header import TensorInfo
+from rewrite.verification.expected import Expected
 from rewrite.verification.result import Check, judge
 
 
-def check_structure(source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...]) -> Check:
-    """Stock reader, same tensors in the same shards, ``total_size``, and the config read by compressed-tensors.
+def check_structure(source: Checkpoint, out: Checkpoint, expected: Expected) -> Check:
+    """Stock reader, same tensors in the same shards, ``total_size``, and a config that fits the tensors.
 
     That index and headers of OUT agree both ways is checked by opening it.
     """
     problems = [
         *_stock_reader(out),
-        *_same_tensors(source, out, groups),
+        *_same_tensors(source, out, expected),
         *_total_size(out),
-        *_config(source, out, groups),
+        *_config(source, out, expected),
     ]
     summary = f"{len(out.shards)} shards, {len(out.tensors)} tensors; index, headers and config agree"
     return judge("structure", problems, summary)
-
-
-def allowed_changes(groups: tuple[FusedGroup, ...]) -> frozenset[str]:
-    """The tensors that a conversion may change: the weight scales of the fused groups."""
-    return frozenset(module.scale.name for group in groups for module in group.modules if module.scale)
 
 
 def _stock_reader(out: Checkpoint) -> Iterator[str]:
@@ -48,25 +47,20 @@ def _stock_reader(out: Checkpoint) -> Iterator[str]:
             yield f"{shard.name}: the stock reader sees other tensors"
 
 
-def _same_tensors(source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...]) -> Iterator[str]:
-    for name in source.tensors.keys() - out.tensors.keys():
-        yield f"{name}: missing"
+def _same_tensors(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
     for name in out.tensors.keys() - source.tensors.keys():
         yield f"{name}: not in the source"
-    may_change = allowed_changes(groups)
-    for name in source.tensors.keys() & out.tensors.keys():
-        (old_shard, old), (new_shard, new) = source.tensors[name], out.tensors[name]
+    for name, (old_shard, old) in source.tensors.items():
+        found = out.tensors.get(name)
+        if found is None:
+            if not expected.allows(old, None):
+                yield f"{name}: missing"
+            continue
+        new_shard, new = found
         if old_shard.name != new_shard.name:
             yield f"{name}: moved from {old_shard.name} to {new_shard.name}"
-        if old.dtype != new.dtype:
-            yield f"{name}: dtype {old.dtype} became {new.dtype}"
-        if old.shape != new.shape and not (name in may_change and new.shape == _rows(name, source)):
-            yield f"{name}: shape {list(old.shape)} became {list(new.shape)}"
-
-
-def _rows(scale: str, source: Checkpoint) -> tuple[int, ...]:
-    """``[N, 1]`` for the N rows of the scale's weight."""
-    return (source.tensors[scale.removesuffix("_scale")][1].shape[0], 1)
+        if not expected.allows(old, new):
+            yield f"{name}: {old.dtype} {list(old.shape)} became {new.dtype} {list(new.shape)}"
 
 
 def _total_size(out: Checkpoint) -> Iterator[str]:
@@ -76,29 +70,39 @@ def _total_size(out: Checkpoint) -> Iterator[str]:
         yield f"{INDEX_NAME}: total_size is {metadata['total_size']}, the tensors take {actual} bytes"
 
 
-def _config(source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...]) -> Iterator[str]:
-    """compressed-tensors' own parser and matcher give every module the scheme that its tensors have."""
-    before, after = source.config.value.get("quantization_config"), out.config.value.get("quantization_config")
-    if not isinstance(after, dict) or after.get("quant_method") != "compressed-tensors":
-        if before != after:
-            yield "config.json: quantization_config differs and is not compressed-tensors"
-        return
+def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
+    """Every module has the scheme of its tensors; the ones that were not converted have the scheme they had."""
     try:
-        old, new = _Schemes(before), _Schemes(after)
-    except Exception as error:  # pydantic's errors are many; any of them is the finding
+        old, new = _schemes(source), _schemes(out)
+    except RewriteError as error:
+        yield f"config.json: {error.what}"
+        return
+    except ValueError as error:  # pydantic's
         yield f"config.json: compressed-tensors cannot parse it: {str(error).splitlines()[0]}"
         return
-    grouped = {module.name for group in groups for module in group.modules}
+    converted = {module.name for group in expected.groups for module in group.modules}
     for name, (_, info) in out.tensors.items():
         module = name.removesuffix(".weight")
         if module != name and len(info.shape) == 2:
-            yield from _module_scheme(module, info, out, old if module not in grouped else None, new)
-    for group in groups:
-        yield from _fused_scheme(group, out, new)
+            yield from _module_scheme(module, info, out, new)
+            plain = info.dtype not in FP8_DTYPES
+            if module not in converted and not (_ignored_alike if plain else _alike)(old, new, module):
+                yield f"config.json: {module} has another scheme than in the source"
+    if isinstance(new, CompressedTensorsSchemes):
+        for group in expected.groups:
+            yield from _fused_scheme(group, out, new)
 
 
-class _Schemes:
-    """compressed-tensors' reading of a quantisation config."""
+@dataclass(frozen=True)
+class Found:
+    """What a config says of a layer: ``strategy`` of its weights, and whether activations are static."""
+
+    strategy: str
+    static: bool
+
+
+class CompressedTensorsSchemes:
+    """compressed-tensors' own parser and matcher."""
 
     def __init__(self, value: object) -> None:
         import torch
@@ -109,45 +113,97 @@ class _Schemes:
         self._ignore = config.ignore or []
         self._linear = torch.nn.Linear(1, 1, device="meta")
 
-    def of_module(self, name: str) -> Any:
+    def of_module(self, name: str) -> Found | None:
         """The scheme of a linear layer, or None."""
+        scheme = self.raw(name)
+        return None if scheme is None or scheme.weights is None else _found(scheme)
+
+    def raw(self, name: str) -> Any:
+        """compressed-tensors' ``QuantizationScheme``, or None."""
         from compressed_tensors.utils.match import is_match, match_targets
 
         if not is_match(name, self._linear, self._targets, self._ignore):
             return None
         return self._targets[match_targets(name, self._linear, self._targets)[0]]
 
-    def of_fused(self, name: str) -> Any:
+    def of_fused(self, name: str) -> Found | None:
         """The scheme of a fused layer as vLLM and SGLang look it up: by its name, then by its class, ``…Linear``."""
+        if any(entry == name or (entry.startswith("re:") and re.match(entry[3:], name)) for entry in self._ignore):
+            return None
         named = (t for t in self._targets if t == name or (t.startswith("re:") and re.match(t[3:], name)))
         target = next(named, "Linear" if "Linear" in self._targets else None)
-        return None if target is None else self._targets[target]
+        return None if target is None else _found(self._targets[target])
 
 
-def _module_scheme(
-    module: str, weight: TensorInfo, out: Checkpoint, old: _Schemes | None, new: _Schemes
-) -> Iterator[str]:
-    scheme = new.of_module(module)
-    if old is not None and scheme != old.of_module(module):
-        yield f"config.json: {module} has another scheme than in the source"
+class OtherSchemes:
+    """The other dialects: our own reading, there is no parser to ask."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._dialect = read_dialect(checkpoint)
+
+    def of_module(self, name: str) -> Found | None:
+        """The scheme of a linear layer, or None."""
+        scheme = self._dialect.scheme(name)
+        return None if scheme is None else Found(str(scheme.layout), scheme.activations == "static")
+
+
+Schemes = CompressedTensorsSchemes | OtherSchemes
+
+
+def _schemes(checkpoint: Checkpoint) -> Schemes:
+    dialect = read_dialect(checkpoint)
+    return CompressedTensorsSchemes(dialect.value) if dialect.name == "compressed-tensors" else OtherSchemes(checkpoint)
+
+
+def _found(scheme: Any) -> Found:
+    inputs = scheme.input_activations
+    return Found(str(scheme.weights.strategy), inputs is not None and not inputs.dynamic)
+
+
+def _alike(old: Schemes, new: Schemes, module: str) -> bool:
+    if isinstance(old, CompressedTensorsSchemes) and isinstance(new, CompressedTensorsSchemes):
+        return bool(old.raw(module) == new.raw(module))
+    return old.of_module(module) == new.of_module(module)
+
+
+def _ignored_alike(old: Schemes, new: Schemes, module: str) -> bool:
+    """A layer that is not quantised must not become so. (Whether it is a linear layer at all cannot be seen here.)"""
+    return old.of_module(module) is not None or new.of_module(module) is None
+
+
+def _module_scheme(module: str, weight: TensorInfo, out: Checkpoint, new: Schemes) -> Iterator[str]:
     scale = out.tensors.get(f"{module}.weight_scale")
-    if weight.dtype in FP8_DTYPES and scale is not None:
-        strategy = None if scheme is None or scheme.weights is None else str(scheme.weights.strategy)
-        if strategy != (stored := _strategy(scale[1].shape, weight.shape)):
-            yield f"config.json: {module} has strategy {strategy}, its scale {list(scale[1].shape)} is {stored}"
+    if scale is None:
+        return
+    if weight.dtype not in FP8_DTYPES:
+        yield f"{module}.weight_scale: a scale beside a {weight.dtype} weight"
+        return
+    found = new.of_module(module)
+    if found is None:
+        if not isinstance(new, OtherSchemes):
+            yield f"config.json: {module} has no scheme, its scale {list(scale[1].shape)} says otherwise"
+        return
+    if found.strategy != (stored := _strategy(scale[1].shape, weight.shape)):
+        yield f"config.json: {module} has strategy {found.strategy}, its scale {list(scale[1].shape)} is {stored}"
+    if found.static != (f"{module}.input_scale" in out.tensors):
+        kind, stored = ("static", "no input_scale") if found.static else ("dynamic", "an input_scale")
+        yield f"config.json: {module} has {kind} activations, and {stored} is stored"
 
 
 def _strategy(scale: tuple[int, ...], weight: tuple[int, ...]) -> str:
-    if scale in ((), (1,)):
+    """How the config must word a scale of this shape. A vector of partitions is worded as ``tensor``."""
+    if scale == () or len(scale) == 1:
         return "tensor"
     return "channel" if scale == (weight[0], 1) else f"of shape {list(scale)}"
 
 
-def _fused_scheme(group: FusedGroup, out: Checkpoint, new: _Schemes) -> Iterator[str]:
+def _fused_scheme(group: FusedGroup, out: Checkpoint, new: CompressedTensorsSchemes) -> Iterator[str]:
+    weight = out.tensors.get(group.modules[0].weight.name)
     scale = out.tensors.get(f"{group.modules[0].name}.weight_scale")
-    if scale is None or not group.modules[0].quantised:
+    if weight is None:
         return
-    scheme = new.of_fused(group.name)
-    strategy = None if scheme is None else str(scheme.weights.strategy)
-    if strategy != (stored := _strategy(scale[1].shape, group.modules[0].weight.shape)):
-        yield f"config.json: engines give the fused {group.name} strategy {strategy}, its scales are {stored}"
+    found = new.of_fused(group.name)
+    stored = None if scale is None else _strategy(scale[1].shape, weight[1].shape)
+    if (found.strategy if found else None) != stored:
+        said = found.strategy if found else "none"
+        yield f"config.json: engines give the fused {group.name} strategy {said}, its scales are {stored or 'gone'}"

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
-from rewrite.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, JsonFile, Shard, io_errors
-from rewrite.groups import FusedGroup
+from rewrite.checkpoint import (
+    CONFIG_NAME,
+    INDEX_NAME,
+    QUANT_FILE_NAME,
+    Checkpoint,
+    JsonFile,
+    Shard,
+    io_errors,
+)
+from rewrite.dialects import config_path, read_dialect
 from rewrite.header import TensorInfo
 from rewrite.manifest import MANIFEST_NAME
+from rewrite.verification.expected import Expected
 from rewrite.verification.result import Check, judge
-from rewrite.verification.structure import allowed_changes
 
 Progress = Callable[[int, int], object]
 
 _CHUNK = 1 << 20  # both sides of a comparison stay in the processor's cache
-_MAY_CHANGE = {CONFIG_NAME, INDEX_NAME, MANIFEST_NAME}
+_MAY_CHANGE = {CONFIG_NAME, INDEX_NAME, QUANT_FILE_NAME, MANIFEST_NAME}
 
 
 @dataclass(frozen=True)
@@ -45,14 +54,13 @@ class _Run:
 def check_untouched(
     source: Checkpoint,
     out: Checkpoint,
-    groups: tuple[FusedGroup, ...],
+    expected: Expected,
     *,
     workers: int,
     progress: Progress | None,
 ) -> Check:
-    """Compare all tensors but the groups' weight scales, all other files, and all of config and index but the edits."""
-    may_change = allowed_changes(groups)
-    runs = [run for shard in source.shards for run in _tensor_runs(shard, out, may_change)]
+    """Compare all tensors that may not change, all other files, and all of config and index but the edits."""
+    runs = [run for shard in source.shards for run in _tensor_runs(shard, out, expected)]
     shards = {shard.name for shard in source.shards}
     runs += [
         _Run(name, 0, 0, file.size)
@@ -66,12 +74,12 @@ def check_untouched(
     return judge("untouched", problems, f"{tensors} tensors and all other files, {size:,} bytes, are the same")
 
 
-def _tensor_runs(shard: Shard, out: Checkpoint, may_change: frozenset[str]) -> Iterator[_Run]:
+def _tensor_runs(shard: Shard, out: Checkpoint, expected: Expected) -> Iterator[_Run]:
     """Tensors that lie side by side in both shards, as few long runs. Missing or reshaped ones are another check's."""
     pending: list[tuple[TensorInfo, TensorInfo]] = []
     home = out.tensors
     for old in shard.header.tensors:
-        if old.name in may_change or old.name not in home:
+        if old.name in expected.forms or old.name not in home:
             continue
         new_shard, new = home[old.name]
         if new_shard.name != shard.name or new.nbytes != old.nbytes:
@@ -97,7 +105,8 @@ def _run(old_shard: Shard, new_shard: Shard, pairs: list[tuple[TensorInfo, Tenso
 
 def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[str]:
     for name in source.files.keys() - out.files.keys():
-        yield f"{name}: missing"
+        if name != QUANT_FILE_NAME or read_dialect(source).name == read_dialect(out).name:
+            yield f"{name}: missing"
     for name in out.files.keys() - source.files.keys() - {MANIFEST_NAME}:
         yield f"{name}: not in the source"
     for name in (source.files.keys() & out.files.keys()) - shards - _MAY_CHANGE:
@@ -111,24 +120,46 @@ def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[st
 
 def _json_edits(source: Checkpoint, out: Checkpoint) -> Iterator[str]:
     """All of config.json but the quantisation, all of the index but ``total_size``, key order included."""
-    if _without(source.config, "quantization_config") != _without(out.config, "quantization_config"):
+    if _without_quantization(source.config) != _without_quantization(out.config):
         yield f"{CONFIG_NAME}: differs outside quantization_config"
+    if source.quant_file and out.quant_file and _without_ignored(source.quant_file) != _without_ignored(out.quant_file):
+        yield f"{QUANT_FILE_NAME}: differs outside exclude_modules"
     if (source.index is None) != (out.index is None):
         yield f"{INDEX_NAME}: only one of the two checkpoints has it"
-    elif source.index and out.index and _index_text(source.index) != _index_text(out.index):
-        yield f"{INDEX_NAME}: differs outside metadata.total_size"
+    elif source.index and out.index:
+        gone = source.tensors.keys() - out.tensors.keys()  # whether they may be gone is the structure's question
+        if _index_text(source.index, gone) != _index_text(out.index, frozenset()):
+            yield f"{INDEX_NAME}: differs outside metadata.total_size"
 
 
-def _without(file: JsonFile, key: str) -> str:
-    return json.dumps({k: v if k != key else None for k, v in file.value.items()})
+def _without_quantization(file: JsonFile) -> str:
+    """The config without the value that states the quantisation; without its key, too, where it stands last."""
+    value: dict[str, Any] = json.loads(file.text)
+    path = config_path(value)
+    if path is not None:
+        inner = value
+        for key in path[:-1]:
+            inner = inner[key]
+        last = next(reversed(inner)) == path[-1]
+        inner[path[-1]] = None
+        if last:
+            del inner[path[-1]]
+    return json.dumps(value)
 
 
-def _index_text(file: JsonFile) -> str:
-    metadata = file.value.get("metadata")
-    kept = (
-        {k: v if k != "total_size" else None for k, v in metadata.items()} if isinstance(metadata, dict) else metadata
-    )
-    return json.dumps({**file.value, "metadata": kept})
+def _without_ignored(file: JsonFile) -> str:
+    value: dict[str, Any] = json.loads(file.text)
+    if isinstance(value.get("quantization"), dict):
+        value["quantization"]["exclude_modules"] = None
+    return json.dumps(value)
+
+
+def _index_text(file: JsonFile, gone: Collection[str]) -> str:
+    value: dict[str, Any] = json.loads(file.text)
+    if isinstance(value.get("metadata"), dict):
+        value["metadata"]["total_size"] = None
+    value["weight_map"] = {name: shard for name, shard in value["weight_map"].items() if name not in gone}
+    return json.dumps(value)
 
 
 def _compare_all(runs: list[_Run], old: Path, new: Path, workers: int, progress: Progress | None) -> list[str]:

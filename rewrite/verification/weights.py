@@ -6,15 +6,18 @@ from collections.abc import Iterator
 
 from rewrite.checkpoint import Checkpoint
 from rewrite.groups import FusedGroup
+from rewrite.verification.expected import in_checkpoint
 from rewrite.verification.oracle import GroupReader
 from rewrite.verification.result import Check, judge
 
 
 def check_weights(source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...]) -> Check:
-    """Code times scale, in float64, where the product is exact. NaN equals NaN of the same place."""
-    problems = [
-        problem for group in groups for problem in _compare(GroupReader(source, group), GroupReader(out, group))
-    ]
+    """Code times scale, in float64, where the product is exact. NaN equals NaN of the same place.
+
+    A weight that is plain in OUT must be the product rounded to float32 and then, once, to its dtype.
+    """
+    readers = ((GroupReader(source, group), GroupReader(out, in_checkpoint(group, out))) for group in groups)
+    problems = [problem for before, after in readers for problem in _compare(before, after)]
     partitions = sum(len(module.partitions) for group in groups for module in group.modules)
     return judge(
         "weights", problems, f"{partitions} partitions of {len(groups)} fused groups dequantise to the same values"
@@ -26,6 +29,8 @@ def _compare(before: GroupReader, after: GroupReader) -> Iterator[str]:
         different, largest = 0, 0.0
         for old, new in zip(before.chunks(partition, module), after.chunks(partition, module), strict=True):
             true, found = old.true(), new.true()
+            if new.weight.dtype != old.weight.dtype:
+                true = true.float().to(new.weight.dtype).double()
             unequal = (true != found) & ~(true.isnan() & found.isnan())
             if unequal.any():
                 different += int(unequal.any(1).sum())

@@ -1,0 +1,271 @@
+"""Every profile on every real checkpoint, in every dialect: what changes, that it verifies, what is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from compressed_tensors.entrypoints.convert import convert_checkpoint
+
+import rewrite
+from rewrite.converter import ExplicitScales
+from rewrite.dialects import Layers
+from rewrite.dialects.compressed_tensors import CompressedTensors
+from rewrite.layouts import dequantise
+from tests.support import FIXTURES, QKVZ, compressed_tensors_schemes, edit_json, raw_tensors, tree, write_shard
+
+ALL = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())
+KINDS = {"BF16": torch.bfloat16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn, "F16": torch.float16}
+
+
+def tensor(entry: tuple[str, str, tuple[int, ...], bytes]) -> torch.Tensor:
+    _, dtype, shape, data = entry
+    return torch.frombuffer(bytearray(data), dtype=KINDS[dtype]).reshape(shape)
+
+
+@pytest.fixture(params=ALL)
+def any_fixture(request: pytest.FixtureRequest) -> Path:
+    return FIXTURES / request.param
+
+
+@pytest.mark.parametrize("selection", ["qkvz", "all"])
+@pytest.mark.parametrize("profile", rewrite.PROFILES)
+def test_every_profile_verifies(profile: str, selection: Any, any_fixture: Path, tmp_path: Path) -> None:
+    """And converting the output again changes nothing, or is refused for having nothing to convert."""
+    rewrite.convert(any_fixture, tmp_path / "out", profile=profile, selection=selection)
+    found = rewrite.verify(any_fixture, tmp_path / "out", device="cpu", tokens=16)
+    problems = [problem for check in found.checks for problem in check.problems]
+    assert found.ok, problems
+    again = rewrite.convert(tmp_path / "out", tmp_path / "again", profile=profile, selection=selection)
+    assert not again.changed
+    assert tree(tmp_path / "out") == tree(tmp_path / "again")
+
+
+def test_portable_is_one_group_of_channel_scales_without_input_scales(any_fixture: Path, tmp_path: Path) -> None:
+    """Weights bit-exact, every scale repeated, no input_scale in shards or index, dynamic activations everywhere."""
+    out = tmp_path / "out"
+    manifest = rewrite.convert(any_fixture, out, profile="portable")
+    before, after = raw_tensors(any_fixture), raw_tensors(out)
+    assert before.keys() - after.keys() == {name for name in before if name.endswith("input_scale")}
+    assert set(manifest.dropped) == before.keys() - after.keys()
+    for name, (_, dtype, shape, data) in after.items():
+        if name.endswith("weight_scale"):
+            rows = after[name.removesuffix("_scale")][2][0]
+            assert (dtype, shape, data) == (before[name][1], (rows, 1), before[name][3] * rows)
+        else:
+            assert after[name] == before[name]
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert list(config["config_groups"]) == ["group_0"]
+    schemes = compressed_tensors_schemes(out)
+    for module, (_, dtype, _, _) in ((n.removesuffix(".weight"), v) for n, v in after.items() if n.endswith(".weight")):
+        if dtype == "F8_E4M3":
+            scheme = schemes[module]
+            assert (scheme.weights.strategy, scheme.input_activations.strategy) == ("channel", "token")
+            assert scheme.input_activations.dynamic is True
+    if (out / "model.safetensors.index.json").exists():
+        index = json.loads((out / "model.safetensors.index.json").read_text())
+        assert index["weight_map"].keys() == after.keys()
+    assert any("dynamically" in note for note in manifest.notes)
+
+
+def test_portable_ignores_by_patterns_that_survive_renaming(any_fixture: Path, tmp_path: Path) -> None:
+    """SGLang 0.5.9 looks for ``language_model.model.…`` and for fused names: every plain layer still matches."""
+    rewrite.convert(any_fixture, tmp_path / "out", profile="portable")
+    config = CompressedTensors(json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"])
+    for layer in ("linear_attn.in_proj_a", "linear_attn.in_proj_ba"):
+        for prefix in ("model.layers.0", "language_model.model.layers.0", "model.language_model.layers.1"):
+            assert config.scheme(f"{prefix}.{layer}") is None
+    assert config.scheme("language_model.model.layers.0.linear_attn.in_proj_qkvz") is not None
+    if "vl" in any_fixture.name:
+        assert config.scheme("visual.blocks.0.attn.qkv") is None
+
+
+def test_bf16_is_the_float32_product_rounded_once(any_fixture: Path, tmp_path: Path) -> None:
+    """What torch gives; scales dropped; the modules ignored under their own and their fused names."""
+    out = tmp_path / "out"
+    rewrite.convert(any_fixture, out, profile="bf16")
+    before, after = raw_tensors(any_fixture), raw_tensors(out)
+    plain = {name for name in before if name.endswith(("in_proj_qkv.weight", "in_proj_z.weight"))}
+    assert plain
+    for name in plain:
+        weight, scale = tensor(before[name]), tensor(before[f"{name}_scale"])
+        assert torch.equal(tensor(after[name]), (weight.float() * scale.float()).to(torch.bfloat16))
+    gone = {f"{name}_scale" for name in plain} | {name.replace("weight", "input_scale") for name in plain}
+    assert before.keys() - after.keys() == gone
+    assert all(after[name] == before[name] for name in after.keys() - plain)
+
+
+def test_bf16_keeps_modelopts_dialect_and_both_its_files(tmp_path: Path) -> None:
+    """For consumers that read ModelOpt only."""
+    source, out = FIXTURES / "modelopt-qwen3_5-vl", tmp_path / "out"
+    rewrite.convert(source, out, profile="bf16")
+    config = json.loads((out / "config.json").read_text())["quantization_config"]
+    other = json.loads((out / "hf_quant_config.json").read_text())["quantization"]
+    assert config["quant_method"] == "modelopt"
+    assert config["ignore"] == other["exclude_modules"]
+    assert "model.language_model.layers.0.linear_attn.in_proj_qkv" in config["ignore"]
+
+
+def test_partition_is_a_vector_and_leaves_the_config(any_fixture: Path, tmp_path: Path) -> None:
+    """``[3]`` of the same bits for q, k, v; z has one partition and stays."""
+    out = tmp_path / "out"
+    rewrite.convert(any_fixture, out, profile="partition")
+    before, after = raw_tensors(any_fixture), raw_tensors(out)
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {name for name in before if name.endswith("in_proj_qkv.weight_scale")}
+    assert all(after[name][2:] == ((3,), before[name][3] * 3) for name in changed)
+    assert (out / "config.json").read_bytes() == (any_fixture / "config.json").read_bytes()
+
+
+def test_all_groups_are_explicit_and_experts_are_left_alone(tmp_path: Path) -> None:
+    """Nothing that engines fuse is requantised; experts take channel scales with dynamic activations only."""
+    source, out = FIXTURES / "llmcompressor-qwen3_5-moe", tmp_path / "out"
+    rewrite.convert(source, out, selection="all")
+    after = raw_tensors(out)
+    explicit = {n for n, v in after.items() if n.endswith("weight_scale") and len(v[2]) == 2}
+    assert any("self_attn.q_proj" in name for name in explicit)
+    assert any("shared_expert.gate_proj" in name for name in explicit)
+    assert not any(".experts." in name or "o_proj" in name or "down_proj" in name for name in explicit)
+    schemes = compressed_tensors_schemes(out)
+    for name in explicit:
+        assert schemes[name.removesuffix(".weight_scale")].weights.strategy == "channel"
+
+
+def test_a_modelopt_checkpoint_is_rehoused_for_exact(tmp_path: Path) -> None:
+    """ModelOpt has no words for channel scales with static activations; nothing about the other layers changes."""
+    source, out = FIXTURES / "modelopt-qwen3_5-moe", tmp_path / "out"
+    manifest = rewrite.convert(source, out)
+    assert not (out / "hf_quant_config.json").exists()
+    assert any("hf_quant_config.json is left out" in note for note in manifest.notes)
+    schemes, dialect = compressed_tensors_schemes(out), rewrite.read_dialect(rewrite.open_checkpoint(source))
+    for name, (_, dtype, _, _) in raw_tensors(source).items():
+        module = name.removesuffix(".weight")
+        if name.endswith(".weight") and dtype == "F8_E4M3":
+            expected = "channel" if module.endswith(("in_proj_qkv", "in_proj_z")) else "tensor"
+            assert schemes[module].weights.strategy == expected
+            assert schemes[module].input_activations.dynamic is False
+        elif module in schemes:
+            assert (schemes[module] is None) == (dialect.scheme(module) is None)
+
+
+def test_modelopt_with_its_own_file_only(copy_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """Older exports say nothing in config.json: the new config is added to it, at its end."""
+    source = copy_of("modelopt-qwen3_5-vl")
+    edit_json(source / "config.json", quantization_config=None)
+    before = (source / "config.json").read_text()
+    rewrite.convert(source, tmp_path / "out")
+    after = (tmp_path / "out" / "config.json").read_text()
+    assert after.startswith(before.rstrip().removesuffix("}").rstrip())
+    assert list(json.loads(after))[-1] == "quantization_config"
+    assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok
+
+
+def test_modelopts_two_configs_disagree(copy_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """Said, and which one counted."""
+    source = copy_of("modelopt-qwen3_5-vl")
+    value = json.loads((source / "hf_quant_config.json").read_text())
+    value["quantization"]["exclude_modules"].append("extra")
+    edit_json(source / "hf_quant_config.json", **value)
+    manifest = rewrite.convert(source, tmp_path / "out")
+    assert any("config.json counted" in note for note in manifest.notes)
+
+
+@pytest.mark.parametrize("algorithm", ["FP8", None])
+def test_kv_cache_quantisation_carries_over(
+    algorithm: str | None, copy_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """As compressed-tensors' kv_cache_scheme."""
+    source = copy_of("modelopt-qwen3_5-vl")
+    value = json.loads((source / "config.json").read_text())
+    value["quantization_config"]["kv_cache_quant_algo"] = algorithm
+    edit_json(source / "config.json", **value)
+    rewrite.convert(source, tmp_path / "out")
+    scheme = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    assert (scheme is not None and scheme["num_bits"] == 8) == (algorithm == "FP8")
+
+
+@pytest.mark.parametrize("activations", ["static", "dynamic"])
+@pytest.mark.parametrize("profile", rewrite.PROFILES)
+def test_the_fp8_dialect(profile: str, activations: str, copy: Path, tmp_path: Path) -> None:
+    """AutoFP8's and vLLM's own: assembled from llm-compressor's tensors, F32 scales of shape ()."""
+    weight_map = {}
+    for path in sorted(copy.glob("*.safetensors")):
+        kept = {n: v[1:] for n, v in raw_tensors(copy).items() if v[0] == path.name}
+        if activations == "dynamic":
+            kept = {n: v for n, v in kept.items() if not n.endswith("input_scale")}
+        kept = {n: ("F32", (), b"\0\0" + v[2]) if n.endswith("_scale") else v for n, v in kept.items()}
+        write_shard(path, dict(sorted(kept.items(), key=lambda item: item[1][0] != "F32")), format="pt")
+        weight_map |= dict.fromkeys(kept, path.name)
+    plain = [n.removesuffix(".weight") for n, v in raw_tensors(copy).items() if v[1] == "BF16" and len(v[2]) == 2]
+    edit_json(copy / "model.safetensors.index.json", weight_map=weight_map)
+    value = {"quant_method": "fp8", "activation_scheme": activations, "ignored_layers": plain}
+    edit_json(copy / "config.json", quantization_config=value)
+    assert rewrite.convert(copy, tmp_path / "out", profile=profile).changed
+    found = rewrite.verify(copy, tmp_path / "out", device="cpu", tokens=4)
+    assert found.ok, [problem for check in found.checks for problem in check.problems]
+
+
+@pytest.mark.parametrize("scale", [0.001, 1.0, 3.7e-5, 1e30])
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_dequantised_codes_are_torchs(scale: float, dtype: str) -> None:
+    """All 256 of them, NaN included."""
+    scale = struct.unpack("<f", struct.pack("<f", scale))[0]
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
+    expected = (codes.float() * torch.tensor(scale)).to(KINDS[dtype])
+    ours = torch.frombuffer(bytearray(b"".join(dequantise("F8_E4M3", scale, dtype))), dtype=KINDS[dtype])
+    assert torch.equal(ours.isnan(), expected.isnan())
+    assert torch.equal(ours.nan_to_num(), expected.nan_to_num())
+
+
+def test_profiles_refuse_what_they_cannot_carry(text: Path, copy: Path, tmp_path: Path) -> None:
+    """With a reason, naming what can."""
+    rewrite.convert(text, tmp_path / "exact")
+    with pytest.raises(rewrite.Unsupported, match="original checkpoint with --profile bf16"):
+        rewrite.convert(tmp_path / "exact", tmp_path / "out", profile="bf16")
+    edit_json(copy / "config.json", quantization_config={"quant_method": "quark"})
+    for profile in rewrite.PROFILES:
+        with pytest.raises(rewrite.Refused):
+            rewrite.convert(copy, tmp_path / "out", profile=profile)
+
+
+def test_portable_from_exact(text: Path, tmp_path: Path) -> None:
+    """Profiles can follow each other where one is a step towards the other."""
+    rewrite.convert(text, tmp_path / "exact")
+    with pytest.raises(rewrite.Unsupported, match="different config groups"):
+        rewrite.convert(tmp_path / "exact", tmp_path / "portable", profile="portable")
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_converter_gives_the_same_tensors(name: str, tmp_path: Path) -> None:
+    """Through compressed-tensors' convert_checkpoint, for pipelines that chain converters."""
+    source = FIXTURES / name
+    rewrite.convert(source, tmp_path / "ours")
+    convert_checkpoint(source, tmp_path / "theirs", ExplicitScales(source), device="cpu")
+    ours, theirs = raw_tensors(tmp_path / "ours"), raw_tensors(tmp_path / "theirs")
+    assert {n: v[1:] for n, v in ours.items()} == {n: v[1:] for n, v in theirs.items()}
+    assert compressed_tensors_schemes(tmp_path / "ours") == compressed_tensors_schemes(tmp_path / "theirs")
+
+
+def test_the_converter_leaves_other_checkpoints_alone(text: Path, tmp_path: Path) -> None:
+    """Nothing to do: nothing done."""
+    rewrite.convert(text, tmp_path / "done")
+    converter = ExplicitScales(tmp_path / "done")
+    tensors = {"a": torch.zeros(2)}
+    assert converter.process(tensors) == tensors
+    assert converter.update_config(None) is None
+
+
+def test_patterns_never_catch_quantised_layers() -> None:
+    """An exact name is generalised to all layers only where that is true of all layers."""
+    layers = Layers(frozenset({"model.layers.1.mlp.up_proj"}), frozenset({"model.layers.0.mlp.up_proj"}))
+    base = json.loads((FIXTURES / "llmcompressor-qwen3_5-text" / "config.json").read_text())["quantization_config"]
+    value = {**base, "ignore": ["model.layers.0.mlp.up_proj"]}
+    after = CompressedTensors(value).portable(layers, [])
+    assert after.scheme("model.layers.1.mlp.up_proj") is not None
+    assert after.scheme("language_model.model.layers.0.mlp.up_proj") is None
+    assert QKVZ not in after.value["ignore"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Checkpoint:
     shards: tuple[Shard, ...]
     tensors: Mapping[str, tuple[Shard, TensorInfo]]
     files: Mapping[str, FileId]  # every regular file under root (symlinks followed), shards and config included
+    unwritten: Mapping[str, bytes] = field(default_factory=dict)  # tensors of a plan that is not carried out yet
 
     @property
     def nbytes(self) -> int:
@@ -78,6 +79,9 @@ class Checkpoint:
         """As :meth:`read_tensor` for many: each shard is opened once."""
         by_shard: dict[str, list[TensorInfo]] = {}
         for info in infos:
+            if info.name in self.unwritten:
+                yield self.tensors[info.name][0], info, self.unwritten[info.name]
+                continue
             by_shard.setdefault(self.tensors[info.name][0].name, []).append(info)
         for name, wanted in by_shard.items():
             shard = self.tensors[wanted[0].name][0]

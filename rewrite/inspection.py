@@ -17,9 +17,9 @@ from rewrite.errors import Refused
 from rewrite.groups import FP8_DTYPES, FusedGroup, Module, find_groups, find_lookalikes
 from rewrite.header import TensorInfo
 from rewrite.layouts import decode, layout_of
-from rewrite.loaders import LOADERS, GroupView, Loader, Outcome, PartitionView
+from rewrite.loaders import LOADERS, CheckpointView, GroupView, Loader, Outcome, PartitionView
 from rewrite.plan import make_plan, preview
-from rewrite.profiles import PROFILES
+from rewrite.profiles import PROFILES, plain_dtype
 
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _WEIGHTS = ("weight", "weight_packed")
@@ -87,11 +87,12 @@ def inspect_open(checkpoint: Checkpoint, *, weights: bool = False) -> Inspection
     """
     groups = find_groups(checkpoint)
     views = tuple(view_group(group, checkpoint) for group in groups)
+    view = _view_checkpoint(checkpoint, views)
     converted, refusals = _after_convert(checkpoint)
     rows = tuple(
         LoaderRow(
             loader,
-            loader.predict(views),
+            loader.predict(view),
             {profile: None if after is None else loader.predict(after) for profile, after in converted.items()},
         )
         for loader in LOADERS
@@ -139,12 +140,34 @@ def _view_partitions(module: Module, checkpoint: Checkpoint) -> Iterator[Partiti
         scales = values if layout == "partition" else values * len(module.partitions)
     for partition, scale in zip(module.partitions, scales, strict=True):
         seen = (layout or "unknown") if module.quantised else "none"
-        yield PartitionView(partition.name, module.name, partition.rows, seen, scale)
+        dtype = module.scale.dtype if module.scale else "F32"
+        yield PartitionView(partition.name, module.name, partition.rows, seen, scale, dtype)
 
 
-def _after_convert(checkpoint: Checkpoint) -> tuple[dict[str, tuple[GroupView, ...] | None], dict[str, str]]:
-    """The groups as loaders would see them after ``convert`` with each profile, and why some profiles refuse."""
-    views: dict[str, tuple[GroupView, ...] | None] = {}
+def _view_checkpoint(checkpoint: Checkpoint, groups: tuple[GroupView, ...]) -> CheckpointView:
+    return CheckpointView(
+        model_type=str(checkpoint.config.value.get("model_type")),
+        dialect=_dialect_name(checkpoint),
+        dtype=plain_dtype(checkpoint),
+        ignore_survives_renaming=_ignore_survives_renaming(checkpoint),
+        groups=groups,
+    )
+
+
+def _ignore_survives_renaming(checkpoint: Checkpoint) -> bool:
+    """Whether the config leaves ``in_proj_b`` alone under the name that SGLang 0.5.9 looks it up by."""
+    dialect = read_dialect(checkpoint)
+    for name in checkpoint.tensors:
+        module = name.removesuffix(".weight")
+        if module.endswith("linear_attn.in_proj_b") and dialect.scheme(module) is None:
+            renamed = module.replace("model.language_model.", "language_model.model.")
+            return dialect.scheme(renamed) is None
+    return True
+
+
+def _after_convert(checkpoint: Checkpoint) -> tuple[dict[str, CheckpointView | None], dict[str, str]]:
+    """The checkpoint as loaders would see them after ``convert`` with each profile, and why some profiles refuse."""
+    views: dict[str, CheckpointView | None] = {}
     refusals: dict[str, str] = {}
     for profile in PROFILES:
         try:
@@ -152,7 +175,7 @@ def _after_convert(checkpoint: Checkpoint) -> tuple[dict[str, tuple[GroupView, .
         except Refused as refusal:
             views[profile], refusals[profile] = None, refusal.what
         else:
-            views[profile] = tuple(view_group(group, after) for group in find_groups(after))
+            views[profile] = _view_checkpoint(after, tuple(view_group(group, after) for group in find_groups(after)))
     return views, refusals
 
 

@@ -7,7 +7,7 @@ which. The recorded runs of the real loaders (tests/loader_matrix.json) are what
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log, sqrt
 from typing import Literal
@@ -28,6 +28,7 @@ class PartitionView:
     rows: int
     layout: Literal["none", "tensor", "partition", "channel", "block", "unknown"]
     scale: float | None  # None for layouts with more than one value a partition
+    scale_dtype: str = "BF16"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ class GroupView:
     partitions: tuple[PartitionView, ...]
     columns: int
     static_activations: bool
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """A checkpoint as a loader sees it. ``dtype`` is the model's; ``ignore_survives_renaming`` says whether the config
+    still leaves the unquantised parts of a fused layer alone when modules are looked up under other names."""
+
+    model_type: str
+    dialect: str
+    dtype: str
+    ignore_survives_renaming: bool
+    groups: tuple[GroupView, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ class Outcome:
 
 
 Behaviour = Callable[[GroupView], Outcome]
+Obstacle = Callable[[CheckpointView], Outcome | None]  # what a loader makes of the whole checkpoint, before any group
 Slots = tuple[float | None, ...]  # None: the sentinel that the slot was created with
 
 
@@ -91,6 +105,41 @@ def separate_modules(group: GroupView) -> Outcome:
     if any(p.layout in ("partition", "unknown") for p in group.partitions):
         return Outcome("fails to load", "takes one scale for a module, or one for each row")
     return Outcome("exact", "does not fuse")
+
+
+def text_only_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
+    """Loaders that know the vision-language classes of Qwen3.5 only."""
+    if checkpoint.model_type in ("qwen3_5_text", "qwen3_5_moe_text"):
+        return Outcome("fails to load", "knows Qwen3.5 with a vision tower only")
+    return None
+
+
+def ignore_must_survive_renaming(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.9 and 0.5.10 rename the entries of ``ignore``, but not the modules: exact names miss, the BF16
+    ``in_proj_ba`` gets an FP8 parameter, and 0.5.9 refuses to load it ("Downcasting not allowed")."""
+    if checkpoint.dialect == "compressed-tensors" and not checkpoint.ignore_survives_renaming:
+        return Outcome("fails to load", "takes in_proj_ba for quantised: exact names in ignore miss it")
+    return None
+
+
+def modelopt_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers knows no ``quant_method: modelopt``: it loads FP8 values and leaves the scales out."""
+    if checkpoint.dialect == "modelopt":
+        scales = [p.scale for group in checkpoint.groups for p in group.partitions if p.scale]
+        names = tuple(dict.fromkeys(p.name for group in checkpoint.groups for p in group.partitions))
+        factor = 1 / min(scales) if scales else 0.0
+        return Outcome("garbled", f"leaves the scales out: weights up to {factor:.0f}x too large", names, factor)
+    return None
+
+
+def scales_are_rounded(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers with compressed-tensors creates scales in the model's dtype: F32 scales are rounded to it."""
+    partitions = [p for group in checkpoint.groups for p in group.partitions if p.layout != "none"]
+    if checkpoint.dtype in ("BF16", "F16") and any(p.scale_dtype == "F32" for p in partitions):
+        names = tuple(dict.fromkeys(p.name for p in partitions))
+        error = 2.0**-8 if checkpoint.dtype == "BF16" else 2.0**-11
+        return Outcome("loses precision", f"rounds F32 scales to {checkpoint.dtype}: up to {error:.1%}", names, error)
+    return None
 
 
 def fill_slot_zero(group: GroupView) -> Slots:
@@ -163,6 +212,7 @@ class Loader:
     last: str | None
     behaviour: Behaviour
     source: str
+    obstacles: tuple[Obstacle, ...] = ()
 
     @property
     def versions(self) -> str:
@@ -177,11 +227,12 @@ class Loader:
     def covers(self, version: str) -> bool:
         return _key(self.first) <= _key(version) and (self.last is None or _key(version) <= _key(self.last))
 
-    def predict(self, groups: Iterable[GroupView]) -> Outcome:
+    def predict(self, checkpoint: CheckpointView) -> Outcome:
         """The worst over all groups, naming every partition that is hurt that way."""
-        outcomes = [self.behaviour(group) for group in groups]
-        if not outcomes:
+        if not checkpoint.groups:
             return Outcome("exact")
+        met = (obstacle(checkpoint) for obstacle in self.obstacles)
+        outcomes = [o for o in met if o is not None] or [self.behaviour(group) for group in checkpoint.groups]
         worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
         alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
         hurt = tuple(dict.fromkeys(name for outcome in alike for name in outcome.partitions))
@@ -190,12 +241,28 @@ class Loader:
 
 #: Every loader version that was run or read. One row each; the source says where the behaviour comes from.
 LOADERS = (
-    Loader("vLLM", "0.17.0", "0.19.1", slot_zero_only, "issue #38197; run: 0.17.1, 0.19.1"),
-    Loader("vLLM", "0.20.0", None, every_slot, "PR #38517; run: 0.20.0, 0.32.0"),
-    Loader("SGLang", "0.5.9", "0.5.9", separate_modules, "run: 0.5.9"),
-    Loader("SGLang", "0.5.10", "0.5.10.post1", split_by_sizes, "run: 0.5.10.post1"),
-    Loader("SGLang", "0.5.11", None, every_slot_or_vector, "run: 0.5.11, 0.5.23"),
-    Loader("transformers", "5.2.0", None, separate_modules, "run: 5.17.0 with compressed-tensors 0.20.0"),
+    Loader("vLLM", "0.17.0", "0.19.1", slot_zero_only, "issue #38197; run: 0.17.1, 0.19.1", (text_only_is_unknown,)),
+    Loader("vLLM", "0.20.0", "0.26.0", every_slot, "PR #38517; run: 0.20.0; read: 0.26.0", (text_only_is_unknown,)),
+    Loader("vLLM", "0.27.0", None, every_slot, "read: 0.27.0; run: 0.32.0"),
+    Loader(
+        "SGLang",
+        "0.5.9",
+        "0.5.9",
+        separate_modules,
+        "run: 0.5.9",
+        (text_only_is_unknown, ignore_must_survive_renaming),
+    ),
+    Loader("SGLang", "0.5.10", "0.5.10.post1", split_by_sizes, "run: 0.5.10.post1", (text_only_is_unknown,)),
+    Loader("SGLang", "0.5.11", "0.5.16", every_slot_or_vector, "run: 0.5.11; read: 0.5.16", (text_only_is_unknown,)),
+    Loader("SGLang", "0.5.17", None, every_slot_or_vector, "read: 0.5.17; run: 0.5.23"),
+    Loader(
+        "transformers",
+        "5.2.0",
+        None,
+        separate_modules,
+        "run: 5.17.0 with compressed-tensors 0.20.0",
+        (modelopt_is_unknown, scales_are_rounded),
+    ),
 )
 
 

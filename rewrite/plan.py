@@ -132,17 +132,23 @@ def make_plan(checkpoint: Checkpoint, profile: str = "exact", selection: Selecti
 
 
 def preview(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
-    """The checkpoint as it would be after ``plan``: headers and config only, its new tensors cannot be read."""
+    """The checkpoint as it would be after ``plan``. Scales can be read, new weights cannot."""
     shards = {shard.name: shard for shard in checkpoint.shards}
     for new in plan.shards:
         shards[new.name] = Shard(new.name, parse_header(new.header[8:], new.name), FileId(new.size, 0))
+    tensors = {info.name: (shard, info) for shard in shards.values() for info in shard.header.tensors}
+    unwritten = {name: data for shard in plan.shards for name, data in shard.filled()}
+    for name, (_, old) in checkpoint.tensors.items():
+        if name in tensors and name not in unwritten and tensors[name][1].nbytes == old.nbytes:
+            tensors[name] = checkpoint.tensors[name]  # still to be found where it lies now
     config = next((text for text in plan.texts if text.name == checkpoint.config.name), None)
     return replace(
         checkpoint,
         config=checkpoint.config if config is None else JsonFile(config.name, config.text, json.loads(config.text)),
         quant_file=checkpoint.quant_file if any(copy.name == QUANT_FILE_NAME for copy in plan.copies) else None,
         shards=tuple(shards.values()),
-        tensors={info.name: (shard, info) for shard in shards.values() for info in shard.header.tensors},
+        tensors=tensors,
+        unwritten=unwritten,
     )
 
 

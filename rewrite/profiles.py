@@ -114,7 +114,7 @@ def partition(context: Context) -> Changes:
 def bf16(context: Context) -> Changes:
     """The fused groups dequantised: what every loader reads, and what no FP8 layout is needed for."""
     builder = _Builder(context)
-    dtype = _plain_dtype(context.checkpoint)
+    dtype = plain_dtype(context.checkpoint)
     names: list[str] = []
     targets: dict[str, None] = {}
     for group in context.groups:
@@ -279,7 +279,7 @@ def _module_of(name: str, grouped: dict[str, FusedGroup], checkpoint: Checkpoint
     return single_module(name, checkpoint)
 
 
-def _plain_dtype(checkpoint: Checkpoint) -> str:
+def plain_dtype(checkpoint: Checkpoint) -> str:
     """The dtype that the config gives the model; BF16 where it says nothing that a weight can be stored in."""
     config = checkpoint.config.value
     nested = config.get("text_config")

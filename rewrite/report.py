@@ -65,12 +65,12 @@ def render_inspection(inspection: Inspection, hurt: Sequence[LoaderRow]) -> str:
 def _loader_table(inspection: Inspection) -> list[str]:
     """A row for each loader version range: the checkpoint as it is, and after convert with each profile."""
     profiles = [profile for profile in inspection.rows[0].converted if profile not in inspection.refusals]
-    header = ["loader", "versions", "fused groups as they are", *(f"after convert --profile {p}" for p in profiles)]
+    title = ["loader", "versions", "as it is", *(f"--profile {profile}" for profile in profiles)]
     rows = [
         [row.loader.name, row.loader.versions, _outcome(row.as_is), *(_outcome(row.converted[p]) for p in profiles)]
         for row in inspection.rows
     ]
-    return table([header, *rows])
+    return ["What loaders make of the fused groups, as they are and after `rewrite convert`:", *table([title, *rows])]
 
 
 def render_verification(verification: Verification) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rewrite.checkpoint import FileId, Shard
-from rewrite.header import DTYPE_BITS, TensorInfo, build_header
+from rewrite.header import DTYPE_BITS, TensorInfo, build_header, parse_header
 from rewrite.layouts import Fill
 from rewrite.placement import BLOCK, Piece, place, whole_blocks
 
@@ -69,6 +69,18 @@ class ShardPlan:
                 shareable += blocks.length
             offset += segment.length
         return shareable
+
+    def filled(self) -> Iterator[tuple[str, bytes]]:
+        """The new tensors that are one value, or one for each partition, repeated: name and bytes."""
+        offset, fills = 0, {}
+        for segment in self.segments:
+            if isinstance(segment, Fill):
+                fills[offset] = segment
+            offset += segment.length
+        for tensor in parse_header(self.header[8:], self.name).tensors:
+            fill = fills.get(tensor.start)
+            if fill is not None and fill.length == tensor.nbytes:
+                yield tensor.name, fill.data * fill.count
 
     def to_json(self) -> dict[str, Any]:
         return {

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 import rewrite
 from rewrite.cli import main
 from rewrite.inspection import spread
+from rewrite.loaders import Outcome
 from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor, write_shard
 
 QKV = "model.layers.0.linear_attn.in_proj_qkv"
@@ -33,18 +34,27 @@ def outcomes(inspection: rewrite.Inspection) -> dict[str, str]:
 def test_an_original_is_garbled_and_convert_mends_it(real: Path) -> None:
     """The table that a publisher decides by."""
     inspection = rewrite.inspect_checkpoint(real)
-    assert outcomes(inspection)["vLLM 0.17.0 to 0.19.1"] == "garbled"
-    assert outcomes(inspection)["vLLM 0.20.0+"] == "loses precision"
-    after = {f"{r.loader.name} {r.loader.versions}": r.converted["exact"] for r in inspection.rows}
-    assert all(o is not None and o.kind == "exact" for name, o in after.items() if "0.5.10" not in name)
+    newest = {row.loader.name: row for row in inspection.rows}
+    assert {name: row.as_is.kind for name, row in newest.items()} == {
+        "vLLM": "loses precision",
+        "SGLang": "loses precision",
+        "transformers": "exact",
+    }
+    assert all(row.converted["exact"] == Outcome("exact", row.converted["exact"].detail) for row in newest.values())
     assert inspection.findings == ()
+    old = outcomes(inspection)["vLLM 0.17.0 to 0.19.1"]
+    assert old == ("garbled" if "vl" in real.name else "fails to load")
 
 
-def test_the_prediction_after_convert_is_the_prediction_of_the_converted(real: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("fixture", sorted(path.name for path in FIXTURES.iterdir() if path.is_dir()))
+@pytest.mark.parametrize("profile", rewrite.PROFILES)
+def test_the_prediction_after_convert_is_the_prediction_of_the_converted(
+    profile: str, fixture: str, tmp_path: Path
+) -> None:
     """The column is computed from the plan: it must be what inspect says of the real output."""
-    rewrite.convert(real, tmp_path / "out")
-    before, after = rewrite.inspect_checkpoint(real), rewrite.inspect_checkpoint(tmp_path / "out")
-    assert [row.converted["exact"] for row in before.rows] == [row.as_is for row in after.rows]
+    rewrite.convert(FIXTURES / fixture, tmp_path / "out", profile=profile)
+    before, after = rewrite.inspect_checkpoint(FIXTURES / fixture), rewrite.inspect_checkpoint(tmp_path / "out")
+    assert [row.converted[profile] for row in before.rows] == [row.as_is for row in after.rows]
 
 
 def test_groups_show_rows_scales_and_spread(text: Path) -> None:
@@ -77,8 +87,8 @@ def test_exit_codes_and_the_gate(text: Path, tmp_path: Path) -> None:
     assert run(text).exit_code == 1
     assert run(text, "--loader", "transformers").exit_code == 0
     rewrite.convert(text, tmp_path / "out")
-    assert run(tmp_path / "out", "--loader", "vllm").exit_code == 0
-    assert run(tmp_path / "out", "--loader", "vllm", "--loader", "sglang@0.5.10").exit_code == 1
+    assert run(tmp_path / "out", "--loader", "vllm@0.32").exit_code == 0
+    assert run(tmp_path / "out", "--loader", "vllm@0.32", "--loader", "sglang@0.5.10").exit_code == 1
     assert run(text, "--loader", "vllm@0.1").exit_code == 2
     assert run(tmp_path).exit_code == 3
     assert run(tmp_path / "gone").exit_code == 4
@@ -88,8 +98,8 @@ def test_json_holds_everything(text: Path) -> None:
     """One document, the same figures."""
     value = json.loads(run(text, "--json").stdout)
     assert value["dialect"] == "compressed-tensors"
-    assert value["loaders"][0]["as_is"]["kind"] == "garbled"
-    assert value["loaders"][0]["converted"]["exact"]["kind"] == "exact"
+    assert value["loaders"][2]["as_is"]["kind"] == "loses precision"
+    assert value["loaders"][2]["converted"]["exact"]["kind"] == "exact"
     assert value["groups"][0]["spread"] > 1
     assert all(row["source"] for row in value["loaders"])
 
@@ -110,7 +120,7 @@ def test_quantised_in_part(copy: Path) -> None:
     replace_tensor(copy, f"{Z}.weight", bytes(128 * 64 * 2), (128, 64), "BF16")
     inspection = rewrite.inspect_checkpoint(copy)
     assert any("quantised in part" in finding.what for finding in inspection.findings)
-    assert outcomes(inspection)["vLLM 0.20.0+"] == "fails to load"
+    assert outcomes(inspection)["vLLM 0.20.0 to 0.26.0"] == "fails to load"
     assert "exact" in inspection.refusals
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from rewrite import loaders
-from rewrite.loaders import LOADERS, GroupView, PartitionView, find_loaders
+from rewrite.loaders import LOADERS, CheckpointView, GroupView, PartitionView, find_loaders
 
 S = 0.5
 
@@ -81,12 +84,40 @@ def test_an_empty_last_slot_means_fused_on_disk() -> None:
     assert loaders.slot_zero_only(GroupView("g", one, 128, True)).kind == "exact"
 
 
+def checkpoint(*groups: GroupView, **changes: Any) -> CheckpointView:
+    """A vision-language checkpoint of llm-compressor's, but for ``changes``."""
+    base = CheckpointView("qwen3_5", "compressed-tensors", "BF16", True, groups)
+    return replace(base, **changes)
+
+
 def test_predict_takes_the_worst_and_names_all_that_are_hurt() -> None:
     """Over groups that differ."""
     other = group("tensor", "tensor", scales=(S, S, S, 2 * S))
-    outcome = LOADERS[1].predict([SHARED, CHANNEL, other])
+    outcome = LOADERS[1].predict(checkpoint(SHARED, CHANNEL, other))
     assert (outcome.kind, set(outcome.partitions)) == ("loses precision", set("qkvz"))
-    assert LOADERS[1].predict([]).kind == "exact"
+    assert LOADERS[1].predict(checkpoint()).kind == "exact"
+
+
+F32_CHANNEL = replace(CHANNEL, partitions=tuple(replace(p, scale_dtype="F32") for p in CHANNEL.partitions))
+
+
+@pytest.mark.parametrize(
+    ("loader", "view", "kind"),
+    [
+        ("vllm@0.19.1", checkpoint(CHANNEL, model_type="qwen3_5_text"), "fails to load"),
+        ("vllm@0.32.0", checkpoint(CHANNEL, model_type="qwen3_5_text"), "exact"),
+        ("sglang@0.5.9", checkpoint(CHANNEL), "exact"),
+        ("sglang@0.5.9", checkpoint(CHANNEL, ignore_survives_renaming=False), "fails to load"),
+        ("transformers@5.17.0", checkpoint(CHANNEL), "exact"),
+        ("transformers@5.17.0", checkpoint(SHARED, dialect="modelopt"), "garbled"),
+        ("transformers@5.17.0", checkpoint(F32_CHANNEL), "loses precision"),
+        ("transformers@5.17.0", checkpoint(F32_CHANNEL, dtype="F32"), "exact"),
+    ],
+)
+def test_obstacles(loader: str, view: CheckpointView, kind: str) -> None:
+    """What a loader makes of the whole checkpoint comes before what it makes of a group."""
+    (row,) = find_loaders(loader)
+    assert row.predict(view).kind == kind
 
 
 @pytest.mark.parametrize(
@@ -94,11 +125,11 @@ def test_predict_takes_the_worst_and_names_all_that_are_hurt() -> None:
     [
         ("vllm@0.17.1", ["0.17.0 to 0.19.1"]),
         ("vLLM@0.19.1", ["0.17.0 to 0.19.1"]),
-        ("vllm@0.20.0", ["0.20.0+"]),
-        ("vllm@1.0", ["0.20.0+"]),
-        ("vllm", ["0.17.0 to 0.19.1", "0.20.0+"]),
+        ("vllm@0.20.0", [LOADERS[1].versions]),
+        ("vllm@1.0", [LOADERS[2].versions]),
+        ("vllm", [loader.versions for loader in LOADERS[:3]]),
         ("sglang@0.5.10.post1", ["0.5.10 to 0.5.10.post1"]),
-        ("sglang@0.5.11", ["0.5.11+"]),
+        ("sglang@0.5.11", [LOADERS[5].versions]),
         ("vllm@0.16", []),
         ("other", []),
     ],

@@ -20,7 +20,7 @@ def main() -> int:
     try:
         print(machine(work))
         print(_caches(options.warm, cold))
-        if options.filesystems:
+        if options.filesystems is not None:
             _filesystems(options, work, cold)
             return 0
         if not options.plan_only:
@@ -45,7 +45,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--warm", action="store_true", help="with the source in the page cache, not with cold caches")
     parser.add_argument("--plan-only", action="store_true", help="only the planning of large checkpoints")
     parser.add_argument(
-        "--filesystems", action="store_true", help="ext4, XFS and Btrfs side by side instead; needs root"
+        "--filesystems",
+        nargs="*",
+        metavar="KIND",
+        help="instead: who takes how long on ext4, xfs and btrfs (or some), in images on loop devices; root",
     )
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints where they are")
     return parser.parse_args()
@@ -70,7 +73,7 @@ def _make(options: argparse.Namespace, work: Path) -> Path:
 def _filesystems(options: argparse.Namespace, work: Path, cold: bool) -> None:
     source = _make(options, work)
     print("Seconds are those of the program alone; all ratios, and the next column, with everything synced to disk.\n")
-    for kind in filesystems.KINDS:
+    for kind in options.filesystems or filesystems.KINDS:
         try:
             measured = filesystems.measure(kind, source, work, options.rounds, cold=cold, say=_say)
         except filesystems.Skipped as reason:

@@ -25,7 +25,7 @@ from rewrite.errors import (
 from rewrite.groups import SELECTIONS, Selection
 from rewrite.inspection import Inspection, inspect_open
 from rewrite.loaders import LOADERS, Loader, find_loaders
-from rewrite.manifest import Manifest
+from rewrite.manifest import ByteCounts, Manifest
 from rewrite.plan import Plan, make_plan
 from rewrite.profiles import PROFILES
 from rewrite.publish import Progress, publish_plan
@@ -38,6 +38,7 @@ __all__ = [
     "LOADERS",
     "PROFILES",
     "SELECTIONS",
+    "ByteCounts",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
@@ -87,6 +88,7 @@ def convert(
     selection: Selection = "qkvz",
     workers: int = DEFAULT_WORKERS,
     overwrite: bool = False,
+    copy: bool = False,
     created: str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -94,15 +96,16 @@ def convert(
 
     ``profile`` is a key of :data:`PROFILES`; ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
-    written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; ``created`` is a time to note in the
-    manifest; ``progress(done, total)`` is called with bytes.
+    written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared
+    with ``src`` where the filesystem can; ``created`` is a time to note in the manifest; ``progress(done, total)`` is
+    called with bytes. ``counts`` of the result says how many bytes were shared, copied and written.
 
     Raises :class:`Refused` for a checkpoint that cannot be converted with certainty (before anything is written),
     :class:`UsageError` for arguments that make no sense and :class:`StorageError` when reading or writing fails.
     """
     plan = make_plan(open_checkpoint(src), profile, selection)
     return publish_plan(
-        plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, created=created, progress=progress
+        plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, copy=copy, created=created, progress=progress
     )
 
 

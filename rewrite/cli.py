@@ -58,6 +58,7 @@ def main() -> None:
     show_default=True,
     help="Files written at a time.",
 )
+@click.option("--copy", is_flag=True, help="Copy every byte: OUT shares no disk blocks with IN.")
 @click.option(
     "--timestamp", is_flag=True, help="Note the time in the manifest; without it, same input gives same bytes."
 )
@@ -71,6 +72,7 @@ def convert(
     dry_run: bool,
     overwrite: bool,
     workers: int,
+    copy: bool,
     timestamp: bool,
     as_json: bool,
     quiet: bool,
@@ -78,7 +80,8 @@ def convert(
     """Write the checkpoint IN to the new directory OUT, with an explicit scale for every partition.
 
     OUT is absent or complete, never in between; after an interruption the same command resumes. Tensors that need no
-    change are copied byte for byte. A checkpoint with nothing to do is copied as it is.
+    change stay byte for byte; where the filesystem can, OUT shares their disk blocks with IN. A checkpoint with nothing
+    to do is copied as it is.
     """
     with _reporting(as_json, f"{out} was not touched; run the same command to resume."):
         started = time.monotonic()
@@ -92,7 +95,7 @@ def convert(
         created = datetime.now(timezone.utc).isoformat(timespec="seconds") if timestamp else None
         with _progress_bar(plan.size, quiet) as progress:
             manifest = rewrite.publish_plan(
-                plan, source, out, overwrite=overwrite, workers=workers, created=created, progress=progress
+                plan, source, out, overwrite=overwrite, workers=workers, copy=copy, created=created, progress=progress
             )
         if as_json:
             _print(manifest.to_json())

@@ -130,13 +130,18 @@ def parse_header(raw: bytes, where: str) -> Header:
     return Header(tuple(in_order), metadata, LENGTH_BYTES + length)
 
 
-def build_header(tensors: Iterable[TensorInfo], metadata: Mapping[str, str] | None) -> bytes:
-    """The bytes before the data: length field and JSON, padded with spaces so that data starts 8-byte aligned."""
+def build_header(
+    tensors: Iterable[TensorInfo], metadata: Mapping[str, str] | None, residue: int = 0, modulus: int = ALIGNMENT
+) -> bytes:
+    """The bytes before the data: length field and JSON, padded with spaces.
+
+    Data starts at ``residue`` modulo ``modulus``; as it stands, 8-byte aligned.
+    """
     document: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
     for t in tensors:
         document[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.start, t.end]}
     raw = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    raw += b" " * (-(LENGTH_BYTES + len(raw)) % ALIGNMENT)
+    raw += b" " * ((residue - LENGTH_BYTES - len(raw)) % modulus)
     if len(raw) > MAX_HEADER_BYTES:
         raise HeaderError("The new header is beyond the format's limit", expected=MAX_HEADER_BYTES, found=len(raw))
     return len(raw).to_bytes(LENGTH_BYTES, "little") + raw

@@ -6,7 +6,7 @@ The same input and version give the same bytes: no timestamps, no machine names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rewrite.jsontext import dump
@@ -88,8 +88,29 @@ class ManifestFile:
 
 
 @dataclass(frozen=True)
+class ByteCounts:
+    """How the bytes of an output got there."""
+
+    shared: int = 0  # cloned: they lie in blocks of the source and take no space until one side is changed
+    copied: int = 0
+    written: int = 0  # new: headers, scales, config, index, manifest
+    kept: int = 0  # complete since an earlier run that was interrupted
+
+    def __add__(self, other: ByteCounts) -> ByteCounts:
+        return ByteCounts(
+            self.shared + other.shared,
+            self.copied + other.copied,
+            self.written + other.written,
+            self.kept + other.kept,
+        )
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """The record of one conversion. ``groups`` is empty where there was nothing to do."""
+    """The record of one conversion. ``groups`` is empty where there was nothing to do.
+
+    ``counts`` depends on the filesystem: :func:`rewrite.convert` returns it, the published file must not have it.
+    """
 
     profile: str
     selection: str
@@ -100,6 +121,7 @@ class Manifest:
     files: tuple[ManifestFile, ...]
     tool_version: str = __version__
     created: str | None = None  # ISO 8601, only when asked for
+    counts: ByteCounts | None = None
 
     @property
     def changed(self) -> bool:
@@ -107,6 +129,9 @@ class Manifest:
 
     def created_at(self, time: str) -> Manifest:
         return replace(self, created=time)
+
+    def with_counts(self, counts: ByteCounts) -> Manifest:
+        return replace(self, counts=counts)
 
     def to_text(self) -> str:
         return dump(self.to_json())
@@ -123,6 +148,7 @@ class Manifest:
             "dropped": list(self.dropped),
             "notes": list(self.notes),
             "files": [{"name": f.name, "size": f.size, "rewritten": f.rewritten} for f in self.files],
+            **({} if self.counts is None else {"bytes": asdict(self.counts)}),
         }
 
     @classmethod
@@ -140,4 +166,5 @@ class Manifest:
             files=tuple(ManifestFile(**f) for f in value["files"]),
             tool_version=value["tool"]["version"],
             created=value.get("created"),
+            counts=ByteCounts(**value["bytes"]) if "bytes" in value else None,
         )

@@ -34,6 +34,11 @@ class FileCopy:
     def size(self) -> int:
         return self.source.size
 
+    @property
+    def shareable(self) -> int:
+        """All of it: a file that does not change is cloned whole."""
+        return self.source.size
+
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "source": [self.source.size, self.source.mtime_ns]}
 
@@ -78,6 +83,11 @@ class Plan:
     def size(self) -> int:
         """Bytes of the output, the manifest left out."""
         return sum(job.size for job in self.jobs) + sum(text.size for text in self.texts)
+
+    @property
+    def shareable(self) -> int:
+        """Bytes of the output that need not be copied on a filesystem that can share them with the source."""
+        return sum(job.shareable for job in self.jobs)
 
     @property
     def digest(self) -> str:

@@ -29,10 +29,10 @@ from threading import Event, Lock
 
 from rewrite.checkpoint import io_errors, list_files
 from rewrite.errors import StorageError, UsageError
-from rewrite.manifest import MANIFEST_NAME, Manifest
+from rewrite.manifest import MANIFEST_NAME, ByteCounts, Manifest
 from rewrite.plan import FileCopy, Plan
 from rewrite.shardplan import ShardPlan
-from rewrite.write import copy_file, write_shard, write_text
+from rewrite.write import can_clone, copy_file, write_shard, write_text
 
 #: Called with bytes done and bytes in all, from several threads but never at once.
 Progress = Callable[[int, int], object]
@@ -49,33 +49,43 @@ def publish_plan(
     *,
     overwrite: bool = False,
     workers: int = 2,
+    copy: bool = False,
     created: str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """Write the output of ``plan`` to ``out``, all or nothing. Killed at any point, the same call resumes.
 
-    ``created`` is a time for the manifest. Raises :class:`UsageError` when source and output overlap and
-    :class:`StorageError` when the output exists, is being written by somebody else, or cannot be written.
+    Blocks are shared with the source where the filesystem can, with ``copy`` never. ``created`` is a time for the
+    manifest. The manifest that is returned counts the bytes shared, copied and written; the file does not.
+
+    Raises :class:`UsageError` when source and output overlap and :class:`StorageError` when the output exists, is being
+    written by somebody else, or cannot be written.
     """
     source, out = Path(os.path.abspath(source)), Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT
     _check_apart(source, out)
     with io_errors(out), _locked(out):
         manifest = plan.manifest if created is None else plan.manifest.created_at(created)
-        staging = _Staging(out.parent / f".{out.name}.rewrite-{plan.digest[:16]}")
+        counts = ByteCounts(kept=plan.size)
+        staging = _Staging(out.parent / f".{out.name}.rewrite-{_staging_key(plan, copy)}")
         _repair_swap(out)
         if staging.was_moved_to(out):
             _sync_directory(out.parent)  # the run that was killed may not have come to that
         else:
             _check_free_name(out, overwrite)
             staging.make()
-            _check_space(plan, staging, out.parent)
-            _write_all(plan, source, staging, workers, _Counter(plan.size, progress))
-            _write_texts(plan, source, staging, manifest)
+            _check_space(plan, source, staging, copy)
+            counts = _write_all(plan, source, staging, workers, copy, _Counter(plan.size, progress))
+            counts += _write_texts(plan, source, staging, manifest)
             _check_source(plan, source)
             _finish_directories(source, staging.out)
             _move_into_place(staging, out)
         _remove_staging(out)
-    return manifest
+    return manifest.with_counts(counts)
+
+
+def _staging_key(plan: Plan, copy: bool) -> str:
+    """Half of the digest: a run that must not share blocks does not resume one that may have."""
+    return plan.digest[16:32] if copy else plan.digest[:16]
 
 
 class _Staging:
@@ -135,19 +145,18 @@ class _Stopped(Exception):
     """Another thread failed, or the user interrupted: this one ends early."""
 
 
-def _write_all(plan: Plan, source: Path, staging: _Staging, workers: int, counter: _Counter) -> None:
+def _write_all(plan: Plan, source: Path, staging: _Staging, workers: int, copy: bool, counter: _Counter) -> ByteCounts:
     # Largest first: a long job must not start last.
     jobs = sorted(plan.jobs, key=lambda job: -job.size)
 
-    def write(number: int, job: ShardPlan | FileCopy) -> None:
+    def write(number: int, job: ShardPlan | FileCopy) -> ByteCounts:
         if staging.holds(job.name, job.size):
             counter.advance(job.size)
-            return
+            return ByteCounts(kept=job.size)
         with staging.new_file(job.name, number) as part:
             if isinstance(job, ShardPlan):
-                write_shard(job, source / job.name, part, counter.advance)
-            else:
-                copy_file(job, source / job.name, part, counter.advance)
+                return write_shard(job, source / job.name, part, counter.advance, copy=copy)
+            return copy_file(job, source / job.name, part, counter.advance, copy=copy)
 
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         futures = [pool.submit(write, number, job) for number, job in enumerate(jobs)]
@@ -156,18 +165,20 @@ def _write_all(plan: Plan, source: Path, staging: _Staging, workers: int, counte
             errors = [error for future in done if (error := future.exception())]
             if errors:
                 raise next((error for error in errors if not isinstance(error, _Stopped)), errors[0])
+            return sum((future.result() for future in futures), ByteCounts())
         finally:
             counter.stop.set()
             pool.shutdown(cancel_futures=True)
 
 
-def _write_texts(plan: Plan, source: Path, staging: _Staging, manifest: Manifest) -> None:
+def _write_texts(plan: Plan, source: Path, staging: _Staging, manifest: Manifest) -> ByteCounts:
     texts = [(text.name, text.like, text.text) for text in plan.texts]
     if manifest.changed:  # an output that equals its source says nothing of us
         texts.append((MANIFEST_NAME, "config.json", manifest.to_text()))
     for number, (name, like, text) in enumerate(texts):
         with staging.new_file(name, number) as part:
             write_text(text, source / like, part)
+    return ByteCounts(written=sum(len(text.encode()) for _, _, text in texts))
 
 
 def _check_source(plan: Plan, source: Path) -> None:
@@ -286,10 +297,15 @@ def _check_free_name(out: Path, overwrite: bool) -> None:
     )
 
 
-def _check_space(plan: Plan, staging: _Staging, parent: Path) -> None:
-    todo = sum(job.size for job in plan.jobs if not staging.holds(job.name, job.size))
+def _check_space(plan: Plan, source: Path, staging: _Staging, copy: bool) -> None:
+    """Raise if the output cannot fit. Shared blocks take no space: where it is short, see what can be shared."""
+    parent = staging.root.parent
+    jobs = [job for job in plan.jobs if not staging.holds(job.name, job.size)]
+    todo = sum(job.size for job in jobs)
     status = os.statvfs(parent)
     free = status.f_bavail * status.f_frsize
+    if todo > free and not copy:  # a trial for each file: through symlinks they may lie on several filesystems
+        todo -= sum(job.shareable for job in jobs if can_clone(source / job.name, staging.root / "trial"))
     if todo > free:
         raise StorageError(
             "Not enough free space for the output",

@@ -9,7 +9,7 @@ from pathlib import Path
 from rewrite.checkpoint import Checkpoint
 from rewrite.inspection import Inspection, LoaderRow, spread
 from rewrite.loaders import GroupView, Outcome
-from rewrite.manifest import GroupChange, Manifest
+from rewrite.manifest import ByteCounts, GroupChange, Manifest
 from rewrite.plan import Plan
 from rewrite.verification.result import PartitionNumbers, Verification, worst
 from rewrite.version import __version__
@@ -22,7 +22,8 @@ def render_plan(plan: Plan, checkpoint: Checkpoint) -> str:
     if not manifest.changed:
         return "\n".join([*lines, "Nothing to do: no fused group shares a scale. The output would equal the input."])
     lines += ["", *_group_table(manifest.groups), ""]
-    lines.append(f"Would write {_bytes(plan.size)}: {_what_changes(manifest)}.")
+    size = f"{_bytes(plan.size)} ({_bytes(plan.shareable)} can be shared, not copied, where the filesystem can)"
+    lines.append(f"Would write {size}: {_what_changes(manifest)}.")
     return "\n".join(lines)
 
 
@@ -31,9 +32,19 @@ def render_conversion(manifest: Manifest, out: str, seconds: float) -> str:
     size = sum(file.size for file in manifest.files)
     if not manifest.changed:
         return (
-            f"Nothing to do: no fused group shares a scale. {out} equals the input ({_bytes(size)}, {seconds:.1f} s)."
+            f"Nothing to do: no fused group shares a scale. {out} equals the input "
+            f"({_bytes(size)}, {seconds:.1f} s{_how(manifest.counts)})."
         )
-    return f"Converted: {_what_changes(manifest)}.\n{out}: {_bytes(size)} in {seconds:.1f} s."
+    return f"Converted: {_what_changes(manifest)}.\n{out}: {_bytes(size)} in {seconds:.1f} s{_how(manifest.counts)}."
+
+
+def _how(counts: ByteCounts | None) -> str:
+    """The ways that the bytes came, to go on a sentence."""
+    if counts is None:
+        return ""
+    kept = f", {_bytes(counts.kept)} kept from an interrupted run" if counts.kept else ""
+    ways = f"{_bytes(counts.shared)} shared, {_bytes(counts.copied)} copied, {_bytes(counts.written)} written"
+    return f"; {ways}{kept}"
 
 
 def render_inspection(inspection: Inspection, hurt: Sequence[LoaderRow]) -> str:

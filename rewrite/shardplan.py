@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from rewrite.checkpoint import FileId, Shard
 from rewrite.header import DTYPE_BITS, TensorInfo, build_header, parse_header
 from rewrite.layouts import Fill
+from rewrite.placement import BLOCK, Piece, place, whole_blocks
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,14 @@ class Copy:
 
     start: int
     length: int
+
+    def blocks(self, offset: int) -> Copy | None:
+        """The part that can be shared when the range comes to ``offset`` of another file: its whole blocks, or None.
+
+        They must lie in both files where blocks begin.
+        """
+        start, length = whole_blocks(self.start, self.length)
+        return Copy(start, length) if length and (self.start - offset) % BLOCK == 0 else None
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,16 @@ class ShardPlan:
     def size(self) -> int:
         return len(self.header) + sum(segment.length for segment in self.segments)
 
+    @property
+    def shareable(self) -> int:
+        """Bytes that need not be copied on a filesystem that shares blocks of :data:`~rewrite.placement.BLOCK`."""
+        shareable, offset = 0, len(self.header)
+        for segment in self.segments:
+            if isinstance(segment, Copy) and (blocks := segment.blocks(offset)):
+                shareable += blocks.length
+            offset += segment.length
+        return shareable
+
     def filled(self) -> Iterator[tuple[str, bytes]]:
         """The new tensors that are one value, or one for each partition, repeated: name and bytes."""
         offset, fills = 0, {}
@@ -67,6 +86,7 @@ class ShardPlan:
         return {
             "name": self.name,
             "source": [self.source.size, self.source.mtime_ns],
+            "shareable": self.shareable,
             "header": self.header[8:].decode(),
             "segments": [_segment_to_json(segment) for segment in self.segments],
         }
@@ -103,44 +123,37 @@ def touches(edits: Edits, shard: Shard) -> bool:
 
 
 def plan_shard(shard: Shard, edits: Edits) -> ShardPlan:
-    """The new header and every tensor but the dropped ones, in the source's order where it can be kept."""
+    """The new header and every tensor but the dropped ones, where :func:`~rewrite.placement.place` wants them."""
+    olds = {info.name: info for info in shard.header.tensors}
+    placement = place(
+        [_piece(shard, old, edits.get(name)) for name, old in olds.items() if edits.get(name, old) is not None]
+    )
     tensors: list[TensorInfo] = []
     segments: list[Segment] = []
     offset = 0
-    for old in _aligned_order(shard.header.tensors, edits):
-        new = edits.get(old.name)
-        end = offset + (new.nbytes if new else old.nbytes)
+    for piece in placement.order:
+        old, new = olds[piece.name], edits.get(piece.name)
+        end = offset + piece.size
         tensors.append(
             TensorInfo(old.name, new.dtype if new else old.dtype, new.shape if new else old.shape, offset, end)
         )
         begin = shard.header.size + old.start
         segments += [_placed(segment, begin) for segment in new.segments] if new else [Copy(begin, old.nbytes)]
         offset = end
-    return ShardPlan(shard.name, shard.file_id, build_header(tensors, shard.header.metadata), tuple(_merge(segments)))
+    start = () if placement.residue is None else (placement.residue, BLOCK)
+    header = build_header(tensors, shard.header.metadata, *start)
+    return ShardPlan(shard.name, shard.file_id, header, tuple(_merge(segments)))
+
+
+def _piece(shard: Shard, old: TensorInfo, new: NewTensor | None) -> Piece:
+    width = max(DTYPE_BITS[new.dtype if new else old.dtype] // 8, 1)
+    if new:
+        return Piece(old.name, width, new.nbytes, None)
+    return Piece(old.name, width, old.nbytes, shard.header.size + old.start, strict=old.start % width == 0)
 
 
 def _placed(segment: Fill | Lookup, begin: int) -> Segment:
     return replace(segment, start=segment.start + begin) if isinstance(segment, Lookup) else segment
-
-
-def _aligned_order(tensors: tuple[TensorInfo, ...], edits: Edits) -> Collection[TensorInfo]:
-    """The tensors that stay: in the source's order, unless one would be off its dtype's alignment; then widest first.
-
-    Widest first is the stock writer's order, and aligned whatever the sizes are. Readers sort by offset: any order is
-    legal (safetensors ``tensor.rs``).
-    """
-    kept = [t for t in tensors if edits.get(t.name, t) is not None]
-    offset = 0
-    for t in kept:
-        new = edits.get(t.name)
-        if offset % _width(t, new) and (new or t.start % _width(t, None) == 0):
-            return sorted(kept, key=lambda t: -_width(t, edits.get(t.name)))
-        offset += new.nbytes if new else t.nbytes
-    return kept
-
-
-def _width(old: TensorInfo, new: NewTensor | None) -> int:
-    return max(DTYPE_BITS[new.dtype if new else old.dtype] // 8, 1)
 
 
 def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:

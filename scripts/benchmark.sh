@@ -4,6 +4,7 @@
 #   scripts/benchmark.sh                            4 GB, 5 rounds, in the folder for temporary files
 #   scripts/benchmark.sh --dir DIR                  on another filesystem; needs twice the size and some
 #   scripts/benchmark.sh --size-gb 8 --rounds 3 --warm
+#   scripts/benchmark.sh --filesystems              ext4, XFS and Btrfs in images on loop devices; root, four times the size
 #   scripts/benchmark.sh --plan-only                planning alone
 #   scripts/benchmark.sh --python ENV/bin/python    with an environment of yours that has all it takes
 #

@@ -33,9 +33,8 @@ def show_tensors(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]
     for name in changed:
         assert (after[name] == before[name]).all()
         print(f"  {name}  {list(before[name].shape)} -> {list(after[name].shape)}")
-    print(
-        f"Byte for byte the same: the other {len(before) - len(changed)} of {len(before)} tensors, all weights among them.\n"
-    )
+    rest = f"{len(before) - len(changed)} of {len(before)} tensors"
+    print(f"Byte for byte the same: the other {rest}, all weights among them.\n")
 
 
 def same(one: torch.Tensor, other: torch.Tensor) -> bool:

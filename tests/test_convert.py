@@ -92,7 +92,11 @@ def test_two_runs_give_identical_bytes(real: Path, out: Path, tmp_path: Path) ->
 def test_manifest_file_is_what_was_returned(real: Path, tmp_path: Path) -> None:
     """And it lists every other file with its true size."""
     manifest = rewrite.convert(real, tmp_path / "m")
-    assert json.loads((tmp_path / "m" / "rewrite_manifest.json").read_text()) == manifest.to_json()
+    returned = manifest.to_json()
+    assert set(returned.pop("bytes")) == {"shared", "copied", "written", "kept"}, (
+        "not the file's: it depends on the disk"
+    )
+    assert json.loads((tmp_path / "m" / "rewrite_manifest.json").read_text()) == returned
     sizes = {file.name: file.size for file in manifest.files}
     assert sizes == {n: len(data) for n, data in tree(tmp_path / "m").items() if n != "rewrite_manifest.json"}
     assert rewrite.Manifest.from_json(manifest.to_json()) == manifest

@@ -61,16 +61,16 @@ def test_manifest_states_every_change(text: Path) -> None:
 
 
 def test_unchanged_bytes_are_merged_into_runs(vl: Path) -> None:
-    """At most one run more than there are changed scales: copies are few and large."""
+    """At most one run more than there are changed scales and moved tensors (four at most): few and large."""
     plan = make_plan(open_checkpoint(vl))
     assert plan.shards
     for shard in plan.shards:
         copies = [s for s in shard.segments if isinstance(s, Copy)]
-        assert len(copies) <= len(shard.segments) - len(copies) + 1
+        assert len(copies) <= len(shard.segments) - len(copies) + 1 + 2 * 4
 
 
 def test_headers_keep_order_metadata_and_alignment(real: Path) -> None:
-    """The source's order and metadata; every tensor at a multiple of its dtype's size."""
+    """The source's metadata and order but for a few small tensors behind; all at multiples of their dtype's size."""
     checkpoint = open_checkpoint(real)
     sources = {shard.name: shard.header for shard in checkpoint.shards}
     widths = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
@@ -78,7 +78,10 @@ def test_headers_keep_order_metadata_and_alignment(real: Path) -> None:
         header = parse_header(shard.header[8:], shard.name)
         assert header.size % 8 == 0
         assert header.metadata == sources[shard.name].metadata == {"format": "pt"}
-        assert [t.name for t in header.tensors] == [t.name for t in sources[shard.name].tensors]
+        old, new = [t.name for t in sources[shard.name].tensors], [t.name for t in header.tensors]
+        moved = new[new.index(old[-1]) + 1 :]
+        assert len(moved) < 4 and all(name.endswith("_scale") for name in moved)
+        assert new == [name for name in old if name not in moved] + moved
         assert all(t.start % widths[t.dtype] == 0 for t in header.tensors)
 
 

@@ -25,10 +25,11 @@ from rewrite.errors import StorageError, UsageError
 from rewrite.plan import make_plan
 from tests.support import tree
 
-#: Every system call through which write.py and publish.py touch the disk.
-CALLS = (
+_OF_OS = (
     "open mkdir rename copy_file_range pread pwrite fsync fchmod chmod unlink rmdir close statvfs scandir stat utime"
-).split()
+)
+#: Every system call through which write.py and publish.py touch the disk.
+CALLS: tuple[tuple[Any, str], ...] = (*((os, name) for name in _OF_OS.split()), (fcntl, "ioctl"))
 
 
 def leftovers(out: Path) -> list[str]:
@@ -52,24 +53,24 @@ def fork(action: Callable[[], object]) -> int:
 def before_call(number: int, then: Callable[[], object]) -> Iterator[list[int]]:
     """Count the calls of :data:`CALLS`; at the given one, run ``then`` first. Yields a list of one: the count."""
     count = [0]
-    originals = {name: getattr(os, name) for name in CALLS}
+    originals = {call: getattr(*call) for call in CALLS}
 
-    def counted(name: str) -> Callable[..., Any]:
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             count[0] += 1
             if count[0] == number:
                 then()
-            return originals[name](*args, **kwargs)
+            return original(*args, **kwargs)
 
         return call
 
     try:
-        for name in CALLS:
-            setattr(os, name, counted(name))
+        for (module, name), original in originals.items():
+            setattr(module, name, counted(original))
         yield count
     finally:
-        for name, original in originals.items():
-            setattr(os, name, original)
+        for (module, name), original in originals.items():
+            setattr(module, name, original)
 
 
 def kill_self() -> None:
@@ -340,6 +341,40 @@ def test_not_enough_space_is_refused_before_the_first_byte(text: Path, tmp_path:
         rewrite.convert(text, tmp_path / "out")
     assert caught.value.found == f"{10 * real.f_frsize} bytes free"
     assert not (tmp_path / "out").exists()
+
+
+def test_shared_blocks_need_no_space(text: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Where too little is free, what a trial shows can be shared is not counted; with copy, everything is."""
+    plan = make_plan(open_checkpoint(text))
+    jobs = sum(job.size for job in plan.jobs)
+    assert 0 < plan.shareable < jobs
+
+    class Full:
+        f_bavail, f_frsize = jobs - plan.shareable, 1
+
+    monkeypatch.setattr(os, "statvfs", lambda _: Full)
+    with pytest.raises(StorageError, match="free space"):
+        rewrite.convert(text, tmp_path / "out")
+    monkeypatch.setattr(publish, "can_clone", lambda *_: True)
+    with pytest.raises(StorageError, match="free space"):
+        rewrite.convert(text, tmp_path / "out", copy=True)
+    rewrite.convert(text, tmp_path / "out")
+    Full.f_bavail -= 1
+    with pytest.raises(StorageError, match="free space"):
+        rewrite.convert(text, tmp_path / "out2")
+
+
+def test_a_real_copy_does_not_resume_what_may_share_blocks(vl: Path, tmp_path: Path) -> None:
+    """An interrupted run without --copy left complete files: they are not taken over, and go."""
+    out = tmp_path / "out"
+    for copy, kept in ((True, 0), (False, 1)):
+        with pytest.raises(KeyboardInterrupt):
+            rewrite.convert(vl, out, workers=1, progress=lambda done, total: interrupt(done > total // 2))
+        counts = rewrite.convert(vl, out, copy=copy).counts
+        assert counts is not None and (counts.kept > 0) == kept
+        assert sum(len(data) for data in tree(out).values()) == sum(vars(counts).values())
+        assert leftovers(out) == []
+        shutil.rmtree(out)
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EROFS])

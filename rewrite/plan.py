@@ -16,11 +16,11 @@ from rewrite.checkpoint import CONFIG_NAME, INDEX_NAME, QUANT_FILE_NAME, Checkpo
 from rewrite.dialects import Dialect, config_path, read_dialect
 from rewrite.errors import Unsupported, UsageError
 from rewrite.groups import Selection, find_lookalikes
-from rewrite.header import TensorInfo, parse_header
+from rewrite.header import parse_header
 from rewrite.jsontext import append_value, replace_value
 from rewrite.manifest import MANIFEST_NAME, Manifest, ManifestFile
 from rewrite.profiles import PROFILES, Changes, context_of
-from rewrite.shardplan import Edits, NewTensor, ShardPlan, plan_shard, touches
+from rewrite.shardplan import Edits, ShardPlan, plan_shard, touches
 
 
 @dataclass(frozen=True)
@@ -141,11 +141,12 @@ def preview(checkpoint: Checkpoint, plan: Plan) -> Checkpoint:
     for name, (_, old) in checkpoint.tensors.items():
         if name in tensors and name not in unwritten and tensors[name][1].nbytes == old.nbytes:
             tensors[name] = checkpoint.tensors[name]  # still to be found where it lies now
-    config = next((text for text in plan.texts if text.name == checkpoint.config.name), None)
+    texts = {text.name: JsonFile(text.name, text.text, json.loads(text.text)) for text in plan.texts}
+    kept = {copy.name for copy in plan.copies}
     return replace(
         checkpoint,
-        config=checkpoint.config if config is None else JsonFile(config.name, config.text, json.loads(config.text)),
-        quant_file=checkpoint.quant_file if any(copy.name == QUANT_FILE_NAME for copy in plan.copies) else None,
+        config=texts.get(CONFIG_NAME, checkpoint.config),
+        quant_file=texts.get(QUANT_FILE_NAME, checkpoint.quant_file if QUANT_FILE_NAME in kept else None),
         shards=tuple(shards.values()),
         tensors=tensors,
         unwritten=unwritten,
@@ -194,16 +195,13 @@ def _index_text(checkpoint: Checkpoint, index: JsonFile, edits: Edits) -> str:
     text = index.text
     metadata = index.value.get("metadata")
     if isinstance(metadata, dict) and "total_size" in metadata:
-        total = sum(_new_bytes(edits.get(info.name, info), info) for _, info in checkpoint.tensors.values())
+        after = (edits.get(info.name, info) for _, info in checkpoint.tensors.values())
+        total = sum(tensor.nbytes for tensor in after if tensor is not None)
         text = replace_value(text, ("metadata", "total_size"), total)
     if any(new is None for new in edits.values()):
         kept = {name: shard for name, shard in index.value["weight_map"].items() if edits.get(name, name) is not None}
         text = replace_value(text, ("weight_map",), kept)
     return text
-
-
-def _new_bytes(new: NewTensor | TensorInfo | None, _old: TensorInfo) -> int:
-    return 0 if new is None else new.nbytes
 
 
 def _stale_files(checkpoint: Checkpoint, changes: Changes) -> Iterator[str]:

@@ -78,6 +78,8 @@ KEPT_IN_BF16 = re.compile(
 )
 # Half a step of E4M3 is 1/16 of a value at most, so about 2.6e-2 overall; scales stored as BF16 add little.
 WEIGHT_TOLERANCE = 0.05
+# E2M1 has one mantissa bit: half a step is 1/4 of a value at most, about 0.1 overall.
+NVFP4_TOLERANCE = 0.15
 LOGIT_TOLERANCE = 0.25
 
 
@@ -102,6 +104,7 @@ DEMO = Geometry(256, 128, (GDN, GDN, GDN, ATTENTION), head_dim=64, gdn_head_dim=
 SMALL = Geometry(64, 64, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
 SMALL_MOE = Geometry(64, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
 NEXT = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
+MIXED = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
 PLAIN = Geometry(64, 64, (ATTENTION, ATTENTION), head_dim=16, gdn_head_dim=0)
 
 
@@ -115,6 +118,7 @@ class Fixture:
     ignore: tuple[str, ...]
     max_shard_size: str = "5GB"
     scale_in_other_shard: bool = False
+    nvfp4: re.Pattern[str] | None = None  # the matrices that come out in NVFP4
     fused: tuple[str, ...] = ("in_proj_qkv", "in_proj_z")  # the stored modules that it is for, in two layers or more
 
 
@@ -344,7 +348,20 @@ def produce_llmcompressor(model: PreTrainedModel, out: Path, fixture: Fixture) -
 
 def produce_modelopt(model: PreTrainedModel, out: Path, fixture: Fixture) -> None:
     """ModelOpt's default FP8 configuration with the usual layers switched off, and its Hugging Face export."""
-    config = copy.deepcopy(mtq.FP8_DEFAULT_CFG)
+    export_modelopt(model, out, copy.deepcopy(mtq.FP8_DEFAULT_CFG), fixture)
+
+
+def produce_modelopt_mixed(model: PreTrainedModel, out: Path, fixture: Fixture) -> None:
+    """ModelOpt's default NVFP4 configuration with the projections of both kinds of attention in FP8 instead."""
+    config = copy.deepcopy(mtq.NVFP4_DEFAULT_CFG)
+    fp8 = {"num_bits": (4, 3), "axis": None}
+    names = [f"*{layer}*{side}_quantizer" for layer in ("linear_attn", "self_attn") for side in ("weight", "input")]
+    config["quant_cfg"] += [{"quantizer_name": name, "cfg": fp8, "enable": True} for name in names]
+    export_modelopt(model, out, config, fixture)
+
+
+def export_modelopt(model: PreTrainedModel, out: Path, config: dict[str, Any], fixture: Fixture) -> None:
+    """Calibrate with ``config``, the fixture's layers switched off, and export."""
     config["quant_cfg"] += [{"quantizer_name": pattern, "enable": False} for pattern in fixture.ignore]
 
     def calibrate(quantised: PreTrainedModel) -> None:
@@ -397,8 +414,11 @@ def check_tensors(fixture: Fixture, tensors: Mapping[str, torch.Tensor]) -> None
     for name, tensor in tensors.items():
         require(bool(tensor.float().isfinite().all()), f"{fixture.name}: {name} is not finite")
         is_matrix = tensor.ndim == 2 and name.endswith(".weight")
-        should_be = is_matrix and not KEPT_IN_BF16.search(name)
-        require(should_be == (tensor.dtype == torch.float8_e4m3fn), f"{fixture.name}: {name} is {tensor.dtype}")
+        if is_matrix:
+            nvfp4 = fixture.nvfp4 is not None and fixture.nvfp4.search(name)
+            kept = KEPT_IN_BF16.search(name)
+            dtype = torch.bfloat16 if kept else torch.uint8 if nvfp4 else torch.float8_e4m3fn
+            require(tensor.dtype == dtype, f"{fixture.name}: {name} is {tensor.dtype}, not {dtype}")
     modules = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
     for leaf in fixture.fused:
         require(sum(m.endswith(f".{leaf}") for m in modules) >= 2, f"{fixture.name}: fewer than two layers with {leaf}")
@@ -410,10 +430,25 @@ def check_tensors(fixture: Fixture, tensors: Mapping[str, torch.Tensor]) -> None
 def check_weights(fixture: Fixture, tensors: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
     """Weight times scale is the BF16 weight that went in (experts apart: they are one 3-D tensor in the source)."""
     for name, weight in tensors.items():
-        if weight.dtype != torch.float8_e4m3fn or name not in source:
+        if not name.endswith(".weight") or name not in source:
             continue
-        error = relative_error(weight.float() * tensors[f"{name}_scale"].float(), source[name])
-        require(error < WEIGHT_TOLERANCE, f"{fixture.name}: {name} is {error:.3g} away from the weight that went in")
+        if weight.dtype == torch.float8_e4m3fn:
+            found, tolerance = weight.float() * tensors[f"{name}_scale"].float(), WEIGHT_TOLERANCE
+        elif weight.dtype == torch.uint8:
+            found, tolerance = dequantise_nvfp4(name, tensors), NVFP4_TOLERANCE
+        else:
+            continue
+        error = relative_error(found, source[name])
+        require(error < tolerance, f"{fixture.name}: {name} is {error:.3g} away from the weight that went in")
+
+
+def dequantise_nvfp4(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Two E2M1 codes a byte, the low one first; a scale for every 16 of them, and one for the whole matrix."""
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    packed, scales = tensors[name].int(), tensors[f"{name}_scale"].float() * tensors[f"{name}_scale_2"].float()
+    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
+    values = magnitudes[codes & 7] * (1 - 2 * (codes >> 3))
+    return values * scales.repeat_interleave(16, dim=1)
 
 
 def logits_of(model: PreTrainedModel) -> torch.Tensor:
@@ -500,6 +535,13 @@ FIXTURE_TABLE = (
     ),
     Fixture("modelopt-qwen3_5-vl", lambda: dense_multimodal(SMALL), produce_modelopt, MODELOPT_OFF),
     Fixture("modelopt-qwen3_5-moe", moe_multimodal, produce_modelopt, MODELOPT_OFF + MODELOPT_ROUTERS_OFF),
+    Fixture(
+        "modelopt-qwen3_5-mixed",
+        lambda: dense_multimodal(MIXED),
+        produce_modelopt_mixed,
+        MODELOPT_OFF,
+        nvfp4=re.compile(r"mlp\.\w+\.weight$"),
+    ),
 )
 
 

@@ -34,7 +34,8 @@ def show_tensors(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]
         assert (after[name] == before[name]).all()
         print(f"  {name}  {list(before[name].shape)} -> {list(after[name].shape)}")
     print(
-        f"Byte for byte the same: the other {len(before) - len(changed)} of {len(before)} tensors, all weights among them.\n"
+        f"Byte for byte the same: the other {len(before) - len(changed)} of {len(before)} tensors, "
+        "all weights among them.\n"
     )
 
 

@@ -92,7 +92,12 @@ def every_slot_or_vector(group: GroupView) -> Outcome:
 
 
 def split_by_sizes(group: GroupView) -> Outcome:
-    """SGLang 0.5.10: every tensor of the stored module is split by the partitions' sizes; one value cannot be."""
+    """SGLang 0.5.10: every tensor of the stored module is split by the partitions' sizes; one value cannot be.
+
+    Only Qwen3.5's: Qwen3-Next's ``in_proj_qkvz`` is one plain ``ColumnParallelLinear`` (``models/qwen3_next.py``).
+    """
+    if len(group.partitions) == 1:
+        return every_slot(group)
     if any(p.layout == "tensor" for p in group.partitions):
         return Outcome("fails to load", "splits the shared weight_scale by the partitions' sizes")
     if group.static_activations and any(p.layout != "none" for p in group.partitions):
@@ -123,7 +128,10 @@ def ignore_must_survive_renaming(checkpoint: CheckpointView) -> Outcome | None:
 
 
 def modelopt_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
-    """transformers knows no ``quant_method: modelopt``: it loads FP8 values and leaves the scales out."""
+    """transformers knows no ``quant_method: modelopt``: it loads FP8 values and leaves the scales out. NVFP4 packs two
+    weights a byte: matrices of half the width, which it refuses."""
+    if checkpoint.dialect == "modelopt MIXED_PRECISION":
+        return Outcome("fails to load", "takes packed NVFP4 weights for matrices of another shape")
     if checkpoint.dialect == "modelopt":
         scales = [p.scale for group in checkpoint.groups for p in group.partitions if p.scale]
         names = tuple(dict.fromkeys(p.name for group in checkpoint.groups for p in group.partitions))

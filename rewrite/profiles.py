@@ -93,7 +93,7 @@ def portable(context: Context) -> Changes:
     affected_groups(context)  # refuses groups that are quantised in part
     builder = _Builder(context)
     for module in modules:
-        check_scheme(module, schemes[module.name])
+        _check_scheme(module, context)
         if layouts[module.name] != "channel":
             builder.group(module.name, [builder.channel(module)])
         builder.drop(module.input_scale)
@@ -118,7 +118,9 @@ def bf16(context: Context) -> Changes:
     names: list[str] = []
     targets: dict[str, None] = {}
     for group in context.groups:
-        if not group.modules[0].quantised or any(_layout(module) == "block" for module in group.modules):
+        if not group.modules[0].quantised or _is_one_partition(group):
+            continue
+        if any(_layout(module) == "block" for module in group.modules):
             continue
         for module in group.modules:
             if _layout(module) == "channel":
@@ -128,7 +130,7 @@ def bf16(context: Context) -> Changes:
                     expected="one scale for each module or partition",
                     hint="convert the original checkpoint with --profile bf16",
                 )
-            check_scheme(module, context.dialect.scheme(module.name))
+            _check_scheme(module, context)
             names.append(module.name)
         builder.group(group.name, [builder.plain(module, dtype) for module in group.modules])
         targets[group.layer.target] = None
@@ -221,9 +223,7 @@ def affected_groups(context: Context) -> list[tuple[FusedGroup, tuple[Module, ..
     for group in context.groups:
         modules = _implicit(group)
         for module in modules:
-            if not context.dialect.scheme(module.name):
-                context.dialect.housed(context.layers)  # refuses dialects that are known by name only
-            check_scheme(module, context.dialect.scheme(module.name))
+            _check_scheme(module, context)
         if modules:
             affected.append((group, modules))
     return affected
@@ -238,7 +238,7 @@ def _implicit(group: FusedGroup) -> tuple[Module, ...]:
             found=", ".join(f"{m.name.rpartition('.')[2]}: {m.weight.dtype}" for m in group.modules),
             hint="no engine that fuses these modules can serve this: quantise again with all of them, or none",
         )
-    if not group.modules[0].quantised or sum(len(module.partitions) for module in group.modules) == 1:
+    if not group.modules[0].quantised or _is_one_partition(group):
         return ()
     layouts = {module.name: _layout(module) for module in group.modules}
     if all(layout in ("channel", "block") for layout in layouts.values()):
@@ -246,6 +246,18 @@ def _implicit(group: FusedGroup) -> tuple[Module, ...]:
     if any(layout == "block" for layout in layouts.values()):
         raise Unsupported("A fused group mixes block scales with others", where=group.name, found=layouts)
     return tuple(module for module in group.modules if layouts[module.name] != "channel")
+
+
+def _is_one_partition(group: FusedGroup) -> bool:
+    """A layer that is stored as loaders want it (Qwen3-Next's ``in_proj_qkvz``): it has one scale, not a shared one."""
+    return sum(len(module.partitions) for module in group.modules) == 1
+
+
+def _check_scheme(module: Module, context: Context) -> None:
+    scheme = context.dialect.scheme(module.name)
+    if not scheme:
+        context.dialect.housed(context.layers)  # refuses dialects that are known by name only
+    check_scheme(module, scheme)
 
 
 def _layout(module: Module) -> str:

@@ -29,6 +29,10 @@ from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3_5Config,
@@ -39,12 +43,14 @@ from transformers import (
     Qwen3_5MoeForConditionalGeneration,
     Qwen3_5MoeTextConfig,
     Qwen3_5TextConfig,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
 )
 
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 SEED = 20260217
 # Tests read whole fixtures again and again and git keeps every version of them: stay small.
-BUDGET_BYTES = 3_500_000
+BUDGET_BYTES = 4_000_000
 
 END_OF_TEXT = "<|endoftext|>"
 IMAGE_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
@@ -56,19 +62,24 @@ SEQUENCE_LENGTH = 64
 # Where one partition has a wider range than the next, a wrong or swapped scale changes the values by far more than
 # rounding does, and a loader that requantises to the group's largest scale visibly loses precision in z.
 ROW_GAINS = {"q": 2.0, "k": 1.0, "v": 0.5, "z": 0.35}
+# The families beside Qwen3.5: their attention (the same q, k, v) and their MLPs too.
+MLP_GAINS = {"gate": 2.0, "up": 0.5}
 
 # Recipes of published Qwen3.5 FP8 checkpoints leave these in BF16: fused with each other they are a few rows only,
 # and routers and shared-expert gates steer the whole layer.
 IGNORED = ("lm_head", "re:.*in_proj_a$", "re:.*in_proj_b$", "re:.*visual.*")
+IGNORED_NEXT = ("lm_head", "re:.*in_proj_ba$")
 IGNORED_ROUTERS = ("re:.*mlp.gate$", "re:.*mlp.shared_expert_gate$")
 MODELOPT_OFF = ("*lm_head*", "*in_proj_a*", "*in_proj_b*", "*conv1d*", "*visual*")
 MODELOPT_ROUTERS_OFF = ("*mlp.gate.*", "*mlp.shared_expert_gate.*")
 # The matrices that may be left in BF16 for it; every other one has to come out in FP8.
 KEPT_IN_BF16 = re.compile(
-    r"(visual\..*|lm_head|embed_tokens|in_proj_a|in_proj_b|mlp\.gate|mlp\.shared_expert_gate)\.weight$"
+    r"(visual\..*|lm_head|embed_tokens|in_proj_a|in_proj_b|in_proj_ba|mlp\.gate|mlp\.shared_expert_gate)\.weight$"
 )
 # Half a step of E4M3 is 1/16 of a value at most, so about 2.6e-2 overall; scales stored as BF16 add little.
 WEIGHT_TOLERANCE = 0.05
+# E2M1 has one mantissa bit: half a step is 1/4 of a value at most, about 0.1 overall.
+NVFP4_TOLERANCE = 0.15
 LOGIT_TOLERANCE = 0.25
 
 
@@ -92,6 +103,9 @@ GDN, ATTENTION = "linear_attention", "full_attention"
 DEMO = Geometry(256, 128, (GDN, GDN, GDN, ATTENTION), head_dim=64, gdn_head_dim=64)
 SMALL = Geometry(64, 64, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
 SMALL_MOE = Geometry(64, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
+NEXT = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
+MIXED = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
+PLAIN = Geometry(64, 64, (ATTENTION, ATTENTION), head_dim=16, gdn_head_dim=0)
 
 
 @dataclass(frozen=True)
@@ -104,6 +118,8 @@ class Fixture:
     ignore: tuple[str, ...]
     max_shard_size: str = "5GB"
     scale_in_other_shard: bool = False
+    nvfp4: re.Pattern[str] | None = None  # the matrices that come out in NVFP4
+    fused: tuple[str, ...] = ("in_proj_qkv", "in_proj_z")  # the stored modules that it is for, in two layers or more
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -199,9 +215,48 @@ def moe_multimodal() -> PreTrainedModel:
     return Qwen3_5MoeForConditionalGeneration(config)
 
 
+def next_text() -> PreTrainedModel:
+    """A Qwen3-Next: in_proj_qkvz and in_proj_ba stored fused. Its first two layers have a dense MLP, as small as one
+    expert; the third has the experts."""
+    settings = dense_settings(NEXT) | moe_settings(NEXT) | {"mlp_only_layers": [0, 1]}
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
+    return Qwen3NextForCausalLM(Qwen3NextConfig(**settings))
+
+
+def plain_settings(geometry: Geometry) -> dict[str, Any]:
+    """Keyword arguments common to Llama and Phi-3: every layer has full attention and a dense MLP."""
+    return {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": geometry.hidden,
+        "intermediate_size": geometry.intermediate,
+        "num_hidden_layers": len(geometry.layer_types),
+        "num_attention_heads": geometry.heads,
+        "num_key_value_heads": geometry.kv_heads,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.5 * geometry.hidden**-0.5,
+        "bos_token_id": BYTES,
+        "eos_token_id": BYTES,
+        "pad_token_id": BYTES,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+
+
+def llama() -> PreTrainedModel:
+    """A Llama with grouped-query attention; q, k, v and gate, up are stored one by one."""
+    return LlamaForCausalLM(LlamaConfig(**plain_settings(PLAIN), head_dim=PLAIN.head_dim))
+
+
+def phi3() -> PreTrainedModel:
+    """A Phi-3: qkv_proj and gate_up_proj stored fused; its config has no head_dim."""
+    return Phi3ForCausalLM(Phi3Config(**plain_settings(PLAIN)))
+
+
 def spread_ranges(model: PreTrainedModel) -> None:
-    """Give the rows of q, k, v and z clearly different ranges."""
+    """Give the rows of q, k, v and z clearly different ranges; beside Qwen3.5 those of gate and up as well."""
     config = model.config.get_text_config()
+    if not config.model_type.startswith("qwen3_5"):
+        spread_other_ranges(model)
+        return
     key_dim = config.linear_num_key_heads * config.linear_key_head_dim
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -211,6 +266,36 @@ def spread_ranges(model: PreTrainedModel) -> None:
                 parameter[2 * key_dim :].mul_(ROW_GAINS["v"])
             elif name.endswith("in_proj_z.weight"):
                 parameter.mul_(ROW_GAINS["z"])
+
+
+def spread_other_ranges(model: PreTrainedModel) -> None:
+    """The same for Qwen3-Next, Llama and Phi-3: row ranges of the fused modules, whole matrices of the others."""
+    config = model.config
+    single = {f"{name}_proj": gain for name, gain in (ROW_GAINS | MLP_GAINS).items()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            module = name.removesuffix(".weight").rpartition(".")[2]
+            if module == "qkv_proj":
+                heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}
+                heads["v"] = heads["k"]
+                head_dim = config.hidden_size // config.num_attention_heads
+                scale_rows(parameter, [(ROW_GAINS[part], count * head_dim) for part, count in heads.items()])
+            elif module == "gate_up_proj" and parameter.ndim == 2:  # experts are one 3-D tensor here, of any range
+                scale_rows(parameter, [(gain, config.intermediate_size) for gain in MLP_GAINS.values()])
+            elif module == "in_proj_qkvz":  # for every key head its q, k, and the v and z of its value heads
+                value_heads = config.linear_num_value_heads // config.linear_num_key_heads
+                key, value = config.linear_key_head_dim, config.linear_value_head_dim * value_heads
+                sizes = {"q": key, "k": key, "v": value, "z": value}
+                scale_rows(parameter, [(ROW_GAINS[p], n) for p, n in sizes.items()] * config.linear_num_key_heads)
+            elif module in single:
+                parameter.mul_(single[module])
+
+
+def scale_rows(parameter: torch.Tensor, gains: list[tuple[float, int]]) -> None:
+    """Multiply rows by gains: pairs of a gain and a number of rows, which must make up the whole matrix."""
+    require(sum(count for _, count in gains) == parameter.shape[0], "the rows of a fused module do not add up")
+    for part, (gain, _) in zip(parameter.split([count for _, count in gains]), gains, strict=True):
+        part.mul_(gain)
 
 
 def build_model(factory: Callable[[], PreTrainedModel], source: Path) -> PreTrainedModel:
@@ -263,7 +348,20 @@ def produce_llmcompressor(model: PreTrainedModel, out: Path, fixture: Fixture) -
 
 def produce_modelopt(model: PreTrainedModel, out: Path, fixture: Fixture) -> None:
     """ModelOpt's default FP8 configuration with the usual layers switched off, and its Hugging Face export."""
-    config = copy.deepcopy(mtq.FP8_DEFAULT_CFG)
+    export_modelopt(model, out, copy.deepcopy(mtq.FP8_DEFAULT_CFG), fixture)
+
+
+def produce_modelopt_mixed(model: PreTrainedModel, out: Path, fixture: Fixture) -> None:
+    """ModelOpt's default NVFP4 configuration with the projections of both kinds of attention in FP8 instead."""
+    config = copy.deepcopy(mtq.NVFP4_DEFAULT_CFG)
+    fp8 = {"num_bits": (4, 3), "axis": None}
+    names = [f"*{layer}*{side}_quantizer" for layer in ("linear_attn", "self_attn") for side in ("weight", "input")]
+    config["quant_cfg"] += [{"quantizer_name": name, "cfg": fp8, "enable": True} for name in names]
+    export_modelopt(model, out, config, fixture)
+
+
+def export_modelopt(model: PreTrainedModel, out: Path, config: dict[str, Any], fixture: Fixture) -> None:
+    """Calibrate with ``config``, the fixture's layers switched off, and export."""
     config["quant_cfg"] += [{"quantizer_name": pattern, "enable": False} for pattern in fixture.ignore]
 
     def calibrate(quantised: PreTrainedModel) -> None:
@@ -295,12 +393,12 @@ def read_tensors(directory: Path) -> tuple[dict[str, torch.Tensor], dict[str, st
     return tensors, shards
 
 
-def scales_in_other_shards(shards: Mapping[str, str]) -> list[str]:
-    """Scales of Gated DeltaNet input projections that lie in another shard than their weight."""
+def scales_in_other_shards(fixture: Fixture, shards: Mapping[str, str]) -> list[str]:
+    """Scales of the fused modules that lie in another shard than their weight."""
     found = []
     for name, shard in shards.items():
         module, _, leaf = name.rpartition(".")
-        is_scale = leaf in ("weight_scale", "input_scale") and module.endswith(("in_proj_qkv", "in_proj_z"))
+        is_scale = leaf in ("weight_scale", "input_scale") and module.endswith(fixture.fused)
         if is_scale and shards[f"{module}.weight"] != shard:
             found.append(f"{name}: {shard}, weight in {shards[module + '.weight']}")
     return sorted(found)
@@ -312,16 +410,19 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def check_tensors(fixture: Fixture, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Nothing NaN or infinite; every matrix that should be is FP8; Gated DeltaNet projections have both scales."""
+    """Nothing NaN or infinite; every matrix that should be is FP8; the fused modules have both scales."""
     for name, tensor in tensors.items():
         require(bool(tensor.float().isfinite().all()), f"{fixture.name}: {name} is not finite")
         is_matrix = tensor.ndim == 2 and name.endswith(".weight")
-        should_be = is_matrix and not KEPT_IN_BF16.search(name)
-        require(should_be == (tensor.dtype == torch.float8_e4m3fn), f"{fixture.name}: {name} is {tensor.dtype}")
-    projections = [name for name in tensors if name.endswith(("in_proj_qkv.weight", "in_proj_z.weight"))]
-    require(len(projections) >= 4, f"{fixture.name}: fewer than two Gated DeltaNet layers")
-    for name in projections:
-        module = name.removesuffix(".weight")
+        if is_matrix:
+            nvfp4 = fixture.nvfp4 is not None and fixture.nvfp4.search(name)
+            kept = KEPT_IN_BF16.search(name)
+            dtype = torch.bfloat16 if kept else torch.uint8 if nvfp4 else torch.float8_e4m3fn
+            require(tensor.dtype == dtype, f"{fixture.name}: {name} is {tensor.dtype}, not {dtype}")
+    modules = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
+    for leaf in fixture.fused:
+        require(sum(m.endswith(f".{leaf}") for m in modules) >= 2, f"{fixture.name}: fewer than two layers with {leaf}")
+    for module in (m for m in modules if m.endswith(fixture.fused)):
         for leaf in ("weight_scale", "input_scale"):
             require(tensors[f"{module}.{leaf}"].numel() == 1, f"{fixture.name}: {module}.{leaf} is not one value")
 
@@ -329,10 +430,25 @@ def check_tensors(fixture: Fixture, tensors: Mapping[str, torch.Tensor]) -> None
 def check_weights(fixture: Fixture, tensors: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
     """Weight times scale is the BF16 weight that went in (experts apart: they are one 3-D tensor in the source)."""
     for name, weight in tensors.items():
-        if weight.dtype != torch.float8_e4m3fn or name not in source:
+        if not name.endswith(".weight") or name not in source:
             continue
-        error = relative_error(weight.float() * tensors[f"{name}_scale"].float(), source[name])
-        require(error < WEIGHT_TOLERANCE, f"{fixture.name}: {name} is {error:.3g} away from the weight that went in")
+        if weight.dtype == torch.float8_e4m3fn:
+            found, tolerance = weight.float() * tensors[f"{name}_scale"].float(), WEIGHT_TOLERANCE
+        elif weight.dtype == torch.uint8:
+            found, tolerance = dequantise_nvfp4(name, tensors), NVFP4_TOLERANCE
+        else:
+            continue
+        error = relative_error(found, source[name])
+        require(error < tolerance, f"{fixture.name}: {name} is {error:.3g} away from the weight that went in")
+
+
+def dequantise_nvfp4(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Two E2M1 codes a byte, the low one first; a scale for every 16 of them, and one for the whole matrix."""
+    magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    packed, scales = tensors[name].int(), tensors[f"{name}_scale"].float() * tensors[f"{name}_scale_2"].float()
+    codes = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(1)
+    values = magnitudes[codes & 7] * (1 - 2 * (codes >> 3))
+    return values * scales.repeat_interleave(16, dim=1)
 
 
 def logits_of(model: PreTrainedModel) -> torch.Tensor:
@@ -390,8 +506,42 @@ FIXTURE_TABLE = (
         max_shard_size="60KB",
         scale_in_other_shard=True,
     ),
+    Fixture(
+        "llmcompressor-qwen3_next",
+        next_text,
+        produce_llmcompressor,
+        IGNORED_NEXT + IGNORED_ROUTERS,
+        max_shard_size="20KB",
+        scale_in_other_shard=True,
+        fused=("in_proj_qkvz",),
+    ),
+    Fixture(
+        "llmcompressor-llama",
+        llama,
+        produce_llmcompressor,
+        ("lm_head",),
+        max_shard_size="20KB",
+        scale_in_other_shard=True,
+        fused=("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
+    ),
+    Fixture(
+        "llmcompressor-phi3",
+        phi3,
+        produce_llmcompressor,
+        ("lm_head",),
+        max_shard_size="20KB",
+        scale_in_other_shard=True,
+        fused=("qkv_proj", "gate_up_proj"),
+    ),
     Fixture("modelopt-qwen3_5-vl", lambda: dense_multimodal(SMALL), produce_modelopt, MODELOPT_OFF),
     Fixture("modelopt-qwen3_5-moe", moe_multimodal, produce_modelopt, MODELOPT_OFF + MODELOPT_ROUTERS_OFF),
+    Fixture(
+        "modelopt-qwen3_5-mixed",
+        lambda: dense_multimodal(MIXED),
+        produce_modelopt_mixed,
+        MODELOPT_OFF,
+        nvfp4=re.compile(r"mlp\.\w+\.weight$"),
+    ),
 )
 
 
@@ -408,7 +558,7 @@ def make(fixture: Fixture, root: Path) -> None:
         check_tensors(fixture, tensors)
         check_weights(fixture, tensors, read_tensors(source)[0])
         check_no_machine_paths(fixture, built)
-        moved = scales_in_other_shards(shards)
+        moved = scales_in_other_shards(fixture, shards)
         require(bool(moved) or not fixture.scale_in_other_shard, f"{fixture.name}: every scale lies beside its weight")
         if fixture.produce is produce_llmcompressor:
             check_reload(fixture, built, model_class, expected)

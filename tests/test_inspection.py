@@ -17,7 +17,16 @@ import rewrite
 from rewrite.cli import main
 from rewrite.inspection import spread
 from rewrite.loaders import Outcome
-from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor, write_shard
+from tests.support import (
+    CONVERTIBLE,
+    FIXTURES,
+    MIXED_PRECISION,
+    OTHER_FAMILIES,
+    edit_json,
+    raw_tensors,
+    replace_tensor,
+    write_shard,
+)
 
 QKV = "model.layers.0.linear_attn.in_proj_qkv"
 Z = "model.layers.0.linear_attn.in_proj_z"
@@ -46,7 +55,7 @@ def test_an_original_is_garbled_and_convert_mends_it(real: Path) -> None:
     assert old == ("garbled" if "vl" in real.name else "fails to load")
 
 
-@pytest.mark.parametrize("fixture", sorted(path.name for path in FIXTURES.iterdir() if path.is_dir()))
+@pytest.mark.parametrize("fixture", CONVERTIBLE)
 @pytest.mark.parametrize("profile", rewrite.PROFILES)
 def test_the_prediction_after_convert_is_the_prediction_of_the_converted(
     profile: str, fixture: str, tmp_path: Path
@@ -55,6 +64,29 @@ def test_the_prediction_after_convert_is_the_prediction_of_the_converted(
     rewrite.convert(FIXTURES / fixture, tmp_path / "out", profile=profile)
     before, after = rewrite.inspect_checkpoint(FIXTURES / fixture), rewrite.inspect_checkpoint(tmp_path / "out")
     assert [row.converted[profile] for row in before.rows] == [row.as_is for row in after.rows]
+
+
+@pytest.mark.parametrize("fixture", OTHER_FAMILIES)
+def test_families_without_the_split_group_are_exact(fixture: str) -> None:
+    """in_proj_qkvz on disk is one matrix with one scale; Llama and Phi-3 have none. So every profile is exact too."""
+    inspection = rewrite.inspect_checkpoint(FIXTURES / fixture, weights=True)
+    assert inspection.findings == () and inspection.refusals == {}
+    assert [group.name for group in inspection.groups] == [
+        f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in range(2) if fixture == "llmcompressor-qwen3_next"
+    ]
+    assert all(len(group.partitions) == 1 for group in inspection.groups)
+    for row in inspection.rows:
+        assert {row.as_is.kind, *(o.kind for o in row.converted.values() if o)} == {"exact"}, row.loader
+
+
+def test_mixed_precision_is_explained() -> None:
+    """Its Gated DeltaNet layers are those that loaders garble; every profile refuses with the same reason."""
+    inspection = rewrite.inspect_checkpoint(FIXTURES / MIXED_PRECISION, weights=True)
+    assert inspection.dialect == "modelopt MIXED_PRECISION"
+    assert inspection.findings == ()
+    assert [[p.name for p in group.partitions] for group in inspection.groups] == [["q", "k", "v", "z"]] * 2
+    assert outcomes(inspection)["transformers 5.2.0+"] == "fails to load"  # as 5.17.0 does, run by hand
+    assert inspection.refusals == dict.fromkeys(rewrite.PROFILES, "This quantisation dialect cannot be converted")
 
 
 def test_groups_show_rows_scales_and_spread(text: Path) -> None:

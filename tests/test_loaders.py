@@ -66,6 +66,13 @@ def test_dynamic_activations_leave_nothing_to_split() -> None:
     assert loaders.split_by_sizes(group("channel", "channel", static=False)).kind == "exact"
 
 
+def test_one_partition_is_not_split() -> None:
+    """Qwen3-Next stores in_proj_qkvz as one matrix: no loader fuses or splits anything there."""
+    view = GroupView("in_proj_qkvz", (PartitionView("qkvz", "in_proj_qkvz", 768, "tensor", S),), 64, True)
+    for loader in LOADERS:
+        assert loader.behaviour(view).kind == "exact", loader
+
+
 def test_equal_scales_lose_nothing() -> None:
     """Requantising to the same scale changes nothing; slot 0 alone still garbles."""
     equal = group("tensor", "tensor", scales=(S, S, S, S))

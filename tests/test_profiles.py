@@ -17,9 +17,20 @@ from rewrite.converter import ExplicitScales
 from rewrite.dialects import Layers
 from rewrite.dialects.compressed_tensors import CompressedTensors
 from rewrite.layouts import dequantise
-from tests.support import FIXTURES, QKVZ, compressed_tensors_schemes, edit_json, raw_tensors, tree, write_shard
+from tests.support import (
+    CONVERTIBLE,
+    FIXTURES,
+    MIXED_PRECISION,
+    OTHER_FAMILIES,
+    QKVZ,
+    SPLIT_QKVZ,
+    compressed_tensors_schemes,
+    edit_json,
+    raw_tensors,
+    tree,
+    write_shard,
+)
 
-ALL = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir())
 KINDS = {"BF16": torch.bfloat16, "F32": torch.float32, "F8_E4M3": torch.float8_e4m3fn, "F16": torch.float16}
 
 
@@ -28,16 +39,38 @@ def tensor(entry: tuple[str, str, tuple[int, ...], bytes]) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=KINDS[dtype]).reshape(shape)
 
 
-@pytest.fixture(params=ALL)
+@pytest.fixture(params=CONVERTIBLE)
 def any_fixture(request: pytest.FixtureRequest) -> Path:
     return FIXTURES / request.param
+
+
+@pytest.fixture(params=SPLIT_QKVZ)
+def qwen3_5(request: pytest.FixtureRequest) -> Path:
+    """The checkpoints with in_proj_qkv and in_proj_z. Read only."""
+    return FIXTURES / request.param
+
+
+@pytest.fixture(params=OTHER_FAMILIES)
+def other_family(request: pytest.FixtureRequest) -> Path:
+    """The checkpoints without. Read only."""
+    return FIXTURES / request.param
+
+
+def has_work(name: str, profile: str, selection: str) -> bool:
+    """Whether a conversion changes anything: a vector of scales needs a module of several partitions."""
+    if name in SPLIT_QKVZ or profile == "portable":
+        return True
+    return selection == "all" and (profile != "partition" or name == "llmcompressor-phi3")
 
 
 @pytest.mark.parametrize("selection", ["qkvz", "all"])
 @pytest.mark.parametrize("profile", rewrite.PROFILES)
 def test_every_profile_verifies(profile: str, selection: Any, any_fixture: Path, tmp_path: Path) -> None:
-    """And converting the output again changes nothing, or is refused for having nothing to convert."""
-    rewrite.convert(any_fixture, tmp_path / "out", profile=profile, selection=selection)
+    """And converting the output again changes nothing. Without work, the output equals the input."""
+    manifest = rewrite.convert(any_fixture, tmp_path / "out", profile=profile, selection=selection)
+    assert manifest.changed == has_work(any_fixture.name, profile, selection)
+    if not manifest.changed:
+        assert tree(tmp_path / "out") == tree(any_fixture)
     found = rewrite.verify(any_fixture, tmp_path / "out", device="cpu", tokens=16)
     problems = [problem for check in found.checks for problem in check.problems]
     assert found.ok, problems
@@ -77,7 +110,11 @@ def test_portable_ignores_by_patterns_that_survive_renaming(any_fixture: Path, t
     """SGLang 0.5.9 looks for ``language_model.model.…`` and for fused names: every plain layer still matches."""
     rewrite.convert(any_fixture, tmp_path / "out", profile="portable")
     config = CompressedTensors(json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"])
-    for layer in ("linear_attn.in_proj_a", "linear_attn.in_proj_ba"):
+    stored = {name.rpartition("in_proj_")[2] for name, v in raw_tensors(any_fixture).items() if v[1] == "BF16"}
+    layers = {f"in_proj_{part}" for part in ("a", "b", "ba") if f"{part}.weight" in stored}
+    split, next_ = any_fixture.name in SPLIT_QKVZ, any_fixture.name == "llmcompressor-qwen3_next"
+    assert layers == ({"in_proj_a", "in_proj_b"} if split else {"in_proj_ba"} if next_ else set())
+    for layer in (f"linear_attn.{name}" for name in (layers | {"in_proj_ba"} if layers else ())):
         for prefix in ("model.layers.0", "language_model.model.layers.0", "model.language_model.layers.1"):
             assert config.scheme(f"{prefix}.{layer}") is None
     assert config.scheme("language_model.model.layers.0.linear_attn.in_proj_qkvz") is not None
@@ -85,12 +122,10 @@ def test_portable_ignores_by_patterns_that_survive_renaming(any_fixture: Path, t
         assert config.scheme("visual.blocks.0.attn.qkv") is None
 
 
-def test_bf16_is_the_float32_product_rounded_once(any_fixture: Path, tmp_path: Path) -> None:
-    """What torch gives; scales dropped; the modules ignored under their own and their fused names."""
-    out = tmp_path / "out"
-    rewrite.convert(any_fixture, out, profile="bf16")
-    before, after = raw_tensors(any_fixture), raw_tensors(out)
-    plain = {name for name in before if name.endswith(("in_proj_qkv.weight", "in_proj_z.weight"))}
+def assert_dequantised(source: Path, out: Path, modules: tuple[str, ...]) -> None:
+    """The modules of these names are the products that torch gives, their scales are gone; nothing else changed."""
+    before, after = raw_tensors(source), raw_tensors(out)
+    plain = {name for name in before if name.endswith(tuple(f"{module}.weight" for module in modules))}
     assert plain
     for name in plain:
         weight, scale = tensor(before[name]), tensor(before[f"{name}_scale"])
@@ -98,6 +133,12 @@ def test_bf16_is_the_float32_product_rounded_once(any_fixture: Path, tmp_path: P
     gone = {f"{name}_scale" for name in plain} | {name.replace("weight", "input_scale") for name in plain}
     assert before.keys() - after.keys() == gone
     assert all(after[name] == before[name] for name in after.keys() - plain)
+
+
+def test_bf16_is_the_float32_product_rounded_once(qwen3_5: Path, tmp_path: Path) -> None:
+    """What torch gives; scales dropped; the modules ignored under their own and their fused names."""
+    rewrite.convert(qwen3_5, tmp_path / "out", profile="bf16")
+    assert_dequantised(qwen3_5, tmp_path / "out", ("in_proj_qkv", "in_proj_z"))
 
 
 def test_bf16_keeps_modelopts_dialect_and_both_its_files(tmp_path: Path) -> None:
@@ -111,15 +152,81 @@ def test_bf16_keeps_modelopts_dialect_and_both_its_files(tmp_path: Path) -> None
     assert "model.language_model.layers.0.linear_attn.in_proj_qkv" in config["ignore"]
 
 
-def test_partition_is_a_vector_and_leaves_the_config(any_fixture: Path, tmp_path: Path) -> None:
+def test_partition_is_a_vector_and_leaves_the_config(qwen3_5: Path, tmp_path: Path) -> None:
     """``[3]`` of the same bits for q, k, v; z has one partition and stays."""
     out = tmp_path / "out"
-    rewrite.convert(any_fixture, out, profile="partition")
-    before, after = raw_tensors(any_fixture), raw_tensors(out)
+    rewrite.convert(qwen3_5, out, profile="partition")
+    before, after = raw_tensors(qwen3_5), raw_tensors(out)
     changed = {name for name in before if before[name] != after[name]}
+    assert changed
     assert changed == {name for name in before if name.endswith("in_proj_qkv.weight_scale")}
     assert all(after[name][2:] == ((3,), before[name][3] * 3) for name in changed)
-    assert (out / "config.json").read_bytes() == (any_fixture / "config.json").read_bytes()
+    assert (out / "config.json").read_bytes() == (qwen3_5 / "config.json").read_bytes()
+
+
+#: What engines fuse in the other families, as stored. Experts and in_proj_qkvz need nothing: one scale, one matrix.
+FUSED = {
+    "llmcompressor-llama": ("q_proj", "k_proj", "v_proj", "mlp.gate_proj", "mlp.up_proj"),
+    "llmcompressor-phi3": ("qkv_proj", "gate_up_proj"),
+    "llmcompressor-qwen3_next": (
+        *("q_proj", "k_proj", "v_proj", "mlp.gate_proj", "mlp.up_proj"),
+        *("shared_expert.gate_proj", "shared_expert.up_proj"),
+    ),
+}
+
+
+def test_other_families_convert_with_all_groups(other_family: Path, tmp_path: Path) -> None:
+    """``[N, 1]`` of the same bits for q, k, v and gate, up, whether stored apart or fused; nothing else changes."""
+    rewrite.convert(other_family, tmp_path / "out", selection="all")
+    before, after = raw_tensors(other_family), raw_tensors(tmp_path / "out")
+    assert before.keys() == after.keys()
+    fused = FUSED[other_family.name]
+    scales = {name for name in before if name.endswith(tuple(f"{module}.weight_scale" for module in fused))}
+    assert all(any(f"{module}." in name for name in scales) for module in fused)
+    assert {name for name in before if before[name] != after[name]} == scales
+    schemes = compressed_tensors_schemes(tmp_path / "out")
+    for name in scales:
+        rows = before[name.removesuffix("_scale")][2][0]
+        assert after[name] == (*before[name][:2], (rows, 1), before[name][3] * rows)
+        scheme = schemes[name.removesuffix(".weight_scale")]
+        assert (scheme.weights.strategy, scheme.input_activations.dynamic) == ("channel", False)
+
+
+def test_other_families_dequantise_with_all_groups(other_family: Path, tmp_path: Path) -> None:
+    """The same modules."""
+    rewrite.convert(other_family, tmp_path / "out", profile="bf16", selection="all")
+    assert_dequantised(other_family, tmp_path / "out", FUSED[other_family.name])
+
+
+def test_a_module_stored_fused_takes_a_vector(tmp_path: Path) -> None:
+    """Phi-3: a value for each of q, k, v and of gate, up."""
+    source = FIXTURES / "llmcompressor-phi3"
+    rewrite.convert(source, tmp_path / "out", profile="partition", selection="all")
+    before, after = raw_tensors(source), raw_tensors(tmp_path / "out")
+    shapes = {name.split(".", 3)[3]: after[name][2] for name in before if before[name] != after[name]}
+    assert shapes == {"self_attn.qkv_proj.weight_scale": (3,), "mlp.gate_up_proj.weight_scale": (2,)}
+    assert all(after[name][3] == before[name][3] * after[name][2][0] for name in before if before[name] != after[name])
+
+
+@pytest.mark.parametrize("selection", ["qkvz", "all"])
+@pytest.mark.parametrize("profile", rewrite.PROFILES)
+def test_mixed_precision_is_refused_by_name(profile: str, selection: Any, tmp_path: Path) -> None:
+    """FP8 beside NVFP4: the fault is not the checkpoint's, and nothing is written."""
+    with pytest.raises(rewrite.Unsupported, match=r"dialect cannot be converted[^$]*modelopt MIXED_PRECISION"):
+        rewrite.convert(FIXTURES / MIXED_PRECISION, tmp_path / "out", profile=profile, selection=selection)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("profile", rewrite.PROFILES)
+def test_a_dialect_known_by_name_is_refused_by_name(
+    profile: str, copy_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Also where no group is affected, and never as a config that contradicts its tensors."""
+    source = copy_of("llmcompressor-llama")
+    edit_json(source / "config.json", quantization_config={"quant_method": "quark"})
+    selection: Any = "qkvz" if profile == "portable" else "all"
+    with pytest.raises(rewrite.Unsupported, match=r"dialect cannot be converted[^$]*quark"):
+        rewrite.convert(source, tmp_path / "out", profile=profile, selection=selection)
 
 
 def test_all_groups_are_explicit_and_experts_are_left_alone(tmp_path: Path) -> None:
@@ -240,7 +347,7 @@ def test_portable_from_exact(text: Path, tmp_path: Path) -> None:
         rewrite.convert(tmp_path / "exact", tmp_path / "portable", profile="portable")
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", CONVERTIBLE)
 def test_the_converter_gives_the_same_tensors(name: str, tmp_path: Path) -> None:
     """Through compressed-tensors' convert_checkpoint, for pipelines that chain converters."""
     source = FIXTURES / name

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rewrite
-from tests.support import raw_tensors, replace_tensor
+from tests.support import FIXTURES, OTHER_FAMILIES, raw_tensors, replace_tensor
 
 transformers = pytest.importorskip("transformers")
 
@@ -26,6 +26,15 @@ def test_logits_are_bit_identical(real: Path, tmp_path: Path) -> None:
     """transformers loads the modules one by one, so it reads the original right: the truth to compare with."""
     rewrite.convert(real, tmp_path / "out")
     before, after = logits(real), logits(tmp_path / "out")
+    assert before.isfinite().all() and before.std() > 0
+    assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", OTHER_FAMILIES)
+def test_logits_of_other_families_are_bit_identical(name: str, tmp_path: Path) -> None:
+    """With every fused layer converted."""
+    assert rewrite.convert(FIXTURES / name, tmp_path / "out", selection="all").changed
+    before, after = logits(FIXTURES / name), logits(tmp_path / "out")
     assert before.isfinite().all() and before.std() > 0
     assert torch.equal(before, after)
 

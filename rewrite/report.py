@@ -158,7 +158,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _groups(groups: Sequence[GroupView]) -> list[str]:
     if not groups:
-        return ["No fused groups of a known architecture."]
+        return ["No in_proj_qkvz groups, which are what loaders get wrong: nothing to predict."]
     first = groups[0]
     start, rows = 0, []
     for partition in first.partitions:

@@ -56,7 +56,8 @@ def render_inspection(inspection: Inspection, hurt: Sequence[LoaderRow]) -> str:
     if inspection.findings:
         lines += ["", "Wrong in the checkpoint:"]
         lines += table([[f"  {finding.what}", finding.where] for finding in inspection.findings])
-    lines += ["", *_loader_table(inspection)]
+    if inspection.groups:
+        lines += ["", *_loader_table(inspection)]
     lines += [f"convert --profile {profile} refuses: {why}" for profile, why in inspection.refusals.items()]
     lines += ["", *_verdict(inspection, hurt)]
     return "\n".join(lines)
@@ -158,7 +159,7 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _groups(groups: Sequence[GroupView]) -> list[str]:
     if not groups:
-        return ["No in_proj_qkvz groups, which are what loaders get wrong: nothing to predict."]
+        return ["No in_proj_qkvz groups, which are what loaders get wrong."]
     first = groups[0]
     start, rows = 0, []
     for partition in first.partitions:

@@ -178,13 +178,16 @@ _NUMBER = re.compile(r"(?<=\\\.)\d+(?=\\\.)")
 
 def _patterns(ignore: Iterable[str], layers: Layers) -> list[str]:
     """Patterns for the exact names of an ``ignore`` list: no prefix that engines change, any layer number."""
+    safe: dict[str, bool] = {}  # whether a pattern leaves the quantised layers alone; many names give the same one
     patterns = []
     for name in ignore:
         if name.startswith("re:") or name == _LINEAR or "." not in name:
             continue
         tail = re.escape(name.removeprefix("model.").removeprefix("language_model."))
         for pattern in (f"re:.*{_NUMBER.sub('[0-9]+', tail)}$", f"re:.*{tail}$"):
-            if not CompressedTensors.matching([pattern], layers.quantised):
+            if pattern not in safe:
+                safe[pattern] = not matches_any(pattern, layers.quantised)
+            if safe[pattern]:
                 patterns.append(pattern)
                 break
     return list(dict.fromkeys(patterns))

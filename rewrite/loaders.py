@@ -133,9 +133,11 @@ def modelopt_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     if checkpoint.dialect == "modelopt MIXED_PRECISION":
         return Outcome("fails to load", "takes packed NVFP4 weights for matrices of another shape")
     if checkpoint.dialect == "modelopt":
-        scales = [p.scale for group in checkpoint.groups for p in group.partitions if p.scale]
-        names = tuple(dict.fromkeys(p.name for group in checkpoint.groups for p in group.partitions))
-        factor = 1 / min(scales) if scales else 0.0
+        quantised = [p for group in checkpoint.groups for p in group.partitions if p.layout != "none"]
+        if not quantised:
+            return None
+        names = tuple(dict.fromkeys(p.name for p in quantised))
+        factor = 1 / min(p.scale or 1.0 for p in quantised)
         return Outcome("garbled", f"leaves the scales out: weights up to {factor:.0f}x too large", names, factor)
     return None
 

@@ -1,0 +1,72 @@
+"""What the matrix covers: engines, fixtures and profiles. Adding one is one line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+FIXTURES = REPOSITORY / "tests" / "fixtures"
+RECORD = REPOSITORY / "tests" / "loader_matrix.json"
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A released engine. `serves_tp` and `generates` say which of the extra rows it gets."""
+
+    name: str
+    version: str
+    serves_tp: bool = False
+    generates: bool = False
+
+    @property
+    def slug(self) -> str:
+        return f"{self.name}-{self.version}"
+
+    @property
+    def spec(self) -> str:
+        return f"{self.name}=={self.version}"
+
+
+ENGINES = (
+    Engine("vllm", "0.19.1", serves_tp=True),  # the last release with the fault
+    Engine("vllm", "0.20.0"),  # the first with the fix (PR #38517)
+    Engine("vllm", "0.32.0", serves_tp=True, generates=True),  # the newest; the first that runs Qwen3.5 on CPU
+    Engine("sglang", "0.5.9"),  # serves in_proj_qkv and in_proj_z as separate modules
+    Engine("sglang", "0.5.10.post1"),  # the first that fuses them
+    Engine("sglang", "0.5.11"),  # the first that loads a shared scalar into the fused module
+    Engine("sglang", "0.5.23"),  # the newest
+    Engine("transformers", "5.17.0"),  # with compressed-tensors
+)
+
+# `original` is the fixture as it is; every other name stands for what `rewrite convert` is told.
+ORIGINAL = "original"
+CONVERSIONS = {
+    "exact": ("--profile", "exact"),
+    "exact-all": ("--profile", "exact", "--groups", "all"),
+    "portable": ("--profile", "portable"),
+    "bf16": ("--profile", "bf16"),
+    "partition": ("--profile", "partition"),
+}
+PROFILES = (ORIGINAL, *CONVERSIONS)
+
+CI_ENGINES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23", "transformers==5.17.0")
+CI_FIXTURES = ("llmcompressor-qwen3_5-vl",)
+CI_PROFILES = (ORIGINAL, "exact")
+
+# Tensor parallelism and generation are about the engine, not about the producer: one fixture is enough.
+EXTRA_FIXTURES = ("llmcompressor-qwen3_5-vl",)
+TP_RANKS = 2
+
+
+def fixtures() -> tuple[str, ...]:
+    """Names of the checkpoints under tests/fixtures."""
+    return tuple(sorted(path.parent.name for path in FIXTURES.glob("*/config.json")))
+
+
+def engine(spec: str) -> Engine:
+    """The engine that `NAME==VERSION` means; KeyError names the known ones."""
+    known = {each.spec: each for each in ENGINES}
+    if spec not in known:
+        raise KeyError(f"unknown engine {spec!r}; known: {', '.join(known)}")
+    return known[spec]

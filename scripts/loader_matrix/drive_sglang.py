@@ -1,0 +1,124 @@
+"""SGLang: builds the model and loads it through `DefaultModelLoader`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from loader_matrix import driver, mocks
+from loader_matrix.driver import Job
+from loader_matrix.reference import sgl_per_tensor_quant_fp8
+
+if TYPE_CHECKING:
+    import torch
+
+
+def start(_: Job) -> str:
+    """Import SGLang and replace what CPU lacks. Nothing replaced reads, places or merges a weight or a scale."""
+    # CUDA kernels without a CPU build, imported at module level (vllm: for its rotary embedding where CUDA is absent).
+    mocks.install("sgl_kernel", "flashinfer", "vllm")
+    import sglang
+    from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
+    from sglang.srt.model_loader import loader
+
+    # A CUDA kernel; requantisation to the largest scale calls it while loading.
+    _kernels().sgl_per_tensor_quant_fp8 = sgl_per_tensor_quant_fp8
+    # Both ask for the card's compute capability; FP8 checkpoints are made for 8.9 and newer.
+    loader.get_device_capability = lambda *_, **__: (9, 0)
+    CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
+    return sglang.__version__
+
+
+def _kernels() -> ModuleType:
+    """The module that wraps the FP8 kernels; 0.5.23 has it in another place."""
+    try:
+        return importlib.import_module("sglang.kernels.ops.quantization.fp8_kernel")
+    except ModuleNotFoundError:
+        return importlib.import_module("sglang.srt.layers.quantization.fp8_kernel")
+
+
+def load(job: Job) -> torch.nn.Module:
+    """The model, loaded and post-processed by SGLang's own loader."""
+    arguments = _server_arguments(job.model)
+    from sglang.srt.configs.device_config import DeviceConfig
+    from sglang.srt.configs.load_config import LoadConfig
+    from sglang.srt.configs.model_config import ModelConfig
+    from sglang.srt.model_loader.loader import DefaultModelLoader
+
+    config = ModelConfig.from_server_args(arguments)
+    _state_interval(config.hf_config, job.model)
+    _one_rank(arguments, config, job.rendezvous)
+    return DefaultModelLoader(LoadConfig()).load_model(model_config=config, device_config=DeviceConfig("cpu"))
+
+
+def _server_arguments(model: Path) -> Any:
+    """ServerArgs for CPU. Before 0.5.13 its __post_init__ probes for GPUs, so it is made from the fields' defaults."""
+    from sglang.srt.server_args import ServerArgs
+
+    given = {
+        "model_path": str(model),
+        "tokenizer_path": str(model),
+        "served_model_name": str(model),
+        "skip_tokenizer_init": True,
+        "device": "cpu",
+        "dtype": "bfloat16",
+        "attention_backend": "torch_native",
+        "mm_attention_backend": "sdpa",
+        "sampling_backend": "pytorch",
+    }
+    if _has_runtime_context():
+        from sglang.srt.runtime_context import SpawnRanks, publish
+
+        arguments = ServerArgs(**given, disable_radix_cache=True)
+        publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0))
+        return arguments
+    from sglang.srt.server_args import set_global_server_args_for_scheduler
+
+    arguments = ServerArgs.__new__(ServerArgs)
+    for field in dataclasses.fields(ServerArgs):
+        missing = field.default_factory is dataclasses.MISSING
+        default = field.default if missing else field.default_factory()
+        setattr(arguments, field.name, None if default is dataclasses.MISSING else default)
+    for name, value in given.items():
+        setattr(arguments, name, value)
+    set_global_server_args_for_scheduler(arguments)
+    return arguments
+
+
+def _has_runtime_context() -> bool:
+    spec = importlib.util.find_spec("sglang.srt.runtime_context")
+    return spec is not None and spec.origin is not None and "SpawnRanks" in Path(spec.origin).read_text()
+
+
+def _state_interval(config: Any, model: Path) -> None:
+    """Say every how many layers one has full attention, where config.json says it only layer by layer.
+
+    Published Qwen3.5 configs have `full_attention_interval`, the only form SGLang reads; transformers' save_pretrained,
+    which wrote the fixtures, keeps `layer_types` alone.
+    """
+    stored = json.loads((model / "config.json").read_text())
+    text = getattr(config, "text_config", config)
+    if "full_attention_interval" not in vars(text):
+        text.full_attention_interval = stored.get("text_config", stored)["layer_types"].index("full_attention") + 1
+
+
+def _one_rank(arguments: Any, config: Any, rendezvous: str) -> None:
+    from sglang.srt.distributed import parallel_state
+    from sglang.srt.layers import dp_attention
+
+    parallel_state.init_distributed_environment(
+        world_size=1, rank=0, local_rank=0, distributed_init_method=rendezvous, backend="gloo"
+    )
+    parallel_state.initialize_model_parallel()
+    if "model_config" in dp_attention.initialize_dp_attention.__annotations__:
+        dp_attention.initialize_dp_attention(arguments, config)
+    else:
+        dp_attention.initialize_dp_attention(arguments)
+
+
+if __name__ == "__main__":
+    driver.run(("sglang", "compressed_tensors", "transformers"), start, load, driver.compare)

@@ -1,0 +1,40 @@
+"""transformers with compressed-tensors: `from_pretrained`, nothing replaced."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from loader_matrix import driver
+from loader_matrix.driver import Job
+
+if TYPE_CHECKING:
+    import torch
+
+
+def start(_: Job) -> str:
+    """Import transformers."""
+    import transformers
+
+    return transformers.__version__
+
+
+def load(job: Job) -> torch.nn.Module:
+    """The model that the checkpoint's `architectures` names, loaded by `from_pretrained`; raises where it can't run.
+
+    It takes a scale of any shape, and only finds out in its first forward pass. That runs on a copy, so that nothing
+    which the pass may unpack is measured.
+    """
+    import torch
+    import transformers
+
+    config = transformers.AutoConfig.from_pretrained(job.model)
+    model_class = getattr(transformers, config.architectures[0])
+    model = model_class.from_pretrained(job.model)
+    with torch.no_grad():
+        copy.deepcopy(model)(input_ids=torch.arange(10, 20)[None])
+    return model
+
+
+if __name__ == "__main__":
+    driver.run(("transformers", "compressed_tensors"), start, load, driver.compare)

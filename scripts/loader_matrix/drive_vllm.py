@@ -1,0 +1,77 @@
+"""vLLM: builds the model and loads it through `get_model`, one process for each tensor parallel rank."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from loader_matrix import driver
+from loader_matrix.driver import Job
+from loader_matrix.reference import scaled_fp8_quant
+
+if TYPE_CHECKING:
+    import torch
+
+
+def start(_: Job) -> str:
+    """Import vLLM and replace what a CPU build lacks. Nothing replaced reads, places or merges a weight or a scale."""
+    import torch
+    import vllm
+    import vllm._custom_ops as ops
+
+    # A CUDA kernel, missing from CPU builds; requantisation to the largest scale calls it while loading.
+    ops.scaled_fp8_quant = scaled_fp8_quant
+    # Raises where torch has no accelerator; called once the weights are loaded, to give device memory back.
+    torch.accelerator.empty_cache = lambda: None
+    _replace_expert_kernels()
+    _replace_linear_kernels()
+    return vllm.__version__
+
+
+def _replace_expert_kernels() -> None:
+    """FP8 expert kernels exist for accelerators only. Has to run before vLLM's quantisation modules are imported."""
+    import vllm.model_executor.layers.fused_moe.oracle.fp8 as oracle
+
+    # Finds no backend on CPU. Triton's takes weights in the order they were loaded in, so nothing is shuffled.
+    oracle.select_fp8_moe_backend = lambda *_, **__: (oracle.Fp8MoeBackend.TRITON, object)
+    # Would build the kernel that computes with the weights once they are loaded.
+    oracle.make_fp8_moe_kernel = lambda *_, **__: None
+
+
+def _replace_linear_kernels() -> None:
+    from vllm.model_executor.layers import utils
+    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
+
+    # Repacks *unquantised* weights for a CPU GEMM and drops them: it can't take the 3-D convolution weight of a GDN
+    # layer (0.19.1), and what it drops could not be compared.
+    utils.dispatch_cpu_unquantized_gemm = lambda *_, **__: None
+    # Asks for a card's compute capability and, where there is none, falls back to weight-only Marlin, another layout.
+    # A card of Ada's generation or newer, which FP8 checkpoints are made for, says yes.
+    CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
+
+
+def load(job: Job) -> torch.nn.Module:
+    """The model, loaded and post-processed by vLLM's own loader."""
+    from vllm.config import set_current_vllm_config
+    from vllm.distributed import init_distributed_environment, initialize_model_parallel
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader import get_model
+
+    # Names the ranks' shared memory; the executor that would start them sets it.
+    os.environ["VLLM_DIST_IDENT"] = job.out.parent.name
+    config = EngineArgs(
+        model=str(job.model),
+        tensor_parallel_size=job.world,
+        enforce_eager=True,
+        max_model_len=128,
+        dtype="bfloat16",
+        language_model_only=True,
+    ).create_engine_config()
+    with set_current_vllm_config(config):
+        init_distributed_environment(job.world, job.rank, job.rendezvous, job.rank, "gloo")
+        initialize_model_parallel(job.world, 1)
+        return get_model(vllm_config=config)
+
+
+if __name__ == "__main__":
+    driver.run(("vllm", "compressed_tensors", "transformers"), start, load, driver.compare)

@@ -1,0 +1,45 @@
+"""vLLM end to end on CPU: greedy generation of a few tokens, with one kernel replaced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from loader_matrix import driver
+from loader_matrix.driver import Job
+from loader_matrix.reference import scaled_fp8_quant
+
+PROMPT = list(range(10, 40))
+TOKENS = 12
+
+
+def start(_: Job) -> str:
+    """Import vLLM and replace the CUDA kernel that quantises weights while loading and activations while running."""
+    import vllm
+    import vllm._custom_ops as ops
+
+    ops.scaled_fp8_quant = scaled_fp8_quant  # missing from CPU builds; everything else runs as released
+    return vllm.__version__
+
+
+def generate(job: Job) -> dict[str, Any]:
+    """Tokens and their log-probabilities, for a fixed prompt of token ids."""
+    from vllm import LLM, SamplingParams
+
+    model = LLM(
+        model=str(job.model),
+        enforce_eager=True,
+        max_model_len=128,
+        max_num_seqs=2,
+        dtype="bfloat16",
+        skip_tokenizer_init=True,
+        language_model_only=True,
+        disable_log_stats=True,
+    )
+    sampling = SamplingParams(max_tokens=TOKENS, temperature=0, logprobs=1, detokenize=False)
+    answer = model.generate([{"prompt_token_ids": PROMPT}], sampling)[0].outputs[0]
+    logprobs = [step[token].logprob for token, step in zip(answer.token_ids, answer.logprobs, strict=True)]
+    return {"tokens": list(answer.token_ids), "logprobs": [round(each, 4) for each in logprobs]}
+
+
+if __name__ == "__main__":
+    driver.run(("vllm", "compressed_tensors", "transformers"), start, generate, lambda found, _: found)

@@ -1,0 +1,42 @@
+"""A reference for the one CUDA kernel that loading needs: quantising a tensor to FP8 E4M3, under each engine's name.
+
+Engines requantise the partitions of a fused weight to the group's largest scale with it. CPU builds have no such
+kernel. The arithmetic is the kernels' own: value / scale, clamped to the finite range, rounded to nearest even.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+FP8 = torch.float8_e4m3fn
+LARGEST = torch.finfo(FP8).max  # 448
+
+
+def scaled_fp8_quant(
+    input: torch.Tensor,  # noqa: A002 - the name that callers pass it by
+    scale: torch.Tensor | None = None,
+    *_: Any,
+    use_per_token_if_dynamic: bool = False,
+    **__: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(FP8 tensor of `input`'s shape, its scale F32): by `scale` if given, else by the largest magnitude found."""
+    values = input.float()
+    if scale is None and use_per_token_if_dynamic:
+        scale = values.abs().amax(-1, keepdim=True) / LARGEST
+    elif scale is None:
+        scale = (values.abs().max() / LARGEST).reshape(1)
+    return (values / scale.float()).clamp(-LARGEST, LARGEST).to(FP8), scale
+
+
+def sgl_per_tensor_quant_fp8(
+    input: torch.Tensor,  # noqa: A002
+    output: torch.Tensor,
+    scale: torch.Tensor,
+    is_static: bool,
+) -> None:
+    """Fill `output` (FP8, `input`'s shape); by `scale` if static, else by the largest magnitude, put into `scale`."""
+    quantised, used = scaled_fp8_quant(input, scale if is_static else None)
+    output[: input.shape[0]].copy_(quantised)
+    scale.copy_(used.reshape(scale.shape))

@@ -1,0 +1,205 @@
+"""The recorded matrix: what a cell holds, how a driver's result becomes one, and when two cells differ.
+
+tests/loader_matrix.json:
+
+    schema       1
+    date         when it was recorded
+    cells        one for each engine, version, fixture, profile and number of tensor parallel ranks:
+      outcome      exact    every partition of every GDN group and its input_scale is what the checkpoint says
+                   wrong    one is not, or a layer that is not quantised on disk is served in FP8
+                   raises   the engine's loader raised: `error` has type, message and place
+                   not run  nothing was learnt: `reason` says why
+      groups       for each served in_proj_* module and rank: error of each partition; input_scale equal, differs or
+                   absent (activations quantised dynamically, or not at all)
+      others       worst error of every other kind of linear, and the same of its input_scale
+      cast         modules served in FP8 that are not FP8 on disk
+    generation   one for each generation: outcome runs, raises or not run; the tokens and their log-probabilities; how
+                 many leading tokens agree with the original's, and the largest difference of their log-probabilities
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loader_matrix.cases import ORIGINAL
+
+SCHEMA = 1
+Error = dict[str, str]
+KEY = ("engine", "version", "fixture", "profile", "ranks")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One load; see the module's docstring."""
+
+    engine: str
+    version: str
+    fixture: str
+    profile: str
+    ranks: int
+    outcome: str
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    others: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cast: list[str] = field(default_factory=list)
+    error: Error | None = None
+    reason: str | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in KEY)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One greedy generation; see the module's docstring."""
+
+    engine: str
+    version: str
+    fixture: str
+    profile: str
+    outcome: str
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    agrees: int | None = None
+    largest_difference: float | None = None
+    error: Error | None = None
+    reason: str | None = None
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        return (self.engine, self.version, self.fixture, self.profile)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The whole file."""
+
+    date: str
+    cells: list[Cell]
+    generation: list[Generation]
+
+
+def rounded(value: float) -> float | str:
+    """Four significant digits; JSON has no NaN and no infinity, so these become words."""
+    return float(f"{value:.3e}") if math.isfinite(value) else str(value)
+
+
+def worst(values: list[float]) -> float:
+    """The largest; NaN if any is, which `max` would not promise."""
+    return next((value for value in values if math.isnan(value)), max(values))
+
+
+def cell(key: dict[str, Any], results: list[dict[str, Any]]) -> Cell:
+    """The cell that the ranks' results make."""
+    for result in results:
+        if "fault" in result:
+            fault = result["fault"]
+            return Cell(**key, outcome="not run", reason=f"{fault['type']}: {fault['message']} ({fault['where']})")
+    for result in results:
+        if "error" in result:
+            return Cell(**key, outcome="raises", error=result["error"])
+    layers = [layer for result in results for layer in result["layers"]]
+    groups = [layer for layer in layers if _in_group(layer)]
+    cast = sorted({layer["module"] for layer in layers if layer["quantised"] and not layer["quantised_on_disk"]})
+    cast += sorted({stray for result in results for stray in result["strays"]})
+    exact = not cast and all(
+        layer["input_scale"] != "differs" and not any(layer["errors"].values()) for layer in groups
+    )
+    if not groups:
+        return Cell(**key, outcome="not run", reason="no GDN group was found in the loaded model")
+    return Cell(
+        **key,
+        outcome="exact" if exact else "wrong",
+        groups=[_group(layer) for layer in groups],
+        others=_others([layer for layer in layers if not _in_group(layer)]),
+        cast=cast,
+    )
+
+
+def _in_group(layer: dict[str, Any]) -> bool:
+    return layer["module"].rpartition(".")[2] in ("in_proj_qkvz", "in_proj_qkv", "in_proj_z")
+
+
+def _group(layer: dict[str, Any]) -> dict[str, Any]:
+    errors = {part: rounded(error) for part, error in layer["errors"].items()}
+    return {"module": layer["module"], "rank": layer["rank"], "errors": errors, "input_scale": layer["input_scale"]}
+
+
+def _kind(layer: dict[str, Any]) -> str:
+    _, _, last = layer["module"].rpartition(".")
+    return f"experts.{last}" if ".experts." in layer["module"] else last
+
+
+def _others(layers: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    kinds = sorted({_kind(layer) for layer in layers})
+    found = {}
+    for kind in kinds:
+        own = [layer for layer in layers if _kind(layer) == kind]
+        scales = {layer["input_scale"] for layer in own}
+        found[kind] = {
+            "error": rounded(worst([error for layer in own for error in layer["errors"].values()])),
+            "input_scale": scales.pop() if len(scales) == 1 else "differs" if "differs" in scales else "mixed",
+        }
+    return found
+
+
+def _close(one: Any, other: Any) -> bool:
+    """Equal; but norms may differ in their last digits between CPUs. Zero is only equal to zero."""
+    if isinstance(one, float) and isinstance(other, float):
+        return one == other or (one != 0.0 != other and math.isclose(one, other, rel_tol=0.01))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_close(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(_close(a, b) for a, b in zip(one, other, strict=True))
+    return bool(one == other)
+
+
+def differences(now: Cell, recorded: Cell) -> list[str]:
+    """Names of the fields in which `now` differs from the record; an exception's message may differ."""
+    mine, theirs = asdict(now), asdict(recorded)
+    for each in (mine, theirs):
+        each["error"] = each["error"] and {name: each["error"][name] for name in ("type", "where")}
+    return [name for name in mine if name != "reason" and not _close(mine[name], theirs[name])]
+
+
+def read(path: Path) -> Record:
+    """The recorded matrix; an empty one where there is none."""
+    if not path.exists():
+        return Record("", [], [])
+    data = json.loads(path.read_text())
+    if data["schema"] != SCHEMA:
+        raise ValueError(f"{path.name}: schema {data['schema']}, expected {SCHEMA}")
+    return Record(
+        data["date"], [Cell(**each) for each in data["cells"]], [Generation(**each) for each in data["generation"]]
+    )
+
+
+def write(path: Path, record: Record) -> None:
+    """The record as JSON, one cell a line: a changed cell is a changed line."""
+    lines = ["{", f'  "schema": {SCHEMA},', f'  "date": "{record.date}",']
+    for name, entries in (("cells", record.cells), ("generation", record.generation)):
+        rows = [f"    {json.dumps(asdict(entry))}" for entry in entries]
+        lines += [f'  "{name}": [', ",\n".join(rows), "  ]" + ("," if name == "cells" else "")]
+    path.write_text("\n".join([*lines, "}", ""]))
+
+
+def merged(old: Record, date: str, cells: list[Cell], generation: list[Generation]) -> Record:
+    """`old` with its cells replaced by, and added to from, the new ones; sorted."""
+    all_cells = {each.key: each for each in (*old.cells, *cells)}
+    all_generation = {each.key: each for each in (*old.generation, *generation)}
+    return Record(
+        date,
+        sorted(all_cells.values(), key=lambda each: (each.ranks, each.fixture, *_order(each))),
+        sorted(all_generation.values(), key=lambda each: (each.fixture, *_order(each))),
+    )
+
+
+def _order(entry: Cell | Generation) -> tuple[str, list[int], bool, str]:
+    """By engine, version as numbers, and the original before what it is converted to."""
+    numbers = [int(number) for number in re.findall(r"\d+", entry.version)]
+    return entry.engine, numbers, entry.profile != ORIGINAL, entry.profile

@@ -1,0 +1,218 @@
+"""Compares what an engine would serve with the truth, partition by partition.
+
+`rel` is |served - true| / |true| (Frobenius norms, F32) of the dequantised weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from loader_matrix.results import worst
+from loader_matrix.truth import Linear, Truth, canonical
+
+FP8 = torch.float8_e4m3fn
+# A module that holds all experts of a layer: attribute of the weight, of its scale, and the experts' projections in it.
+# vLLM's and SGLang's is quantised; transformers' is not.
+EXPERTS = {
+    "w13": ("w13_weight", "w13_weight_scale", "w13_input_scale", ("gate_proj", "up_proj")),
+    "w2": ("w2_weight", "w2_weight_scale", "w2_input_scale", ("down_proj",)),
+    "gate_up_proj": ("gate_up_proj", "", "", ("gate_proj", "up_proj")),
+    "down_proj": ("down_proj", "", "", ("down_proj",)),
+}
+# Linears split over ranks along their input; every other linear that is split, is split along its output.
+ROW_PARALLEL = ("out_proj", "o_proj", "down_proj")
+REPLICATED = ("gate", "shared_expert_gate")
+GROUP = "linear_attn.in_proj_"
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which slice of every layer this process holds."""
+
+    rank: int = 0
+    world: int = 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """A partition: its name, and the true weight [n, K] this rank has to serve."""
+
+    name: str
+    weight: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The truth of one served layer: the stored modules it holds, its partitions in order, FP8 or not on disk, and the
+    activation scale it needs."""
+
+    sources: tuple[str, ...]
+    parts: tuple[Part, ...]
+    quantised: bool
+    input_scale: float | None
+
+
+def _sources(name: str, truth: Truth) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """(stored module, names of the partitions in it) of the served layer `name`."""
+    stem, _, last = name.rpartition(".")
+    fused = {
+        "in_proj_qkvz": (("in_proj_qkv", ("q", "k", "v")), ("in_proj_z", ("z",))),
+        "in_proj_qkv": (("in_proj_qkv", ("q", "k", "v")),),
+        "in_proj_z": (("in_proj_z", ("z",)),),
+        "in_proj_ba": (("in_proj_b", ("b",)), ("in_proj_a", ("a",))),
+        "qkv_proj": (("q_proj", ("q",)), ("k_proj", ("k",)), ("v_proj", ("v",))),
+        "gate_up_proj": (("gate_proj", ("gate",)), ("up_proj", ("up",))),
+    }
+    found = fused.get(last, ((last, (last,)),))
+    for prefix in (f"{stem}.", f"{stem}.self_attn."):  # SGLang has an attention layer's linears in the layer itself
+        sources = tuple((f"{prefix}{module}", parts) for module, parts in found)
+        if all(module in truth for module, _ in sources):
+            return sources
+    return ()
+
+
+def _slice(weight: torch.Tensor, last: str, rank: Rank) -> torch.Tensor:
+    if rank.world == 1 or last in REPLICATED:
+        return weight
+    dim = 1 if last in ROW_PARALLEL else 0
+    return weight.chunk(rank.world, dim)[rank.rank]
+
+
+def _rows(weight: torch.Tensor, parts: tuple[str, ...], truth: Truth) -> tuple[torch.Tensor, ...]:
+    """The partitions' rows. Only in_proj_qkv holds several: q and k have key_dim rows each, v the rest."""
+    if len(parts) == 1:
+        return (weight,)
+    return weight.split([truth.key_dim, truth.key_dim, weight.shape[0] - 2 * truth.key_dim])
+
+
+def expected(name: str, truth: Truth, rank: Rank) -> Layer | None:
+    """The truth of the served layer `name` (canonical), or None where the checkpoint has no such linear."""
+    sources = _sources(name, truth)
+    if not sources:
+        return None
+    linears = [truth.linear(module) for module, _ in sources]
+    last = name.rpartition(".")[2]
+    parts = tuple(
+        Part(part, _slice(rows, last, rank))
+        for linear, (_, names) in zip(linears, sources, strict=True)
+        for part, rows in zip(names, _rows(linear.weight, names, truth), strict=True)
+    )
+    scales = [linear.input_scale for linear in linears if linear.input_scale is not None]
+    # Every partition gets the same activations; engines quantise them by the largest of the partitions' scales.
+    stored = tuple(module for module, _ in sources)
+    return Layer(stored, parts, all(linear.quantised for linear in linears), max(scales, default=None))
+
+
+def rel(served: torch.Tensor, true: torch.Tensor) -> float:
+    """|served - true| / |true|; exactly 0.0 only when every element is equal.
+
+    A weight that is served in BF16 is compared with the truth rounded to BF16, the best that it can be.
+    """
+    return float((served.float() - true).norm() / true.norm())
+
+
+def dequantised(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) -> torch.Tensor:
+    """F32 [N, K] of a served weight, stored [N, K] or as its transposed view (what FP8 GEMMs want).
+
+    `scale` has one element or one for every row: no engine computes with one for every partition.
+    """
+    rows = [part.weight.shape[0] for part in layer.parts]
+    shape = (sum(rows), layer.parts[0].weight.shape[1])
+    # A square weight's shape doesn't tell; its memory does: engines transpose by a view, never by a copy.
+    if tuple(weight.shape) != shape or (weight.t().is_contiguous() and not weight.is_contiguous()):
+        weight = weight.t()
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"served weight has shape {tuple(weight.shape)}, the checkpoint's is {shape}")
+    if scale is None:
+        return weight.float()
+    scale = scale.detach().float()
+    if scale.numel() not in (1, sum(rows)):
+        raise ValueError(f"served scale has shape {tuple(scale.shape)} for {sum(rows)} rows")
+    return weight.float() * scale.reshape(-1, 1)
+
+
+def _input_scale(served: Any, true: float | None) -> str:
+    """`equal`, `differs`, or `absent` (the engine quantises activations dynamically, or not at all)."""
+    if not isinstance(served, torch.Tensor):
+        return "absent"
+    if true is None:
+        return "differs"
+    return "equal" if bool((served.detach().float() == true).all()) else "differs"
+
+
+def _errors(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) -> dict[str, float]:
+    """Of each partition of a served weight; `scale` None where it is not FP8."""
+    rows = dequantised(weight, scale, layer).split([len(part.weight) for part in layer.parts])
+    true = [part.weight if scale is not None else part.weight.to(weight.dtype).float() for part in layer.parts]
+    return {part.name: rel(*each) for part, *each in zip(layer.parts, rows, true, strict=True)}
+
+
+def _measure(name: str, module: torch.nn.Module, layer: Layer) -> dict[str, Any]:
+    weight = module.weight.detach()
+    quantised = weight.dtype == FP8
+    return {
+        "module": name,
+        "sources": layer.sources,
+        "errors": _errors(weight, module.weight_scale if quantised else None, layer),
+        "input_scale": _input_scale(getattr(module, "input_scale", None), layer.input_scale) if quantised else "absent",
+        "quantised": quantised,
+        "quantised_on_disk": layer.quantised,
+    }
+
+
+def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) -> dict[str, Any]:
+    """The experts' weights [E, N, K], with scales [E] or [E, N]: the worst error over the experts."""
+    weight_name, scale_name, input_name, projections = EXPERTS[which]
+    weights = getattr(module, weight_name).detach()
+    quantised = weights.dtype == FP8
+    scales = getattr(module, scale_name) if quantised else [None] * len(weights)
+    found: list[dict[str, float]] = []
+    linears: dict[str, Linear] = {}
+    for expert, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
+        own = {f"{name}.{expert}.{projection}": projection for projection in projections}
+        linears |= {module: truth.linear(module) for module in own}
+        parts = tuple(Part(projection, linears[module].weight) for module, projection in own.items())
+        found.append(_errors(weight, scale, Layer(tuple(own), parts, quantised, None)))
+    inputs = [linear.input_scale for linear in linears.values() if linear.input_scale is not None]
+    return {
+        "module": f"{name}.{which}",
+        "sources": tuple(linears),
+        "errors": {projection: worst([errors[projection] for errors in found]) for projection in projections},
+        "input_scale": _input_scale(getattr(module, input_name or "-", None), max(inputs, default=None)),
+        "quantised": quantised,
+        "quantised_on_disk": all(linear.quantised for linear in linears.values()),
+    }
+
+
+def _expert_layers(served: str, module: torch.nn.Module, truth: Truth) -> list[dict[str, Any]]:
+    name = served.removesuffix(".routed_experts")  # vLLM 0.32's name for the module inside `experts`
+    held = [which for which, (weight, *_) in EXPERTS.items() if getattr(getattr(module, weight, None), "ndim", 0) == 3]
+    return [_expert_layer(name, module, which, truth) for which in held]
+
+
+def measure(model: torch.nn.Module, truth: Truth, rank: Rank) -> dict[str, Any]:
+    """Errors of every linear of the language model: a record for each.
+
+    `strays` names FP8 weights that the checkpoint has no FP8 linear for (a vision tower that was cast, say).
+    """
+    layers: list[dict[str, Any]] = []
+    strays: list[str] = []
+    for served, module in model.named_modules():
+        name = canonical(served)
+        if name is not None:
+            layers += _expert_layers(name, module, truth)
+        weight = getattr(module, "weight", None)
+        if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+            continue
+        layer = expected(name, truth, rank) if name is not None else None
+        if layer is not None:
+            layers.append(_measure(name or "", module, layer))
+        elif weight.dtype == FP8:
+            strays.append(served)
+    missing = sorted(truth.quantised() - {source for layer in layers for source in layer["sources"]})
+    if missing:  # nothing that was not compared may pass
+        raise ValueError(f"{len(missing)} quantised modules are not in the loaded model: {', '.join(missing[:3])}")
+    return {"layers": [{**layer, "rank": rank.rank} for layer in layers], "strays": strays}

@@ -1,0 +1,106 @@
+"""What the original checkpoint says every linear weight is, read and dequantised independently of `rewrite`.
+
+Reads the safetensors bytes itself (8-byte little-endian header length, JSON header, data), so neither `rewrite` nor an
+engine's reader can share a mistake with it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+}
+_LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")
+
+
+def canonical(name: str) -> str | None:
+    """`layers.0.mlp.up_proj` for any spelling of a language model's module; None for vision, MTP and the rest.
+
+    Engines prefix the same layer with `model.`, `language_model.model.` or `model.language_model.`.
+    """
+    if "visual" in name or name.startswith("mtp."):
+        return None
+    found = _LAYER.search(name)
+    return found.group(1) if found else None
+
+
+def _tensors(shard: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    data = shard.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    for name, entry in header.items():
+        if name == "__metadata__" or entry["dtype"] not in _DTYPES:
+            continue
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        raw = torch.frombuffer(bytearray(data[begin:end]), dtype=torch.uint8)
+        yield name, raw.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+
+
+def _shards(checkpoint: Path) -> list[Path]:
+    index = checkpoint / "model.safetensors.index.json"
+    if not index.exists():
+        return [checkpoint / "model.safetensors"]
+    return [checkpoint / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One stored linear: dequantised `weight` F32 [N, K], and whether FP8 lies on disk.
+
+    `input_scale` is the static activation scale, None where the checkpoint has none.
+    """
+
+    weight: torch.Tensor
+    quantised: bool
+    input_scale: float | None
+
+
+class Truth:
+    """The linears of a checkpoint's language model, by canonical name."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        config = json.loads((checkpoint / "config.json").read_text())
+        text = config.get("text_config", config)
+        self.key_dim: int = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+        self._tensors: dict[str, torch.Tensor] = {}
+        for shard in _shards(checkpoint):
+            for stored, tensor in _tensors(shard):
+                name = canonical(stored)
+                if name is None:
+                    continue
+                if name in self._tensors:
+                    raise ValueError(f"{shard.name}: {stored} is there twice as {name}")
+                self._tensors[name] = tensor
+
+    def __contains__(self, name: str) -> bool:
+        return f"{name}.weight" in self._tensors
+
+    def quantised(self) -> set[str]:
+        """Names of all FP8 linears."""
+        return {
+            name.removesuffix(".weight") for name, each in self._tensors.items() if each.dtype == torch.float8_e4m3fn
+        }
+
+    def linear(self, name: str) -> Linear:
+        """The linear `name`, dequantised: FP8 value x scale, both in F32, which is exact for one product."""
+        weight = self._tensors[f"{name}.weight"]
+        if weight.dtype != torch.float8_e4m3fn:
+            return Linear(weight.float(), quantised=False, input_scale=None)
+        scale = self._tensors[f"{name}.weight_scale"].float()
+        if scale.numel() == 1:
+            scale = scale.reshape(1, 1)
+        elif scale.shape != (weight.shape[0], 1):
+            raise ValueError(f"{name}: a fixture's scale has shape {tuple(scale.shape)}, which truth.py can't read")
+        given = self._tensors.get(f"{name}.input_scale")
+        return Linear(weight.float() * scale, quantised=True, input_scale=None if given is None else given.max().item())

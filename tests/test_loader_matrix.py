@@ -6,6 +6,9 @@ A cell that disagrees is a defect of the prediction in ``rewrite/loaders.py``, o
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +71,14 @@ def test_every_recorded_cell_is_predicted(cell: dict[str, Any]) -> None:
         assert outcome.kind == "loses precision"
         assert set(outcome.partitions) == set(hurt)
         assert max(hurt.values()) <= outcome.error
+
+
+def test_the_readme_shows_the_recorded_table() -> None:
+    """Generated, not written."""
+    root = Path(__file__).parents[1]
+    command = [root / "scripts" / "loader_matrix.sh", "--readme"]
+    table = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, check=True)
+    assert table.stdout.decode().strip() in (root / "README.md").read_text()
 
 
 def test_the_record_covers_every_profile_and_engine() -> None:

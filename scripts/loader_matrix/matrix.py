@@ -231,6 +231,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--profile", action="append", choices=cases.PROFILES, help="all by default")
     parser.add_argument("--record", action="store_true", help="write tests/loader_matrix.json, print Markdown")
     parser.add_argument("--ci", action="store_true", help="a few cells; exit 1 where one differs from the record")
+    parser.add_argument("--readme", action="store_true", help="print the README's table from the record; runs nothing")
     parser.add_argument(
         "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="cells at a time (about 2 GB each)"
     )
@@ -251,6 +252,9 @@ def select(given: argparse.Namespace) -> Selection:
 def main(words: Sequence[str]) -> int:
     """Run, print, record or compare; the exit status."""
     given = arguments(words)
+    if given.readme:
+        print(table.readme(results.read(cases.RECORD).cells, cases.CI_FIXTURES[0]))
+        return 0
     selection = select(given)
     runner = Runner(selection)
     with ThreadPoolExecutor(given.jobs) as pool:

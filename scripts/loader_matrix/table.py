@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from loader_matrix.cases import PROFILES
 from loader_matrix.results import Cell, Generation
 
 LOADS = ("loader", "fixture", "profile", "outcome", "q", "k", "v", "z", "other fused layers", "detail")
@@ -106,3 +108,26 @@ def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A Markdown table."""
     lines = [header, tuple("---" for _ in header), *rows]
     return "\n".join(f"| {' | '.join(_escaped(entry) for entry in row)} |" for row in lines)
+
+
+def readme(cells: list[Cell], fixture: str) -> str:
+    """The README's table: a row for each engine, a column for each profile, the errors of q, k, v, z in each cell."""
+    profiles = [profile for profile in PROFILES if any(cell.profile == profile for cell in cells)]
+    chosen = {(_loader(c), c.profile): c for c in cells if c.fixture == fixture and c.ranks == 1}
+    engines = sorted({engine for engine, _ in chosen}, key=_by_version)
+    rows = [(engine, *(_brief(chosen.get((engine, profile))) for profile in profiles)) for engine in engines]
+    return markdown(("engine", *profiles), rows)
+
+
+def _brief(cell: Cell | None) -> str:
+    if cell is None or cell.outcome == "not run":
+        return "not run"
+    if cell.outcome == "raises":
+        return "raises"
+    errors = [_partition(cell, part) for part in "qkvz"]
+    return "0" if set(errors) == {"0"} else ", ".join(errors)
+
+
+def _by_version(engine: str) -> tuple[str, list[int]]:
+    name, version = engine.split(" ")
+    return name, [int(number) for number in re.findall(r"[0-9]+", version)]

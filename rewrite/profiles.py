@@ -112,17 +112,16 @@ def partition(context: Context) -> Changes:
 
 
 def bf16(context: Context) -> Changes:
-    """The fused groups dequantised: what every loader reads, and what no FP8 layout is needed for."""
+    """The fused groups dequantised: what every loader reads, also where a group was quantised in part."""
     builder = _Builder(context)
     dtype = plain_dtype(context.checkpoint)
     names: list[str] = []
     targets: dict[str, None] = {}
     for group in context.groups:
-        if not group.modules[0].quantised or _is_one_partition(group):
+        quantised = [module for module in group.modules if module.quantised]
+        if not quantised or _is_one_partition(group) or any(_layout(module) == "block" for module in quantised):
             continue
-        if any(_layout(module) == "block" for module in group.modules):
-            continue
-        for module in group.modules:
+        for module in quantised:
             if _layout(module) == "channel":
                 raise Unsupported(
                     "A scale for every row is not dequantised",
@@ -132,7 +131,7 @@ def bf16(context: Context) -> Changes:
                 )
             _check_scheme(module, context)
             names.append(module.name)
-        builder.group(group.name, [builder.plain(module, dtype) for module in group.modules])
+        builder.group(group.name, [builder.plain(module, dtype) for module in quantised])
         targets[group.layer.target] = None
     if not names:
         return Changes()
@@ -177,9 +176,9 @@ class _Builder:
         """The weight in ``dtype``, its scales dropped."""
         _, values, _ = self._read(module)
         each = _each(values, module)
-        rows = module.weight.shape[1]
+        columns = module.weight.shape[1]
         segments = tuple(
-            Lookup(p.start * rows, p.rows * rows, dequantise(module.weight.dtype, scale, dtype))
+            Lookup(p.start * columns, p.rows * columns, dequantise(module.weight.dtype, scale, dtype))
             for p, scale in zip(module.partitions, each, strict=True)
         )
         self._edits[module.weight.name] = NewTensor(dtype, module.weight.shape, segments)
@@ -236,7 +235,7 @@ def _implicit(group: FusedGroup) -> tuple[Module, ...]:
             where=group.name,
             expected="all of its modules in FP8, or none",
             found=", ".join(f"{m.name.rpartition('.')[2]}: {m.weight.dtype}" for m in group.modules),
-            hint="no engine that fuses these modules can serve this: quantise again with all of them, or none",
+            hint="no engine that fuses these modules can serve this: quantise again, or convert with --profile bf16",
         )
     if not group.modules[0].quantised or _is_one_partition(group):
         return ()

@@ -152,6 +152,32 @@ def test_bf16_keeps_modelopts_dialect_and_both_its_files(tmp_path: Path) -> None
     assert "model.language_model.layers.0.linear_attn.in_proj_qkv" in config["ignore"]
 
 
+def test_bf16_mends_groups_that_were_quantised_in_part(copy: Path, tmp_path: Path) -> None:
+    """AngelSlim leaves in_proj_z alone by default: no engine that fuses can serve that, and no FP8 layout mends it."""
+    left = [f"model.layers.{i}.linear_attn.in_proj_z" for i in (0, 1)]
+    weight_map = {}
+    for path in sorted(copy.glob("*.safetensors")):
+        kept = {n: v[1:] for n, v in raw_tensors(copy).items() if v[0] == path.name}
+        for name in left:
+            if f"{name}.weight" in kept:
+                kept[f"{name}.weight"] = ("BF16", (128, 64), bytes(128 * 64 * 2))
+            for kind in ("weight_scale", "input_scale"):
+                kept.pop(f"{name}.{kind}", None)
+        write_shard(path, dict(sorted(kept.items(), key=lambda item: item[1][0] != "BF16")), format="pt")
+        weight_map |= dict.fromkeys(kept, path.name)
+    edit_json(copy / "model.safetensors.index.json", weight_map=weight_map)
+    value = json.loads((copy / "config.json").read_text())
+    value["quantization_config"]["ignore"] += left
+    edit_json(copy / "config.json", **value)
+    with pytest.raises(rewrite.Unsupported, match="--profile bf16"):
+        rewrite.convert(copy, tmp_path / "out")
+    rewrite.convert(copy, tmp_path / "out", profile="bf16")
+    found = rewrite.verify(copy, tmp_path / "out", device="cpu", tokens=4)
+    assert found.ok, [problem for check in found.checks for problem in check.problems]
+    assert {n.partition for n in found.numbers} == {"q", "k", "v"}
+    assert not rewrite.inspect_checkpoint(tmp_path / "out").findings
+
+
 def test_partition_is_a_vector_and_leaves_the_config(qwen3_5: Path, tmp_path: Path) -> None:
     """``[3]`` of the same bits for q, k, v; z has one partition and stays."""
     out = tmp_path / "out"

@@ -34,6 +34,8 @@ def expect(source: Checkpoint, out: Checkpoint) -> Expected:
     """By the profile that OUT's manifest names; ``exact`` where there is none."""
     profile, selection = _profile_of(out)
     groups = tuple(g for g in find_groups(source, selection) if all(m.quantised and m.scale for m in g.modules))
+    if profile == "bf16":
+        groups = tuple(group for g in find_groups(source, selection) if (group := _quantised_part(g)).modules)
     if profile == "portable":
         everything = find_groups(source, "all")
         groups = tuple(g for g in everything if all(m.quantised and m.scale for m in g.modules))
@@ -71,6 +73,11 @@ def _profile_of(out: Checkpoint) -> tuple[str, Selection]:
         return str(manifest["profile"]), "all" if manifest["selection"] == "all" else "qkvz"
     except (ValueError, LookupError, TypeError):
         return "exact", "qkvz"  # not ours, or broken: the strictest reading
+
+
+def _quantised_part(group: FusedGroup) -> FusedGroup:
+    """The modules of a group that a conversion to BF16 dequantises."""
+    return replace(group, modules=tuple(m for m in group.modules if m.quantised and m.scale))
 
 
 def _others(source: Checkpoint, groups: tuple[FusedGroup, ...]) -> tuple[FusedGroup, ...]:

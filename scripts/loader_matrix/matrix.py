@@ -204,7 +204,8 @@ def compared(generation: list[Generation], recorded: list[Generation]) -> list[G
         pairs = list(zip(each.tokens, original.tokens, strict=True))
         agrees = next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
         differences = [abs(a - b) for a, b in zip(each.logprobs, original.logprobs, strict=True)][:agrees]
-        found.append(replace(each, agrees=agrees, largest_difference=round(max(differences, default=0.0), 4)))
+        largest = round(max(differences), 4) if differences else None
+        found.append(replace(each, agrees=agrees, largest_difference=largest))
     return found
 
 

@@ -85,10 +85,9 @@ def generates(generation: list[Generation], length: int = 90) -> list[tuple[str,
     for each in generation:
         detail = each.reason or (_said(each.error, length) if each.error else "")
         if each.agrees is not None:
-            detail = (
-                f"first {each.agrees} of {len(each.tokens)} tokens as the original's, "
-                f"log-probabilities within {each.largest_difference:.1g}"
-            )
+            detail = f"first {each.agrees} of {len(each.tokens)} tokens as the original's"
+        if each.largest_difference is not None:
+            detail += f", log-probabilities within {each.largest_difference:.1g}"
         rows.append((_loader(each), each.fixture, each.profile, each.outcome, detail))
     return rows
 

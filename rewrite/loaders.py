@@ -127,6 +127,12 @@ def ignore_must_survive_renaming(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def parts_are_cast(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.10 misses the same names, but casts the BF16 ``in_proj_ba`` to FP8 without a word."""
+    missed = ignore_must_survive_renaming(checkpoint)
+    return missed and Outcome("garbled", "casts the BF16 in_proj_ba to FP8: exact names in ignore miss it")
+
+
 def modelopt_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     """transformers knows no ``quant_method: modelopt``: it loads FP8 values and leaves the scales out. NVFP4 packs two
     weights a byte: matrices of half the width, which it refuses."""
@@ -222,7 +228,8 @@ class Loader:
     last: str | None
     behaviour: Behaviour
     source: str
-    obstacles: tuple[Obstacle, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()  # end the load before any group is looked at
+    caveats: tuple[Obstacle, ...] = ()  # come on top of what is made of the groups
 
     @property
     def versions(self) -> str:
@@ -242,7 +249,10 @@ class Loader:
         if not checkpoint.groups:
             return Outcome("exact")
         met = (obstacle(checkpoint) for obstacle in self.obstacles)
-        outcomes = [o for o in met if o is not None] or [self.behaviour(group) for group in checkpoint.groups]
+        outcomes = [outcome for outcome in met if outcome is not None]
+        if not outcomes:
+            outcomes = [self.behaviour(group) for group in checkpoint.groups]
+            outcomes += [outcome for caveat in self.caveats if (outcome := caveat(checkpoint)) is not None]
         worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
         alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
         hurt = tuple(dict.fromkeys(name for outcome in alike for name in outcome.partitions))
@@ -262,7 +272,15 @@ LOADERS = (
         "run: 0.5.9",
         (text_only_is_unknown, ignore_must_survive_renaming),
     ),
-    Loader("SGLang", "0.5.10", "0.5.10.post1", split_by_sizes, "run: 0.5.10.post1", (text_only_is_unknown,)),
+    Loader(
+        "SGLang",
+        "0.5.10",
+        "0.5.10.post1",
+        split_by_sizes,
+        "run: 0.5.10.post1",
+        (text_only_is_unknown,),
+        (parts_are_cast,),
+    ),
     Loader("SGLang", "0.5.11", "0.5.16", every_slot_or_vector, "run: 0.5.11; read: 0.5.16", (text_only_is_unknown,)),
     Loader("SGLang", "0.5.17", None, every_slot_or_vector, "read: 0.5.17; run: 0.5.23"),
     Loader(

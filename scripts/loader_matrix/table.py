@@ -124,7 +124,8 @@ def _brief(cell: Cell | None) -> str:
     if cell.outcome == "raises":
         return "raises"
     errors = [_partition(cell, part) for part in "qkvz"]
-    return "0" if set(errors) == {"0"} else ", ".join(errors)
+    brief = "0" if set(errors) == {"0"} else ", ".join(errors)
+    return f"{brief}; {cell.cast[0].rpartition('.')[2]} cast to FP8" if cell.cast else brief
 
 
 def _by_version(engine: str) -> tuple[str, list[int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import sys
 import warnings
@@ -72,7 +74,8 @@ def logits(directory: Path) -> torch.Tensor:
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     config: Any = transformers.AutoConfig.from_pretrained(directory)
-    model = getattr(transformers, config.architectures[0]).from_pretrained(directory, dtype=torch.bfloat16)
+    with contextlib.redirect_stderr(io.StringIO()):  # four progress bars; an error is raised, not printed
+        model = getattr(transformers, config.architectures[0]).from_pretrained(directory, dtype=torch.bfloat16)
     with torch.no_grad():
         return model(input_ids=torch.arange(10, 40)[None]).logits
 

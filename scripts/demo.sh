@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export PATH=$venv/bin:$PATH TQDM_DISABLE=1
+export PATH=$venv/bin:$PATH
 in=tests/fixtures/llmcompressor-qwen3_5-vl
 out=$work/converted
 

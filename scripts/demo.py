@@ -74,9 +74,9 @@ def logits(directory: Path) -> torch.Tensor:
     transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore")
     config: Any = transformers.AutoConfig.from_pretrained(directory)
-    with contextlib.redirect_stderr(io.StringIO()):  # four progress bars; an error is raised, not printed
+    # Several progress bars; an error is raised, not printed.
+    with contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
         model = getattr(transformers, config.architectures[0]).from_pretrained(directory, dtype=torch.bfloat16)
-    with torch.no_grad():
         return model(input_ids=torch.arange(10, 40)[None]).logits
 
 

@@ -23,6 +23,14 @@ import rewrite
 from rewrite import report
 
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=rewrite.DEFAULT_WORKERS,
+    show_default=True,
+    help="Files at a time.",
+)
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: the result, or the error.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -51,18 +59,12 @@ def main() -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 64),
-    default=rewrite.DEFAULT_WORKERS,
-    show_default=True,
-    help="Files written at a time.",
-)
+@_workers
 @click.option("--copy", is_flag=True, help="Copy every byte: OUT shares no disk blocks with IN.")
 @click.option(
     "--timestamp", is_flag=True, help="Note the time in the manifest; without it, same input gives same bytes."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: manifest, plan or error.")
+@_json
 @click.option("-q", "--quiet", is_flag=True, help="No progress, no closing line.")
 def convert(
     source: Path,
@@ -131,7 +133,7 @@ def _find_one_loader(context: click.Context, option: click.Parameter, wanted: st
     help="Judge by this loader only (vllm, vllm@0.19.1, sglang, transformers, ...); may be repeated.",
 )  # fmt: skip
 @click.option("--weights", is_flag=True, help="Also read every FP8 weight and look for NaN codes.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: inspection or error.")
+@_json
 def inspect(checkpoint: Path, loaders: tuple[rewrite.Loader, ...], weights: bool, as_json: bool) -> None:
     """Say what CHECKPOINT is and what every known loader makes of its fused groups.
 
@@ -162,17 +164,11 @@ def inspect(checkpoint: Path, loaders: tuple[rewrite.Loader, ...], weights: bool
     "--loader", "loader", metavar="NAME[@VERSION]", callback=_find_one_loader,
     help="The loader that serves OUT; without it, one with the fix.",
 )  # fmt: skip
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 64),
-    default=rewrite.DEFAULT_WORKERS,
-    show_default=True,
-    help="Files compared at a time.",
-)
+@_workers
 @click.option(
     "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown report."
 )
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: report or error.")
+@_json
 @click.option("-q", "--quiet", is_flag=True, help="The closing line only.")
 def verify(
     source: Path,

@@ -314,6 +314,14 @@ def test_quick_says_what_it_left_out(text: Path, out: Path) -> None:
     assert "weights" in failed(rewrite.verify(text, out, quick=True, device="cpu"))
 
 
+def test_what_cannot_be_compared_does_not_hold(text: Path, out: Path) -> None:
+    """A config whose sizes do not fit the groups: with --quick no other check looks at it."""
+    edit_json(out / "config.json", linear_num_value_heads=2)
+    found = rewrite.verify(text, out, quick=True, device="cpu")
+    assert not found.ok
+    assert "not in a form that convert writes" in failed(found)["weights"]
+
+
 def test_report_and_json(vl: Path, tmp_path: Path) -> None:
     """A table of every layer and partition; no path of this machine in what is published."""
     rewrite.convert(vl, tmp_path / "out")

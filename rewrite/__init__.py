@@ -71,13 +71,16 @@ __all__ = [
 DEFAULT_WORKERS = 2
 
 
-def inspect_checkpoint(path: str | os.PathLike[str], *, weights: bool = False) -> Inspection:
+def inspect_checkpoint(
+    path: str | os.PathLike[str], *, selection: Selection = "qkvz", weights: bool = False
+) -> Inspection:
     """Say what the checkpoint directory ``path`` is, what is wrong with it and what every known loader makes of it.
 
+    ``selection``: the fused layers to look at, and to convert for the "after convert" columns, as for :func:`convert`.
     Reads headers, config and scales; ``weights`` also reads every FP8 weight and looks for NaN codes. Raises
     :class:`Refused` for a checkpoint that does not add up and :class:`StorageError` for one that cannot be read.
     """
-    return inspect_open(open_checkpoint(path), weights=weights)
+    return inspect_open(open_checkpoint(path), selection, weights=weights)
 
 
 def convert(

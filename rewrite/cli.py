@@ -30,6 +30,14 @@ _workers = click.option(
     show_default=True,
     help="Files at a time.",
 )
+_selection = click.option(
+    "--groups",
+    "selection",
+    type=click.Choice(rewrite.SELECTIONS),
+    default="qkvz",
+    show_default=True,
+    help="in_proj_qkvz only, or every fused layer.",
+)
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: the result, or the error.")
 
 
@@ -49,14 +57,7 @@ def main() -> None:
 @click.option(
     "--profile", type=click.Choice(list(rewrite.PROFILES)), default="exact", show_default=True, help="Layout of OUT."
 )
-@click.option(
-    "--groups",
-    "selection",
-    type=click.Choice(rewrite.SELECTIONS),
-    default="qkvz",
-    show_default=True,
-    help="in_proj_qkvz only, or every fused layer.",
-)
+@_selection
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete.")
 @_workers
@@ -132,15 +133,18 @@ def _find_one_loader(context: click.Context, option: click.Parameter, wanted: st
     "--loader", "loaders", multiple=True, metavar="NAME[@VERSION]", callback=_find_loaders,
     help="Judge by this loader only (vllm, vllm@0.19.1, sglang, transformers, ...); may be repeated.",
 )  # fmt: skip
+@_selection
 @click.option("--weights", is_flag=True, help="Also read every FP8 weight and look for NaN codes.")
 @_json
-def inspect(checkpoint: Path, loaders: tuple[rewrite.Loader, ...], weights: bool, as_json: bool) -> None:
+def inspect(
+    checkpoint: Path, loaders: tuple[rewrite.Loader, ...], selection: rewrite.Selection, weights: bool, as_json: bool
+) -> None:
     """Say what CHECKPOINT is and what every known loader makes of its fused groups.
 
     Reads headers, config and scales only. Exits with 0 when no loader is hurt and nothing is wrong, with 1 otherwise.
     """
     with _reporting(as_json):
-        inspection = rewrite.inspect_checkpoint(checkpoint, weights=weights)
+        inspection = rewrite.inspect_checkpoint(checkpoint, selection=selection, weights=weights)
         hurt = inspection.hurt(loaders)
         _print(inspection.to_json() if as_json else report.render_inspection(inspection, hurt))
         if hurt or inspection.findings:

@@ -17,6 +17,7 @@ from rewrite.header import TensorInfo
 
 _MAX_FACTOR = 2**31  # a product of numbers with thousands of digits could not even be printed
 FP8_DTYPES = frozenset({"F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+PLAIN_DTYPES = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from typing import Any
 from rewrite.checkpoint import Checkpoint
 from rewrite.dialects import read_dialect
 from rewrite.errors import Refused
-from rewrite.groups import FP8_DTYPES, FusedGroup, Module, find_groups, find_lookalikes
+from rewrite.groups import FP8_DTYPES, PLAIN_DTYPES, FusedGroup, Module, Selection, find_groups, find_lookalikes
 from rewrite.header import Header, TensorInfo
 from rewrite.layouts import decode, layout_of
 from rewrite.loaders import LOADERS, CheckpointView, GroupView, Loader, Outcome, PartitionView
 from rewrite.plan import make_plan, preview
 from rewrite.profiles import PROFILES, plain_dtype
 
-_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _WEIGHTS = ("weight", "weight_packed")
 _CHUNK = 8 << 20
 
@@ -48,6 +47,7 @@ class Inspection:
     """Everything that ``rewrite inspect`` says. ``refusals`` has the reason for each profile that cannot convert it."""
 
     path: str
+    selection: Selection
     model_type: str
     dialect: str
     shards: int
@@ -67,6 +67,7 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         return {
             "path": self.path,
+            "selection": self.selection,
             "model_type": self.model_type,
             "dialect": self.dialect,
             "shards": self.shards,
@@ -80,15 +81,14 @@ class Inspection:
         }
 
 
-def inspect_open(checkpoint: Checkpoint, *, weights: bool = False) -> Inspection:
+def inspect_open(checkpoint: Checkpoint, selection: Selection = "qkvz", *, weights: bool = False) -> Inspection:
     """Inspect an open checkpoint. ``weights`` also reads every FP8 weight and looks for NaN codes.
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
-    groups = find_groups(checkpoint)
-    views = tuple(view_group(group, checkpoint) for group in groups)
-    view = _view_checkpoint(checkpoint, views)
-    converted, refusals = _after_convert(checkpoint)
+    groups = find_groups(checkpoint, selection)
+    view = _view_checkpoint(checkpoint, groups)
+    converted, refusals = _after_convert(checkpoint, selection)
     rows = tuple(
         LoaderRow(
             loader,
@@ -103,13 +103,14 @@ def inspect_open(checkpoint: Checkpoint, *, weights: bool = False) -> Inspection
         findings += _find_nan_codes(checkpoint)
     return Inspection(
         path=str(checkpoint.root),
+        selection=selection,
         model_type=str(checkpoint.config.value.get("model_type", "unknown")),
         dialect=_dialect_name(checkpoint),
         shards=len(checkpoint.shards),
         tensors=len(checkpoint.tensors),
         nbytes=checkpoint.nbytes,
         schemes=_count_schemes(checkpoint),
-        groups=views,
+        groups=view.groups,
         findings=tuple(findings),
         rows=rows,
         refusals=refusals,
@@ -123,7 +124,7 @@ def view_group(group: FusedGroup, checkpoint: Checkpoint) -> GroupView:
     scheme = dialect.scheme(group.modules[0].name)
     # A config that says nothing of it: loaders go by the tensor.
     static = scheme.activations == "static" if scheme else any(m.input_scale for m in group.modules)
-    return GroupView(group.name, partitions, group.modules[0].weight.shape[1], static)
+    return GroupView(group.name, group.layer.name, partitions, group.modules[0].weight.shape[1], static)
 
 
 def spread(group: GroupView) -> float | None:
@@ -144,14 +145,19 @@ def _view_partitions(module: Module, checkpoint: Checkpoint) -> Iterator[Partiti
         yield PartitionView(partition.name, module.name, partition.rows, seen, scale, dtype)
 
 
-def _view_checkpoint(checkpoint: Checkpoint, groups: tuple[GroupView, ...]) -> CheckpointView:
+def _view_checkpoint(checkpoint: Checkpoint, groups: Iterable[FusedGroup]) -> CheckpointView:
     return CheckpointView(
         model_type=str(checkpoint.config.value.get("model_type")),
         dialect=_dialect_name(checkpoint),
         dtype=plain_dtype(checkpoint),
         ignore_survives_renaming=_ignore_survives_renaming(checkpoint),
-        groups=groups,
+        groups=tuple(view_group(group, checkpoint) for group in groups if _is_predictable(group)),
     )
+
+
+def _is_predictable(group: FusedGroup) -> bool:
+    """FP8 or not quantised: nothing is known of what loaders make of other formats, such as NVFP4's packed bytes."""
+    return all(module.quantised or module.weight.dtype in PLAIN_DTYPES for module in group.modules)
 
 
 def _ignore_survives_renaming(checkpoint: Checkpoint) -> bool:
@@ -165,27 +171,35 @@ def _ignore_survives_renaming(checkpoint: Checkpoint) -> bool:
     return True
 
 
-def _after_convert(checkpoint: Checkpoint) -> tuple[dict[str, CheckpointView | None], dict[str, str]]:
+def _after_convert(
+    checkpoint: Checkpoint, selection: Selection
+) -> tuple[dict[str, CheckpointView | None], dict[str, str]]:
     """The checkpoint as loaders would see them after ``convert`` with each profile, and why some profiles refuse."""
     views: dict[str, CheckpointView | None] = {}
     refusals: dict[str, str] = {}
-    checkpoint = _essence(checkpoint)
+    checkpoint = _essence(checkpoint, selection)
     for profile in PROFILES:
         try:
-            after = preview(checkpoint, make_plan(checkpoint, profile))
+            after = preview(checkpoint, make_plan(checkpoint, profile, selection))
         except Refused as refusal:
             views[profile], refusals[profile] = None, refusal.what
         else:
-            views[profile] = _view_checkpoint(after, tuple(view_group(group, after) for group in find_groups(after)))
+            views[profile] = _view_checkpoint(after, find_groups(after, selection))
     return views, refusals
 
 
-def _essence(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint as if it held its Gated DeltaNet layers only: planning it whole for every profile takes seconds
-    where there are 100,000 tensors, and predictions are about these layers."""
+_PARENTS: dict[Selection, tuple[str, ...]] = {
+    "qkvz": (".linear_attn.",),
+    "all": (".linear_attn.", ".self_attn.", ".mlp."),
+}
+
+
+def _essence(checkpoint: Checkpoint, selection: Selection) -> Checkpoint:
+    """The checkpoint as if it held the layers that predictions are about only: planning it whole for every profile
+    takes seconds where there are 100,000 tensors, most of them experts."""
 
     def kept(info: TensorInfo) -> bool:
-        return ".linear_attn." in info.name
+        return ".experts." not in info.name and any(parent in info.name for parent in _PARENTS[selection])
 
     shards = {s.name: replace(s, header=_restricted(s.header, kept)) for s in checkpoint.shards}
     tensors = {name: (shards[shard.name], info) for name, (shard, info) in checkpoint.tensors.items() if kept(info)}
@@ -204,9 +218,9 @@ def _count_schemes(checkpoint: Checkpoint) -> dict[str, int]:
     dialect = read_dialect(checkpoint)
     counts: Counter[str] = Counter()
     for name, (_, info) in checkpoint.tensors.items():
-        if name.endswith(".weight") and len(info.shape) == 2 and info.dtype in FP8_DTYPES:
+        if name.endswith(".weight") and len(info.shape) == 2 and info.dtype not in PLAIN_DTYPES:
             scheme = dialect.scheme(name.removesuffix(".weight"))
-            counts[scheme.text if scheme else "FP8 weights, scheme unknown"] += 1
+            counts[scheme.text if scheme else f"{info.dtype} weights, scheme unknown"] += 1
     return dict(counts)
 
 
@@ -248,7 +262,7 @@ def _find_bad_values(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _is_scale(info: TensorInfo) -> bool:
-    return info.name.endswith(("_scale", "_scale_inv")) and info.dtype in _FLOATS
+    return info.name.endswith(("_scale", "_scale_inv")) and info.dtype in PLAIN_DTYPES
 
 
 def _find_nan_codes(checkpoint: Checkpoint) -> Iterator[Finding]:

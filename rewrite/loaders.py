@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, sqrt
 from typing import Literal
 
@@ -33,9 +33,10 @@ class PartitionView:
 
 @dataclass(frozen=True)
 class GroupView:
-    """A fused group as a loader sees it, partitions in slot order."""
+    """A fused group as a loader sees it, partitions in slot order. ``layer`` is the fused layer's name."""
 
     name: str
+    layer: str
     partitions: tuple[PartitionView, ...]
     columns: int
     static_activations: bool
@@ -56,7 +57,8 @@ class CheckpointView:
 @dataclass(frozen=True)
 class Outcome:
     """What a loader serves. ``error`` is the relative error of the weights of the worst partition: a bound where
-    precision is lost, an estimate (see :func:`saturation`) where weights are garbled."""
+    precision is lost, an estimate (see :func:`saturation`) where weights are garbled. ``partitions`` names those that
+    are hurt: ``z`` of one group, ``in_proj_qkvz.z`` of a checkpoint."""
 
     kind: Kind
     detail: str = ""
@@ -92,11 +94,11 @@ def every_slot_or_vector(group: GroupView) -> Outcome:
 
 
 def split_by_sizes(group: GroupView) -> Outcome:
-    """SGLang 0.5.10: every tensor of the stored module is split by the partitions' sizes; one value cannot be.
+    """SGLang 0.5.10: every tensor of the stored ``in_proj_qkv`` is split by the partitions' sizes; one value cannot be.
 
     Only Qwen3.5's: Qwen3-Next's ``in_proj_qkvz`` is one plain ``ColumnParallelLinear`` (``models/qwen3_next.py``).
     """
-    if len(group.partitions) == 1:
+    if not _is_gated_delta_net(group):
         return every_slot(group)
     if any(p.layout == "tensor" for p in group.partitions):
         return Outcome("fails to load", "splits the shared weight_scale by the partitions' sizes")
@@ -106,10 +108,20 @@ def split_by_sizes(group: GroupView) -> Outcome:
 
 
 def separate_modules(group: GroupView) -> Outcome:
-    """Loaders that do not fuse: transformers with compressed-tensors; SGLang up to 0.5.9."""
+    """Loaders that do not fuse: transformers with compressed-tensors."""
     if any(p.layout in ("partition", "unknown") for p in group.partitions):
         return Outcome("fails to load", "takes one scale for a module, or one for each row")
     return Outcome("exact", "does not fuse")
+
+
+def separate_gated_delta_net(group: GroupView) -> Outcome:
+    """SGLang up to 0.5.9: ``in_proj_qkv`` and ``in_proj_z`` stay apart, attention and MLPs are fused."""
+    return separate_modules(group) if _is_gated_delta_net(group) else every_slot(group)
+
+
+def _is_gated_delta_net(group: GroupView) -> bool:
+    """Qwen3.5's, stored as two modules."""
+    return group.layer == "in_proj_qkvz" and len(group.partitions) > 1
 
 
 def text_only_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
@@ -142,7 +154,7 @@ def modelopt_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
         quantised = [p for group in checkpoint.groups for p in group.partitions if p.layout != "none"]
         if not quantised:
             return None
-        names = tuple(dict.fromkeys(p.name for p in quantised))
+        names = _quantised_names(checkpoint)
         factor = 1 / min(p.scale or 1.0 for p in quantised)
         return Outcome("garbled", f"leaves the scales out: weights up to {factor:.0f}x too large", names, factor)
     return None
@@ -152,10 +164,15 @@ def scales_are_rounded(checkpoint: CheckpointView) -> Outcome | None:
     """transformers with compressed-tensors creates scales in the model's dtype: F32 scales are rounded to it."""
     partitions = [p for group in checkpoint.groups for p in group.partitions if p.layout != "none"]
     if checkpoint.dtype in ("BF16", "F16") and any(p.scale_dtype == "F32" for p in partitions):
-        names = tuple(dict.fromkeys(p.name for p in partitions))
+        names = _quantised_names(checkpoint)
         error = 2.0**-8 if checkpoint.dtype == "BF16" else 2.0**-11
         return Outcome("loses precision", f"rounds F32 scales to {checkpoint.dtype}: up to {error:.1%}", names, error)
     return None
+
+
+def _quantised_names(checkpoint: CheckpointView) -> tuple[str, ...]:
+    named = ((group.layer, p) for group in checkpoint.groups for p in group.partitions)
+    return tuple(dict.fromkeys(f"{layer}.{p.name}" for layer, p in named if p.layout != "none"))
 
 
 def fill_slot_zero(group: GroupView) -> Slots:
@@ -219,6 +236,10 @@ def _requantised(group: GroupView, slots: Slots) -> Outcome:
     return Outcome("exact")
 
 
+def _qualified(outcome: Outcome, layer: str) -> Outcome:
+    return replace(outcome, partitions=tuple(f"{layer}.{name}" for name in outcome.partitions))
+
+
 @dataclass(frozen=True)
 class Loader:
     """A range of released versions with one behaviour. ``last`` None: up to the newest that was run."""
@@ -251,7 +272,7 @@ class Loader:
         met = (obstacle(checkpoint) for obstacle in self.obstacles)
         outcomes = [outcome for outcome in met if outcome is not None]
         if not outcomes:
-            outcomes = [self.behaviour(group) for group in checkpoint.groups]
+            outcomes = [_qualified(self.behaviour(group), group.layer) for group in checkpoint.groups]
             outcomes += [outcome for caveat in self.caveats if (outcome := caveat(checkpoint)) is not None]
         worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
         alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
@@ -268,7 +289,7 @@ LOADERS = (
         "SGLang",
         "0.5.9",
         "0.5.9",
-        separate_modules,
+        separate_gated_delta_net,
         "run: 0.5.9",
         (text_only_is_unknown, ignore_must_survive_renaming),
     ),

@@ -134,7 +134,7 @@ def make_plan(checkpoint: Checkpoint, profile: str = "exact", selection: Selecti
     changes = PROFILES[profile](context_of(checkpoint, dialect, selection))
     shards = tuple(plan_shard(shard, changes.edits) for shard in checkpoint.shards if touches(changes.edits, shard))
     texts = tuple(_texts(checkpoint, changes, dialect))
-    left_out = tuple(FileCopy(name, checkpoint.files[name]) for name in _stale_files(checkpoint, changes))
+    left_out = tuple(FileCopy(name, checkpoint.files[name]) for name in _stale_files(checkpoint, changes, dialect))
     gone = {shard.name for shard in shards} | {text.name for text in texts} | {file.name for file in left_out}
     copies = tuple(FileCopy(name, file_id) for name, file_id in checkpoint.files.items() if name not in gone)
     manifest = Manifest(
@@ -208,9 +208,24 @@ def _texts(checkpoint: Checkpoint, changes: Changes, old: Dialect) -> Iterator[T
         text = append_value(checkpoint.config.text, "quantization_config", new.value)
         yield TextFile(CONFIG_NAME, CONFIG_NAME, text, checkpoint.files[CONFIG_NAME])
     if checkpoint.quant_file is not None and new.name == old.name:
-        ignored = new.value.get("ignore", new.value.get("exclude_modules"))
-        text = replace_value(checkpoint.quant_file.text, ("quantization", "exclude_modules"), ignored)
-        yield TextFile(QUANT_FILE_NAME, QUANT_FILE_NAME, text, checkpoint.files[QUANT_FILE_NAME])
+        yield TextFile(
+            QUANT_FILE_NAME,
+            QUANT_FILE_NAME,
+            _quant_file_text(checkpoint.quant_file, old, new),
+            checkpoint.files[QUANT_FILE_NAME],
+        )
+
+
+def _quant_file_text(file: JsonFile, old: Dialect, new: Dialect) -> str:
+    """ModelOpt's own file with what ``new`` leaves out: modules among the excluded ones, or no more among the
+    quantised ones."""
+    text = file.text
+    excluded = [dialect.value.get("ignore", dialect.value.get("exclude_modules")) for dialect in (old, new)]
+    if excluded[0] != excluded[1]:
+        text = replace_value(text, ("quantization", "exclude_modules"), excluded[1])
+    if new.value.get("quantized_layers") != old.value.get("quantized_layers"):
+        text = replace_value(text, ("quantization", "quantized_layers"), new.value["quantized_layers"])
+    return text
 
 
 def _index_text(checkpoint: Checkpoint, index: JsonFile, edits: Edits) -> str:
@@ -227,13 +242,14 @@ def _index_text(checkpoint: Checkpoint, index: JsonFile, edits: Edits) -> str:
     return text
 
 
-def _stale_files(checkpoint: Checkpoint, changes: Changes) -> Iterator[str]:
+def _stale_files(checkpoint: Checkpoint, changes: Changes, dialect: Dialect) -> Iterator[str]:
     """Files that would contradict the output: an earlier manifest, and a second config of the old dialect."""
     if changes.edits:
         _refuse_directory_of_our_name(checkpoint)
         if MANIFEST_NAME in checkpoint.files:
             yield MANIFEST_NAME
-        if checkpoint.quant_file is not None and changes.dialect is not None and changes.dialect.name != "modelopt":
+        rehoused = changes.dialect is not None and changes.dialect.name != dialect.name
+        if checkpoint.quant_file is not None and rehoused:
             yield QUANT_FILE_NAME
 
 
@@ -279,6 +295,7 @@ def _configs_disagree(checkpoint: Checkpoint) -> bool:
     inner = read_dialect(checkpoint).value
     if not isinstance(value, dict):
         return True
-    algorithms = {str(value.get("quant_algo")), str(inner.get("quant_algo"))}
+    if any(value.get(key) != inner.get(key) for key in ("quant_algo", "quantized_layers")):
+        return True
     excluded = [value.get("exclude_modules") or [], inner.get("ignore") or inner.get("exclude_modules") or []]
-    return len(algorithms) > 1 or sorted(map(str, excluded[0])) != sorted(map(str, excluded[1]))
+    return sorted(map(str, excluded[0])) != sorted(map(str, excluded[1]))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from rewrite.checkpoint import Checkpoint
-from rewrite.dialects import Dialect, Layers
+from rewrite.dialects import Dialect, Layers, Other
 from rewrite.errors import CheckpointError, Unsupported
 from rewrite.groups import FP8_DTYPES, FusedGroup, Module, Selection, find_groups, single_module
 from rewrite.header import TensorInfo
@@ -254,8 +254,8 @@ def _is_one_partition(group: FusedGroup) -> bool:
 
 def _check_scheme(module: Module, context: Context) -> None:
     scheme = context.dialect.scheme(module.name)
-    if not scheme:
-        context.dialect.housed(context.layers)  # refuses dialects that are known by name only
+    if isinstance(context.dialect, Other):
+        context.dialect.housed(context.layers)  # refuses
     check_scheme(module, scheme)
 
 

@@ -52,7 +52,7 @@ def render_inspection(inspection: Inspection, hurt: Sequence[LoaderRow]) -> str:
     size = f"{_count(inspection.shards, 'shard')}, {_count(inspection.tensors, 'tensor')}, {_bytes(inspection.nbytes)}"
     lines = [inspection.path, f"{inspection.model_type}, {inspection.dialect}, {size}"]
     lines += [f"{_count(number, 'linear layer')}: {text}" for text, number in inspection.schemes.items()]
-    lines += ["", *_groups(inspection.groups)]
+    lines += ["", *_groups(inspection)]
     if inspection.findings:
         lines += ["", "Wrong in the checkpoint:"]
         lines += table([[f"  {finding.what}", finding.where] for finding in inspection.findings])
@@ -67,11 +67,13 @@ def _loader_table(inspection: Inspection) -> list[str]:
     """A row for each loader version range: the checkpoint as it is, and after convert with each profile."""
     profiles = [profile for profile in inspection.rows[0].converted if profile not in inspection.refusals]
     title = ["loader", "versions", "as it is", *(f"--profile {profile}" for profile in profiles)]
+    say = _kind if len(_layers(inspection)) > 1 else _outcome  # the names would make the table too wide
     rows = [
-        [row.loader.name, row.loader.versions, _outcome(row.as_is), *(_outcome(row.converted[p]) for p in profiles)]
+        [row.loader.name, row.loader.versions, *map(say, (row.as_is, *(row.converted[p] for p in profiles)))]
         for row in inspection.rows
     ]
-    return ["What loaders make of the fused groups, as they are and after `rewrite convert`:", *table([title, *rows])]
+    command = "rewrite convert" + (" --groups all" if inspection.selection == "all" else "")
+    return [f"What loaders make of the fused groups, as they are and after `{command}`:", *table([title, *rows])]
 
 
 def render_verification(verification: Verification) -> str:
@@ -86,8 +88,7 @@ def render_verification(verification: Verification) -> str:
     if verification.numbers:
         lines += ["", *_numbers_table(worst(verification.numbers), "worst of all groups")]
     if verification.inspection:
-        rows = [[r.loader.name, r.loader.versions, _outcome(r.as_is)] for r in verification.inspection.rows]
-        lines += ["", *table([["loader", "versions", "fused groups of OUT"], *rows])]
+        lines += ["", *table([["loader", "versions", "fused groups of OUT"], *_outcomes(verification.inspection)])]
     return "\n".join([*lines, "", verdict_line(verification)])
 
 
@@ -112,8 +113,7 @@ def markdown_verification(verification: Verification) -> str:
         lines += [f"- {check.name}: {problem}" for problem in check.problems]
     if verification.inspection:
         lines += ["", "## Loaders", "What known loaders make of the fused groups of this checkpoint:", ""]
-        rows = [[r.loader.name, r.loader.versions, _outcome(r.as_is)] for r in verification.inspection.rows]
-        lines += _markdown([["loader", "versions", "fused groups"], *rows])
+        lines += _markdown([["loader", "versions", "fused groups"], *_outcomes(verification.inspection)])
     if verification.numbers:
         lines += ["", "## Outputs", _OUTPUTS_NOTE.format(settings=settings), ""]
         lines += _markdown([_NUMBER_COLUMNS, *map(_number_cells, verification.numbers)])
@@ -157,9 +157,23 @@ def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
 
-def _groups(groups: Sequence[GroupView]) -> list[str]:
-    if not groups:
-        return ["No in_proj_qkvz groups, which are what loaders get wrong."]
+def _groups(inspection: Inspection) -> list[str]:
+    """A table for each fused layer."""
+    lines: list[str] = []
+    for layer in _layers(inspection):
+        lines += ["", *_groups_of_layer([group for group in inspection.groups if group.layer == layer])]
+    if lines:
+        return lines[1:]
+    if inspection.selection == "all":
+        return ["No fused groups."]
+    return ["No in_proj_qkvz groups, which are what loaders get wrong. (--groups all: every fused layer)"]
+
+
+def _layers(inspection: Inspection) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(group.layer for group in inspection.groups))
+
+
+def _groups_of_layer(groups: Sequence[GroupView]) -> list[str]:
     first = groups[0]
     start, rows = 0, []
     for partition in first.partitions:
@@ -175,10 +189,30 @@ def _groups(groups: Sequence[GroupView]) -> list[str]:
     return table([header, *body], right=range(2, len(header)))
 
 
+def _outcomes(inspection: Inspection) -> list[list[str]]:
+    """A row for each loader: what it makes of the checkpoint as it is."""
+    say = _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
+    return [[row.loader.name, row.loader.versions, say(row.as_is)] for row in inspection.rows]
+
+
+def _kind(outcome: Outcome | None) -> str:
+    return "-" if outcome is None else outcome.kind
+
+
 def _outcome(outcome: Outcome | None) -> str:
-    if outcome is None:
-        return "-"
-    return f"{outcome.kind}: {', '.join(outcome.partitions)}" if outcome.partitions else outcome.kind
+    """The kind, and the partitions of the one layer that there is: ``garbled: k, v``."""
+    if outcome is None or not outcome.partitions:
+        return _kind(outcome)
+    return f"{outcome.kind}: {', '.join(name.rpartition('.')[2] for name in outcome.partitions)}"
+
+
+def _outcome_by_layer(outcome: Outcome) -> str:
+    """The kind, and the partitions of each layer: ``loses precision: in_proj_qkvz z, qkv_proj k v``."""
+    hurt: dict[str, list[str]] = {}
+    for layer, _, name in (partition.partition(".") for partition in outcome.partitions):
+        hurt.setdefault(layer, []).append(name)
+    layers = ", ".join(f"{layer} {' '.join(names)}" for layer, names in hurt.items())
+    return f"{outcome.kind}: {layers}" if layers else outcome.kind
 
 
 def _verdict(inspection: Inspection, hurt: Sequence[LoaderRow]) -> list[str]:
@@ -187,7 +221,8 @@ def _verdict(inspection: Inspection, hurt: Sequence[LoaderRow]) -> list[str]:
             "No known loader can serve this checkpoint right." if inspection.findings else "No known loader is hurt."
         )
         return [wrong]
-    rows = [[f"  {row.loader.name} {row.loader.versions}", _outcome(row.as_is), row.as_is.detail] for row in hurt]
+    say = _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
+    rows = [[f"  {row.loader.name} {row.loader.versions}", say(row.as_is), row.as_is.detail] for row in hurt]
     outcomes = [(row, outcome) for row in hurt for outcome in row.converted.values() if outcome is not None]
     helps = any(outcome.severity < row.as_is.severity for row, outcome in outcomes)
     return ["Hurt:", *table(rows), *(["`rewrite convert` helps: see the table."] if helps else [])]

@@ -57,12 +57,13 @@ def test_an_original_is_garbled_and_convert_mends_it(real: Path) -> None:
 
 @pytest.mark.parametrize("fixture", CONVERTIBLE)
 @pytest.mark.parametrize("profile", rewrite.PROFILES)
+@pytest.mark.parametrize("selection", rewrite.SELECTIONS)
 def test_the_prediction_after_convert_is_the_prediction_of_the_converted(
-    profile: str, fixture: str, tmp_path: Path
+    selection: rewrite.Selection, profile: str, fixture: str, tmp_path: Path
 ) -> None:
     """The column is computed from the plan: it must be what inspect says of the real output."""
-    rewrite.convert(FIXTURES / fixture, tmp_path / "out", profile=profile)
-    before, after = rewrite.inspect_checkpoint(FIXTURES / fixture), rewrite.inspect_checkpoint(tmp_path / "out")
+    rewrite.convert(FIXTURES / fixture, tmp_path / "out", profile=profile, selection=selection)
+    before, after = (rewrite.inspect_checkpoint(p, selection=selection) for p in (FIXTURES / fixture, tmp_path / "out"))
     assert [row.converted[profile] for row in before.rows] == [row.as_is for row in after.rows]
 
 
@@ -80,13 +81,39 @@ def test_families_without_the_split_group_are_exact(fixture: str) -> None:
 
 
 def test_mixed_precision_is_explained() -> None:
-    """Its Gated DeltaNet layers are those that loaders garble; every profile refuses with the same reason."""
-    inspection = rewrite.inspect_checkpoint(FIXTURES / MIXED_PRECISION, weights=True)
+    """Its Gated DeltaNet layers are those that loaders garble; two profiles refuse, with the reason."""
+    inspection = rewrite.inspect_checkpoint(FIXTURES / MIXED_PRECISION, selection="all", weights=True)
     assert inspection.dialect == "modelopt MIXED_PRECISION"
+    assert inspection.schemes == {"FP8 weights per tensor, static activations": 10, "NVFP4 weights": 9}
     assert inspection.findings == ()
-    assert [[p.name for p in group.partitions] for group in inspection.groups] == [["q", "k", "v", "z"]] * 2
-    assert outcomes(inspection)["transformers 5.2.0+"] == "fails to load"  # as 5.17.0 does, run by hand
-    assert inspection.refusals == dict.fromkeys(rewrite.PROFILES, "This quantisation dialect cannot be converted")
+    layers = [(group.layer, [p.name for p in group.partitions]) for group in inspection.groups]
+    assert layers == [*[("in_proj_qkvz", ["q", "k", "v", "z"])] * 2, ("qkv_proj", ["q", "k", "v"])]  # NVFP4: no words
+    assert outcomes(inspection)["transformers 5.2.0+"] == "fails to load"
+    assert inspection.refusals.keys() == {"exact", "portable"}
+    (vllm,) = [row for row in inspection.rows if row.loader.covers("0.19.1") and row.loader.name == "vLLM"]
+    assert (vllm.as_is.kind, vllm.as_is.partitions) == ("garbled", ("in_proj_qkvz.k", "in_proj_qkvz.v"))
+    assert vllm.converted["bf16"] == Outcome("exact")
+
+
+def test_every_fused_layer_is_looked_at_when_asked(vl: Path) -> None:
+    """A table for each layer, the layers' names beside the partitions that are hurt."""
+    result = run(vl, "--groups", "all")
+    assert result.exit_code == 1
+    assert "`rewrite convert --groups all`" in result.stdout
+    for layer in ("in_proj_qkvz", "self_attn.qkv_proj", "mlp.gate_up_proj"):
+        assert layer in result.stdout
+    assert "loses precision: in_proj_qkvz z, qkv_proj q k, gate_up_proj gate up" in result.stdout
+    assert "garbled: in_proj_qkvz k v " in result.stdout
+    assert json.loads(run(vl, "--groups", "all", "--json").stdout)["selection"] == "all"
+
+
+def test_a_model_without_the_layer_points_at_the_option() -> None:
+    """Llama has no in_proj_qkvz, but layers that are requantised."""
+    llama = FIXTURES / "llmcompressor-llama"
+    result = run(llama)
+    assert result.exit_code == 0
+    assert "--groups all" in result.stdout
+    assert run(llama, "--groups", "all").exit_code == 1
 
 
 def test_groups_show_rows_scales_and_spread(text: Path) -> None:

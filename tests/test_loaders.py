@@ -20,7 +20,7 @@ def group(qkv: str, z: str, *, scales: tuple[float | None, ...] = (S, S, S, S / 
         PartitionView(name, module, 64, layout, scale if layout in ("tensor", "partition") else None)  # type: ignore[arg-type]
         for (name, module, layout), scale in zip(names, scales, strict=True)
     )
-    return GroupView("g", partitions, 128, static)
+    return GroupView("g", "in_proj_qkvz", partitions, 128, static)
 
 
 SHARED, CHANNEL, VECTOR, MIXED = (
@@ -68,7 +68,7 @@ def test_dynamic_activations_leave_nothing_to_split() -> None:
 
 def test_one_partition_is_not_split() -> None:
     """Qwen3-Next stores in_proj_qkvz as one matrix: no loader fuses or splits anything there."""
-    view = GroupView("in_proj_qkvz", (PartitionView("qkvz", "in_proj_qkvz", 768, "tensor", S),), 64, True)
+    view = GroupView("g", "in_proj_qkvz", (PartitionView("qkvz", "in_proj_qkvz", 768, "tensor", S),), 64, True)
     for loader in LOADERS:
         assert loader.behaviour(view).kind == "exact", loader
 
@@ -88,7 +88,7 @@ def test_a_larger_z_hurts_the_others() -> None:
 def test_an_empty_last_slot_means_fused_on_disk() -> None:
     """requantize_with_max_scale skips a group whose last slot holds the sentinel."""
     one = tuple(PartitionView(name, "qkvz", 64, "tensor", S) for name in "qkvz")
-    assert loaders.slot_zero_only(GroupView("g", one, 128, True)).kind == "exact"
+    assert loaders.slot_zero_only(GroupView("g", "in_proj_qkvz", one, 128, True)).kind == "exact"
 
 
 def checkpoint(*groups: GroupView, **changes: Any) -> CheckpointView:
@@ -101,7 +101,7 @@ def test_predict_takes_the_worst_and_names_all_that_are_hurt() -> None:
     """Over groups that differ."""
     other = group("tensor", "tensor", scales=(S, S, S, 2 * S))
     outcome = LOADERS[1].predict(checkpoint(SHARED, CHANNEL, other))
-    assert (outcome.kind, set(outcome.partitions)) == ("loses precision", set("qkvz"))
+    assert (outcome.kind, set(outcome.partitions)) == ("loses precision", {f"in_proj_qkvz.{name}" for name in "qkvz"})
     assert LOADERS[1].predict(checkpoint()).kind == "exact"
 
 

@@ -235,12 +235,82 @@ def test_a_module_stored_fused_takes_a_vector(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("selection", ["qkvz", "all"])
-@pytest.mark.parametrize("profile", rewrite.PROFILES)
-def test_mixed_precision_is_refused_by_name(profile: str, selection: Any, tmp_path: Path) -> None:
-    """FP8 beside NVFP4: the fault is not the checkpoint's, and nothing is written."""
-    with pytest.raises(rewrite.Unsupported, match=r"dialect cannot be converted[^$]*modelopt MIXED_PRECISION"):
+@pytest.mark.parametrize("profile", ["exact", "portable"])
+def test_mixed_precision_has_no_channel_scales(profile: str, selection: Any, tmp_path: Path) -> None:
+    """No word for them that all of its loaders read: refused, a profile that can is named, nothing is written."""
+    with pytest.raises(rewrite.Unsupported, match=r"Mixed precision[^$]*FP8, NVFP4[^$]*--profile bf16"):
         rewrite.convert(FIXTURES / MIXED_PRECISION, tmp_path / "out", profile=profile, selection=selection)
     assert not list(tmp_path.iterdir())
+
+
+def strip_quantization(directory: Path) -> None:
+    edit_json(directory / "config.json", quantization_config=None)
+
+
+def strip_quant_file(directory: Path) -> None:
+    (directory / "hf_quant_config.json").unlink()
+
+
+@pytest.mark.parametrize("strip", [None, strip_quantization, strip_quant_file])
+@pytest.mark.parametrize("selection", ["qkvz", "all"])
+def test_mixed_precision_in_bf16(
+    strip: Callable[[Path], None] | None, selection: Any, copy_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """The group leaves every list of quantised layers, whichever files state them; NVFP4 layers stay as they are."""
+    source, out = copy_of(MIXED_PRECISION), tmp_path / "out"
+    if strip:
+        strip(source)
+    rewrite.convert(source, out, profile="bf16", selection=selection)
+    parts = ("in_proj_qkv", "in_proj_z", *(("q_proj", "k_proj", "v_proj") if selection == "all" else ()))
+    assert_dequantised(source, out, parts)
+    for name, key in (("config.json", "quantization_config"), ("hf_quant_config.json", "quantization")):
+        if not (source / name).exists() or key not in (before := json.loads((source / name).read_text())):
+            continue
+        old, new = before[key], json.loads((out / name).read_text())[key]
+        listed = old["quantized_layers"]
+        assert new["quantized_layers"] == {k: v for k, v in listed.items() if not k.endswith(parts)} != listed
+        targets = {target for group in new.get("config_groups", {}).values() for target in group["targets"]}
+        assert targets == (new["quantized_layers"].keys() if "config_groups" in new else set())
+    assert rewrite.verify(source, out, device="cpu", tokens=4).ok
+    assert not rewrite.convert(out, tmp_path / "again", profile="bf16", selection=selection).changed
+
+
+@pytest.mark.parametrize("selection", ["qkvz", "all"])
+def test_mixed_precision_in_vectors(selection: Any, tmp_path: Path) -> None:
+    """Only the scales change, not a byte of config: a vector is worded as per tensor."""
+    source, out = FIXTURES / MIXED_PRECISION, tmp_path / "out"
+    rewrite.convert(source, out, profile="partition", selection=selection)
+    before, after = raw_tensors(source), raw_tensors(out)
+    assert {name.rpartition("linear_attn.")[2]: after[name][2] for name in before if before[name] != after[name]} == {
+        "in_proj_qkv.weight_scale": (3,)
+    }
+    changed = {name for name, data in tree(source).items() if tree(out)[name] != data}
+    assert changed == {"model.safetensors"}
+    assert rewrite.verify(source, out, device="cpu", tokens=4).ok
+
+
+@pytest.mark.parametrize("name", ["config.json", "hf_quant_config.json"])
+@pytest.mark.parametrize("fixture", [MIXED_PRECISION, "modelopt-qwen3_5-vl"])
+def test_a_dequantised_module_that_a_config_still_lists_is_found(fixture: str, name: str, tmp_path: Path) -> None:
+    """A loader that reads this file would look for its scales."""
+    source, out = FIXTURES / fixture, tmp_path / "out"
+    rewrite.convert(source, out, profile="bf16")
+    (out / name).write_bytes((source / name).read_bytes())
+    found = rewrite.verify(source, out, device="cpu", tokens=4)
+    (structure,) = [check for check in found.checks if check.verdict == "FAILED"]
+    assert structure.name == "structure"
+    assert f"{name}: model.language_model.layers.0.linear_attn.in_proj_qkv has a scheme" in structure.problems[0]
+
+
+@pytest.mark.parametrize("entry", [None, [], {"a": "FP8"}, {"a": {"quant_algo": 8}}])
+def test_mixed_precision_of_the_wrong_shape_is_refused(entry: Any, copy_of: Callable[[str], Path]) -> None:
+    """With the place in config.json."""
+    source = copy_of(MIXED_PRECISION)
+    value = json.loads((source / "config.json").read_text())
+    value["quantization_config"]["quantized_layers"] = entry
+    edit_json(source / "config.json", **value)
+    with pytest.raises(rewrite.ConfigError, match=r"quantization_config\.quantized_layers"):
+        rewrite.make_plan(rewrite.open_checkpoint(source), "bf16")
 
 
 @pytest.mark.parametrize("profile", rewrite.PROFILES)

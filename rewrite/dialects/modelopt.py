@@ -6,13 +6,13 @@ no word for channel scales with static activations: such checkpoints are re-hous
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from typing import Any
 
 from rewrite.dialects.compressed_tensors import CompressedTensors, house
 from rewrite.dialects.scheme import Layers, Scheme, strings
-from rewrite.errors import ConfigError, Unsupported
+from rewrite.errors import Unsupported
 
 _WHERE = "config.json: quantization_config"
 
@@ -26,26 +26,6 @@ class ModelOpt:
         self.value = value
         self._key = "ignore" if "ignore" in value or "exclude_modules" not in value else "exclude_modules"
         self._ignore = strings(value.get(self._key) or [], f"{_WHERE}.{self._key}")
-
-    @staticmethod
-    def understands(value: Mapping[str, Any]) -> bool:
-        """Whether a config states one scheme, per-tensor FP8, for all layers but the ignored ones."""
-        return value.get("quant_algo") == "FP8"
-
-    @classmethod
-    def from_quant_file(cls, value: Mapping[str, Any]) -> ModelOpt:
-        """The ``hf_quant_config.json`` of a checkpoint whose config.json says nothing."""
-        quantization = value.get("quantization")
-        if not isinstance(quantization, dict):
-            raise ConfigError("The file states no quantisation", where="hf_quant_config.json: quantization")
-        if not cls.understands(quantization):
-            raise Unsupported(
-                "This quantisation cannot be converted",
-                where="hf_quant_config.json: quantization.quant_algo",
-                expected="FP8",
-                found=quantization.get("quant_algo"),
-            )
-        return cls({**quantization, "quant_method": "modelopt"})
 
     def scheme(self, module: str) -> Scheme | None:
         if any(fnmatchcase(module, pattern) for pattern in self._ignore):

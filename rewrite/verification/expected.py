@@ -21,6 +21,7 @@ class Expected:
     """The groups to compare, and the forms that tensors may take besides their own."""
 
     profile: str
+    selection: Selection
     groups: tuple[FusedGroup, ...]
     forms: Mapping[str, frozenset[Form]]
 
@@ -43,7 +44,7 @@ def expect(source: Checkpoint, out: Checkpoint) -> Expected:
     forms: dict[str, frozenset[Form]] = {}
     for module in (module for group in groups for module in group.modules):
         forms |= _forms(module, profile)
-    return Expected(profile, groups, forms)
+    return Expected(profile, selection, groups, forms)
 
 
 def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:

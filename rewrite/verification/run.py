@@ -71,7 +71,7 @@ def verify_checkpoints(
         weights = check_weights(before, after, expected.groups)
         fill = fill_slot_zero if loader is not None and loader.behaviour is slot_zero_only else fill_every_slot
         outputs, numbers = check_outputs(before, after, expected.groups, settings, fill)
-        loaders, inspection = _check_loaders(before, after, expected.profile)
+        loaders, inspection = _check_loaders(before, after, expected)
     else:
         # Not skipped: what could not be compared has not been shown to be equal.
         weights = judge("weights", ["the fused groups of IN are not in OUT, or not in a form that convert writes"], "")
@@ -97,10 +97,10 @@ def _comparable(before: Checkpoint, after: Checkpoint, expected: Expected) -> bo
 _MEANT_FOR: dict[str, Behaviour] = {"partition": every_slot_or_vector}
 
 
-def _check_loaders(before: Checkpoint, after: Checkpoint, profile: str) -> tuple[Check, Inspection]:
+def _check_loaders(before: Checkpoint, after: Checkpoint, expected: Expected) -> tuple[Check, Inspection]:
     """No known loader that the profile is meant for reads OUT worse than IN."""
-    meant = _MEANT_FOR.get(profile)
-    old, new = inspect_open(before), inspect_open(after)
+    meant = _MEANT_FOR.get(expected.profile)
+    old, new = inspect_open(before, expected.selection), inspect_open(after, expected.selection)
     problems = [
         f"{row.loader.name} {row.loader.versions}: {row.as_is.kind}, was {earlier.as_is.kind}: {row.as_is.detail}"
         for row, earlier in zip(new.rows, old.rows, strict=True)

@@ -9,10 +9,10 @@ from typing import Any
 
 from safetensors import safe_open
 
-from rewrite.checkpoint import INDEX_NAME, Checkpoint
-from rewrite.dialects import read_dialect
+from rewrite.checkpoint import INDEX_NAME, QUANT_FILE_NAME, Checkpoint
+from rewrite.dialects import Dialect, read_dialect, read_quant_file
 from rewrite.errors import RewriteError
-from rewrite.groups import FP8_DTYPES, FusedGroup
+from rewrite.groups import FP8_DTYPES, PLAIN_DTYPES, FusedGroup
 from rewrite.header import TensorInfo
 from rewrite.verification.expected import Expected
 from rewrite.verification.result import Check, judge
@@ -74,23 +74,40 @@ def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator
     """Every module has the scheme of its tensors; the ones that were not converted have the scheme they had."""
     try:
         old, new = _schemes(source), _schemes(out)
+        yield from _same_schemes("config.json", old, new, out, expected)
+        if source.quant_file and out.quant_file:
+            old_file, new_file = (OtherSchemes(read_quant_file(c)) for c in (source.quant_file, out.quant_file))
+            yield from _same_schemes(QUANT_FILE_NAME, old_file, new_file, out, expected)
     except RewriteError as error:
-        yield f"config.json: {error.what}"
+        yield f"{error.where}: {error.what}"
         return
     except ValueError as error:  # pydantic's
         yield f"config.json: compressed-tensors cannot parse it: {str(error).splitlines()[0]}"
         return
-    converted = {module.name for group in expected.groups for module in group.modules}
-    for name, (_, info) in out.tensors.items():
-        module = name.removesuffix(".weight")
-        if module != name and len(info.shape) == 2:
-            yield from _module_scheme(module, info, out, new)
-            plain = info.dtype not in FP8_DTYPES
-            if module not in converted and not (_ignored_alike if plain else _alike)(old, new, module):
-                yield f"config.json: {module} has another scheme than in the source"
+    for name, info in _matrices(out):
+        yield from _module_scheme(name, info, out, new)
     if isinstance(new, CompressedTensorsSchemes):
         for group in expected.groups:
             yield from _fused_scheme(group, out, new)
+
+
+def _matrices(out: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
+    """Whatever may be a linear layer, by its module's name."""
+    for name, (_, info) in out.tensors.items():
+        if name.endswith(".weight") and len(info.shape) == 2:
+            yield name.removesuffix(".weight"), info
+
+
+def _same_schemes(where: str, old: Schemes, new: Schemes, out: Checkpoint, expected: Expected) -> Iterator[str]:
+    """What was not converted has the scheme it had; what was dequantised has none."""
+    converted = {module.name for group in expected.groups for module in group.modules}
+    for module, info in _matrices(out):
+        if module not in converted:
+            alike = _ignored_alike if info.dtype in PLAIN_DTYPES else _alike
+            if not alike(old, new, module):
+                yield f"{where}: {module} has another scheme than in the source"
+        elif info.dtype in PLAIN_DTYPES and new.of_module(module) is not None:
+            yield f"{where}: {module} has a scheme, its weight is {info.dtype}"
 
 
 @dataclass(frozen=True)
@@ -138,8 +155,8 @@ class CompressedTensorsSchemes:
 class OtherSchemes:
     """The other dialects: our own reading, there is no parser to ask."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self._dialect = read_dialect(checkpoint)
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
 
     def of_module(self, name: str) -> Found | None:
         """The scheme of a linear layer, or None."""
@@ -152,7 +169,7 @@ Schemes = CompressedTensorsSchemes | OtherSchemes
 
 def _schemes(checkpoint: Checkpoint) -> Schemes:
     dialect = read_dialect(checkpoint)
-    return CompressedTensorsSchemes(dialect.value) if dialect.name == "compressed-tensors" else OtherSchemes(checkpoint)
+    return CompressedTensorsSchemes(dialect.value) if dialect.name == "compressed-tensors" else OtherSchemes(dialect)
 
 
 def _found(scheme: Any) -> Found:
@@ -175,9 +192,11 @@ def _module_scheme(module: str, weight: TensorInfo, out: Checkpoint, new: Scheme
     scale = out.tensors.get(f"{module}.weight_scale")
     if scale is None:
         return
-    if weight.dtype not in FP8_DTYPES:
+    if weight.dtype in PLAIN_DTYPES:
         yield f"{module}.weight_scale: a scale beside a {weight.dtype} weight"
         return
+    if weight.dtype not in FP8_DTYPES:
+        return  # another format, with scales of its own
     found = new.of_module(module)
     if found is None:
         if not isinstance(new, OtherSchemes):

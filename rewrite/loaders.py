@@ -131,6 +131,13 @@ def text_only_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def minicpmv_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
+    """Loaders older than MiniCPM-V 4.6."""
+    if checkpoint.model_type == "minicpmv4_6":
+        return Outcome("fails to load", "does not know MiniCPM-V 4.6")
+    return None
+
+
 def ignore_must_survive_renaming(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.9 and 0.5.10 rename the entries of ``ignore``, but not the modules: exact names miss, the BF16
     ``in_proj_ba`` gets an FP8 parameter, and 0.5.9 refuses to load it ("Downcasting not allowed")."""
@@ -254,13 +261,13 @@ class Loader:
 
     @property
     def versions(self) -> str:
-        return (
-            f"{self.first}+"
-            if self.last is None
-            else self.first
-            if self.first == self.last
-            else f"{self.first} to {self.last}"
-        )
+        return self.versions_from(self)
+
+    def versions_from(self, earlier: Loader) -> str:
+        """The versions of ``earlier`` and of all rows up to this one, in words."""
+        if self.last is None:
+            return f"{earlier.first}+"
+        return self.last if earlier.first == self.last else f"{earlier.first} to {self.last}"
 
     def covers(self, version: str) -> bool:
         return _key(self.first) <= _key(version) and (self.last is None or _key(version) <= _key(self.last))
@@ -282,8 +289,23 @@ class Loader:
 
 #: Every loader version that was run or read. One row each; the source says where the behaviour comes from.
 LOADERS = (
-    Loader("vLLM", "0.17.0", "0.19.1", slot_zero_only, "issue #38197; run: 0.17.1, 0.19.1", (text_only_is_unknown,)),
-    Loader("vLLM", "0.20.0", "0.26.0", every_slot, "PR #38517; run: 0.20.0; read: 0.26.0", (text_only_is_unknown,)),
+    Loader(
+        "vLLM",
+        "0.17.0",
+        "0.19.1",
+        slot_zero_only,
+        "issue #38197; run: 0.17.1, 0.19.1",
+        (text_only_is_unknown, minicpmv_is_unknown),
+    ),
+    Loader(
+        "vLLM",
+        "0.20.0",
+        "0.21.0",
+        every_slot,
+        "PR #38517; run: 0.20.0; read: 0.21.0",
+        (text_only_is_unknown, minicpmv_is_unknown),
+    ),
+    Loader("vLLM", "0.22.0", "0.26.0", every_slot, "read: 0.22.0, 0.26.0", (text_only_is_unknown,)),
     Loader("vLLM", "0.27.0", None, every_slot, "read: 0.27.0; run: 0.32.0"),
     Loader(
         "SGLang",
@@ -291,7 +313,7 @@ LOADERS = (
         "0.5.9",
         separate_gated_delta_net,
         "run: 0.5.9",
-        (text_only_is_unknown, ignore_must_survive_renaming),
+        (text_only_is_unknown, minicpmv_is_unknown, ignore_must_survive_renaming),
     ),
     Loader(
         "SGLang",
@@ -299,10 +321,18 @@ LOADERS = (
         "0.5.10.post1",
         split_by_sizes,
         "run: 0.5.10.post1",
-        (text_only_is_unknown,),
+        (text_only_is_unknown, minicpmv_is_unknown),
         (parts_are_cast,),
     ),
-    Loader("SGLang", "0.5.11", "0.5.16", every_slot_or_vector, "run: 0.5.11; read: 0.5.16", (text_only_is_unknown,)),
+    Loader(
+        "SGLang",
+        "0.5.11",
+        "0.5.11",
+        every_slot_or_vector,
+        "run: 0.5.11",
+        (text_only_is_unknown, minicpmv_is_unknown),
+    ),
+    Loader("SGLang", "0.5.12", "0.5.16", every_slot_or_vector, "read: 0.5.12, 0.5.16", (text_only_is_unknown,)),
     Loader("SGLang", "0.5.17", None, every_slot_or_vector, "read: 0.5.17; run: 0.5.23"),
     Loader(
         "transformers",

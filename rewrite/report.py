@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 from rewrite.checkpoint import Checkpoint
@@ -69,8 +70,8 @@ def _loader_table(inspection: Inspection) -> list[str]:
     title = ["loader", "versions", "as it is", *(f"--profile {profile}" for profile in profiles)]
     say = _kind if len(_layers(inspection)) > 1 else _outcome  # the names would make the table too wide
     rows = [
-        [row.loader.name, row.loader.versions, *map(say, (row.as_is, *(row.converted[p] for p in profiles)))]
-        for row in inspection.rows
+        [name, versions, *map(say, (row.as_is, *(row.converted[p] for p in profiles)))]
+        for name, versions, row in _merged(inspection.rows, inspection.rows)
     ]
     command = "rewrite convert" + (" --groups all" if inspection.selection == "all" else "")
     return [f"What loaders make of the fused groups, as they are and after `{command}`:", *table([title, *rows])]
@@ -192,7 +193,25 @@ def _groups_of_layer(groups: Sequence[GroupView]) -> list[str]:
 def _outcomes(inspection: Inspection) -> list[list[str]]:
     """A row for each loader: what it makes of the checkpoint as it is."""
     say = _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
-    return [[row.loader.name, row.loader.versions, say(row.as_is)] for row in inspection.rows]
+    rows = [replace(row, converted={}) for row in inspection.rows]
+    return [[name, versions, say(row.as_is)] for name, versions, row in _merged(rows, rows)]
+
+
+def _merged(rows: Sequence[LoaderRow], of: Sequence[LoaderRow]) -> list[tuple[str, str, LoaderRow]]:
+    """Name, versions and outcomes of the rows, version ranges that are neighbours in ``of`` and have the same outcomes
+    as one."""
+    chosen = {row.loader: row for row in rows}
+    runs = groupby(of, lambda row: (row.loader.name, chosen.get(row.loader) and _outcomes_of(chosen[row.loader])))
+    merged = []
+    for _, (first, *rest) in runs:
+        if first.loader in chosen:
+            last = rest[-1] if rest else first
+            merged.append((first.loader.name, last.loader.versions_from(first.loader), chosen[first.loader]))
+    return merged
+
+
+def _outcomes_of(row: LoaderRow) -> tuple[object, ...]:
+    return (row.as_is, *row.converted.items())
 
 
 def _kind(outcome: Outcome | None) -> str:
@@ -222,7 +241,10 @@ def _verdict(inspection: Inspection, hurt: Sequence[LoaderRow]) -> list[str]:
         )
         return [wrong]
     say = _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
-    rows = [[f"  {row.loader.name} {row.loader.versions}", say(row.as_is), row.as_is.detail] for row in hurt]
+    rows = [
+        [f"  {name} {versions}", say(row.as_is), row.as_is.detail]
+        for name, versions, row in _merged(hurt, inspection.rows)
+    ]
     outcomes = [(row, outcome) for row in hurt for outcome in row.converted.values() if outcome is not None]
     helps = any(outcome.severity < row.as_is.severity for row, outcome in outcomes)
     return ["Hurt:", *table(rows), *(["`rewrite convert` helps: see the table."] if helps else [])]

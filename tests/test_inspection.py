@@ -131,6 +131,14 @@ def test_groups_show_rows_scales_and_spread(text: Path) -> None:
     assert spread(group) == qkv / z
 
 
+def test_neighbouring_versions_with_the_same_outcomes_are_one_row(vl: Path) -> None:
+    """Also where --loader leaves some out: a version that it does not name is not spoken of."""
+    table = run(vl).stdout.split("What loaders")[1]
+    assert "vLLM          0.20.0+ " in table
+    hurt = run(vl, "--loader", "vllm@0.20.0", "--loader", "vllm@0.32.0").stdout.split("Hurt:")[1]
+    assert "vLLM 0.20.0 to 0.21.0 " in hurt and "vLLM 0.27.0+ " in hurt and "0.26.0" not in hurt
+
+
 def test_what_convert_refuses_is_explained(copy_of: Callable[[str], Path]) -> None:
     """What cannot be converted can still be looked at."""
     directory = copy_of("modelopt-qwen3_5-vl")
@@ -157,7 +165,7 @@ def test_json_holds_everything(text: Path) -> None:
     """One document, the same figures."""
     value = json.loads(run(text, "--json").stdout)
     assert value["dialect"] == "compressed-tensors"
-    assert value["loaders"][2]["as_is"]["kind"] == "loses precision"
+    assert value["loaders"][3]["as_is"]["kind"] == "loses precision"
     assert value["loaders"][2]["converted"]["exact"]["kind"] == "exact"
     assert value["groups"][0]["spread"] > 1
     assert all(row["source"] for row in value["loaders"])
@@ -179,7 +187,7 @@ def test_quantised_in_part(copy: Path) -> None:
     replace_tensor(copy, f"{Z}.weight", bytes(128 * 64 * 2), (128, 64), "BF16")
     inspection = rewrite.inspect_checkpoint(copy)
     assert any("quantised in part" in finding.what for finding in inspection.findings)
-    assert outcomes(inspection)["vLLM 0.20.0 to 0.26.0"] == "fails to load"
+    assert outcomes(inspection)["vLLM 0.27.0+"] == "fails to load"
     assert "exact" in inspection.refusals
 
 

@@ -66,6 +66,14 @@ def test_dynamic_activations_leave_nothing_to_split() -> None:
     assert loaders.split_by_sizes(group("channel", "channel", static=False)).kind == "exact"
 
 
+def test_only_the_gated_delta_net_is_split_or_kept_apart() -> None:
+    """SGLang fuses attention and MLPs in every version."""
+    shared = replace(group("tensor", "tensor"), layer="qkv_proj")
+    for behaviour in (loaders.split_by_sizes, loaders.separate_gated_delta_net):
+        assert behaviour(shared) == loaders.every_slot(shared)
+        assert behaviour(shared).kind == "loses precision"
+
+
 def test_one_partition_is_not_split() -> None:
     """Qwen3-Next stores in_proj_qkvz as one matrix: no loader fuses or splits anything there."""
     view = GroupView("g", "in_proj_qkvz", (PartitionView("qkvz", "in_proj_qkvz", 768, "tensor", S),), 64, True)
@@ -113,6 +121,10 @@ F32_CHANNEL = replace(CHANNEL, partitions=tuple(replace(p, scale_dtype="F32") fo
     [
         ("vllm@0.19.1", checkpoint(CHANNEL, model_type="qwen3_5_text"), "fails to load"),
         ("vllm@0.32.0", checkpoint(CHANNEL, model_type="qwen3_5_text"), "exact"),
+        ("vllm@0.21.0", checkpoint(CHANNEL, model_type="minicpmv4_6"), "fails to load"),
+        ("vllm@0.22.0", checkpoint(CHANNEL, model_type="minicpmv4_6"), "exact"),
+        ("sglang@0.5.11", checkpoint(CHANNEL, model_type="minicpmv4_6"), "fails to load"),
+        ("sglang@0.5.12", checkpoint(CHANNEL, model_type="minicpmv4_6"), "exact"),
         ("sglang@0.5.9", checkpoint(CHANNEL), "exact"),
         ("sglang@0.5.9", checkpoint(CHANNEL, ignore_survives_renaming=False), "fails to load"),
         ("transformers@5.17.0", checkpoint(CHANNEL), "exact"),
@@ -132,11 +144,11 @@ def test_obstacles(loader: str, view: CheckpointView, kind: str) -> None:
     [
         ("vllm@0.17.1", ["0.17.0 to 0.19.1"]),
         ("vLLM@0.19.1", ["0.17.0 to 0.19.1"]),
-        ("vllm@0.20.0", [LOADERS[1].versions]),
-        ("vllm@1.0", [LOADERS[2].versions]),
-        ("vllm", [loader.versions for loader in LOADERS[:3]]),
+        ("vllm@0.20.0", ["0.20.0 to 0.21.0"]),
+        ("vllm@1.0", ["0.27.0+"]),
+        ("vllm", [loader.versions for loader in LOADERS[:4]]),
         ("sglang@0.5.10.post1", ["0.5.10 to 0.5.10.post1"]),
-        ("sglang@0.5.11", [LOADERS[5].versions]),
+        ("sglang@0.5.11", ["0.5.11"]),
         ("vllm@0.16", []),
         ("other", []),
     ],

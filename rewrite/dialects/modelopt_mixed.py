@@ -2,7 +2,7 @@
 ``quantized_layers``. Published models have FP8 Gated DeltaNet layers beside NVFP4.
 
 A layer that is not listed is not quantised, in every loader that reads the dialect (vLLM and SGLang,
-``ModelOptMixedPrecisionConfig``). Channel scales have a word here, ``FP8_PER_CHANNEL_PER_TOKEN``, but vLLM up to 0.20.0
+``ModelOptMixedPrecisionConfig``). Channel scales have a word here, ``FP8_PER_CHANNEL_PER_TOKEN``, but vLLM before 0.30
 and SGLang up to 0.5.23 take such a layer for an unquantised one, without a word, so it is not used.
 """
 

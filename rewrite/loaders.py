@@ -193,7 +193,9 @@ def fill_slot_zero(group: GroupView) -> Slots:
 
 
 def fill_every_slot(group: GroupView) -> Slots:
-    """Each partition's scale in the partition's slot."""
+    """Each partition's scale in the partition's slot; of a layer that is stored fused (Phi-3) in slot zero only."""
+    if len({p.module for p in group.partitions}) == 1:
+        return fill_slot_zero(group)
     return tuple(p.scale for p in group.partitions)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -69,10 +69,9 @@ def _loader_table(inspection: Inspection) -> list[str]:
     profiles = [profile for profile in inspection.rows[0].converted if profile not in inspection.refusals]
     title = ["loader", "versions", "as it is", *(f"--profile {profile}" for profile in profiles)]
     say = _kind if len(_layers(inspection)) > 1 else _outcome  # the names would make the table too wide
-    rows = [
-        [name, versions, *map(say, (row.as_is, *(row.converted[p] for p in profiles)))]
-        for name, versions, row in _merged(inspection.rows, inspection.rows)
-    ]
+    rows = _by_versions(
+        inspection.rows, lambda row: [say(outcome) for outcome in (row.as_is, *(row.converted[p] for p in profiles))]
+    )
     command = "rewrite convert" + (" --groups all" if inspection.selection == "all" else "")
     return [f"What loaders make of the fused groups, as they are and after `{command}`:", *table([title, *rows])]
 
@@ -144,7 +143,10 @@ _OUTPUTS_NOTE = (
 def _numbers_table(numbers: Sequence[PartitionNumbers], title: str) -> list[str]:
     head = ["", "weights off by", "", "", "outputs off by", "", "", "bound"]
     names = [title, "before fix", "fixed, IN", "OUT", "before fix", "fixed, IN", "OUT", "used"]
-    return table([head, names, *(_number_cells(row)[1:] for row in numbers)], right=range(1, len(names)))
+    several = len({row.layer for row in numbers}) > 1
+    labels = [f"{r.layer} {r.partition}" if several and r.layer != r.partition else r.partition for r in numbers]
+    cells = [[label, *_number_cells(row)[2:]] for label, row in zip(labels, numbers, strict=True)]
+    return table([head, names, *cells], right=range(1, len(names)))
 
 
 def _number_cells(row: PartitionNumbers) -> list[str]:
@@ -193,25 +195,19 @@ def _groups_of_layer(groups: Sequence[GroupView]) -> list[str]:
 def _outcomes(inspection: Inspection) -> list[list[str]]:
     """A row for each loader: what it makes of the checkpoint as it is."""
     say = _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
-    rows = [replace(row, converted={}) for row in inspection.rows]
-    return [[name, versions, say(row.as_is)] for name, versions, row in _merged(rows, rows)]
+    return _by_versions(inspection.rows, lambda row: [say(row.as_is)])
 
 
-def _merged(rows: Sequence[LoaderRow], of: Sequence[LoaderRow]) -> list[tuple[str, str, LoaderRow]]:
-    """Name, versions and outcomes of the rows, version ranges that are neighbours in ``of`` and have the same outcomes
-    as one."""
-    chosen = {row.loader: row for row in rows}
-    runs = groupby(of, lambda row: (row.loader.name, chosen.get(row.loader) and _outcomes_of(chosen[row.loader])))
-    merged = []
-    for _, (first, *rest) in runs:
-        if first.loader in chosen:
-            last = rest[-1] if rest else first
-            merged.append((first.loader.name, last.loader.versions_from(first.loader), chosen[first.loader]))
-    return merged
-
-
-def _outcomes_of(row: LoaderRow) -> tuple[object, ...]:
-    return (row.as_is, *row.converted.items())
+def _by_versions(rows: Iterable[LoaderRow], say: Callable[[LoaderRow], list[str] | None]) -> list[list[str]]:
+    """Name, versions and what ``say`` says of each row, neighbouring version ranges of which it says the same as one.
+    None leaves a row out."""
+    said = groupby(rows, lambda row: (row.loader.name, say(row)))
+    lines = []
+    for (name, cells), run in said:
+        first, *rest = (row.loader for row in run)
+        if cells is not None:
+            lines.append([name, (rest[-1] if rest else first).versions_from(first), *cells])
+    return lines
 
 
 def _kind(outcome: Outcome | None) -> str:
@@ -241,10 +237,8 @@ def _verdict(inspection: Inspection, hurt: Sequence[LoaderRow]) -> list[str]:
         )
         return [wrong]
     say = _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
-    rows = [
-        [f"  {name} {versions}", say(row.as_is), row.as_is.detail]
-        for name, versions, row in _merged(hurt, inspection.rows)
-    ]
+    lines = _by_versions(inspection.rows, lambda row: [say(row.as_is), row.as_is.detail] if row in hurt else None)
+    rows = [[f"  {name} {versions}", *cells] for name, versions, *cells in lines]
     outcomes = [(row, outcome) for row in hurt for outcome in row.converted.values() if outcome is not None]
     helps = any(outcome.severity < row.as_is.severity for row, outcome in outcomes)
     return ["Hurt:", *table(rows), *(["`rewrite convert` helps: see the table."] if helps else [])]

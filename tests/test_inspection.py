@@ -166,7 +166,7 @@ def test_json_holds_everything(text: Path) -> None:
     value = json.loads(run(text, "--json").stdout)
     assert value["dialect"] == "compressed-tensors"
     assert value["loaders"][3]["as_is"]["kind"] == "loses precision"
-    assert value["loaders"][2]["converted"]["exact"]["kind"] == "exact"
+    assert value["loaders"][3]["converted"]["exact"]["kind"] == "exact"
     assert value["groups"][0]["spread"] > 1
     assert all(row["source"] for row in value["loaders"])
 

@@ -97,19 +97,25 @@ class _server:  # noqa: N801 - used as a function of slot and rows
     slots: Slots
 
     @property
+    def fused_on_disk(self) -> bool:
+        """A last slot that nothing was loaded into: engines take the module for one that was fused before it was
+        quantised (Phi-3), and requantise nothing."""
+        return self.slots[-1] is None
+
+    @property
     def largest(self) -> float:
         return max(scale for scale in self.slots if scale is not None)
 
     def bound(self, slot: int, rows: Rows) -> torch.Tensor | None:
         """How far the engine moves each weight of the slot; None for not at all."""
-        if not self.reader.is_per_tensor():
+        if not self.reader.is_per_tensor() or self.fused_on_disk:
             return None
         if self.slots[slot] == self.largest:
             return half_precision_bound(rows, self.largest)
         return requantisation_bound(rows, self.largest)
 
     def __call__(self, slot: int, rows: Rows) -> Served:
-        if not self.reader.is_per_tensor():
+        if not self.reader.is_per_tensor() or self.fused_on_disk:
             return as_stored(rows)
         scale = self.slots[slot]
         return requantised(rows, SENTINEL if scale is None else scale, self.largest)

@@ -44,6 +44,11 @@ class PartitionNumbers:
     verdict: Verdict
     reason: str
 
+    @property
+    def layer(self) -> str:
+        """``in_proj_qkvz`` of ``model.layers.0.linear_attn.in_proj_qkvz``."""
+        return self.group.rpartition(".")[2]
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -83,13 +88,17 @@ class Verification:
 
 
 def worst(numbers: Iterable[PartitionNumbers]) -> tuple[PartitionNumbers, ...]:
-    """For each partition name the row that is furthest off, over all groups."""
-    rows: dict[str, PartitionNumbers] = {}
+    """For each partition of each kind of layer the row that is furthest off, over all groups."""
+    rows: dict[tuple[str, str], PartitionNumbers] = {}
     for row in numbers:
-        old = rows.get(row.partition)
-        if old is None or (row.outputs_out, row.outputs_fixed) > (old.outputs_out, old.outputs_fixed):
-            rows[row.partition] = row
+        old = rows.setdefault((row.layer, row.partition), row)
+        if _how_far_off(row) > _how_far_off(old):
+            rows[row.layer, row.partition] = row
     return tuple(rows.values())
+
+
+def _how_far_off(row: PartitionNumbers) -> tuple[float, float, float]:
+    return row.outputs_out, row.outputs_fixed, row.outputs_before
 
 
 def judge(name: str, problems: Iterable[str], summary: str) -> Check:

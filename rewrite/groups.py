@@ -163,7 +163,7 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture | None:
 def find_groups(checkpoint: Checkpoint, selection: Selection = "qkvz") -> tuple[FusedGroup, ...]:
     """The fused groups of a checkpoint of a known architecture, in natural order of their names.
 
-    "qkvz" finds ``in_proj_qkvz`` only, "all" every fused layer of the language model; MTP layers are left alone.
+    "qkvz" finds ``in_proj_qkvz`` only, "all" every fused layer of the language model; MTP layers and vision towers are left alone.
     Raises :class:`CheckpointError` for a group that lacks a module or whose rows are not what the config says.
     """
     architecture = find_architecture(checkpoint.config.value)
@@ -202,9 +202,12 @@ def _groups_of(layer: FusedLayer, checkpoint: Checkpoint) -> Iterable[FusedGroup
         yield FusedGroup(f"{parent}.{layer.name}", layer, tuple(modules))
 
 
+_NOT_THE_LANGUAGE_MODEL = r"mtp\.|(?:.*\.)?(?:visual|vision_\w+)\."
+
+
 def _stored_modules(layer: FusedLayer, tensors: Iterable[str]) -> list[str]:
     names = "|".join(re.escape(name) for name in layer.modules)
-    pattern = re.compile(rf"((?!mtp\.)(?:.*\.)?{layer.parent}\.(?:{names}))\.weight")
+    pattern = re.compile(rf"((?!{_NOT_THE_LANGUAGE_MODEL})(?:.*\.)?{layer.parent}\.(?:{names}))\.weight")
     return [found.group(1) for found in map(pattern.fullmatch, tensors) if found]
 
 

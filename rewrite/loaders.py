@@ -285,7 +285,9 @@ class Loader:
             outcomes += [outcome for caveat in self.caveats if (outcome := caveat(checkpoint)) is not None]
         worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
         alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
-        hurt = tuple(dict.fromkeys(name for outcome in alike for name in outcome.partitions))
+        names = {name for outcome in alike for name in outcome.partitions}
+        in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
+        hurt = tuple(name for name in in_order if name in names)
         return Outcome(worst.kind, worst.detail, hurt, worst.error)
 
 

@@ -11,7 +11,7 @@ import pytest
 from rewrite.checkpoint import open_checkpoint
 from rewrite.errors import CheckpointError, ConfigError
 from rewrite.groups import ARCHITECTURES, find_groups, find_lookalikes
-from tests.support import QKVZ, edit_json
+from tests.support import FIXTURES, QKVZ, edit_json
 
 
 def test_groups_of_every_fixture(real: Path) -> None:
@@ -74,3 +74,10 @@ def test_unknown_architectures_have_lookalikes_not_groups(copy: Path) -> None:
 def test_known_architectures_have_no_lookalikes(text: Path) -> None:
     """They have groups."""
     assert find_lookalikes(open_checkpoint(text)) == ()
+
+
+def test_vision_towers_are_left_alone() -> None:
+    """MiniCPM-V's has q_proj, k_proj and v_proj too; what engines make of it is another question."""
+    groups = find_groups(open_checkpoint(FIXTURES / "llmcompressor-minicpmv4_6"), "all")
+    assert {group.name.partition(".layers.")[0] for group in groups} == {"model.language_model"}
+    assert {group.layer.name for group in groups} == {"in_proj_qkvz", "qkv_proj", "gate_up_proj"}

@@ -1,15 +1,16 @@
 """Write the small FP8 checkpoints under tests/fixtures with the real producers: llm-compressor and ModelOpt.
 
 The weights are random and seeded; everything else (tensor names, dtypes, scale shapes, sharding, config dialects) is
-what the two libraries write, because that is what the tests need to be true. Run it through make_fixtures.sh, which
-pins the versions. A fixture is built and checked beside its final place and swapped in last, so a failed run leaves
-the old one alone.
+what the two libraries write, because that is what the tests need to be true (one config apart: see assemble_fp8).
+Run it through make_fixtures.sh, which pins the versions. A fixture is built and checked beside its final place and
+swapped in last, so a failed run leaves the old one alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import random
 import re
 import shutil
@@ -25,12 +26,15 @@ from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from modelopt.torch.export import export_hf_checkpoint
+from modelopt.torch.quantization.utils import update_quant_cfg_with_kv_cache_quant
 from safetensors import safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MiniCPMV4_6Config,
+    MiniCPMV4_6ForConditionalGeneration,
     Phi3Config,
     Phi3ForCausalLM,
     PreTrainedModel,
@@ -50,7 +54,7 @@ from transformers import (
 FIXTURES = Path(__file__).resolve().parent.parent / "tests" / "fixtures"
 SEED = 20260217
 # Tests read whole fixtures again and again and git keeps every version of them: stay small.
-BUDGET_BYTES = 4_000_000
+BUDGET_BYTES = 4_500_000
 
 END_OF_TEXT = "<|endoftext|>"
 IMAGE_TOKENS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
@@ -68,13 +72,15 @@ MLP_GAINS = {"gate": 2.0, "up": 0.5}
 # Recipes of published Qwen3.5 FP8 checkpoints leave these in BF16: fused with each other they are a few rows only,
 # and routers and shared-expert gates steer the whole layer.
 IGNORED = ("lm_head", "re:.*in_proj_a$", "re:.*in_proj_b$", "re:.*visual.*")
+IGNORED_MINICPM = ("lm_head", "re:.*in_proj_a$", "re:.*in_proj_b$", "re:.*vision_tower.*", "re:.*merger.*")
 IGNORED_NEXT = ("lm_head", "re:.*in_proj_ba$")
 IGNORED_ROUTERS = ("re:.*mlp.gate$", "re:.*mlp.shared_expert_gate$")
 MODELOPT_OFF = ("*lm_head*", "*in_proj_a*", "*in_proj_b*", "*conv1d*", "*visual*")
 MODELOPT_ROUTERS_OFF = ("*mlp.gate.*", "*mlp.shared_expert_gate.*")
 # The matrices that may be left in BF16 for it; every other one has to come out in FP8.
 KEPT_IN_BF16 = re.compile(
-    r"(visual\..*|lm_head|embed_tokens|in_proj_a|in_proj_b|in_proj_ba|mlp\.gate|mlp\.shared_expert_gate)\.weight$"
+    r"((visual|vision_tower|merger)\..*|lm_head|embed_tokens|in_proj_a|in_proj_b|in_proj_ba|mlp\.gate"
+    r"|mlp\.shared_expert_gate)\.weight$"
 )
 # Half a step of E4M3 is 1/16 of a value at most, so about 2.6e-2 overall; scales stored as BF16 add little.
 WEIGHT_TOLERANCE = 0.05
@@ -105,6 +111,7 @@ SMALL = Geometry(64, 64, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
 SMALL_MOE = Geometry(64, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
 NEXT = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
 MIXED = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
+MINICPM = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32, vision_hidden=8)
 PLAIN = Geometry(64, 64, (ATTENTION, ATTENTION), head_dim=16, gdn_head_dim=0)
 
 
@@ -120,6 +127,7 @@ class Fixture:
     scale_in_other_shard: bool = False
     nvfp4: re.Pattern[str] | None = None  # the matrices that come out in NVFP4
     fused: tuple[str, ...] = ("in_proj_qkv", "in_proj_z")  # the stored modules that it is for, in two layers or more
+    kv_cache: bool = False  # the KV cache is FP8 too
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -221,6 +229,29 @@ def next_text() -> PreTrainedModel:
     settings = dense_settings(NEXT) | moe_settings(NEXT) | {"mlp_only_layers": [0, 1]}
     settings["rope_parameters"] = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25}
     return Qwen3NextForCausalLM(Qwen3NextConfig(**settings))
+
+
+def minicpm() -> PreTrainedModel:
+    """A MiniCPM-V 4.6: Qwen3.5's text model under a vision tower of its own, the smallest that has every kind of layer.
+    Its tower merges windows of four patches after one of its blocks, so the merger is four times as wide as a block."""
+    vision = {
+        "hidden_size": MINICPM.vision_hidden,
+        "intermediate_size": MINICPM.vision_hidden,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    tokens = multimodal_settings()
+    config = MiniCPMV4_6Config(
+        text_config=Qwen3_5TextConfig(**dense_settings(MINICPM)),
+        vision_config=vision,
+        image_size=32,
+        insert_layer_id=0,
+        image_token_id=tokens["image_token_id"],
+        video_token_id=tokens["video_token_id"],
+    )
+    return MiniCPMV4_6ForConditionalGeneration(config)
 
 
 def plain_settings(geometry: Geometry) -> dict[str, Any]:
@@ -360,6 +391,29 @@ def produce_modelopt_mixed(model: PreTrainedModel, out: Path, fixture: Fixture) 
     export_modelopt(model, out, config, fixture)
 
 
+def produce_modelopt_kv(model: PreTrainedModel, out: Path, fixture: Fixture) -> None:
+    """ModelOpt's default FP8 configuration with an FP8 KV cache, merged as it does it itself."""
+    config = update_quant_cfg_with_kv_cache_quant(mtq.FP8_DEFAULT_CFG, mtq.FP8_KV_CFG["quant_cfg"])
+    export_modelopt(model, out, config, fixture)
+
+
+def assemble_fp8(model: PreTrainedModel, out: Path, fixture: Fixture) -> None:
+    """ModelOpt's export with its config restated in the words of AutoFP8 and vLLM's own `fp8`.
+
+    AutoFP8, which wrote that dialect, is older than Qwen3.5. The tensors need no change: it stores F8_E4M3 weights and
+    F32 scalars under the same names.
+    """
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    produce_modelopt(model, out, fixture)
+    tensors, _ = read_tensors(out)
+    ignored = sorted(name for name in linears if tensors[f"{name}.weight"].dtype != torch.float8_e4m3fn)
+    path = out / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] = {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ignored}
+    path.write_text(json.dumps(config, indent=4))
+    (out / "hf_quant_config.json").unlink()
+
+
 def export_modelopt(model: PreTrainedModel, out: Path, config: dict[str, Any], fixture: Fixture) -> None:
     """Calibrate with ``config``, the fixture's layers switched off, and export."""
     config["quant_cfg"] += [{"quantizer_name": pattern, "enable": False} for pattern in fixture.ignore]
@@ -425,6 +479,24 @@ def check_tensors(fixture: Fixture, tensors: Mapping[str, torch.Tensor]) -> None
     for module in (m for m in modules if m.endswith(fixture.fused)):
         for leaf in ("weight_scale", "input_scale"):
             require(tensors[f"{module}.{leaf}"].numel() == 1, f"{fixture.name}: {module}.{leaf} is not one value")
+
+
+def check_kv_cache(fixture: Fixture, directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Every layer of attention has a scale for k and for v, none of them the 1.0 of a cache that was not calibrated;
+    the two files that describe the quantisation say FP8."""
+    layers = [name.removesuffix(".o_proj.weight") for name in tensors if name.endswith(".self_attn.o_proj.weight")]
+    expected = {f"{layer}.{part}_proj.{part}_scale" for layer in layers for part in "kv"}
+    found = {name for name in tensors if name.endswith((".k_scale", ".v_scale"))}
+    require(found == expected and bool(found), f"{fixture.name}: scales of the KV cache: {sorted(found)}")
+    for name in sorted(found):
+        scale = tensors[name]
+        require(scale.dtype == torch.float32 and scale.numel() == 1, f"{fixture.name}: {name} is not one F32")
+        require(scale.item() > 0 and scale.item() != 1, f"{fixture.name}: {name} is {scale.item()}")
+    scheme = json.loads((directory / "config.json").read_text())["quantization_config"].get("kv_cache_scheme")
+    algorithm = json.loads((directory / "hf_quant_config.json").read_text())["quantization"]["kv_cache_quant_algo"]
+    require(algorithm == "FP8", f"{fixture.name}: hf_quant_config.json has kv_cache_quant_algo {algorithm}")
+    is_fp8 = isinstance(scheme, dict) and (scheme.get("type"), scheme.get("num_bits")) == ("float", 8)
+    require(is_fp8, f"{fixture.name}: config.json has kv_cache_scheme {scheme}")
 
 
 def check_weights(fixture: Fixture, tensors: Mapping[str, torch.Tensor], source: Mapping[str, torch.Tensor]) -> None:
@@ -533,6 +605,14 @@ FIXTURE_TABLE = (
         scale_in_other_shard=True,
         fused=("qkv_proj", "gate_up_proj"),
     ),
+    Fixture(
+        "llmcompressor-minicpmv4_6",
+        minicpm,
+        produce_llmcompressor,
+        IGNORED_MINICPM,
+        max_shard_size="24KB",
+        scale_in_other_shard=True,
+    ),
     Fixture("modelopt-qwen3_5-vl", lambda: dense_multimodal(SMALL), produce_modelopt, MODELOPT_OFF),
     Fixture("modelopt-qwen3_5-moe", moe_multimodal, produce_modelopt, MODELOPT_OFF + MODELOPT_ROUTERS_OFF),
     Fixture(
@@ -542,6 +622,15 @@ FIXTURE_TABLE = (
         MODELOPT_OFF,
         nvfp4=re.compile(r"mlp\.\w+\.weight$"),
     ),
+    Fixture(
+        "modelopt-llama",
+        llama,
+        produce_modelopt_kv,
+        ("*lm_head*",),
+        fused=("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"),
+        kv_cache=True,
+    ),
+    Fixture("fp8-qwen3_5-vl", lambda: dense_multimodal(SMALL), assemble_fp8, MODELOPT_OFF),
 )
 
 
@@ -557,6 +646,8 @@ def make(fixture: Fixture, root: Path) -> None:
         tensors, shards = read_tensors(built)
         check_tensors(fixture, tensors)
         check_weights(fixture, tensors, read_tensors(source)[0])
+        if fixture.kv_cache:
+            check_kv_cache(fixture, built, tensors)
         check_no_machine_paths(fixture, built)
         moved = scales_in_other_shards(fixture, shards)
         require(bool(moved) or not fixture.scale_in_other_shard, f"{fixture.name}: every scale lies beside its weight")

@@ -193,6 +193,7 @@ def test_partition_is_a_vector_and_leaves_the_config(qwen3_5: Path, tmp_path: Pa
 #: What engines fuse in the other families, as stored. Experts and in_proj_qkvz need nothing: one scale, one matrix.
 FUSED = {
     "llmcompressor-llama": ("q_proj", "k_proj", "v_proj", "mlp.gate_proj", "mlp.up_proj"),
+    "modelopt-llama": ("q_proj", "k_proj", "v_proj", "mlp.gate_proj", "mlp.up_proj"),
     "llmcompressor-phi3": ("qkv_proj", "gate_up_proj"),
     "llmcompressor-qwen3_next": (
         *("q_proj", "k_proj", "v_proj", "mlp.gate_proj", "mlp.up_proj"),

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import rewrite
-from tests.support import FIXTURES, OTHER_FAMILIES, raw_tensors, replace_tensor
+from tests.support import CONVERTIBLE, FIXTURES, raw_tensors, replace_tensor
 
 transformers = pytest.importorskip("transformers")
+#: Beside Qwen3.5 itself. Of llm-compressor only: transformers drops the scales of ModelOpt's dialect.
+OTHERS = [name for name in CONVERTIBLE if name.startswith("llmcompressor-") and "qwen3_5" not in name]
 
 
 def logits(directory: Path) -> torch.Tensor:
@@ -30,7 +32,7 @@ def test_logits_are_bit_identical(real: Path, tmp_path: Path) -> None:
     assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", OTHER_FAMILIES)
+@pytest.mark.parametrize("name", OTHERS)
 def test_logits_of_other_families_are_bit_identical(name: str, tmp_path: Path) -> None:
     """With every fused layer converted."""
     assert rewrite.convert(FIXTURES / name, tmp_path / "out", selection="all").changed

@@ -14,7 +14,7 @@ FIXTURES = Path(__file__).parent / "fixtures"
 MIXED_PRECISION = "modelopt-qwen3_5-mixed"
 CONVERTIBLE = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir() and path.name != MIXED_PRECISION)
 #: The layer that loaders garble: in_proj_qkv and in_proj_z. The other families have no such group.
-SPLIT_QKVZ = [name for name in CONVERTIBLE if "qwen3_5" in name]
+SPLIT_QKVZ = [name for name in CONVERTIBLE if "qwen3_5" in name or "minicpmv4_6" in name]
 OTHER_FAMILIES = [name for name in CONVERTIBLE if name not in SPLIT_QKVZ]
 QKVZ = r"re:.*linear_attn\.in_proj_(qkv|z|qkvz)$"
 

@@ -392,7 +392,7 @@ def produce_modelopt_mixed(model: PreTrainedModel, out: Path, fixture: Fixture) 
 
 
 def produce_modelopt_kv(model: PreTrainedModel, out: Path, fixture: Fixture) -> None:
-    """ModelOpt's default FP8 configuration with an FP8 KV cache, merged by its own helper."""
+    """ModelOpt's default FP8 configuration with an FP8 KV cache, merged as it does it itself."""
     config = update_quant_cfg_with_kv_cache_quant(mtq.FP8_DEFAULT_CFG, mtq.FP8_KV_CFG["quant_cfg"])
     export_modelopt(model, out, config, fixture)
 

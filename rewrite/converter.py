@@ -14,9 +14,10 @@ from compressed_tensors.quantization import QuantizationConfig
 from rewrite.checkpoint import open_checkpoint
 from rewrite.dialects import Layers, read_dialect
 from rewrite.dialects.compressed_tensors import CompressedTensors
+from rewrite.dialects.scheme import Housed
 from rewrite.errors import CheckpointError
 from rewrite.groups import Selection
-from rewrite.profiles import affected_groups, context_of
+from rewrite.profiles import affected_groups, context_of, kv_scales
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +36,19 @@ class ExplicitScales:
         affected = affected_groups(context)
         modules = [module for _, modules in affected for module in modules]
         self._layers: Layers = context.layers
-        self._housed = context.dialect.housed(context.layers) if affected else None
+        # convert_checkpoint can only write compressed-tensors: another dialect is re-housed in any case.
+        rehoused = context.dialect.name not in (CompressedTensors.name, "none")
+        self._housed = context.dialect.housed(context.layers) if affected or rehoused else None
+        self._names = {old: str(new.name) for old, new in kv_scales(checkpoint).items()} if rehoused else {}
         self._targets = tuple(dict.fromkeys(group.layer.target for group, _ in affected))
         self._rows = {f"{m.name}.weight_scale": tuple(p.rows for p in m.partitions) for m in modules}
 
     def process(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The tensors of a file with the shared scales expanded: ``()``, ``[1]`` or ``[P]`` becomes ``[N, 1]``."""
-        return {name: self._expand(name, t) if name in self._rows else t for name, t in tensors.items()}
+        """The tensors of a file with the shared scales expanded: ``()``, ``[1]`` or ``[P]`` becomes ``[N, 1]``.
+
+        Scales of the KV cache under ModelOpt's names get compressed-tensors' names, and shape ``[1]``.
+        """
+        return dict(self._processed(name, tensor) for name, tensor in tensors.items())
 
     def validate(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """As :meth:`process`, which works on meta tensors."""
@@ -51,10 +58,11 @@ class ExplicitScales:
         """The config with a channel group. Without a compressed-tensors config, the checkpoint's own is re-housed."""
         if self._housed is None:
             return config
-        housed = self._housed if config is None else CompressedTensors(config.model_dump(mode="json"))
-        modules = [name.removesuffix(".weight_scale") for name in self._rows]
-        changed = housed.with_channel_scales(self._targets, modules, self._layers)
-        return QuantizationConfig.model_validate(changed.value)
+        housed: Housed = self._housed if config is None else CompressedTensors(config.model_dump(mode="json"))
+        if self._rows:
+            modules = [name.removesuffix(".weight_scale") for name in self._rows]
+            housed = housed.with_channel_scales(self._targets, modules, self._layers)
+        return QuantizationConfig.model_validate(housed.value)
 
     def update_model_config(self, model_config: dict[str, object]) -> dict[str, object]:
         """Nothing outside ``quantization_config`` changes."""
@@ -63,6 +71,11 @@ class ExplicitScales:
     def get_dependencies(self, weight_name: str) -> set[str]:
         """None: a scale is expanded without looking at its weight."""
         return set()
+
+    def _processed(self, name: str, tensor: torch.Tensor) -> tuple[str, torch.Tensor]:
+        if name in self._names:
+            return self._names[name], tensor.reshape(1)
+        return name, self._expand(name, tensor) if name in self._rows else tensor
 
     def _expand(self, name: str, scale: torch.Tensor) -> torch.Tensor:
         import torch

@@ -163,7 +163,8 @@ def find_architecture(config: Mapping[str, Any]) -> Architecture | None:
 def find_groups(checkpoint: Checkpoint, selection: Selection = "qkvz") -> tuple[FusedGroup, ...]:
     """The fused groups of a checkpoint of a known architecture, in natural order of their names.
 
-    "qkvz" finds ``in_proj_qkvz`` only, "all" every fused layer of the language model; MTP layers and vision towers are left alone.
+    "qkvz" finds ``in_proj_qkvz`` only, "all" every fused layer of the language model; MTP layers and vision towers are
+    left alone.
     Raises :class:`CheckpointError` for a group that lacks a module or whose rows are not what the config says.
     """
     architecture = find_architecture(checkpoint.config.value)

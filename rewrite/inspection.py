@@ -150,6 +150,10 @@ def _view_checkpoint(checkpoint: Checkpoint, groups: Iterable[FusedGroup]) -> Ch
         model_type=str(checkpoint.config.value.get("model_type")),
         dialect=_dialect_name(checkpoint),
         dtype=plain_dtype(checkpoint),
+        fp8_with_scales=any(
+            info.dtype in FP8_DTYPES and f"{name}_scale" in checkpoint.tensors
+            for name, (_, info) in checkpoint.tensors.items()
+        ),
         ignore_survives_renaming=_ignore_survives_renaming(checkpoint),
         groups=tuple(view_group(group, checkpoint) for group in groups if _is_predictable(group)),
     )

@@ -44,12 +44,14 @@ class GroupView:
 
 @dataclass(frozen=True)
 class CheckpointView:
-    """A checkpoint as a loader sees it. ``dtype`` is the model's; ``ignore_survives_renaming`` says whether the config
-    still leaves the unquantised parts of a fused layer alone when modules are looked up under other names."""
+    """A checkpoint as a loader sees it. ``dtype`` is the model's; ``fp8_with_scales`` says whether any layer is FP8 and
+    has a ``weight_scale``, one of a fused group or not; ``ignore_survives_renaming`` whether the config still leaves
+    the unquantised parts of a fused layer alone when modules are looked up under other names."""
 
     model_type: str
     dialect: str
     dtype: str
+    fp8_with_scales: bool
     ignore_survives_renaming: bool
     groups: tuple[GroupView, ...]
 
@@ -152,19 +154,20 @@ def parts_are_cast(checkpoint: CheckpointView) -> Outcome | None:
     return missed and Outcome("garbled", "casts the BF16 in_proj_ba to FP8: exact names in ignore miss it")
 
 
-def modelopt_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
-    """transformers knows no ``quant_method: modelopt``: it loads FP8 values and leaves the scales out. NVFP4 packs two
-    weights a byte: matrices of half the width, which it refuses."""
+def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers knows no ``quant_method: modelopt``, and takes ``fp8`` for block-wise: of per-tensor checkpoints it
+    loads FP8 values and leaves the scales out. NVFP4 packs two weights a byte: matrices of half the width, which it
+    refuses."""
     if checkpoint.dialect == "modelopt MIXED_PRECISION":
         return Outcome("fails to load", "takes packed NVFP4 weights for matrices of another shape")
-    if checkpoint.dialect == "modelopt":
-        quantised = [p for group in checkpoint.groups for p in group.partitions if p.layout != "none"]
-        if not quantised:
-            return None
-        names = _quantised_names(checkpoint)
-        factor = 1 / min(p.scale or 1.0 for p in quantised)
-        return Outcome("garbled", f"leaves the scales out: weights up to {factor:.0f}x too large", names, factor)
-    return None
+    if checkpoint.dialect not in ("modelopt", "fp8") or not checkpoint.fp8_with_scales:
+        return None
+    quantised = [p for group in checkpoint.groups for p in group.partitions if p.layout not in ("none", "block")]
+    if not quantised:
+        return Outcome("garbled", "leaves the scales of the other layers out")
+    factor = 1 / min(p.scale or 1.0 for p in quantised)
+    detail = f"leaves the scales out: weights up to {factor:.0f}x too large"
+    return Outcome("garbled", detail, _quantised_names(checkpoint), factor)
 
 
 def scales_are_rounded(checkpoint: CheckpointView) -> Outcome | None:
@@ -344,7 +347,7 @@ LOADERS = (
         None,
         separate_modules,
         "run: 5.17.0 with compressed-tensors 0.20.0",
-        (modelopt_is_unknown, scales_are_rounded),
+        (scales_are_left_out, scales_are_rounded),
     ),
 )
 

@@ -117,6 +117,7 @@ class Manifest:
     source: str
     groups: tuple[GroupChange, ...]
     dropped: tuple[str, ...]  # tensors that the output no longer has
+    renamed: Mapping[str, str]  # old name → new name
     notes: tuple[str, ...]  # what the profile changes for those who serve the output
     files: tuple[ManifestFile, ...]
     tool_version: str = __version__
@@ -146,6 +147,7 @@ class Manifest:
             **created,
             "groups": [{"name": g.name, "modules": [m.to_json() for m in g.modules]} for g in self.groups],
             "dropped": list(self.dropped),
+            "renamed": dict(self.renamed),
             "notes": list(self.notes),
             "files": [{"name": f.name, "size": f.size, "rewritten": f.rewritten} for f in self.files],
             **({} if self.counts is None else {"bytes": asdict(self.counts)}),
@@ -158,6 +160,7 @@ class Manifest:
             profile=value["profile"],
             selection=value["selection"],
             dropped=tuple(value["dropped"]),
+            renamed=value["renamed"],
             notes=tuple(value["notes"]),
             source=value["source"],
             groups=tuple(

@@ -143,6 +143,7 @@ def make_plan(checkpoint: Checkpoint, profile: str = "exact", selection: Selecti
         source=checkpoint.root.absolute().name,
         groups=changes.groups,
         dropped=tuple(name for name, new in changes.edits.items() if new is None),
+        renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
         notes=tuple(_notes(checkpoint, changes, dialect, profile)),
         files=_manifest_files(shards, copies, texts),
     )
@@ -229,15 +230,17 @@ def _quant_file_text(file: JsonFile, old: Dialect, new: Dialect) -> str:
 
 
 def _index_text(checkpoint: Checkpoint, index: JsonFile, edits: Edits) -> str:
-    """The index with its ``total_size`` brought up to date, where it has one, and without the dropped tensors."""
+    """The index with its ``total_size`` brought up to date, where it has one, and tensors dropped and renamed."""
     text = index.text
     metadata = index.value.get("metadata")
     if isinstance(metadata, dict) and "total_size" in metadata:
         after = (edits.get(info.name, info) for _, info in checkpoint.tensors.values())
         total = sum(tensor.nbytes for tensor in after if tensor is not None)
         text = replace_value(text, ("metadata", "total_size"), total)
-    if any(new is None for new in edits.values()):
-        kept = {name: shard for name, shard in index.value["weight_map"].items() if edits.get(name, name) is not None}
+    names = {old: new and (new.name or old) for old, new in edits.items()}
+    if any(new != old for old, new in names.items()):
+        weight_map = index.value["weight_map"].items()
+        kept = {new: shard for old, shard in weight_map if (new := names.get(old, old)) is not None}
         text = replace_value(text, ("weight_map",), kept)
     return text
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from rewrite.checkpoint import Checkpoint
 from rewrite.dialects import Dialect, Layers, Other
+from rewrite.dialects.compressed_tensors import kv_scale_name
 from rewrite.errors import CheckpointError, Unsupported
 from rewrite.groups import FP8_DTYPES, FusedGroup, Module, Selection, find_groups, single_module
 from rewrite.header import TensorInfo
@@ -146,6 +147,7 @@ class _Builder:
 
     def __init__(self, context: Context) -> None:
         self._checkpoint = context.checkpoint
+        self._dialect = context.dialect
         self._edits: dict[str, NewTensor | None] = {}
         self._groups: list[GroupChange] = []
 
@@ -155,7 +157,8 @@ class _Builder:
     def changes(self, dialect: Dialect) -> Changes:
         if not self._edits:
             return Changes()
-        return Changes(self._edits, tuple(self._groups), dialect)
+        renamed = kv_scales(self._checkpoint) if dialect.name != self._dialect.name else {}
+        return Changes({**self._edits, **renamed}, tuple(self._groups), dialect)
 
     def drop(self, info: TensorInfo | None) -> None:
         if info is not None:
@@ -211,6 +214,16 @@ class _Builder:
             name = module.input_scale.name
             read_values(module.input_scale, self._checkpoint.read_tensor(name), self._checkpoint.tensors[name][0].name)
         return raw, read_values(scale, raw, self._checkpoint.tensors[scale.name][0].name), scale.dtype
+
+
+def kv_scales(checkpoint: Checkpoint) -> dict[str, NewTensor]:
+    """The scales of the KV cache as compressed-tensors has them: its names, ``[1]``. The value stays, to the bit."""
+    edits = {}
+    for old, (_, info) in checkpoint.tensors.items():
+        new = kv_scale_name(old)
+        if new is not None and new not in checkpoint.tensors and info.numel == 1:
+            edits[old] = NewTensor(info.dtype, (1,), (Fill(checkpoint.read_tensor(old), 1),), new)
+    return edits
 
 
 def affected_groups(context: Context) -> list[tuple[FusedGroup, tuple[Module, ...]]]:

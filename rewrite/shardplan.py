@@ -102,15 +102,21 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class NewTensor:
-    """What replaces a tensor of the source. ``Lookup.start`` counts from the beginning of the old tensor."""
+    """What replaces a tensor of the source. ``Lookup.start`` counts from the beginning of the old tensor; ``name`` is
+    the new one's, where it has another."""
 
     dtype: str
     shape: tuple[int, ...]
     segments: tuple[Fill | Lookup, ...]
+    name: str | None = None
 
     @property
     def nbytes(self) -> int:
         return sum(segment.length for segment in self.segments)
+
+    def info(self, old: str) -> TensorInfo:
+        """Its entry of a header, at the beginning of the data. ``old`` is the name of what it replaces."""
+        return TensorInfo(self.name or old, self.dtype, self.shape, 0, self.nbytes)
 
 
 #: What becomes of tensors, by name; None: dropped. All others stay.
@@ -134,9 +140,7 @@ def plan_shard(shard: Shard, edits: Edits) -> ShardPlan:
     for piece in placement.order:
         old, new = olds[piece.name], edits.get(piece.name)
         end = offset + piece.size
-        tensors.append(
-            TensorInfo(old.name, new.dtype if new else old.dtype, new.shape if new else old.shape, offset, end)
-        )
+        tensors.append((new.info(old.name) if new else old)._replace(start=offset, end=end))
         begin = shard.header.size + old.start
         segments += [_placed(segment, begin) for segment in new.segments] if new else [Copy(begin, old.nbytes)]
         offset = end

@@ -71,6 +71,10 @@ def test_every_recorded_cell_is_predicted(cell: dict[str, Any]) -> None:
         assert outcome.kind == "garbled", "layers that are BF16 on disk are served in FP8"
         assert "in_proj_ba" in outcome.detail
         return
+    if outcome.kind == "garbled" and not outcome.partitions:
+        assert not hurt
+        assert max(float(other["error"]) for other in cell["others"].values()) > 1, "the layers beside the fused ones"
+        return
     if not hurt:
         assert outcome.kind == "exact"
         return

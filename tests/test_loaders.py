@@ -101,7 +101,7 @@ def test_an_empty_last_slot_means_fused_on_disk() -> None:
 
 def checkpoint(*groups: GroupView, **changes: Any) -> CheckpointView:
     """A vision-language checkpoint of llm-compressor's, but for ``changes``."""
-    base = CheckpointView("qwen3_5", "compressed-tensors", "BF16", True, groups)
+    base = CheckpointView("qwen3_5", "compressed-tensors", "BF16", True, True, groups)
     return replace(base, **changes)
 
 
@@ -129,6 +129,9 @@ F32_CHANNEL = replace(CHANNEL, partitions=tuple(replace(p, scale_dtype="F32") fo
         ("sglang@0.5.9", checkpoint(CHANNEL, ignore_survives_renaming=False), "fails to load"),
         ("transformers@5.17.0", checkpoint(CHANNEL), "exact"),
         ("transformers@5.17.0", checkpoint(SHARED, dialect="modelopt"), "garbled"),
+        ("transformers@5.17.0", checkpoint(SHARED, dialect="fp8"), "garbled"),
+        ("transformers@5.17.0", checkpoint(group("none", "none"), dialect="fp8"), "garbled"),  # the layers beside them
+        ("transformers@5.17.0", checkpoint(group("block", "block"), dialect="fp8", fp8_with_scales=False), "exact"),
         ("transformers@5.17.0", checkpoint(F32_CHANNEL), "loses precision"),
         ("transformers@5.17.0", checkpoint(F32_CHANNEL, dtype="F32"), "exact"),
     ],

@@ -39,6 +39,15 @@ def tensor(entry: tuple[str, str, tuple[int, ...], bytes]) -> torch.Tensor:
     return torch.frombuffer(bytearray(data), dtype=KINDS[dtype]).reshape(shape)
 
 
+def under_new_names(directory: Path, manifest: rewrite.Manifest) -> dict[str, tuple[str, str, tuple[int, ...], bytes]]:
+    """The tensors before, those that the conversion renames (scales of the KV cache) as it should leave them."""
+    tensors = raw_tensors(directory)
+    for old, new in manifest.renamed.items():
+        shard, dtype, _, data = tensors.pop(old)
+        tensors[new] = (shard, dtype, (1,), data)
+    return tensors
+
+
 @pytest.fixture(params=CONVERTIBLE)
 def any_fixture(request: pytest.FixtureRequest) -> Path:
     return FIXTURES / request.param
@@ -83,7 +92,7 @@ def test_portable_is_one_group_of_channel_scales_without_input_scales(any_fixtur
     """Weights bit-exact, every scale repeated, no input_scale in shards or index, dynamic activations everywhere."""
     out = tmp_path / "out"
     manifest = rewrite.convert(any_fixture, out, profile="portable")
-    before, after = raw_tensors(any_fixture), raw_tensors(out)
+    before, after = under_new_names(any_fixture, manifest), raw_tensors(out)
     assert before.keys() - after.keys() == {name for name in before if name.endswith("input_scale")}
     assert set(manifest.dropped) == before.keys() - after.keys()
     for name, (_, dtype, shape, data) in after.items():
@@ -204,8 +213,8 @@ FUSED = {
 
 def test_other_families_convert_with_all_groups(other_family: Path, tmp_path: Path) -> None:
     """``[N, 1]`` of the same bits for q, k, v and gate, up, whether stored apart or fused; nothing else changes."""
-    rewrite.convert(other_family, tmp_path / "out", selection="all")
-    before, after = raw_tensors(other_family), raw_tensors(tmp_path / "out")
+    manifest = rewrite.convert(other_family, tmp_path / "out", selection="all")
+    before, after = under_new_names(other_family, manifest), raw_tensors(tmp_path / "out")
     assert before.keys() == after.keys()
     fused = FUSED[other_family.name]
     scales = {name for name in before if name.endswith(tuple(f"{module}.weight_scale" for module in fused))}
@@ -379,6 +388,67 @@ def test_modelopts_two_configs_disagree(copy_of: Callable[[str], Path], tmp_path
     assert any("config.json counted" in note for note in manifest.notes)
 
 
+KV_SCALES = {
+    f"model.layers.{i}.self_attn.{kind}_proj.{kind}_scale": f"model.layers.{i}.self_attn.{kind}_scale"
+    for i in (0, 1)
+    for kind in "kv"
+}
+
+
+def with_index(directory: Path) -> Path:
+    """A checkpoint of one shard with the index that it needs not have."""
+    weight_map = {name: entry[0] for name, entry in sorted(raw_tensors(directory).items())}
+    index = {"metadata": {"total_size": 0}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    return directory
+
+
+@pytest.mark.parametrize("profile", ["exact", "portable"])
+def test_scales_of_the_kv_cache_get_the_names_that_every_loader_reads(
+    profile: str, copy_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """With compressed-tensors' config, transformers looks for its names only, and says nothing of others."""
+    source, out = with_index(copy_of("modelopt-llama")), tmp_path / "out"
+    manifest = rewrite.convert(source, out, profile=profile, selection="all")
+    assert manifest.renamed == KV_SCALES
+    before, after = raw_tensors(source), raw_tensors(out)
+    for old, new in KV_SCALES.items():
+        assert before[old][2] == ()
+        assert after[new] == (*before[old][:2], (1,), before[old][3])
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["weight_map"].keys() == after.keys()
+    assert json.loads((out / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]["num_bits"] == 8
+    assert rewrite.verify(source, out, device="cpu", tokens=4).ok
+    assert not rewrite.convert(out, tmp_path / "again", profile=profile, selection="all").changed
+
+
+@pytest.mark.parametrize("profile", ["bf16", "partition"])
+def test_scales_of_the_kv_cache_keep_modelopts_names_in_modelopts_dialect(profile: str, tmp_path: Path) -> None:
+    """Its loaders read those."""
+    source = FIXTURES / "modelopt-llama"
+    manifest = rewrite.convert(source, tmp_path / "out", profile=profile, selection="all")
+    assert manifest.renamed == {}
+    assert raw_tensors(tmp_path / "out").keys() >= KV_SCALES.keys()
+
+
+def test_a_wrong_scale_of_the_kv_cache_is_found(tmp_path: Path) -> None:
+    """Under its new name: another value, none, one more."""
+    source, out = FIXTURES / "modelopt-llama", tmp_path / "out"
+    rewrite.convert(source, out, selection="all")
+    good = {name: entry[1:] for name, entry in raw_tensors(out).items()}
+    old, new = next(iter(KV_SCALES.items()))
+
+    def problems(tensors: dict[str, Any]) -> dict[str, str]:
+        write_shard(out / "model.safetensors", tensors, format="pt")
+        found = rewrite.verify(source, out, device="cpu", tokens=4)
+        return {check.name: check.problems[0] for check in found.checks if check.verdict == "FAILED"}
+
+    assert problems(good) == {}
+    assert old in problems({**good, new: ("F32", (1,), struct.pack("<f", 0.5))})["untouched"]
+    assert f"{old}: missing" in problems({n: v for n, v in good.items() if n != new})["structure"]
+    assert "extra: not in the source" in problems({**good, "extra": good[new]})["structure"]
+
+
 @pytest.mark.parametrize("algorithm", ["FP8", None])
 def test_kv_cache_quantisation_carries_over(
     algorithm: str | None, copy_of: Callable[[str], Path], tmp_path: Path
@@ -448,11 +518,23 @@ def test_portable_from_exact(text: Path, tmp_path: Path) -> None:
 def test_the_converter_gives_the_same_tensors(name: str, tmp_path: Path) -> None:
     """Through compressed-tensors' convert_checkpoint, for pipelines that chain converters."""
     source = FIXTURES / name
-    rewrite.convert(source, tmp_path / "ours")
-    convert_checkpoint(source, tmp_path / "theirs", ExplicitScales(source), device="cpu")
+    selection: rewrite.Selection = "qkvz" if name in SPLIT_QKVZ else "all"
+    rewrite.convert(source, tmp_path / "ours", selection=selection)
+    convert_checkpoint(source, tmp_path / "theirs", ExplicitScales(source, selection=selection), device="cpu")
     ours, theirs = raw_tensors(tmp_path / "ours"), raw_tensors(tmp_path / "theirs")
     assert {n: v[1:] for n, v in ours.items()} == {n: v[1:] for n, v in theirs.items()}
     assert compressed_tensors_schemes(tmp_path / "ours") == compressed_tensors_schemes(tmp_path / "theirs")
+
+
+def test_the_converter_restates_other_dialects_where_nothing_is_to_be_done(tmp_path: Path) -> None:
+    """convert_checkpoint would else leave FP8 weights behind without any config: it writes compressed-tensors only."""
+    source = FIXTURES / "modelopt-llama"
+    convert_checkpoint(source, tmp_path / "out", ExplicitScales(source), device="cpu")
+    before, after = raw_tensors(source), raw_tensors(tmp_path / "out")
+    assert {KV_SCALES.get(name, name) for name in before} == after.keys()
+    assert all(after[name] == entry for name, entry in before.items() if name not in KV_SCALES)
+    scheme = compressed_tensors_schemes(tmp_path / "out")["model.layers.0.mlp.up_proj"]
+    assert (scheme.weights.strategy, scheme.input_activations.dynamic) == ("tensor", False)
 
 
 def test_the_converter_leaves_other_checkpoints_alone(text: Path, tmp_path: Path) -> None:

@@ -41,6 +41,18 @@ def test_logits_of_other_families_are_bit_identical(name: str, tmp_path: Path) -
     assert torch.equal(before, after)
 
 
+def test_scales_of_the_kv_cache_are_found(tmp_path: Path) -> None:
+    """Under ModelOpt's names it would make them up from whatever memory held."""
+    rewrite.convert(FIXTURES / "modelopt-llama", tmp_path / "out", selection="all")
+    stored = raw_tensors(FIXTURES / "modelopt-llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.bfloat16)
+    for i, layer in enumerate(model.model.layers):
+        for kind in "kv":
+            raw = stored[f"model.layers.{i}.self_attn.{kind}_proj.{kind}_scale"][3]
+            value = torch.frombuffer(bytearray(raw), dtype=torch.float32).bfloat16()
+            assert torch.equal(getattr(layer.self_attn, f"{kind}_scale").data, value)
+
+
 def test_the_comparison_can_fail(copy: Path, tmp_path: Path) -> None:
     """A scale that is off by its last bit shows in the logits."""
     rewrite.convert(copy, tmp_path / "out")

@@ -145,6 +145,18 @@ def house(layers: Layers, ignore: Iterable[str], activations: Activations, kv_ca
     return CompressedTensors(value)
 
 
+_KV_SCALE = re.compile(r"(.*\.)([kv])_proj\.(\2_scale)")
+
+
+def kv_scale_name(name: str) -> str | None:
+    """ModelOpt's name for a scale of the KV cache, ``….k_proj.k_scale``, as compressed-tensors has it: ``….k_scale``.
+
+    vLLM and SGLang read both names (``maybe_remap_kv_scale_name``), transformers this one only. None for other tensors.
+    """
+    found = _KV_SCALE.fullmatch(name)
+    return None if found is None else found.group(1) + found.group(3)
+
+
 def _arguments(strategy: str, *, dynamic: bool = False) -> dict[str, Any]:
     """FP8 ``QuantizationArgs``."""
     return {"dynamic": dynamic, "num_bits": 8, "strategy": strategy, "symmetric": True, "type": "float"}

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from rewrite.checkpoint import Checkpoint
+from rewrite.dialects import read_dialect
 from rewrite.groups import FP8_DTYPES, FusedGroup, FusedLayer, Module, Selection, find_groups, single_module
 from rewrite.header import TensorInfo
 from rewrite.manifest import MANIFEST_NAME
@@ -24,6 +25,7 @@ class Expected:
     selection: Selection
     groups: tuple[FusedGroup, ...]
     forms: Mapping[str, frozenset[Form]]
+    renamed: Mapping[str, str]  # old name → new name
 
     def allows(self, old: TensorInfo, new: TensorInfo | None) -> bool:
         """Whether ``old`` may have become ``new``."""
@@ -44,7 +46,22 @@ def expect(source: Checkpoint, out: Checkpoint) -> Expected:
     forms: dict[str, frozenset[Form]] = {}
     for module in (module for group in groups for module in group.modules):
         forms |= _forms(module, profile)
-    return Expected(profile, selection, groups, forms)
+    renamed = dict(_renamed(source)) if _is_rehoused(source, out) else {}
+    scalar = {old: frozenset({(source.tensors[old][1].dtype, (1,))}) for old in renamed}
+    return Expected(profile, selection, groups, forms | scalar, renamed)
+
+
+def _is_rehoused(source: Checkpoint, out: Checkpoint) -> bool:
+    names = [read_dialect(checkpoint).name for checkpoint in (source, out)]
+    return names[0] != names[1] and names[1] == "compressed-tensors"
+
+
+def _renamed(source: Checkpoint) -> Iterator[tuple[str, str]]:
+    """ModelOpt's names for the scales of the KV cache, as compressed-tensors has them."""
+    for name, (_, info) in source.tensors.items():
+        for kind in ("k", "v"):
+            if name.endswith(f".{kind}_proj.{kind}_scale") and info.numel == 1:
+                yield name, f"{name.removesuffix(f'{kind}_proj.{kind}_scale')}{kind}_scale"
 
 
 def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:

@@ -48,10 +48,10 @@ def _stock_reader(out: Checkpoint) -> Iterator[str]:
 
 
 def _same_tensors(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
-    for name in out.tensors.keys() - source.tensors.keys():
+    for name in out.tensors.keys() - source.tensors.keys() - set(expected.renamed.values()):
         yield f"{name}: not in the source"
     for name, (old_shard, old) in source.tensors.items():
-        found = out.tensors.get(name)
+        found = out.tensors.get(expected.renamed.get(name, name))
         if found is None:
             if not expected.allows(old, None):
                 yield f"{name}: missing"

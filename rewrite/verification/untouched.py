@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def check_untouched(
         for name, file in source.files.items()
         if name not in shards | _MAY_CHANGE and name in out.files and out.files[name].size == file.size
     ]
-    problems = [*_files(source, out, shards), *_json_edits(source, out)]
+    problems = [*_files(source, out, shards), *_json_edits(source, out, expected)]
     problems += _compare_all(runs, source.root, out.root, workers, progress)
     size = sum(run.length for run in runs)
     tensors = sum(len(run.tensors) for run in runs)
@@ -79,9 +79,10 @@ def _tensor_runs(shard: Shard, out: Checkpoint, expected: Expected) -> Iterator[
     pending: list[tuple[TensorInfo, TensorInfo]] = []
     home = out.tensors
     for old in shard.header.tensors:
-        if old.name in expected.forms or old.name not in home:
+        name = expected.renamed.get(old.name, old.name)
+        if (old.name in expected.forms and name == old.name) or name not in home:
             continue
-        new_shard, new = home[old.name]
+        new_shard, new = home[name]
         if new_shard.name != shard.name or new.nbytes != old.nbytes:
             continue
         if pending and not (pending[-1][0].end == old.start and pending[-1][1].end == new.start):
@@ -89,7 +90,7 @@ def _tensor_runs(shard: Shard, out: Checkpoint, expected: Expected) -> Iterator[
             pending = []
         pending.append((old, new))
     if pending:
-        yield _run(shard, home[pending[0][0].name][0], pending)
+        yield _run(shard, home[pending[0][1].name][0], pending)
 
 
 def _run(old_shard: Shard, new_shard: Shard, pairs: list[tuple[TensorInfo, TensorInfo]]) -> _Run:
@@ -118,7 +119,7 @@ def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[st
             yield f"{shard.name}: the metadata differs"
 
 
-def _json_edits(source: Checkpoint, out: Checkpoint) -> Iterator[str]:
+def _json_edits(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
     """All of config.json but the quantisation, all of the index but ``total_size``, key order included."""
     if _without_quantization(source.config) != _without_quantization(out.config):
         yield f"{CONFIG_NAME}: differs outside quantization_config"
@@ -127,8 +128,9 @@ def _json_edits(source: Checkpoint, out: Checkpoint) -> Iterator[str]:
     if (source.index is None) != (out.index is None):
         yield f"{INDEX_NAME}: only one of the two checkpoints has it"
     elif source.index and out.index:
-        gone = source.tensors.keys() - out.tensors.keys()  # whether they may be gone is the structure's question
-        if _index_text(source.index, gone) != _index_text(out.index, frozenset()):
+        # Whether a tensor may be gone is the structure's question.
+        gone = source.tensors.keys() - out.tensors.keys() - expected.renamed.keys()
+        if _index_text(source.index, gone, expected.renamed) != _index_text(out.index, frozenset(), {}):
             yield f"{INDEX_NAME}: differs outside metadata.total_size"
 
 
@@ -156,11 +158,12 @@ def _without_layers(file: JsonFile) -> str:
     return json.dumps(value)
 
 
-def _index_text(file: JsonFile, gone: Collection[str]) -> str:
+def _index_text(file: JsonFile, gone: Collection[str], renamed: Mapping[str, str]) -> str:
     value: dict[str, Any] = json.loads(file.text)
     if isinstance(value.get("metadata"), dict):
         value["metadata"]["total_size"] = None
-    value["weight_map"] = {name: shard for name, shard in value["weight_map"].items() if name not in gone}
+    weight_map = value["weight_map"].items()
+    value["weight_map"] = {renamed.get(name, name): shard for name, shard in weight_map if name not in gone}
     return json.dumps(value)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def start(_: Job) -> str:
+def start() -> str:
     """Import SGLang and replace what CPU lacks. Nothing replaced reads, places or merges a weight or a scale."""
     # CUDA kernels without a CPU build, imported at module level (vllm: for its rotary embedding where CUDA is absent).
     mocks.install("sgl_kernel", "flashinfer", "vllm")

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def start(_: Job) -> str:
+def start() -> str:
     """Import transformers."""
     import transformers
 

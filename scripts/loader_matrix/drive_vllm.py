@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def start(_: Job) -> str:
+def start() -> str:
     """Import vLLM and replace what a CPU build lacks. Nothing replaced reads, places or merges a weight or a scale."""
     import torch
     import vllm

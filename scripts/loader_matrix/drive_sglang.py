@@ -30,6 +30,7 @@ def start() -> str:
     # Both ask for the card's compute capability; FP8 checkpoints are made for 8.9 and newer.
     loader.get_device_capability = lambda *_, **__: (9, 0)
     CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
+    driver.preload("sglang.srt.models.registry")  # imports every model
     return sglang.__version__
 
 
@@ -97,13 +98,14 @@ def _has_runtime_context() -> bool:
 def _state_interval(config: Any, model: Path) -> None:
     """Say every how many layers one has full attention, where config.json says it only layer by layer.
 
-    Published Qwen3.5 configs have `full_attention_interval`, the only form SGLang reads; transformers' save_pretrained,
-    which wrote the fixtures, keeps `layer_types` alone.
+    Published configs of models with Gated DeltaNet have `full_attention_interval`, the only form SGLang reads;
+    transformers' save_pretrained, which wrote the fixtures, keeps `layer_types` alone. Other families have neither.
     """
     stored = json.loads((model / "config.json").read_text())
+    kinds = stored.get("text_config", stored).get("layer_types", ())
     text = getattr(config, "text_config", config)
-    if "full_attention_interval" not in vars(text):
-        text.full_attention_interval = stored.get("text_config", stored)["layer_types"].index("full_attention") + 1
+    if "linear_attention" in kinds and "full_attention_interval" not in vars(text):
+        text.full_attention_interval = kinds.index("full_attention") + 1
 
 
 def _one_rank(arguments: Any, config: Any, rendezvous: str) -> None:

@@ -25,6 +25,12 @@ def start() -> str:
     torch.accelerator.empty_cache = lambda: None
     _replace_expert_kernels()
     _replace_linear_kernels()
+    driver.preload(
+        "vllm.engine.arg_utils",
+        "vllm.model_executor.model_loader",
+        "vllm.model_executor.layers.quantization.modelopt",
+        *(f"vllm.model_executor.models.{family}" for family in ("llama", "qwen3_5", "qwen3_next")),
+    )
     return vllm.__version__
 
 

@@ -11,6 +11,7 @@ dies or takes too long writes nothing.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -127,6 +128,12 @@ def compare(model: torch.nn.Module, this: Job) -> Result:
     from loader_matrix.truth import Truth
 
     return measure(model, Truth(this.truth), Rank(this.rank, this.world))
+
+
+def preload(*modules: str) -> None:
+    """Import what loads import, so that it happens once and not in every child; nothing else depends on it."""
+    for name in modules:
+        importlib.import_module(name)
 
 
 def run(

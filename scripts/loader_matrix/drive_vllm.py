@@ -25,6 +25,7 @@ def start() -> str:
     torch.accelerator.empty_cache = lambda: None
     _replace_expert_kernels()
     _replace_linear_kernels()
+    _offer_nvfp4_kernel()
     driver.preload(
         "vllm.engine.arg_utils",
         "vllm.model_executor.model_loader",
@@ -54,6 +55,17 @@ def _replace_linear_kernels() -> None:
     # Asks for a card's compute capability and, where there is none, falls back to weight-only Marlin, another layout.
     # A card of Ada's generation or newer, which FP8 checkpoints are made for, says yes.
     CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
+
+
+def _offer_nvfp4_kernel() -> None:
+    """NVFP4 kernels exist for accelerators only. vLLM's own emulation leaves weights as they were loaded."""
+    from vllm.model_executor.kernels import linear
+    from vllm.platforms import PlatformEnum
+
+    # 0.19.1 has it behind this variable, later ones in a list for each platform that lacks the CPU.
+    os.environ["VLLM_USE_NVFP4_CT_EMULATIONS"] = "1"
+    if hasattr(linear, "EmulationNvFp4LinearKernel"):
+        linear._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [linear.EmulationNvFp4LinearKernel]
 
 
 def load(job: Job) -> torch.nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loader_matrix import driver
 from loader_matrix.driver import Job
@@ -26,6 +26,7 @@ def start() -> str:
     _replace_expert_kernels()
     _replace_linear_kernels()
     _offer_nvfp4_kernel()
+    _offer_fp8_cache()
     driver.preload(
         "vllm.engine.arg_utils",
         "vllm.model_executor.model_loader",
@@ -66,6 +67,26 @@ def _offer_nvfp4_kernel() -> None:
     os.environ["VLLM_USE_NVFP4_CT_EMULATIONS"] = "1"
     if hasattr(linear, "EmulationNvFp4LinearKernel"):
         linear._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [linear.EmulationNvFp4LinearKernel]
+
+
+def _offer_fp8_cache() -> None:
+    """The CPU has FP8 caches since 0.32; before, it refuses one, or takes it for a BF16 one without scales."""
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.v1.attention.backends import cpu_attn
+
+    if "fp8" in cpu_attn.CPUAttentionBackend.supported_kv_cache_dtypes:
+        return
+    # The backend, which would compute with the cache, refuses to be built. The scales are the layer's, not its.
+    cpu_attn.is_quantized_kv_cache = lambda _: False
+    check = CpuPlatform.check_and_update_config
+
+    def keep_cache_type(config: Any) -> None:
+        given = config.cache_config.cache_dtype
+        config.cache_config.cache_dtype = "auto"
+        check(config)
+        config.cache_config.cache_dtype = given
+
+    CpuPlatform.check_and_update_config = staticmethod(keep_cache_type)
 
 
 def load(job: Job) -> torch.nn.Module:

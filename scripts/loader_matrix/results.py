@@ -14,8 +14,8 @@ tests/loader_matrix.json:
       others       worst error of every other kind of linear, routed experts too, and the same of its input_scale
       cast         modules served in FP8 that are not FP8 on disk
       not_compared kinds of stored linears whose format (NVFP4) is not read: nothing is known of their errors
-      kv_cache     scales of the KV cache: none (on disk), equal, differs or absent (on disk, but not served: left out,
-                   or left at 1); null where nothing was loaded
+      kv_cache     scales of the KV cache: none (on disk), equal, rounded (to BF16), differs or absent (on disk, but not
+                   served: left out, or left at 1); null where nothing was loaded
     generation   one for each generation: outcome runs, raises or not run; the tokens and their log-probabilities; how
                  many leading tokens agree with the original's, and the largest difference of their log-probabilities
 """
@@ -99,6 +99,11 @@ def worst(values: list[float]) -> float:
     return next((value for value in values if math.isnan(value)), max(values))
 
 
+def worst_kv(words: set[str]) -> str:
+    """What is said of several layers' or ranks' KV scales."""
+    return next(word for word in ("differs", "absent", "rounded", "equal", "none") if word in words)
+
+
 def cell(key: dict[str, Any], results: list[dict[str, Any]]) -> Cell:
     """The cell that the ranks' results make."""
     for result in results:
@@ -121,13 +126,8 @@ def cell(key: dict[str, Any], results: list[dict[str, Any]]) -> Cell:
         others=_others([layer for layer in layers if not layer["layer"]]),
         cast=cast,
         not_compared=sorted({kind for result in results for kind in result["not_compared"]}),
-        kv_cache=_kv_cache({result["kv_cache"] for result in results}),
+        kv_cache=worst_kv({result["kv_cache"] for result in results}),
     )
-
-
-def _kv_cache(ranks: set[str]) -> str:
-    """The worst of the ranks'."""
-    return next(word for word in ("differs", "absent", "equal", "none") if word in ranks)
 
 
 def _group(layer: dict[str, Any]) -> dict[str, Any]:

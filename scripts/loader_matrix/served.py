@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from loader_matrix.results import worst
+from loader_matrix.results import worst, worst_kv
 from loader_matrix.truth import Linear, Truth, canonical
 
 FP8 = torch.float8_e4m3fn
@@ -214,16 +214,22 @@ def _kv_scale(module: torch.nn.Module, which: str) -> float | None:
     return None if scale is None else scale.detach().float().item()
 
 
+def _kv_word(served: set[float], true: float) -> str:
+    if not served or (served == {1.0} and true != 1.0):
+        return "absent"
+    if served == {true}:
+        return "equal"
+    return "rounded" if served == {torch.tensor(true).bfloat16().item()} else "differs"
+
+
 def kv_cache(model: torch.nn.Module, truth: Truth) -> str:
-    """The scales of the KV cache: `none` on disk, `equal`, `differs`, or `absent` (no attention layer holds one, or it
-    holds 1, what engines set where nothing was loaded)."""
+    """The scales of the KV cache: `none` on disk, `equal`, `rounded` to BF16, `differs`, or `absent` (no attention
+    layer holds one, or it holds 1, what engines set where nothing was loaded). The worst of all layers."""
     found = set()
     for (layer, which), true in truth.kv_scales().items():
         own = [module for name, module in model.named_modules() if (canonical(name) or "").startswith(layer)]
-        served = {scale for module in own if (scale := _kv_scale(module, which)) is not None}
-        left = not served or (served == {1.0} and true != 1.0)
-        found.add("absent" if left else "equal" if served == {true} else "differs")
-    return next((word for word in ("differs", "absent", "equal") if word in found), "none")
+        found.add(_kv_word({scale for module in own if (scale := _kv_scale(module, which)) is not None}, true))
+    return worst_kv(found or {"none"})
 
 
 def measure(model: torch.nn.Module, truth: Truth, rank: Rank) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _all(cell: Cell | None) -> str:
         return "raises"
     found = [figure(_worst([error for group in cell.groups for error in group["errors"].values()]))]
     found += [f"{name} cast" for name in sorted({module.rpartition(".")[2] for module in cell.cast})[:1]]
-    found += [f"KV scales {cell.kv_cache}"] if cell.kv_cache in ("differs", "absent") else []
+    found += [f"KV scales {cell.kv_cache}"] if cell.kv_cache in ("rounded", "differs", "absent") else []
     return ", ".join(found)
 
 

@@ -177,11 +177,14 @@ def _forked(task: Task, work: Callable[[Job], Result]) -> None:
     """Run the ranks of a cell side by side, each in a process of its own; end those that take too long."""
     children = [_child(task, rank, work) for rank in range(task.ranks)]
     deadline = time.monotonic() + LIMIT
-    for child in children:
-        while os.waitpid(child, os.WNOHANG) == (0, 0):
-            if time.monotonic() > deadline:
+    try:
+        for child in children:
+            while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+                time.sleep(0.02)
+    finally:  # an interrupt ends them too; and whatever an engine started and left behind
+        for child in children:
+            with suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-            time.sleep(0.02)
 
 
 def _child(task: Task, rank: int, work: Callable[[Job], Result]) -> int:

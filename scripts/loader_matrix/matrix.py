@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, TypeVar
 
 from loader_matrix import cases, results, table
 from loader_matrix.cases import ORIGINAL, Engine
-from loader_matrix.driver import Batch, Task
+from loader_matrix.driver import LIMIT, Batch, Task
 from loader_matrix.envs import HOME, Unavailable, environment
 from loader_matrix.results import Cell, Generation
 
@@ -58,30 +59,53 @@ class Selection:
 class Runner:
     """Prepares environments and converted checkpoints once, and runs drivers in them."""
 
-    def __init__(self, selection: Selection) -> None:
+    def __init__(self, selection: Selection, jobs: int) -> None:
         self._environments = {each: _or_reason(partial(environment, each)) for each in selection.engines}
-        self._checkpoints = {each: _or_reason(partial(converted, *each)) for each in selection.checkpoints()}
+        self._converter = _or_reason(partial(environment, CONVERTER))
+        with ThreadPoolExecutor(jobs) as pool:
+            wanted = selection.checkpoints()
+            made = pool.map(lambda each: _or_reason(partial(self._converted, *each)), wanted)
+            self._checkpoints = dict(zip(wanted, made, strict=True))
         self._logs = HOME / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
+
+    def _converted(self, fixture: str, profile: str) -> Path:
+        """The fixture, or what `rewrite convert` makes of it; Unavailable where it refuses."""
+        source = cases.FIXTURES / fixture
+        if profile == ORIGINAL:
+            return source
+        out = HOME / "converted" / f"{fixture}-{profile}"
+        shutil.rmtree(out, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        where = _available(self._converter)
+        path = os.pathsep.join([str(cases.REPOSITORY), where.variables["PYTHONPATH"]])
+        options = cases.CONVERSIONS[profile]
+        command = [str(where.python), "-m", "rewrite", "convert", *options, "--json", str(source), str(out)]
+        variables = where.variables | {"PYTHONPATH": path}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Unavailable(f"rewrite convert refuses: {_message(done.stdout, done.stderr)}")
+        return out
 
     def run(self, driver: str, loads: Sequence[Load]) -> dict[Load, list[dict[str, Any]] | Unavailable]:
         """The driver's results for loads of one engine, one for each rank; or why there are none."""
         engine = loads[0][0]
         with tempfile.TemporaryDirectory() as folder:
+            name = Path(folder).name  # engines name shared memory after a cell's folder: unique on this machine
             found = {
-                load: _or_reason(partial(self._task, driver, load, Path(folder) / str(n)))
+                load: _or_reason(partial(self._task, driver, load, Path(folder) / f"{name}-{n}"))
                 for n, load in enumerate(loads)
             }
             tasks = tuple(each for each in found.values() if isinstance(each, Task))
             if tasks:
-                batch = Path(folder) / "batch.json"
                 log = self._logs / f"{driver}-{engine.slug}-{loads[0][3]}.log"
+                log.unlink(missing_ok=True)
+                batch = Path(folder) / "batch.json"
                 Batch(engine.version, str(log), tasks).write(batch)
                 where = _available(self._environments[engine])
-                log.unlink(missing_ok=True)
-                subprocess.run(
-                    [str(where.python), "-m", f"loader_matrix.{driver}", str(batch)], env=where.variables, check=False
-                )
+                command = [str(where.python), "-m", f"loader_matrix.{driver}", str(batch)]
+                with suppress(subprocess.TimeoutExpired):  # cells without a result say so
+                    subprocess.run(command, env=where.variables, check=False, timeout=LIMIT * (len(tasks) + 1))
             return {load: _or_reason(partial(_results, each)) for load, each in found.items()}
 
     def _task(self, driver: str, load: Load, folder: Path) -> Task:
@@ -91,9 +115,8 @@ class Runner:
         label = f"{driver}-{engine.slug}-{fixture}-{profile}-{ranks}"
         log = self._logs / f"{label}.log"
         log.unlink(missing_ok=True)
-        named = folder.with_name(f"{folder.parent.name}-{folder.name}")  # engines name shared memory after it
-        named.mkdir()
-        return Task(label, str(model), str(cases.FIXTURES / fixture), str(named), str(log), ranks)
+        folder.mkdir()
+        return Task(label, str(model), str(cases.FIXTURES / fixture), str(folder), str(log), ranks)
 
 
 def _or_reason(make: Callable[[], T]) -> T | Unavailable:
@@ -108,26 +131,6 @@ def _available(made: T | Unavailable) -> T:
     if isinstance(made, Unavailable):
         raise made
     return made
-
-
-def converted(fixture: str, profile: str) -> Path:
-    """The fixture, or what `rewrite convert` makes of it; Unavailable where it refuses."""
-    source = cases.FIXTURES / fixture
-    if profile == ORIGINAL:
-        return source
-    out = HOME / "converted" / f"{fixture}-{profile}"
-    shutil.rmtree(out, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    where = environment(CONVERTER)
-    path = os.pathsep.join([str(cases.REPOSITORY), where.variables["PYTHONPATH"]])
-    options = cases.CONVERSIONS[profile]
-    command = [str(where.python), "-m", "rewrite", "convert", *options, "--json", str(source), str(out)]
-    done = subprocess.run(
-        command, env=where.variables | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise Unavailable(f"rewrite convert refuses: {_message(done.stdout, done.stderr)}")
-    return out
 
 
 def _message(stdout: str, stderr: str) -> str:
@@ -280,7 +283,7 @@ def main(words: Sequence[str]) -> int:
     selection = select(given)
     whole = given.record and not (given.engine or given.fixture or given.profile or given.ci)
     recorded = results.Record("", [], []) if whole else results.read(cases.RECORD)
-    runner = Runner(selection)
+    runner = Runner(selection, given.jobs)
     cells, generation = run(runner, selection, given.jobs)
     generation = compared(generation, recorded.generation)
     show(table.aligned, cells, generation)

@@ -199,6 +199,8 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
 
 def _expert_layers(served: str, module: torch.nn.Module, truth: Truth) -> list[dict[str, Any]]:
     name = served.removesuffix(".routed_experts")  # vLLM 0.32's name for the module inside `experts`
+    if f"{name}.0.down_proj" in truth.packed():
+        return []
     held = [which for which, (weight, *_) in EXPERTS.items() if getattr(getattr(module, weight, None), "ndim", 0) == 3]
     return [_expert_layer(name, module, which, truth) for which in held]
 

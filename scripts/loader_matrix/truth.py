@@ -126,6 +126,8 @@ class Truth:
     def linear(self, name: str) -> Linear:
         """The linear `name`, dequantised: FP8 value x scale, both in F32, which is exact for one product."""
         weight = self._tensors[f"{name}.weight"]
+        if weight.dtype == torch.uint8:
+            raise ValueError(f"{name}: packed weights, which truth.py can't read")
         if weight.dtype != torch.float8_e4m3fn:
             return Linear(weight.float(), quantised=False, input_scale=None)
         scale = self._tensors[f"{name}.weight_scale"].float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ def start() -> str:
     CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
     _replace_nvfp4_layout()
     driver.preload("sglang.srt.models.registry")  # imports every model
+    # Asks for an accelerator to put the (unquantised) resampler on; everything else goes where the loader is told to.
+    sys.modules["sglang.srt.models.minicpmv"].get_device = lambda *_: "cpu"
     return sglang.__version__
 
 

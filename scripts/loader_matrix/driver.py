@@ -97,9 +97,13 @@ def where(error: BaseException, packages: tuple[str, ...]) -> str:
 
 
 def described(error: BaseException, packages: tuple[str, ...]) -> dict[str, str]:
-    """Type, first line of the message (without this machine's paths) and place of an exception."""
+    """Type, first line of the message (without this machine's paths) and place of an exception.
+
+    Pydantic's first line only counts the faults; the next ones say what they are.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    message = re.sub(r"(/[\w.+-]+){2,}/", "", lines[0])
+    said = " ".join(lines[1:]) if re.match(r"\d+ validation error", lines[0]) else lines[0]
+    message = re.sub(r"(/[\w.+-]+){2,}/", "", said)
     return {"type": type(error).__name__, "message": message[:240], "where": where(error, packages)}
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIXTURES = REPOSITORY / "tests" / "fixtures"
@@ -46,9 +49,15 @@ CONVERSIONS = {
     "exact-all": ("--profile", "exact", "--groups", "all"),
     "portable": ("--profile", "portable"),
     "bf16": ("--profile", "bf16"),
+    "bf16-all": ("--profile", "bf16", "--groups", "all"),
     "partition": ("--profile", "partition"),
+    "partition-all": ("--profile", "partition", "--groups", "all"),
 }
 PROFILES = (ORIGINAL, *CONVERSIONS)
+# What a fixture gets unless told otherwise: where in_proj_qkv and in_proj_z lie on disk, the group that loaders garble,
+# on its own; elsewhere only `--groups all` has something to convert. `portable` converts all layers in any case.
+GDN_PROFILES = (ORIGINAL, "exact", "exact-all", "portable", "bf16", "partition")
+OTHER_PROFILES = (ORIGINAL, "exact-all", "portable", "bf16-all", "partition-all")
 
 CI_ENGINES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23", "transformers==5.17.0")
 CI_FIXTURES = ("llmcompressor-qwen3_5-vl",)
@@ -62,6 +71,18 @@ TP_RANKS = 2
 def fixtures() -> tuple[str, ...]:
     """Names of the checkpoints under tests/fixtures."""
     return tuple(sorted(path.parent.name for path in FIXTURES.glob("*/config.json")))
+
+
+def profiles(fixture: str) -> tuple[str, ...]:
+    """The profiles that a fixture is loaded with."""
+    stored = {name for shard in sorted((FIXTURES / fixture).glob("*.safetensors")) for name in _header(shard)}
+    return GDN_PROFILES if any(name.endswith(".in_proj_z.weight") for name in stored) else OTHER_PROFILES
+
+
+def _header(shard: Path) -> dict[str, Any]:
+    with shard.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        return dict(json.loads(file.read(length)))
 
 
 def engine(spec: str) -> Engine:

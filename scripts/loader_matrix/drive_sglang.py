@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def start(_: Job) -> str:
+def start() -> str:
     """Import SGLang and replace what CPU lacks. Nothing replaced reads, places or merges a weight or a scale."""
     # CUDA kernels without a CPU build, imported at module level (vllm: for its rotary embedding where CUDA is absent).
     mocks.install("sgl_kernel", "flashinfer", "vllm")
@@ -30,7 +31,19 @@ def start(_: Job) -> str:
     # Both ask for the card's compute capability; FP8 checkpoints are made for 8.9 and newer.
     loader.get_device_capability = lambda *_, **__: (9, 0)
     CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
+    _replace_nvfp4_layout()
+    driver.preload("sglang.srt.models.registry")  # imports every model
+    # Asks for an accelerator to put the (unquantised) resampler on; everything else goes where the loader is told to.
+    sys.modules["sglang.srt.models.minicpmv"].get_device = lambda *_: "cpu"
     return sglang.__version__
+
+
+def _replace_nvfp4_layout() -> None:
+    from sglang.srt.layers.quantization import modelopt_quant
+
+    # Shuffles NVFP4 weights for a GPU's kernel, once they are loaded, and raises where there is no such GPU. They are
+    # not compared.
+    modelopt_quant.ModelOptFp4LinearMethod.process_weights_after_loading = lambda *_: None
 
 
 def _kernels() -> ModuleType:
@@ -97,13 +110,14 @@ def _has_runtime_context() -> bool:
 def _state_interval(config: Any, model: Path) -> None:
     """Say every how many layers one has full attention, where config.json says it only layer by layer.
 
-    Published Qwen3.5 configs have `full_attention_interval`, the only form SGLang reads; transformers' save_pretrained,
-    which wrote the fixtures, keeps `layer_types` alone.
+    Published configs of models with Gated DeltaNet have `full_attention_interval`, the only form SGLang reads;
+    transformers' save_pretrained, which wrote the fixtures, keeps `layer_types` alone. Other families have neither.
     """
     stored = json.loads((model / "config.json").read_text())
+    kinds = stored.get("text_config", stored).get("layer_types", ())
     text = getattr(config, "text_config", config)
-    if "full_attention_interval" not in vars(text):
-        text.full_attention_interval = stored.get("text_config", stored)["layer_types"].index("full_attention") + 1
+    if "linear_attention" in kinds and "full_attention_interval" not in vars(text):
+        text.full_attention_interval = kinds.index("full_attention") + 1
 
 
 def _one_rank(arguments: Any, config: Any, rendezvous: str) -> None:

@@ -12,10 +12,15 @@ if TYPE_CHECKING:
     import torch
 
 
-def start(_: Job) -> str:
+def start() -> str:
     """Import transformers."""
     import transformers
 
+    driver.preload(
+        "compressed_tensors",
+        "transformers.quantizers.auto",
+        *(f"transformers.models.{family}.modeling_{family}" for family in ("llama", "qwen3_5")),
+    )
     return transformers.__version__
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loader_matrix import driver
 from loader_matrix.driver import Job
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 
-def start(_: Job) -> str:
+def start() -> str:
     """Import vLLM and replace what a CPU build lacks. Nothing replaced reads, places or merges a weight or a scale."""
     import torch
     import vllm
@@ -25,6 +25,14 @@ def start(_: Job) -> str:
     torch.accelerator.empty_cache = lambda: None
     _replace_expert_kernels()
     _replace_linear_kernels()
+    _offer_nvfp4_kernel()
+    _offer_fp8_cache()
+    driver.preload(
+        "vllm.engine.arg_utils",
+        "vllm.model_executor.model_loader",
+        "vllm.model_executor.layers.quantization.modelopt",
+        *(f"vllm.model_executor.models.{family}" for family in ("llama", "qwen3_5", "qwen3_next")),
+    )
     return vllm.__version__
 
 
@@ -48,6 +56,37 @@ def _replace_linear_kernels() -> None:
     # Asks for a card's compute capability and, where there is none, falls back to weight-only Marlin, another layout.
     # A card of Ada's generation or newer, which FP8 checkpoints are made for, says yes.
     CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
+
+
+def _offer_nvfp4_kernel() -> None:
+    """NVFP4 kernels exist for accelerators only. vLLM's own emulation leaves weights as they were loaded."""
+    from vllm.model_executor.kernels import linear
+    from vllm.platforms import PlatformEnum
+
+    # 0.19.1 has it behind this variable, later ones in a list for each platform that lacks the CPU.
+    os.environ["VLLM_USE_NVFP4_CT_EMULATIONS"] = "1"
+    if hasattr(linear, "EmulationNvFp4LinearKernel"):
+        linear._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [linear.EmulationNvFp4LinearKernel]
+
+
+def _offer_fp8_cache() -> None:
+    """The CPU has FP8 caches since 0.32; before, it refuses one, or takes it for a BF16 one without scales."""
+    from vllm.platforms.cpu import CpuPlatform
+    from vllm.v1.attention.backends import cpu_attn
+
+    if "fp8" in cpu_attn.CPUAttentionBackend.supported_kv_cache_dtypes:
+        return
+    # The backend, which would compute with the cache, refuses to be built. The scales are the layer's, not its.
+    cpu_attn.is_quantized_kv_cache = lambda _: False
+    check = CpuPlatform.check_and_update_config
+
+    def keep_cache_type(config: Any) -> None:
+        given = config.cache_config.cache_dtype
+        config.cache_config.cache_dtype = "auto"
+        check(config)
+        config.cache_config.cache_dtype = given
+
+    CpuPlatform.check_and_update_config = staticmethod(keep_cache_type)
 
 
 def load(job: Job) -> torch.nn.Module:

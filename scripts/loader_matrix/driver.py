@@ -1,21 +1,29 @@
-"""What the drivers share: their command line, and how one cell's outcome is written down.
+"""What the drivers share: how a batch of cells is run, and how one cell's outcome is written down.
 
-A driver runs inside an engine's environment. It starts the engine, lets it load one checkpoint, measures, and writes a
-JSON object: `fault` when the engine did not start or the measuring failed, so that nothing was learnt about the
-checkpoint; `error` when the engine's loader raised; else the measurements of `served.measure`.
+A driver runs inside an engine's environment. It imports the engine once, which takes longer than most loads, and then
+forks a process for each cell (or one for each of its ranks): the child loads the checkpoint, measures and ends, so that
+no load sees what another left behind. Nothing that a fork breaks (threads, process groups) exists before it.
+
+A child writes a JSON object: `fault` when the engine did not start or the measuring failed, so that nothing was learnt
+about the checkpoint; `error` when the engine's loader raised; else the measurements of `served.measure`. A child that
+dies or takes too long writes nothing.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import importlib.util
 import json
 import os
 import re
+import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,32 +32,54 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 T = TypeVar("T")
+LIMIT = 900  # seconds for one cell; the slowest takes about 60 on two cores
+
+
+@dataclass(frozen=True)
+class Task:
+    """One cell of a batch: the checkpoint to load, the one that holds the truth, and where the results go."""
+
+    label: str
+    model: str
+    truth: str
+    folder: str  # of the results, RANK.json each; its name is unique on this machine
+    log: str
+    ranks: int
+
+    def out(self, rank: int) -> Path:
+        """The file of one rank's result."""
+        return Path(self.folder) / f"{rank}.json"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The cells of one engine; `log` takes what it prints while it is imported."""
+
+    version: str
+    log: str
+    tasks: tuple[Task, ...]
+
+    def write(self, path: Path) -> None:
+        """As JSON."""
+        path.write_text(json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, path: Path) -> Batch:
+        """From JSON."""
+        data = json.loads(path.read_text())
+        return cls(data["version"], data["log"], tuple(Task(**task) for task in data["tasks"]))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One cell: the checkpoint to load, the one that holds the truth, and this process's place among the ranks."""
+    """What one process loads and measures: a cell, or one rank of it."""
 
     model: Path
     truth: Path
-    version: str
     out: Path
     rank: int
     world: int
     rendezvous: str
-
-
-def job() -> Job:
-    """The command line, parsed."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--truth", type=Path, required=True)
-    parser.add_argument("--version", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rank", type=int, default=0)
-    parser.add_argument("--world", type=int, default=1)
-    parser.add_argument("--rendezvous", default="tcp://127.0.0.1:29500")
-    return Job(**vars(parser.parse_args()))
 
 
 def where(error: BaseException, packages: tuple[str, ...]) -> str:
@@ -67,30 +97,23 @@ def where(error: BaseException, packages: tuple[str, ...]) -> str:
 
 
 def described(error: BaseException, packages: tuple[str, ...]) -> dict[str, str]:
-    """Type, first line of the message (without this machine's paths) and place of an exception."""
+    """Type, first line of the message (without this machine's paths) and place of an exception.
+
+    Pydantic's first line only counts the faults; the next ones say what they are.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    message = re.sub(r"(/[\w.+-]+){2,}/", "", lines[0])
+    said = " ".join(lines[1:]) if re.match(r"\d+ validation error", lines[0]) else lines[0]
+    message = re.sub(r"(/[\w.+-]+){2,}/", "", said)
     return {"type": type(error).__name__, "message": message[:240], "where": where(error, packages)}
 
 
 def attempt(
-    this: Job,
-    packages: tuple[str, ...],
-    start: Callable[[Job], str],
-    load: Callable[[Job], T],
-    measure: Callable[[T, Job], Result],
+    this: Job, packages: tuple[str, ...], load: Callable[[Job], T], measure: Callable[[T, Job], Result]
 ) -> Result:
     """The outcome of one job.
 
     Broad excepts, because whatever an engine raises is the result that this program is there to record.
     """
-    try:
-        found = start(this)
-        if found.split("+")[0] != this.version:
-            raise RuntimeError(f"version {found} is installed, {this.version} was asked for")
-    except Exception as error:
-        traceback.print_exc()
-        return {"fault": described(error, packages)}
     try:
         loaded = load(this)
     except Exception as error:
@@ -111,20 +134,101 @@ def compare(model: torch.nn.Module, this: Job) -> Result:
     return measure(model, Truth(this.truth), Rank(this.rank, this.world))
 
 
+def preload(*modules: str) -> None:
+    """Import what loads import, so that it happens once and not in every child; nothing else depends on it."""
+    for name in modules:
+        importlib.import_module(name)
+
+
 def run(
     packages: tuple[str, ...],
-    start: Callable[[Job], str],
+    start: Callable[[], str],
     load: Callable[[Job], T],
     measure: Callable[[T, Job], Result],
 ) -> None:
-    """Start the engine (`start` returns its version), `load`, `measure`, write the outcome, end the process."""
-    this = job()
-    finish(this, attempt(this, packages, start, load, measure))
+    """Start the engine (`start` returns its version), `load` and `measure` every cell of the batch, end the process.
+
+    The command line is the batch's file.
+    """
+    batch = Batch.read(Path(sys.argv[1]))
+    progress = os.dup(sys.stderr.fileno())
+    _print_to(batch.log)
+    fault = _started(batch.version, packages, start)
+    work = partial(attempt, packages=packages, load=load, measure=measure)
+    for task in batch.tasks:
+        os.write(progress, f"loader matrix: {task.label}\n".encode())
+        if fault is None:
+            _forked(task, work)
+            continue
+        for rank in range(task.ranks):
+            task.out(rank).write_text(json.dumps(fault))
+    _end()
 
 
-def finish(this: Job, result: Result) -> None:
-    """Write `result` and end: engines leave threads and process groups behind that can hang an orderly exit."""
-    this.out.write_text(json.dumps(result))
+def _started(version: str, packages: tuple[str, ...], start: Callable[[], str]) -> Result | None:
+    """None, or why the engine did not start."""
+    try:
+        found = start()
+        if found.split("+")[0] != version:
+            raise RuntimeError(f"version {found} is installed, {version} was asked for")
+    except Exception as error:
+        traceback.print_exc()
+        return {"fault": described(error, packages)}
+    return None
+
+
+def _forked(task: Task, work: Callable[[Job], Result]) -> None:
+    """Run the ranks of a cell side by side, each in a process of its own; end those that take too long."""
+    children = [_child(task, rank, work) for rank in range(task.ranks)]
+    deadline = time.monotonic() + LIMIT
+    try:
+        for child in children:
+            while os.waitpid(child, os.WNOHANG) == (0, 0) and time.monotonic() < deadline:
+                time.sleep(0.02)
+    finally:  # an interrupt ends them too; and whatever an engine started and left behind
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+
+
+def _child(task: Task, rank: int, work: Callable[[Job], Result]) -> int:
+    """The process id of a child that does one rank's work. It never returns into the loop over the batch."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child:
+        with suppress(OSError):  # done already, if the child came first
+            os.setpgid(child, child)
+        return child
+    try:
+        os.setpgid(0, 0)  # a group, so that processes which the engine starts end with it
+        _print_to(task.log)
+        this = Job(
+            Path(task.model),
+            Path(task.truth),
+            task.out(rank),
+            rank,
+            task.ranks,
+            f"file://{task.folder}/rendezvous",
+        )
+        this.out.write_text(json.dumps(work(this)))
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        _end()
+    return 0
+
+
+def _print_to(log: str) -> None:
+    """From here on standard output and error are appended to a file, those of C code and of children too."""
+    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(target, stream.fileno())
+    os.close(target)
+
+
+def _end() -> None:
+    """End at once: engines leave threads and process groups behind that can hang an orderly exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)

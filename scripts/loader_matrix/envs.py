@@ -95,7 +95,8 @@ def environment(engine: Engine) -> Environment:
         python,
         kept
         | {
-            "HOME": str(HOME / "home"),  # caches of engines and of transformers end up in here
+            # Caches of engines and of transformers end up in here. Two versions of vLLM overwrite each other's.
+            "HOME": str(HOME / "home" / engine.slug),
             "PYTHONPATH": os.pathsep.join(str(each) for each in path),
             "PYTHONNOUSERSITE": "1",
             "PYTHONDONTWRITEBYTECODE": "1",

@@ -12,7 +12,7 @@ PROMPT = list(range(10, 40))
 TOKENS = 12
 
 
-def start(_: Job) -> str:
+def start() -> str:
     """Import vLLM and replace the CUDA kernel that quantises weights while loading and activations while running."""
     import vllm
     import vllm._custom_ops as ops

@@ -1,4 +1,4 @@
-"""Runs the matrix: engines x fixtures x profiles, one process (or one for each rank) a cell."""
+"""Runs the matrix: engines x fixtures x profiles. A process imports an engine once and forks a child for each cell."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,62 +20,103 @@ from typing import Any, TypeVar
 
 from loader_matrix import cases, results, table
 from loader_matrix.cases import ORIGINAL, Engine
-from loader_matrix.envs import HOME, Environment, Unavailable, environment
+from loader_matrix.driver import LIMIT, Batch, Task
+from loader_matrix.envs import HOME, Unavailable, environment
 from loader_matrix.results import Cell, Generation
 
 CONVERTER = cases.engine("transformers==5.17.0")  # has everything the project needs
 T = TypeVar("T")
-LIMIT = 900  # seconds for one process; the slowest takes about 60 on two cores
+Load = tuple[Engine, str, str, int]  # engine, fixture, profile, ranks
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to run."""
+    """What to run; `profiles` None stands for each fixture's own."""
 
     engines: tuple[Engine, ...]
     fixtures: tuple[str, ...]
-    profiles: tuple[str, ...]
+    profiles: tuple[str, ...] | None
     extras: bool  # tensor parallelism and generation
 
-    def loads(self) -> list[tuple[Engine, str, str, int]]:
-        """(engine, fixture, profile, ranks) of every load."""
-        rows = [(e, f, p, 1) for f in self.fixtures for e in self.engines for p in self.profiles]
-        return rows + [(e, f, p, cases.TP_RANKS) for e, f, p in self._extra() if e.serves_tp]
+    def checkpoints(self) -> list[tuple[str, str]]:
+        """(fixture, profile) of every checkpoint."""
+        return [(f, p) for f in self.fixtures for p in self.profiles or cases.profiles(f)]
 
-    def generations(self) -> list[tuple[Engine, str, str]]:
-        """(engine, fixture, profile) of every generation."""
-        return [(e, f, p) for e, f, p in self._extra() if e.generates]
+    def loads(self) -> list[Load]:
+        """Every load."""
+        rows = [(e, f, p, 1) for f, p in self.checkpoints() for e in self.engines]
+        return rows + [(e, f, p, cases.TP_RANKS) for e, f, p, _ in self._extra() if e.serves_tp]
 
-    def _extra(self) -> list[tuple[Engine, str, str]]:
-        wanted = [f for f in cases.EXTRA_FIXTURES if self.extras and f in self.fixtures]
-        return [(e, f, p) for f in wanted for e in self.engines for p in self.profiles]
+    def generations(self) -> list[Load]:
+        """Every generation."""
+        return [row for row in self._extra() if row[0].generates]
+
+    def _extra(self) -> list[Load]:
+        wanted = [(f, p) for f, p in self.checkpoints() if self.extras and f in cases.EXTRA_FIXTURES]
+        return [(e, f, p, 1) for f, p in wanted for e in self.engines]
 
 
 class Runner:
     """Prepares environments and converted checkpoints once, and runs drivers in them."""
 
-    def __init__(self, selection: Selection) -> None:
-        self._environments: dict[Engine, Environment | Unavailable] = {}
-        self._checkpoints: dict[tuple[str, str], Path | Unavailable] = {}
-        for engine in selection.engines:
-            self._environments[engine] = _or_reason(partial(environment, engine))
-        for fixture in selection.fixtures:
-            for profile in selection.profiles:
-                self._checkpoints[fixture, profile] = _or_reason(partial(converted, fixture, profile))
+    def __init__(self, selection: Selection, jobs: int) -> None:
+        self._environments = {each: _or_reason(partial(environment, each)) for each in selection.engines}
+        self._converter = _or_reason(partial(environment, CONVERTER))
+        with ThreadPoolExecutor(jobs) as pool:
+            wanted = selection.checkpoints()
+            made = pool.map(lambda each: _or_reason(partial(self._converted, *each)), wanted)
+            self._checkpoints = dict(zip(wanted, made, strict=True))
+        self._logs = HOME / "logs"
+        self._logs.mkdir(parents=True, exist_ok=True)
 
-    def run(self, driver: str, engine: Engine, fixture: str, profile: str, ranks: int = 1) -> list[dict[str, Any]]:
-        """The driver's results, one for each rank; Unavailable where the cell can't be run."""
-        where = _available(self._environments[engine])
+    def _converted(self, fixture: str, profile: str) -> Path:
+        """The fixture, or what `rewrite convert` makes of it; Unavailable where it refuses."""
+        source = cases.FIXTURES / fixture
+        if profile == ORIGINAL:
+            return source
+        out = HOME / "converted" / f"{fixture}-{profile}"
+        shutil.rmtree(out, ignore_errors=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        where = _available(self._converter)
+        path = os.pathsep.join([str(cases.REPOSITORY), where.variables["PYTHONPATH"]])
+        options = cases.CONVERSIONS[profile]
+        command = [str(where.python), "-m", "rewrite", "convert", *options, "--json", str(source), str(out)]
+        variables = where.variables | {"PYTHONPATH": path}
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise Unavailable(f"rewrite convert refuses: {_message(done.stdout, done.stderr)}")
+        return out
+
+    def run(self, driver: str, loads: Sequence[Load]) -> dict[Load, list[dict[str, Any]] | Unavailable]:
+        """The driver's results for loads of one engine, one for each rank; or why there are none."""
+        engine = loads[0][0]
+        with tempfile.TemporaryDirectory() as folder:
+            name = Path(folder).name  # engines name shared memory after a cell's folder: unique on this machine
+            found = {
+                load: _or_reason(partial(self._task, driver, load, Path(folder) / f"{name}-{n}"))
+                for n, load in enumerate(loads)
+            }
+            tasks = tuple(each for each in found.values() if isinstance(each, Task))
+            if tasks:
+                log = self._logs / f"{driver}-{engine.slug}-{loads[0][3]}.log"
+                log.unlink(missing_ok=True)
+                batch = Path(folder) / "batch.json"
+                Batch(engine.version, str(log), tasks).write(batch)
+                where = _available(self._environments[engine])
+                command = [str(where.python), "-m", f"loader_matrix.{driver}", str(batch)]
+                with suppress(subprocess.TimeoutExpired):  # cells without a result say so
+                    subprocess.run(command, env=where.variables, check=False, timeout=LIMIT * (len(tasks) + 1))
+            return {load: _or_reason(partial(_results, each)) for load, each in found.items()}
+
+    def _task(self, driver: str, load: Load, folder: Path) -> Task:
+        engine, fixture, profile, ranks = load
+        _available(self._environments[engine])
         model = _available(self._checkpoints[fixture, profile])
         label = f"{driver}-{engine.slug}-{fixture}-{profile}-{ranks}"
-        print(f"loader matrix: {label}", file=sys.stderr)
-        with tempfile.TemporaryDirectory() as folder:
-            commands = [
-                _command(where, driver, engine, model, cases.FIXTURES / fixture, Path(folder), (rank, ranks))
-                for rank in range(ranks)
-            ]
-            _together(commands, where, label)
-            return [_read(Path(folder) / f"{rank}.json", label) for rank in range(ranks)]
+        log = self._logs / f"{label}.log"
+        log.unlink(missing_ok=True)
+        folder.mkdir()
+        return Task(label, str(model), str(cases.FIXTURES / fixture), str(folder), str(log), ranks)
 
 
 def _or_reason(make: Callable[[], T]) -> T | Unavailable:
@@ -91,26 +133,6 @@ def _available(made: T | Unavailable) -> T:
     return made
 
 
-def converted(fixture: str, profile: str) -> Path:
-    """The fixture, or what `rewrite convert` makes of it; Unavailable where it refuses."""
-    source = cases.FIXTURES / fixture
-    if profile == ORIGINAL:
-        return source
-    out = HOME / "converted" / f"{fixture}-{profile}"
-    shutil.rmtree(out, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    where = environment(CONVERTER)
-    path = os.pathsep.join([str(cases.REPOSITORY), where.variables["PYTHONPATH"]])
-    options = cases.CONVERSIONS[profile]
-    command = [str(where.python), "-m", "rewrite", "convert", *options, "--json", str(source), str(out)]
-    done = subprocess.run(
-        command, env=where.variables | {"PYTHONPATH": path}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise Unavailable(f"rewrite convert refuses: {_message(done.stdout, done.stderr)}")
-    return out
-
-
 def _message(stdout: str, stderr: str) -> str:
     try:
         return str(json.loads(stdout)["error"]["message"])
@@ -119,44 +141,20 @@ def _message(stdout: str, stderr: str) -> str:
         return lines[0][:200]
 
 
-def _command(
-    where: Environment, driver: str, engine: Engine, model: Path, truth: Path, folder: Path, place: tuple[int, int]
-) -> list[str]:
-    rank, ranks = place
-    options = {
-        "model": model,
-        "truth": truth,
-        "version": engine.version,
-        "out": folder / f"{rank}.json",
-        "rank": rank,
-        "world": ranks,
-        "rendezvous": f"file://{folder}/rendezvous",
-    }
-    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    return [str(where.python), "-m", f"loader_matrix.{driver}", *flags]
+def _results(task: Task | Unavailable) -> list[dict[str, Any]]:
+    task = _available(task)
+    return [_read(task.out(rank), Path(task.log)) for rank in range(task.ranks)]
 
 
-def _together(commands: list[list[str]], where: Environment, label: str) -> None:
-    """Run the ranks side by side; what they print goes to a log."""
-    logs = HOME / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    with (logs / f"{label}.log").open("w") as log:
-        ranks = [subprocess.Popen(each, env=where.variables, stdout=log, stderr=log) for each in commands]
-        for rank in ranks:
-            try:
-                rank.wait(timeout=LIMIT)
-            except subprocess.TimeoutExpired:
-                rank.kill()
-
-
-def _read(out: Path, label: str) -> dict[str, Any]:
+def _read(out: Path, log: Path) -> dict[str, Any]:
     if out.exists():
         return dict(json.loads(out.read_text()))
-    raise Unavailable(f"the process ended without a result; see {HOME.name}/logs/{label}.log")
+    raise Unavailable(f"the process ended without a result; see {HOME.name}/logs/{log.name}")
 
 
-def load(runner: Runner, engine: Engine, fixture: str, profile: str, ranks: int) -> Cell:
+def load(row: Load, found: list[dict[str, Any]] | Unavailable) -> Cell:
     """One cell."""
+    engine, fixture, profile, ranks = row
     key: dict[str, Any] = {
         "engine": engine.name,
         "version": engine.version,
@@ -164,29 +162,36 @@ def load(runner: Runner, engine: Engine, fixture: str, profile: str, ranks: int)
         "profile": profile,
         "ranks": ranks,
     }
-    try:
-        return results.cell(key, runner.run(f"drive_{engine.name}", engine, fixture, profile, ranks))
-    except Unavailable as reason:
-        return Cell(**key, outcome="not run", reason=str(reason))
+    if isinstance(found, Unavailable):
+        return Cell(**key, outcome="not run", reason=str(found))
+    return results.cell(key, found)
 
 
-def generate(runner: Runner, engine: Engine, fixture: str, profile: str) -> Generation:
+def generate(row: Load, found: list[dict[str, Any]] | Unavailable) -> Generation:
     """One generation, not yet compared with the original's."""
+    engine, fixture, profile, _ = row
     key: dict[str, Any] = {
         "engine": engine.name,
         "version": engine.version,
         "fixture": fixture,
         "profile": profile,
     }
-    try:
-        (result,) = runner.run(f"generate_{engine.name}", engine, fixture, profile)
-    except Unavailable as reason:
-        return Generation(**key, outcome="not run", reason=str(reason))
+    if isinstance(found, Unavailable):
+        return Generation(**key, outcome="not run", reason=str(found))
+    (result,) = found
     if "fault" in result:
         return Generation(**key, outcome="not run", reason=str(result["fault"]))
     if "error" in result:
         return Generation(**key, outcome="raises", error=result["error"])
     return Generation(**key, outcome="runs", **result)
+
+
+def batches(kind: str, loads: list[Load]) -> list[tuple[str, tuple[Load, ...]]]:
+    """(driver, its loads): one process for each engine and number of ranks."""
+    found: dict[tuple[Engine, int], list[Load]] = {}
+    for each in loads:
+        found.setdefault((each[0], each[3]), []).append(each)
+    return [(f"{kind}_{engine.name}", tuple(own)) for (engine, _), own in found.items()]
 
 
 def compared(generation: list[Generation], recorded: list[Generation]) -> list[Generation]:
@@ -229,12 +234,13 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="loader_matrix.sh", description=__doc__)
     parser.add_argument("--engine", action="append", help="NAME==VERSION; all by default")
     parser.add_argument("--fixture", action="append", help="a folder of tests/fixtures; all by default")
-    parser.add_argument("--profile", action="append", choices=cases.PROFILES, help="all by default")
+    parser.add_argument("--profile", action="append", choices=cases.PROFILES, help="the fixture's own by default")
     parser.add_argument("--record", action="store_true", help="write tests/loader_matrix.json, print Markdown")
     parser.add_argument("--ci", action="store_true", help="a few cells; exit 1 where one differs from the record")
     parser.add_argument("--readme", action="store_true", help="print the README's table from the record; runs nothing")
+    parser.add_argument("--readme-families", action="store_true", help="the same of its table of all other fixtures")
     parser.add_argument(
-        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="cells at a time (about 2 GB each)"
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="engines at a time (about 2 GB each)"
     )
     return parser.parse_args(words)
 
@@ -245,29 +251,44 @@ def select(given: argparse.Namespace) -> Selection:
     return Selection(
         tuple(cases.engine(spec) for spec in given.engine or default),
         tuple(given.fixture or (cases.CI_FIXTURES if given.ci else cases.fixtures())),
-        tuple(given.profile or (cases.CI_PROFILES if given.ci else cases.PROFILES)),
+        tuple(given.profile) if given.profile else cases.CI_PROFILES if given.ci else None,
         extras=not given.ci,
+    )
+
+
+def run(runner: Runner, selection: Selection, jobs: int) -> tuple[list[Cell], list[Generation]]:
+    """Every load and every generation of the selection, in its order."""
+    loads, generations = selection.loads(), selection.generations()
+    rows = [*batches("generate", generations), *batches("drive", loads)]  # the slowest first
+    with ThreadPoolExecutor(jobs) as pool:
+        done = list(pool.map(lambda batch: runner.run(*batch), rows))
+    found = {
+        (driver.partition("_")[0], row): result
+        for (driver, _), own in zip(rows, done, strict=True)
+        for row, result in own.items()
+    }
+    return (
+        [load(row, found["drive", row]) for row in loads],
+        [generate(row, found["generate", row]) for row in generations],
     )
 
 
 def main(words: Sequence[str]) -> int:
     """Run, print, record or compare; the exit status."""
     given = arguments(words)
-    if given.readme:
-        print(table.readme(results.read(cases.RECORD).cells, cases.CI_FIXTURES[0]))
+    if given.readme or given.readme_families:
+        form = table.readme if given.readme else table.readme_families
+        print(form(results.read(cases.RECORD).cells, cases.CI_FIXTURES[0]))
         return 0
     selection = select(given)
-    runner = Runner(selection)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        cells = list(pool.map(lambda row: load(runner, *row), selection.loads()))
-        generation = list(pool.map(lambda row: generate(runner, *row), selection.generations()))
-    recorded = results.read(cases.RECORD)
+    whole = given.record and not (given.engine or given.fixture or given.profile or given.ci)
+    recorded = results.Record("", [], []) if whole else results.read(cases.RECORD)
+    runner = Runner(selection, given.jobs)
+    cells, generation = run(runner, selection, given.jobs)
     generation = compared(generation, recorded.generation)
     show(table.aligned, cells, generation)
     if given.record:
-        whole = not (given.engine or given.fixture or given.profile or given.ci)
-        kept = results.Record("", [], []) if whole else recorded
-        record = results.merged(kept, datetime.date.today().isoformat(), cells, generation)
+        record = results.merged(recorded, datetime.date.today().isoformat(), cells, generation)
         results.write(cases.RECORD, record)
         show(table.markdown, record.cells, record.generation)
     if not given.ci:

@@ -2,17 +2,20 @@
 
 tests/loader_matrix.json:
 
-    schema       1
+    schema       2
     date         when it was recorded
     cells        one for each engine, version, fixture, profile and number of tensor parallel ranks:
-      outcome      exact    every partition of every GDN group and its input_scale is what the checkpoint says
-                   wrong    one is not, or a layer that is not quantised on disk is served in FP8
+      outcome      loads    the engine loaded the checkpoint: how well, the errors say
                    raises   the engine's loader raised: `error` has type, message and place
                    not run  nothing was learnt: `reason` says why
-      groups       for each served in_proj_* module and rank: error of each partition; input_scale equal, differs or
-                   absent (activations quantised dynamically, or not at all)
-      others       worst error of every other kind of linear, and the same of its input_scale
+      groups       for each served module that belongs to a fused layer, and each rank: `layer` in_proj_qkvz, qkv_proj
+                   or gate_up_proj (also where an engine serves the parts as modules of their own); error of each
+                   partition; input_scale equal, differs or absent (activations quantised dynamically, or not at all)
+      others       worst error of every other kind of linear, routed experts too, and the same of its input_scale
       cast         modules served in FP8 that are not FP8 on disk
+      not_compared kinds of stored linears whose format (NVFP4) is not read: nothing is known of their errors
+      kv_cache     scales of the KV cache: none (on disk), equal, rounded (to BF16), differs or absent (on disk, but not
+                   served: left out, or left at 1); null where nothing was loaded
     generation   one for each generation: outcome runs, raises or not run; the tokens and their log-probabilities; how
                  many leading tokens agree with the original's, and the largest difference of their log-probabilities
 """
@@ -28,7 +31,7 @@ from typing import Any
 
 from loader_matrix.cases import ORIGINAL
 
-SCHEMA = 1
+SCHEMA = 2
 Error = dict[str, str]
 KEY = ("engine", "version", "fixture", "profile", "ranks")
 
@@ -46,6 +49,8 @@ class Cell:
     groups: list[dict[str, Any]] = field(default_factory=list)
     others: dict[str, dict[str, Any]] = field(default_factory=dict)
     cast: list[str] = field(default_factory=list)
+    not_compared: list[str] = field(default_factory=list)
+    kv_cache: str | None = None
     error: Error | None = None
     reason: str | None = None
 
@@ -94,6 +99,11 @@ def worst(values: list[float]) -> float:
     return next((value for value in values if math.isnan(value)), max(values))
 
 
+def worst_kv(words: set[str]) -> str:
+    """What is said of several layers' or ranks' KV scales."""
+    return next(word for word in ("differs", "absent", "rounded", "equal", "none") if word in words)
+
+
 def cell(key: dict[str, Any], results: list[dict[str, Any]]) -> Cell:
     """The cell that the ranks' results make."""
     for result in results:
@@ -104,30 +114,30 @@ def cell(key: dict[str, Any], results: list[dict[str, Any]]) -> Cell:
         if "error" in result:
             return Cell(**key, outcome="raises", error=result["error"])
     layers = [layer for result in results for layer in result["layers"]]
-    groups = [layer for layer in layers if _in_group(layer)]
+    groups = [layer for layer in layers if layer["layer"]]
+    if not groups:
+        return Cell(**key, outcome="not run", reason="no fused layer was found in the loaded model")
     cast = sorted({layer["module"] for layer in layers if layer["quantised"] and not layer["quantised_on_disk"]})
     cast += sorted({stray for result in results for stray in result["strays"]})
-    exact = not cast and all(
-        layer["input_scale"] != "differs" and not any(layer["errors"].values()) for layer in groups
-    )
-    if not groups:
-        return Cell(**key, outcome="not run", reason="no GDN group was found in the loaded model")
     return Cell(
         **key,
-        outcome="exact" if exact else "wrong",
+        outcome="loads",
         groups=[_group(layer) for layer in groups],
-        others=_others([layer for layer in layers if not _in_group(layer)]),
+        others=_others([layer for layer in layers if not layer["layer"]]),
         cast=cast,
+        not_compared=sorted({kind for result in results for kind in result["not_compared"]}),
+        kv_cache=worst_kv({result["kv_cache"] for result in results}),
     )
-
-
-def _in_group(layer: dict[str, Any]) -> bool:
-    return layer["module"].rpartition(".")[2] in ("in_proj_qkvz", "in_proj_qkv", "in_proj_z")
 
 
 def _group(layer: dict[str, Any]) -> dict[str, Any]:
-    errors = {part: rounded(error) for part, error in layer["errors"].items()}
-    return {"module": layer["module"], "rank": layer["rank"], "errors": errors, "input_scale": layer["input_scale"]}
+    return {
+        "layer": layer["layer"],
+        "module": layer["module"],
+        "rank": layer["rank"],
+        "errors": {part: rounded(error) for part, error in layer["errors"].items()},
+        "input_scale": layer["input_scale"],
+    }
 
 
 def _kind(layer: dict[str, Any]) -> str:
@@ -168,12 +178,10 @@ def differences(now: Cell, recorded: Cell) -> list[str]:
 
 
 def read(path: Path) -> Record:
-    """The recorded matrix; an empty one where there is none."""
-    if not path.exists():
-        return Record("", [], [])
-    data = json.loads(path.read_text())
+    """The recorded matrix; an empty one where there is none of this schema: its cells have to be run again."""
+    data = json.loads(path.read_text()) if path.exists() else {"schema": None}
     if data["schema"] != SCHEMA:
-        raise ValueError(f"{path.name}: schema {data['schema']}, expected {SCHEMA}")
+        return Record("", [], [])
     return Record(
         data["date"], [Cell(**each) for each in data["cells"]], [Generation(**each) for each in data["generation"]]
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from loader_matrix.results import worst
+from loader_matrix.results import worst, worst_kv
 from loader_matrix.truth import Linear, Truth, canonical
 
 FP8 = torch.float8_e4m3fn
@@ -25,7 +25,30 @@ EXPERTS = {
 # Linears split over ranks along their input; every other linear that is split, is split along its output.
 ROW_PARALLEL = ("out_proj", "o_proj", "down_proj")
 REPLICATED = ("gate", "shared_expert_gate")
-GROUP = "linear_attn.in_proj_"
+# The layer that engines fuse a stored linear into, by its last name; and served fused ones by their own. An engine that
+# serves the parts as modules of their own has the partitions all the same.
+FUSED = {
+    "in_proj_qkvz": "in_proj_qkvz",
+    "in_proj_qkv": "in_proj_qkvz",
+    "in_proj_z": "in_proj_qkvz",
+    "qkv_proj": "qkv_proj",
+    "q_proj": "qkv_proj",
+    "k_proj": "qkv_proj",
+    "v_proj": "qkv_proj",
+    "gate_up_proj": "gate_up_proj",
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+# Which stored linears a served one may hold, in order, with the names of their partitions (those of rewrite/groups.py):
+# stored one by one, or fused on disk.
+SOURCES: dict[str, tuple[dict[str, tuple[str, ...]], ...]] = {
+    "in_proj_qkvz": ({"in_proj_qkv": ("q", "k", "v"), "in_proj_z": ("z",)}, {"in_proj_qkvz": ("qkvz",)}),
+    "in_proj_qkv": ({"in_proj_qkv": ("q", "k", "v")},),
+    "in_proj_z": ({"in_proj_z": ("z",)},),
+    "in_proj_ba": ({"in_proj_b": ("b",), "in_proj_a": ("a",)}, {"in_proj_ba": ("ba",)}),
+    "qkv_proj": ({"q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",)}, {"qkv_proj": ("q", "k", "v")}),
+    "gate_up_proj": ({"gate_proj": ("gate",), "up_proj": ("up",)}, {"gate_up_proj": ("gate", "up")}),
+} | {f"{part}_proj": ({f"{part}_proj": (part,)},) for part in ("q", "k", "v", "gate", "up")}
 
 
 @dataclass(frozen=True)
@@ -58,19 +81,11 @@ class Layer:
 def _sources(name: str, truth: Truth) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """(stored module, names of the partitions in it) of the served layer `name`."""
     stem, _, last = name.rpartition(".")
-    fused = {
-        "in_proj_qkvz": (("in_proj_qkv", ("q", "k", "v")), ("in_proj_z", ("z",))),
-        "in_proj_qkv": (("in_proj_qkv", ("q", "k", "v")),),
-        "in_proj_z": (("in_proj_z", ("z",)),),
-        "in_proj_ba": (("in_proj_b", ("b",)), ("in_proj_a", ("a",))),
-        "qkv_proj": (("q_proj", ("q",)), ("k_proj", ("k",)), ("v_proj", ("v",))),
-        "gate_up_proj": (("gate_proj", ("gate",)), ("up_proj", ("up",))),
-    }
-    found = fused.get(last, ((last, (last,)),))
     for prefix in (f"{stem}.", f"{stem}.self_attn."):  # SGLang has an attention layer's linears in the layer itself
-        sources = tuple((f"{prefix}{module}", parts) for module, parts in found)
-        if all(module in truth for module, _ in sources):
-            return sources
+        for found in SOURCES.get(last, ({last: (last,)},)):
+            sources = tuple((f"{prefix}{module}", parts) for module, parts in found.items())
+            if all(module in truth for module, _ in sources):
+                return sources
     return ()
 
 
@@ -79,13 +94,6 @@ def _slice(weight: torch.Tensor, last: str, rank: Rank) -> torch.Tensor:
         return weight
     dim = 1 if last in ROW_PARALLEL else 0
     return weight.chunk(rank.world, dim)[rank.rank]
-
-
-def _rows(weight: torch.Tensor, parts: tuple[str, ...], truth: Truth) -> tuple[torch.Tensor, ...]:
-    """The partitions' rows. Only in_proj_qkv holds several: q and k have key_dim rows each, v the rest."""
-    if len(parts) == 1:
-        return (weight,)
-    return weight.split([truth.key_dim, truth.key_dim, weight.shape[0] - 2 * truth.key_dim])
 
 
 def expected(name: str, truth: Truth, rank: Rank) -> Layer | None:
@@ -97,8 +105,8 @@ def expected(name: str, truth: Truth, rank: Rank) -> Layer | None:
     last = name.rpartition(".")[2]
     parts = tuple(
         Part(part, _slice(rows, last, rank))
-        for linear, (_, names) in zip(linears, sources, strict=True)
-        for part, rows in zip(names, _rows(linear.weight, names, truth), strict=True)
+        for linear, (module, names) in zip(linears, sources, strict=True)
+        for part, rows in zip(names, linear.weight.split(truth.rows(module, len(names))), strict=True)
     )
     scales = [linear.input_scale for linear in linears if linear.input_scale is not None]
     # Every partition gets the same activations; engines quantise them by the largest of the partitions' scales.
@@ -155,6 +163,7 @@ def _measure(name: str, module: torch.nn.Module, layer: Layer) -> dict[str, Any]
     quantised = weight.dtype == FP8
     return {
         "module": name,
+        "layer": FUSED.get(name.rpartition(".")[2]),
         "sources": layer.sources,
         "errors": _errors(weight, module.weight_scale if quantised else None, layer),
         "input_scale": _input_scale(getattr(module, "input_scale", None), layer.input_scale) if quantised else "absent",
@@ -179,6 +188,7 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
     inputs = [linear.input_scale for linear in linears.values() if linear.input_scale is not None]
     return {
         "module": f"{name}.{which}",
+        "layer": None,
         "sources": tuple(linears),
         "errors": {projection: worst([errors[projection] for errors in found]) for projection in projections},
         "input_scale": _input_scale(getattr(module, input_name or "-", None), max(inputs, default=None)),
@@ -189,23 +199,59 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
 
 def _expert_layers(served: str, module: torch.nn.Module, truth: Truth) -> list[dict[str, Any]]:
     name = served.removesuffix(".routed_experts")  # vLLM 0.32's name for the module inside `experts`
+    if f"{name}.0.down_proj" in truth.packed():
+        return []
     held = [which for which, (weight, *_) in EXPERTS.items() if getattr(getattr(module, weight, None), "ndim", 0) == 3]
     return [_expert_layer(name, module, which, truth) for which in held]
+
+
+def _kv_scale(module: torch.nn.Module, which: str) -> float | None:
+    """What an attention layer scales its cache of keys or values by; None where it holds no such scale.
+
+    vLLM keeps `_k_scale` and, on the host, `_k_scale_float`; SGLang `k_scale` (None without a cache scheme) and
+    `k_scale_float`; compressed-tensors' in transformers `k_scale`.
+    """
+    held = [getattr(module, name, None) for name in (f"_{which}_scale", f"{which}_scale")]
+    scale = next((each for each in held if isinstance(each, torch.Tensor) and each.numel() == 1), None)
+    return None if scale is None else scale.detach().float().item()
+
+
+def _kv_word(served: set[float], true: float) -> str:
+    if not served or (served == {1.0} and true != 1.0):
+        return "absent"
+    if served == {true}:
+        return "equal"
+    return "rounded" if served == {torch.tensor(true).bfloat16().item()} else "differs"
+
+
+def kv_cache(model: torch.nn.Module, truth: Truth) -> str:
+    """The scales of the KV cache: `none` on disk, `equal`, `rounded` to BF16, `differs`, or `absent` (no attention
+    layer holds one, or it holds 1, what engines set where nothing was loaded). The worst of all layers."""
+    found = set()
+    for (layer, which), true in truth.kv_scales().items():
+        own = [module for name, module in model.named_modules() if (canonical(name) or "").startswith(layer)]
+        found.add(_kv_word({scale for module in own if (scale := _kv_scale(module, which)) is not None}, true))
+    return worst_kv(found or {"none"})
 
 
 def measure(model: torch.nn.Module, truth: Truth, rank: Rank) -> dict[str, Any]:
     """Errors of every linear of the language model: a record for each.
 
-    `strays` names FP8 weights that the checkpoint has no FP8 linear for (a vision tower that was cast, say).
+    `strays` names FP8 weights that the checkpoint has no FP8 linear for (a vision tower that was cast, say),
+    `not_compared` the kinds of linear that are quantised on disk in a way that `truth` does not read.
     """
     layers: list[dict[str, Any]] = []
     strays: list[str] = []
+    packed = truth.packed()
     for served, module in model.named_modules():
         name = canonical(served)
         if name is not None:
             layers += _expert_layers(name, module, truth)
         weight = getattr(module, "weight", None)
         if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
+            continue
+        sources = {source for source, _ in _sources(name, truth)} if name is not None else set()
+        if sources & packed:
             continue
         layer = expected(name, truth, rank) if name is not None else None
         if layer is not None:
@@ -215,4 +261,9 @@ def measure(model: torch.nn.Module, truth: Truth, rank: Rank) -> dict[str, Any]:
     missing = sorted(truth.quantised() - {source for layer in layers for source in layer["sources"]})
     if missing:  # nothing that was not compared may pass
         raise ValueError(f"{len(missing)} quantised modules are not in the loaded model: {', '.join(missing[:3])}")
-    return {"layers": [{**layer, "rank": rank.rank} for layer in layers], "strays": strays}
+    return {
+        "layers": [{**layer, "rank": rank.rank} for layer in layers],
+        "strays": strays,
+        "not_compared": sorted({name.rpartition(".")[2] for name in packed}),
+        "kv_cache": kv_cache(model, truth),
+    }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from loader_matrix.cases import PROFILES
+from loader_matrix.cases import ORIGINAL, PROFILES
 from loader_matrix.results import Cell, Generation
 
-LOADS = ("loader", "fixture", "profile", "outcome", "q", "k", "v", "z", "other fused layers", "detail")
+# The fused layers, and the order in which their partitions are shown.
+PARTITIONS = {"in_proj_qkvz": ("q", "k", "v", "z", "qkvz"), "qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
+LOADS = ("loader", "fixture", "profile", "outcome", *PARTITIONS, "KV cache", "detail")
 GENERATES = ("loader", "fixture", "profile", "outcome", "detail")
-# Layers that every engine here fuses; `exact` does not touch them.
-FUSED = ("gate_up_proj", "qkv_proj")
+# Of the README's table of families: the profile that leaves no fused layer to be requantised.
+BEST = "exact-all"
 
 
 def figure(error: float | str) -> str:
@@ -28,14 +30,17 @@ def _worst(values: list[float | str]) -> float | str:
     return words[0] if words else max(value for value in values if not isinstance(value, str))
 
 
-def _partition(cell: Cell, part: str) -> str:
+def _partition(cell: Cell, layer: str, part: str) -> str:
     """The worst error of a partition over layers and ranks."""
-    errors = [group["errors"][part] for group in cell.groups if part in group["errors"]]
+    errors = [group["errors"][part] for group in cell.groups if group["layer"] == layer and part in group["errors"]]
     return figure(_worst(errors)) if errors else ""
 
 
-def _others(cell: Cell) -> str:
-    return ", ".join(f"{kind} {figure(cell.others[kind]['error'])}" for kind in FUSED if kind in cell.others)
+def _layer(cell: Cell, layer: str) -> str:
+    """The worst errors of a fused layer's partitions; one 0 stands for all of them."""
+    errors = {part: _partition(cell, layer, part) for part in PARTITIONS[layer]}
+    found = {part: error for part, error in errors.items() if error}
+    return "0" if set(found.values()) == {"0"} else ", ".join(f"{part} {error}" for part, error in found.items())
 
 
 def _said(error: dict[str, str], length: int) -> str:
@@ -53,8 +58,10 @@ def _detail(cell: Cell, length: int) -> str:
         found.append(f"served in FP8, not so on disk: {', '.join(cell.cast[:2])}")
     if any(group["input_scale"] == "differs" for group in cell.groups):
         found.append("input_scale differs")
-    if not any(group["module"].endswith("in_proj_qkvz") for group in cell.groups) and cell.groups:
+    if cell.groups and not any(group["module"].endswith(group["layer"]) for group in cell.groups):
         found.append("not fused")
+    if cell.not_compared:
+        found.append(f"not compared: {', '.join(cell.not_compared)}")
     return "; ".join(found)
 
 
@@ -71,8 +78,8 @@ def loads(cells: list[Cell], length: int = 90) -> list[tuple[str, ...]]:
             cell.fixture,
             cell.profile,
             cell.outcome,
-            *(_partition(cell, part) for part in "qkvz"),
-            _others(cell),
+            *(_layer(cell, layer) for layer in PARTITIONS),
+            cell.kv_cache or "",
             _detail(cell, length),
         )
         for cell in cells
@@ -111,8 +118,8 @@ def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def readme(cells: list[Cell], fixture: str) -> str:
     """The README's table: a row for each engine, a column for each profile, the errors of q, k, v, z in each cell."""
-    profiles = [profile for profile in PROFILES if any(cell.profile == profile for cell in cells)]
     chosen = {(_loader(c), c.profile): c for c in cells if c.fixture == fixture and c.ranks == 1}
+    profiles = [profile for profile in PROFILES if any(profile == each for _, each in chosen)]
     engines = sorted({engine for engine, _ in chosen}, key=_by_version)
     rows = [(engine, *(_brief(chosen.get((engine, profile))) for profile in profiles)) for engine in engines]
     return markdown(("engine", *profiles), rows)
@@ -123,9 +130,40 @@ def _brief(cell: Cell | None) -> str:
         return "not run"
     if cell.outcome == "raises":
         return "raises"
-    errors = [_partition(cell, part) for part in "qkvz"]
+    errors = [_partition(cell, "in_proj_qkvz", part) for part in "qkvz"]
     brief = "0" if set(errors) == {"0"} else ", ".join(errors)
     return f"{brief}; {cell.cast[0].rpartition('.')[2]} cast to FP8" if cell.cast else brief
+
+
+def readme_families(cells: list[Cell], but: str) -> str:
+    """The README's second table: a row for each engine, a column for each fixture `but` one.
+
+    An entry is the worst error over all fused layers, of the original and after `exact-all`.
+    """
+    chosen = {(_loader(c), c.fixture, c.profile): c for c in cells if c.fixture != but and c.ranks == 1}
+    engines = sorted({engine for engine, _, _ in chosen}, key=_by_version)
+    fixtures = sorted({fixture for _, fixture, _ in chosen})
+    rows = [
+        (
+            engine,
+            *(" → ".join(_all(chosen.get((engine, fixture, p))) for p in (ORIGINAL, BEST)) for fixture in fixtures),
+        )
+        for engine in engines
+    ]
+    return markdown(("engine", *fixtures), rows)
+
+
+def _all(cell: Cell | None) -> str:
+    """The worst error over all fused layers, and what else is wrong."""
+    if cell is None or cell.outcome == "not run":
+        refused = cell is not None and (cell.reason or "").startswith("rewrite convert refuses")
+        return "refused" if refused else "not run"
+    if cell.outcome == "raises":
+        return "raises"
+    found = [figure(_worst([error for group in cell.groups for error in group["errors"].values()]))]
+    found += [f"{name} cast" for name in sorted({module.rpartition(".")[2] for module in cell.cast})[:1]]
+    found += [f"KV scales {cell.kv_cache}"] if cell.kv_cache in ("rounded", "differs", "absent") else []
+    return ", ".join(found)
 
 
 def _by_version(engine: str) -> tuple[str, list[int]]:

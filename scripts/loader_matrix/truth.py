@@ -12,6 +12,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,8 +21,11 @@ _DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "U8": torch.uint8,
 }
 _LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")
+# Of a cache of keys or values: ModelOpt has it in the projection, llm-compressor in the attention layer.
+_KV_SCALE = re.compile(r"(layers\.\d+\.).*?self_attn\.(?:[kv]_proj\.)?([kv])_scale")
 
 
 def canonical(name: str) -> str | None:
@@ -71,8 +75,7 @@ class Truth:
 
     def __init__(self, checkpoint: Path) -> None:
         config = json.loads((checkpoint / "config.json").read_text())
-        text = config.get("text_config", config)
-        self.key_dim: int = text["linear_num_key_heads"] * text["linear_key_head_dim"]
+        self._config: dict[str, Any] = config.get("text_config", config)
         self._tensors: dict[str, torch.Tensor] = {}
         for shard in _shards(checkpoint):
             for stored, tensor in _tensors(shard):
@@ -86,15 +89,45 @@ class Truth:
     def __contains__(self, name: str) -> bool:
         return f"{name}.weight" in self._tensors
 
+    def _weights(self, dtype: torch.dtype) -> set[str]:
+        return {
+            name.removesuffix(".weight")
+            for name, tensor in self._tensors.items()
+            if name.endswith(".weight") and tensor.dtype == dtype
+        }
+
     def quantised(self) -> set[str]:
         """Names of all FP8 linears."""
-        return {
-            name.removesuffix(".weight") for name, each in self._tensors.items() if each.dtype == torch.float8_e4m3fn
-        }
+        return self._weights(torch.float8_e4m3fn)
+
+    def packed(self) -> set[str]:
+        """Names of all NVFP4 linears, two weights a byte. Engines shuffle them for their kernels: nothing here reads
+        them, and results list them as not compared."""
+        return self._weights(torch.uint8)
+
+    def kv_scales(self) -> dict[tuple[str, str], float]:
+        """Scales of the KV cache: (`layers.N.`, "k" or "v") to the scale."""
+        found = {}
+        for name, tensor in self._tensors.items():
+            if match := _KV_SCALE.fullmatch(name):
+                found[match.group(1), match.group(2)] = tensor.float().item()
+        return found
+
+    def rows(self, name: str, parts: int) -> list[int]:
+        """Rows of the `parts` partitions of a stored linear, by the config where it is several."""
+        rows = self._tensors[f"{name}.weight"].shape[0]
+        if parts == 1:
+            return [rows]
+        sizes = _PARTITIONS[name.rpartition(".")[2]](self._config)
+        if len(sizes) != parts or sum(sizes) != rows:
+            raise ValueError(f"{name}: {rows} rows, by the config {sizes} for {parts} partitions")
+        return sizes
 
     def linear(self, name: str) -> Linear:
         """The linear `name`, dequantised: FP8 value x scale, both in F32, which is exact for one product."""
         weight = self._tensors[f"{name}.weight"]
+        if weight.dtype == torch.uint8:
+            raise ValueError(f"{name}: packed weights, which truth.py can't read")
         if weight.dtype != torch.float8_e4m3fn:
             return Linear(weight.float(), quantised=False, input_scale=None)
         scale = self._tensors[f"{name}.weight_scale"].float()
@@ -104,3 +137,24 @@ class Truth:
             raise ValueError(f"{name}: a fixture's scale has shape {tuple(scale.shape)}, which truth.py can't read")
         given = self._tensors.get(f"{name}.input_scale")
         return Linear(weight.float() * scale, quantised=True, input_scale=None if given is None else given.max().item())
+
+
+def _gdn_rows(config: dict[str, Any]) -> list[int]:
+    """q, k and v of a Gated DeltaNet layer."""
+    key = config["linear_num_key_heads"] * config["linear_key_head_dim"]
+    return [key, key, config["linear_num_value_heads"] * config["linear_value_head_dim"]]
+
+
+def _attention_rows(config: dict[str, Any]) -> list[int]:
+    """q, k and v of an attention layer; configs leave head_dim out where it is the hidden size over the heads."""
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim") or config["hidden_size"] // heads
+    return [heads * head, config["num_key_value_heads"] * head, config["num_key_value_heads"] * head]
+
+
+def _mlp_rows(config: dict[str, Any]) -> list[int]:
+    """Gate and up of an MLP."""
+    return [config["intermediate_size"]] * 2
+
+
+_PARTITIONS = {"in_proj_qkv": _gdn_rows, "qkv_proj": _attention_rows, "gate_up_proj": _mlp_rows}

@@ -15,6 +15,8 @@ from typing import Literal
 Kind = Literal["exact", "loses precision", "garbled", "fails to load"]
 SEVERITY: tuple[Kind, ...] = ("exact", "loses precision", "garbled", "fails to load")
 
+#: The magnitude of what engines create scale slots with (the least finite float32).
+SENTINEL = 3.4e38
 #: One rounding to e4m3 (three mantissa bits) moves a normal value by at most half a unit in the last place.
 E4M3_ROUNDING = 2.0**-4
 
@@ -89,8 +91,18 @@ def every_slot(group: GroupView) -> Outcome:
 
 
 def every_slot_or_vector(group: GroupView) -> Outcome:
-    """SGLang from 0.5.11: as :func:`every_slot`, and a vector fills one slot each."""
-    if {p.layout for p in group.partitions} <= {"tensor", "partition"}:
+    """SGLang from 0.5.11: as :func:`every_slot`, and a vector fills one slot each, but of a layer that is stored fused.
+
+    Qwen3-Next's ``in_proj_qkvz`` gets four slots there, and a scale of one value does not fit them.
+    """
+    layouts = {p.layout for p in group.partitions}
+    if (
+        _is_stored_gated_delta_net(group)
+        and layouts != {"none"}
+        and (layouts == {"tensor"} or group.static_activations)
+    ):
+        return Outcome("fails to load", "has four slots for the one scale of in_proj_qkvz (Shape mismatch)")
+    if layouts <= {"tensor", "partition"} and len({p.module for p in group.partitions}) > 1:
         return _requantised(group, fill_every_slot(group))
     return every_slot(group)
 
@@ -126,6 +138,11 @@ def _is_gated_delta_net(group: GroupView) -> bool:
     return group.layer == "in_proj_qkvz" and len(group.partitions) > 1
 
 
+def _is_stored_gated_delta_net(group: GroupView) -> bool:
+    """Qwen3-Next's, stored as one."""
+    return group.layer == "in_proj_qkvz" and len(group.partitions) == 1
+
+
 def text_only_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     """Loaders that know the vision-language classes of Qwen3.5 only."""
     if checkpoint.model_type in ("qwen3_5_text", "qwen3_5_moe_text"):
@@ -137,6 +154,13 @@ def minicpmv_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     """Loaders older than MiniCPM-V 4.6."""
     if checkpoint.model_type == "minicpmv4_6":
         return Outcome("fails to load", "does not know MiniCPM-V 4.6")
+    return None
+
+
+def mixed_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang before 0.5.15 takes MIXED_PRECISION of all models but Nemotron-H for another format, ``w4afp8``."""
+    if checkpoint.dialect == "modelopt MIXED_PRECISION":
+        return Outcome("fails to load", "takes MIXED_PRECISION for w4afp8")
     return None
 
 
@@ -152,6 +176,17 @@ def parts_are_cast(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.10 misses the same names, but casts the BF16 ``in_proj_ba`` to FP8 without a word."""
     missed = ignore_must_survive_renaming(checkpoint)
     return missed and Outcome("garbled", "casts the BF16 in_proj_ba to FP8: exact names in ignore miss it")
+
+
+def attention_is_cast(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.10 renames ``ignored_layers`` of ``fp8``, but not the modules: a BF16 ``qkv_proj`` of a
+    vision-language model gets FP8 parameters whose scales are never set."""
+    groups = [group for group in checkpoint.groups if group.layer == "qkv_proj" and "language_model." in group.name]
+    plain = [p for group in groups for p in group.partitions if p.layout == "none"]
+    if checkpoint.dialect != "fp8" or not checkpoint.fp8_with_scales or not plain:
+        return None
+    names = tuple(dict.fromkeys(f"qkv_proj.{p.name}" for p in plain))
+    return Outcome("garbled", "casts the BF16 qkv_proj to FP8: the names in ignored_layers miss it", names, SENTINEL)
 
 
 def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
@@ -320,7 +355,7 @@ LOADERS = (
         "0.5.9",
         separate_gated_delta_net,
         "run: 0.5.9",
-        (text_only_is_unknown, minicpmv_is_unknown, ignore_must_survive_renaming),
+        (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown, ignore_must_survive_renaming),
     ),
     Loader(
         "SGLang",
@@ -328,8 +363,8 @@ LOADERS = (
         "0.5.10.post1",
         split_by_sizes,
         "run: 0.5.10.post1",
-        (text_only_is_unknown, minicpmv_is_unknown),
-        (parts_are_cast,),
+        (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown),
+        (parts_are_cast, attention_is_cast),
     ),
     Loader(
         "SGLang",
@@ -337,9 +372,17 @@ LOADERS = (
         "0.5.11",
         every_slot_or_vector,
         "run: 0.5.11",
-        (text_only_is_unknown, minicpmv_is_unknown),
+        (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown),
     ),
-    Loader("SGLang", "0.5.12", "0.5.16", every_slot_or_vector, "read: 0.5.12, 0.5.16", (text_only_is_unknown,)),
+    Loader(
+        "SGLang",
+        "0.5.12",
+        "0.5.14",
+        every_slot_or_vector,
+        "read: 0.5.12, 0.5.14",
+        (text_only_is_unknown, mixed_is_unknown),
+    ),
+    Loader("SGLang", "0.5.15", "0.5.16", every_slot_or_vector, "read: 0.5.15, 0.5.16", (text_only_is_unknown,)),
     Loader("SGLang", "0.5.17", None, every_slot_or_vector, "read: 0.5.17; run: 0.5.23"),
     Loader(
         "transformers",

@@ -117,10 +117,11 @@ def bf16(context: Context) -> Changes:
     builder = _Builder(context)
     dtype = plain_dtype(context.checkpoint)
     names: list[str] = []
+    fused: list[str] = []
     targets: dict[str, None] = {}
     for group in context.groups:
         quantised = [module for module in group.modules if module.quantised]
-        if not quantised or _is_one_partition(group) or any(_layout(module) == "block" for module in quantised):
+        if not quantised or any(_layout(module) == "block" for module in quantised):
             continue
         for module in quantised:
             if _layout(module) == "channel":
@@ -133,10 +134,11 @@ def bf16(context: Context) -> Changes:
             _check_scheme(module, context)
             names.append(module.name)
         builder.group(group.name, [builder.plain(module, dtype) for module in quantised])
+        fused.append(group.name)
         targets[group.layer.target] = None
     if not names:
         return Changes()
-    return builder.changes(context.dialect.ignoring(list(targets), names))
+    return builder.changes(context.dialect.ignoring(list(targets), names, fused))
 
 
 PROFILES: dict[str, Profile] = {"exact": exact, "portable": portable, "bf16": bf16, "partition": partition}

@@ -182,4 +182,4 @@ def test_other_dialects_are_named_and_refuse(value: dict[str, Any] | None, name:
     with pytest.raises(Unsupported, match=name):
         dialect.housed(LAYERS)
     with pytest.raises(Unsupported, match=name):
-        dialect.ignoring([], [])
+        dialect.ignoring([], [], [])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import cache
@@ -86,18 +87,48 @@ def test_every_recorded_cell_is_predicted(cell: dict[str, Any]) -> None:
         assert all(error >= outcome.error * 0.15 for error in named.values()), "the estimate is of the right size"
     else:
         assert outcome.kind == "loses precision"
-        assert set(outcome.partitions) == set(hurt)
+        assert set(outcome.partitions) >= set(hurt)
+        if "rounds" not in outcome.detail:  # some scale may be one that rounding does not change
+            assert set(outcome.partitions) == set(hurt)
         assert max(hurt.values()) <= outcome.error
 
 
+ORACLE = [
+    (name, version, field)
+    for version, field in (("0.19.1", "weights_before"), ("0.20.0", "weights_fixed"), ("0.32.0", "weights_fixed"))
+    for name in sorted({cell["fixture"] for cell in CELLS})
+    if any(c["fixture"] == name and c["version"] == version and c["outcome"] == "loads" for c in CELLS)
+]
+
+
+@pytest.mark.parametrize(("fixture", "version", "field"), ORACLE)
+def test_verify_computes_what_vllm_serves(fixture: str, version: str, field: str, tmp_path: Path) -> None:
+    """The oracle's error of every partition of every fused layer is the one that was measured in the engine."""
+    (cell,) = [
+        c for c in CELLS if (c["fixture"], c["version"], c["profile"], c["ranks"]) == (fixture, version, "original", 1)
+    ]
+    profile = "bf16" if fixture == "modelopt-qwen3_5-mixed" else "exact"
+    rewrite.convert(FIXTURES / fixture, tmp_path / "out", profile=profile, selection="all")
+    numbers = rewrite.verify(FIXTURES / fixture, tmp_path / "out", device="cpu", tokens=1).numbers
+    computed = {(re.sub(r"^.*?(?=layers\.)", "", n.group), n.partition): getattr(n, field) for n in numbers}
+    measured = {(g["module"], name): float(error) for g in cell["groups"] for name, error in g["errors"].items()}
+    assert computed
+    for key, error in computed.items():
+        assert error == pytest.approx(measured[key], rel=2e-3, abs=0 if measured[key] else 1e-12), key
+
+
 def test_scales_of_the_kv_cache_are_read_from_what_convert_writes() -> None:
-    """Where a loader reads them from the original, it does from the converted."""
+    """No loader makes less of them than of the original's. SGLang up to 0.5.11 reads none beside compressed-tensors:
+    the cache then stays in the model's dtype, so nothing is wrong."""
+    order = ("equal", "rounded", "absent", "differs")
     with_scales = [cell for cell in CELLS if cell["kv_cache"] not in (None, "none")]
     originals = {(c["engine"], c["version"], c["fixture"]): c for c in with_scales if c["profile"] == "original"}
     assert any(cell["kv_cache"] == "equal" for cell in originals.values())
     for cell in with_scales:
-        original = originals.get((cell["engine"], cell["version"], cell["fixture"]))
-        assert cell["kv_cache"] == "equal" or (original and original["kv_cache"] != "equal"), name_of(cell)
+        original = originals[cell["engine"], cell["version"], cell["fixture"]]["kv_cache"]
+        old_sglang = cell["engine"] == "sglang" and cell["version"] in ("0.5.9", "0.5.10.post1", "0.5.11")
+        if not (old_sglang and cell["kv_cache"] == "absent"):
+            assert order.index(cell["kv_cache"]) <= order.index(original), name_of(cell)
 
 
 @pytest.mark.parametrize("option", ["--readme", "--readme-families"])
@@ -116,11 +147,11 @@ def test_the_record_covers_every_fixture_profile_and_engine() -> None:
     recorded = {(c["fixture"], c["profile"], f"{c['engine']}=={c['version']}"): c for c in RECORD["cells"]}
     engines = {engine for _, _, engine in recorded}
     for fixture in (path.parent.name for path in FIXTURES.glob("*/config.json")):
-        some = ("exact", "bf16", "partition") if fixture in split else ("bf16-all", "partition-all")
-        for profile in ("original", "exact-all", "portable", *some):
+        some = ("exact", "bf16", "partition") if fixture in split else ("partition-all",)
+        for profile in ("original", "exact-all", "portable", "bf16-all", *some):
             for engine in engines:
                 cell = recorded[fixture, profile, engine]
                 assert cell["outcome"] != "not run" or "convert refuses" in cell["reason"], cell["reason"]
     measured = {loader for cell in CELLS for loader in find_loaders(f"{cell['engine']}@{cell['version']}")}
-    assert measured == set(rewrite.LOADERS)
+    assert measured == {loader for loader in rewrite.LOADERS if "run:" in loader.source}
     assert {c["profile"].removesuffix("-all") for c in CELLS} == {"original", *rewrite.PROFILES}

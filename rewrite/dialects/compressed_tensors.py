@@ -93,7 +93,9 @@ class CompressedTensors:
         changes = {"config_groups": {"group_0": group}, "ignore": ignore, "quantization_status": "compressed"}
         return CompressedTensors({**deepcopy(self.value), **changes})
 
-    def ignoring(self, targets: Collection[str], _modules: Collection[str]) -> CompressedTensors:
+    def ignoring(
+        self, targets: Collection[str], _modules: Collection[str], _fused: Collection[str]
+    ) -> CompressedTensors:
         return CompressedTensors({**deepcopy(self.value), "ignore": [*self._ignore, *targets]})
 
     @staticmethod

@@ -37,8 +37,10 @@ class Fp8:
     def housed(self, layers: Layers) -> CompressedTensors:
         return house(layers, self._ignored, self._activations(), kv_cache_fp8=False)
 
-    def ignoring(self, _targets: Collection[str], modules: Collection[str]) -> Fp8:
-        return Fp8({**self.value, self._key: [*self._ignored, *modules]})
+    def ignoring(self, _targets: Collection[str], modules: Collection[str], fused: Collection[str]) -> Fp8:
+        # SGLang 0.5.9 and 0.5.10 look for the fused names.
+        names = dict.fromkeys([*self._ignored, *modules, *fused])
+        return Fp8({**self.value, self._key: list(names)})
 
     def _activations(self) -> Activations:
         scheme = self.value.get("activation_scheme", "dynamic")

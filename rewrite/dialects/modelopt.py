@@ -6,6 +6,7 @@ no word for channel scales with static activations: such checkpoints are re-hous
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from fnmatch import fnmatchcase
 from typing import Any
@@ -37,8 +38,8 @@ class ModelOpt:
             layers, [_as_target(pattern, layers) for pattern in self._ignore], "static", self._kv_cache_is_fp8()
         )
 
-    def ignoring(self, _targets: Collection[str], modules: Collection[str]) -> ModelOpt:
-        return ModelOpt({**self.value, self._key: [*self._ignore, *modules]})
+    def ignoring(self, _targets: Collection[str], modules: Collection[str], fused: Collection[str]) -> ModelOpt:
+        return ModelOpt({**self.value, self._key: [*self._ignore, *modules, *map(_survives_renaming, fused)]})
 
     def _kv_cache_is_fp8(self) -> bool:
         algorithm = self.value.get("kv_cache_quant_algo")
@@ -52,6 +53,15 @@ class ModelOpt:
                 hint="use --profile bf16 or partition, which keep the dialect",
             )
         return algorithm == "FP8" or bool(scheme)
+
+
+def _survives_renaming(name: str) -> str:
+    """A glob for a fused name that none of SGLang's renamings touches.
+
+    SGLang 0.5.9 and 0.5.10 know no parts of ``qkv_proj``, and rename ``model.language_model.`` and ``attn.qkv`` in this
+    list, but not in what they look up (``Qwen3VLForConditionalGeneration.hf_to_sglang_mapper``).
+    """
+    return re.sub(r"^model\.(language_model\.)?", "model.*", name).replace("attn.qkv", "att*.qkv")
 
 
 def _as_target(glob: str, layers: Layers) -> str:

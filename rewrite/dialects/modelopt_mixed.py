@@ -54,7 +54,7 @@ class ModelOptMixed:
             hint="use --profile bf16, which every loader of this dialect reads, or partition",
         )
 
-    def ignoring(self, _targets: Collection[str], modules: Collection[str]) -> ModelOptMixed:
+    def ignoring(self, _targets: Collection[str], modules: Collection[str], _fused: Collection[str]) -> ModelOptMixed:
         """The modules leave ``quantized_layers``, and the config groups that name them one by one."""
         gone = set(modules)
         value = {**self.value}

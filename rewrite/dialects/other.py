@@ -27,5 +27,5 @@ class Other:
             found=self.name,
         )
 
-    def ignoring(self, _targets: Collection[str], _modules: Collection[str]) -> NoReturn:
+    def ignoring(self, _targets: Collection[str], _modules: Collection[str], _fused: Collection[str]) -> NoReturn:
         self.housed(Layers(frozenset(), frozenset()))

@@ -46,8 +46,9 @@ class Dialect(Protocol):
         Raises :class:`rewrite.errors.Unsupported` for what cannot be said there.
         """
 
-    def ignoring(self, targets: Collection[str], modules: Collection[str]) -> Dialect:
-        """The dialect after ``modules`` became unquantised. ``targets``: ``re:`` patterns for them and the fused names.
+    def ignoring(self, targets: Collection[str], modules: Collection[str], fused: Collection[str]) -> Dialect:
+        """The dialect after ``modules`` became unquantised, which engines fuse to ``fused``. ``targets`` are ``re:``
+        patterns for both.
 
         Raises :class:`rewrite.errors.Unsupported` where the dialect cannot say that.
         """

@@ -56,15 +56,17 @@ CONVERSIONS = {
 PROFILES = (ORIGINAL, *CONVERSIONS)
 # What a fixture gets unless told otherwise: where in_proj_qkv and in_proj_z lie on disk, the group that loaders garble,
 # on its own; elsewhere only `--groups all` has something to convert. `portable` converts all layers in any case.
-GDN_PROFILES = (ORIGINAL, "exact", "exact-all", "portable", "bf16", "partition")
+GDN_PROFILES = (ORIGINAL, "exact", "exact-all", "portable", "bf16", "bf16-all", "partition")
 OTHER_PROFILES = (ORIGINAL, "exact-all", "portable", "bf16-all", "partition-all")
 
 CI_ENGINES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23", "transformers==5.17.0")
 CI_FIXTURES = ("llmcompressor-qwen3_5-vl",)
 CI_PROFILES = (ORIGINAL, "exact")
 
-# Tensor parallelism and generation are about the engine, not about the producer: one fixture is enough.
-EXTRA_FIXTURES = ("llmcompressor-qwen3_5-vl",)
+# Tensor parallelism is about the engine, not about the producer: one fixture is enough. Generation is shown for both
+# producers and two families.
+PARALLEL_FIXTURES = ("llmcompressor-qwen3_5-vl",)
+GENERATING_FIXTURES = ("llmcompressor-qwen3_5-vl", "llmcompressor-qwen3_next", "modelopt-qwen3_5-vl")
 TP_RANKS = 2
 
 

@@ -44,16 +44,16 @@ class Selection:
 
     def loads(self) -> list[Load]:
         """Every load."""
+        parallel = [e for e in self.engines if e.serves_tp and self.extras]
         rows = [(e, f, p, 1) for f, p in self.checkpoints() for e in self.engines]
-        return rows + [(e, f, p, cases.TP_RANKS) for e, f, p, _ in self._extra() if e.serves_tp]
+        return rows + [
+            (e, f, p, cases.TP_RANKS) for f, p in self.checkpoints() if f in cases.PARALLEL_FIXTURES for e in parallel
+        ]
 
     def generations(self) -> list[Load]:
         """Every generation."""
-        return [row for row in self._extra() if row[0].generates]
-
-    def _extra(self) -> list[Load]:
-        wanted = [(f, p) for f, p in self.checkpoints() if self.extras and f in cases.EXTRA_FIXTURES]
-        return [(e, f, p, 1) for f, p in wanted for e in self.engines]
+        engines = [e for e in self.engines if e.generates and self.extras]
+        return [(e, f, p, 1) for f, p in self.checkpoints() if f in cases.GENERATING_FIXTURES for e in engines]
 
 
 class Runner:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from loader_matrix.cases import ORIGINAL, PROFILES
+from loader_matrix.cases import ORIGINAL
 from loader_matrix.results import Cell, Generation
 
 # The fused layers, and the order in which their partitions are shown.
 PARTITIONS = {"in_proj_qkvz": ("q", "k", "v", "z", "qkvz"), "qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
 LOADS = ("loader", "fixture", "profile", "outcome", *PARTITIONS, "KV cache", "detail")
 GENERATES = ("loader", "fixture", "profile", "outcome", "detail")
-# Of the README's table of families: the profile that leaves no fused layer to be requantised.
-BEST = "exact-all"
+# The columns of the README's first table.
+SHOWN = (ORIGINAL, "exact", "exact-all", "portable", "bf16", "partition")
+# Of its table of families: what leaves no fused layer to be requantised, the preferred first.
+MENDS = ("exact-all", "portable", "bf16-all")
 
 
 def figure(error: float | str) -> str:
@@ -119,10 +121,9 @@ def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def readme(cells: list[Cell], fixture: str) -> str:
     """The README's table: a row for each engine, a column for each profile, the errors of q, k, v, z in each cell."""
     chosen = {(_loader(c), c.profile): c for c in cells if c.fixture == fixture and c.ranks == 1}
-    profiles = [profile for profile in PROFILES if any(profile == each for _, each in chosen)]
     engines = sorted({engine for engine, _ in chosen}, key=_by_version)
-    rows = [(engine, *(_brief(chosen.get((engine, profile))) for profile in profiles)) for engine in engines]
-    return markdown(("engine", *profiles), rows)
+    rows = [(engine, *(_brief(chosen.get((engine, profile))) for profile in SHOWN)) for engine in engines]
+    return markdown(("engine", *SHOWN), rows)
 
 
 def _brief(cell: Cell | None) -> str:
@@ -136,33 +137,33 @@ def _brief(cell: Cell | None) -> str:
 
 
 def readme_families(cells: list[Cell], but: str) -> str:
-    """The README's second table: a row for each engine, a column for each fixture `but` one.
+    """The README's second table: a row for each fixture `but` one, a column for each engine.
 
-    An entry is the worst error over all fused layers, of the original and after `exact-all`.
+    An entry is the worst error over all fused layers, of the original and after a conversion: `exact-all`, or the first
+    other profile of `MENDS` that loads where it does not.
     """
     chosen = {(_loader(c), c.fixture, c.profile): c for c in cells if c.fixture != but and c.ranks == 1}
     engines = sorted({engine for engine, _, _ in chosen}, key=_by_version)
-    fixtures = sorted({fixture for _, fixture, _ in chosen})
-    rows = [
-        (
-            engine,
-            *(" → ".join(_all(chosen.get((engine, fixture, p))) for p in (ORIGINAL, BEST)) for fixture in fixtures),
-        )
-        for engine in engines
-    ]
-    return markdown(("engine", *fixtures), rows)
+    rows = []
+    for fixture in sorted({fixture for _, fixture, _ in chosen}):
+        entries = []
+        for engine in engines:
+            after = {p: cell for p in MENDS if (cell := chosen.get((engine, fixture, p))) and cell.outcome == "loads"}
+            original = _all(chosen[engine, fixture, ORIGINAL])
+            best = next(iter(after), None)
+            profile = f" ({best.removesuffix('-all')})" if best and best != MENDS[0] else ""
+            mended = f"{_all(after[best])}{profile}" if best else "raises"
+            entries.append(f"{original} → {mended}" if original != "raises" or best else "raises")
+        rows.append((fixture, *entries))
+    return markdown(("fixture", *engines), rows)
 
 
-def _all(cell: Cell | None) -> str:
-    """The worst error over all fused layers, and what else is wrong."""
-    if cell is None or cell.outcome == "not run":
-        refused = cell is not None and (cell.reason or "").startswith("rewrite convert refuses")
-        return "refused" if refused else "not run"
-    if cell.outcome == "raises":
-        return "raises"
+def _all(cell: Cell) -> str:
+    """The worst error over all fused layers, and a layer that is served in FP8 but is not on disk."""
+    if cell.outcome != "loads":
+        return cell.outcome
     found = [figure(_worst([error for group in cell.groups for error in group["errors"].values()]))]
     found += [f"{name} cast" for name in sorted({module.rpartition(".")[2] for module in cell.cast})[:1]]
-    found += [f"KV scales {cell.kv_cache}"] if cell.kv_cache in ("rounded", "differs", "absent") else []
     return ", ".join(found)
 
 

@@ -103,9 +103,14 @@ def portable(context: Context) -> Changes:
 
 
 def partition(context: Context) -> Changes:
-    """A vector of one scale per partition, ``[P]``, where several partitions share a module; the config stays."""
+    """A vector of one scale per partition, ``[P]``, where several partitions share a module; the config stays.
+
+    Not of layers that are stored fused (Phi-3): they lose nothing as they are, and no loader reads a vector there.
+    """
     builder = _Builder(context)
     for group, modules in affected_groups(context):
+        if len(group.modules) == 1:
+            continue
         shared = [m for m in modules if len(m.partitions) > 1 and layout_of(m) == "tensor"]
         if shared:
             builder.group(group.name, (builder.vector(module) for module in shared))

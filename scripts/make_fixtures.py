@@ -112,7 +112,7 @@ SMALL_MOE = Geometry(64, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32
 NEXT = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
 MIXED = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32)
 MINICPM = Geometry(32, 32, (GDN, GDN, ATTENTION), head_dim=32, gdn_head_dim=32, vision_hidden=8)
-PLAIN = Geometry(64, 64, (ATTENTION, ATTENTION), head_dim=16, gdn_head_dim=0)
+PLAIN = Geometry(64, 64, (ATTENTION, ATTENTION), head_dim=32, gdn_head_dim=0)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 import rewrite
 from rewrite.cli import main
 from rewrite.inspection import spread
-from rewrite.loaders import Outcome
+from rewrite.loaders import Outcome, every_slot_or_vector
 from tests.support import (
     CONVERTIBLE,
     FIXTURES,
@@ -68,16 +68,19 @@ def test_the_prediction_after_convert_is_the_prediction_of_the_converted(
 
 
 @pytest.mark.parametrize("fixture", OTHER_FAMILIES)
-def test_families_without_the_split_group_are_exact(fixture: str) -> None:
-    """in_proj_qkvz on disk is one matrix with one scale; Llama and Phi-3 have none. So every profile is exact too."""
+def test_families_without_the_split_group(fixture: str) -> None:
+    """in_proj_qkvz on disk is one matrix with one scale; Llama and Phi-3 have none."""
     inspection = rewrite.inspect_checkpoint(FIXTURES / fixture, weights=True)
     assert inspection.findings == () and inspection.refusals == {}
-    assert [group.name for group in inspection.groups] == [
-        f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in range(2) if fixture == "llmcompressor-qwen3_next"
-    ]
+    is_next = fixture == "llmcompressor-qwen3_next"
+    names = [f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in range(2) if is_next]
+    assert [group.name for group in inspection.groups] == names
     assert all(len(group.partitions) == 1 for group in inspection.groups)
     for row in inspection.rows:
-        assert {row.as_is.kind, *(o.kind for o in row.converted.values() if o)} == {"exact"}, row.loader
+        kinds = {outcome.kind for outcome in (row.as_is, *row.converted.values()) if outcome}
+        # SGLang from 0.5.11 has four slots for the one scale.
+        raises = is_next and row.loader.behaviour is every_slot_or_vector
+        assert kinds == ({"exact", "fails to load"} if raises else {"exact"}), row.loader
 
 
 def test_mixed_precision_is_explained() -> None:

@@ -1,24 +1,41 @@
-"""vLLM end to end on CPU: greedy generation of a few tokens, with one kernel replaced."""
+"""vLLM end to end on CPU: greedy generation of a few tokens, with the kernels replaced that quantise activations."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loader_matrix import driver
 from loader_matrix.driver import Job
-from loader_matrix.reference import scaled_fp8_quant
+from loader_matrix.reference import scaled_fp8_quant, silu_and_mul_quant
+
+if TYPE_CHECKING:
+    import torch
 
 PROMPT = list(range(10, 40))
 TOKENS = 12
 
 
 def start() -> str:
-    """Import vLLM and replace the CUDA kernel that quantises weights while loading and activations while running."""
+    """Import vLLM and replace the CUDA kernels that quantise weights while loading and activations while running."""
     import vllm
     import vllm._custom_ops as ops
 
-    ops.scaled_fp8_quant = scaled_fp8_quant  # missing from CPU builds; everything else runs as released
+    # Missing from CPU builds; everything else runs as released.
+    ops.scaled_fp8_quant = scaled_fp8_quant
+    _KEPT.append(_define_silu_and_mul_quant())
     return vllm.__version__
+
+
+_KEPT: list[torch.library.Library] = []  # an operator goes when its library does
+
+
+def _define_silu_and_mul_quant() -> torch.library.Library:
+    import torch
+
+    library = torch.library.Library("_C", "FRAGMENT")
+    library.define("silu_and_mul_quant(Tensor! result, Tensor input, Tensor scale) -> ()")
+    library.impl("silu_and_mul_quant", silu_and_mul_quant, "CPU")
+    return library
 
 
 def generate(job: Job) -> dict[str, Any]:

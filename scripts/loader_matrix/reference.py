@@ -1,7 +1,8 @@
-"""A reference for the one CUDA kernel that loading needs: quantising a tensor to FP8 E4M3, under each engine's name.
+"""References for the CUDA kernels that CPU builds lack: quantising a tensor to FP8 E4M3, under each engine's names.
 
-Engines requantise the partitions of a fused weight to the group's largest scale with it. CPU builds have no such
-kernel. The arithmetic is the kernels' own: value / scale, clamped to the finite range, rounded to nearest even.
+Engines requantise the partitions of a fused weight to the group's largest scale with it while they load. Generating
+needs it for activations too, after an MLP's gate and up have been multiplied. The arithmetic is the kernels' own:
+value / scale, clamped to the finite range, rounded to nearest even.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ def scaled_fp8_quant(
     elif scale is None:
         scale = (values.abs().max() / LARGEST).reshape(1)
     return (values / scale.float()).clamp(-LARGEST, LARGEST).to(FP8), scale
+
+
+def silu_and_mul_quant(result: torch.Tensor, input: torch.Tensor, scale: torch.Tensor) -> None:  # noqa: A002
+    """Fill `result` (FP8, [..., d]) with silu(gate) x up of `input` ([..., 2 d]), quantised by `scale`."""
+    gate, up = input.float().chunk(2, -1)
+    result.copy_(scaled_fp8_quant(torch.nn.functional.silu(gate) * up, scale)[0])
 
 
 def sgl_per_tensor_quant_fp8(

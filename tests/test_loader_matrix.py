@@ -131,6 +131,23 @@ def test_scales_of_the_kv_cache_are_read_from_what_convert_writes() -> None:
             assert order.index(cell["kv_cache"]) <= order.index(original), name_of(cell)
 
 
+def test_no_other_layer_is_served_worse() -> None:
+    """A conversion of the fused layers, and a new config, leave all others as they were."""
+    loaded = [cell for cell in CELLS if cell["outcome"] == "loads" and not cell["cast"]]
+    key = ("engine", "version", "fixture", "ranks")
+    originals = {tuple(c[name] for name in key): c for c in loaded if c["profile"] == "original"}
+    compared = 0
+    for cell in loaded:
+        original = originals.get(tuple(cell[name] for name in key))
+        if original is None or cell["profile"] == "original":
+            continue
+        assert cell["others"].keys() == original["others"].keys()
+        for kind, other in cell["others"].items():
+            assert other["error"] <= original["others"][kind]["error"], (name_of(cell), kind)
+            compared += 1
+    assert compared > 1000
+
+
 @pytest.mark.parametrize("option", ["--readme", "--readme-families"])
 def test_the_readme_shows_the_recorded_table(option: str) -> None:
     """Generated, not written."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rewrite.checkpoint import CONFIG_NAME, INDEX_NAME, QUANT_FILE_NAME, Checkpoint, FileId, JsonFile, Shard
-from rewrite.dialects import Dialect, config_path, read_dialect
+from rewrite.dialects import Dialect, config_path, read_dialect, read_quant_file
 from rewrite.errors import CheckpointError, Unsupported, UsageError
 from rewrite.groups import Selection, find_lookalikes
 from rewrite.header import parse_header
@@ -208,24 +208,29 @@ def _texts(checkpoint: Checkpoint, changes: Changes, old: Dialect) -> Iterator[T
     elif new.name != old.name:
         text = append_value(checkpoint.config.text, "quantization_config", new.value)
         yield TextFile(CONFIG_NAME, CONFIG_NAME, text, checkpoint.files[CONFIG_NAME])
-    if checkpoint.quant_file is not None and new.name == old.name:
-        yield TextFile(
-            QUANT_FILE_NAME,
-            QUANT_FILE_NAME,
-            _quant_file_text(checkpoint.quant_file, old, new),
-            checkpoint.files[QUANT_FILE_NAME],
-        )
+    if checkpoint.quant_file is not None and not _contradicts(checkpoint.quant_file, changes, old):
+        text = _quant_file_text(checkpoint.quant_file, old, new)
+        if text != checkpoint.quant_file.text:
+            yield TextFile(QUANT_FILE_NAME, QUANT_FILE_NAME, text, checkpoint.files[QUANT_FILE_NAME])
 
 
 def _quant_file_text(file: JsonFile, old: Dialect, new: Dialect) -> str:
     """ModelOpt's own file with what ``new`` leaves out: modules among the excluded ones, or no more among the
-    quantised ones."""
-    text = file.text
+    quantised ones. A file that states no quantisation stays as it is."""
+    stated = file.value.get("quantization")
+    if not isinstance(stated, dict):
+        return file.text
+    changes: dict[str, Any] = {}
     excluded = [dialect.value.get("ignore", dialect.value.get("exclude_modules")) for dialect in (old, new)]
     if excluded[0] != excluded[1]:
-        text = replace_value(text, ("quantization", "exclude_modules"), excluded[1])
+        changes["exclude_modules"] = excluded[1]
     if new.value.get("quantized_layers") != old.value.get("quantized_layers"):
-        text = replace_value(text, ("quantization", "quantized_layers"), new.value["quantized_layers"])
+        changes["quantized_layers"] = new.value["quantized_layers"]
+    if not changes.keys() <= stated.keys():
+        return replace_value(file.text, ("quantization",), {**stated, **changes})
+    text = file.text
+    for key, value in changes.items():
+        text = replace_value(text, ("quantization", key), value)
     return text
 
 
@@ -251,9 +256,18 @@ def _stale_files(checkpoint: Checkpoint, changes: Changes, dialect: Dialect) -> 
         _refuse_directory_of_our_name(checkpoint)
         if MANIFEST_NAME in checkpoint.files:
             yield MANIFEST_NAME
-        rehoused = changes.dialect is not None and changes.dialect.name != dialect.name
-        if checkpoint.quant_file is not None and rehoused:
+        if _contradicts(checkpoint.quant_file, changes, dialect):
             yield QUANT_FILE_NAME
+
+
+def _contradicts(file: JsonFile | None, changes: Changes, dialect: Dialect) -> bool:
+    """Whether ModelOpt's own file would be wrong beside the new config: one of another dialect, or changed while the
+    file stated another dialect all along."""
+    if file is None or changes.dialect is None or changes.dialect.value == dialect.value:
+        return False
+    if changes.dialect.name != dialect.name:
+        return True
+    return isinstance(file.value.get("quantization"), dict) and read_quant_file(file).name != dialect.name
 
 
 def _refuse_directory_of_our_name(checkpoint: Checkpoint) -> None:
@@ -286,8 +300,8 @@ def _notes(checkpoint: Checkpoint, changes: Changes, dialect: Dialect, profile: 
         yield f"{QUANT_FILE_NAME} and config.json disagree: config.json counted, as in vLLM and SGLang"
     if changes.dialect is not None and changes.dialect.name != dialect.name:
         yield f"the config is stated as {changes.dialect.name} now: {dialect.name} has no words for this layout"
-        if checkpoint.quant_file is not None:
-            yield f"{QUANT_FILE_NAME} is left out: it would contradict the new config"
+    if _contradicts(checkpoint.quant_file, changes, dialect):
+        yield f"{QUANT_FILE_NAME} is left out: it would contradict the new config"
     if changes.edits and profile == "portable":
         yield "activations are quantised dynamically, per token, now: outputs differ slightly from static activations"
 

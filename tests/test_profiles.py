@@ -308,6 +308,40 @@ def test_a_dequantised_module_that_a_config_still_lists_is_found(fixture: str, n
     assert f"{name}: model.language_model.layers.0.linear_attn.in_proj_qkv has a scheme" in structure.problems[0]
 
 
+def test_mixed_precision_keeps_a_layer(copy_of: Callable[[str], Path]) -> None:
+    """vLLM and SGLang refuse an empty list of quantised layers."""
+    source = copy_of(MIXED_PRECISION)
+    value = json.loads((source / "config.json").read_text())
+    layers = value["quantization_config"]["quantized_layers"]
+    value["quantization_config"]["quantized_layers"] = {k: v for k, v in layers.items() if "in_proj" in k}
+    edit_json(source / "config.json", **value)
+    with pytest.raises(rewrite.Unsupported, match="No layer would stay quantised"):
+        rewrite.make_plan(rewrite.open_checkpoint(source), "bf16")
+
+
+@pytest.mark.parametrize("fixture", [MIXED_PRECISION, "modelopt-qwen3_5-vl"])
+@pytest.mark.parametrize("profile", ["bf16", "partition"])
+@pytest.mark.parametrize("stated", [None, [], "FP8", {}, {"quant_algo": "FP8"}, {"exclude_modules": None}])
+def test_an_odd_file_of_modelopts_is_no_fault_of_the_conversion(
+    stated: Any, profile: str, fixture: str, copy_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """config.json counts; the file comes along where the dialect stays, and says no less than before."""
+    source = copy_of(fixture)
+    (source / "hf_quant_config.json").write_text(json.dumps({"producer": {}, "quantization": stated}))
+    rewrite.convert(source, tmp_path / "out", profile=profile)
+    file = tmp_path / "out" / "hf_quant_config.json"
+    if fixture == MIXED_PRECISION and profile == "bf16" and isinstance(stated, dict):
+        assert not file.exists(), "it states another dialect than the config that has changed"
+        after = stated
+    else:
+        after = json.loads(file.read_text())["quantization"]
+    if isinstance(stated, dict):  # it may gain the list of layers that has changed
+        after = {key: value for key, value in after.items() if key in stated and key != "exclude_modules"}
+        stated = {key: value for key, value in stated.items() if key != "exclude_modules"}
+    assert after == stated
+    assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok
+
+
 @pytest.mark.parametrize("entry", [None, [], {"a": "FP8"}, {"a": {"quant_algo": 8}}])
 def test_mixed_precision_of_the_wrong_shape_is_refused(entry: Any, copy_of: Callable[[str], Path]) -> None:
     """With the place in config.json."""

@@ -61,6 +61,14 @@ class ModelOptMixed:
         value["quantized_layers"] = {name: v for name, v in value["quantized_layers"].items() if name not in gone}
         if isinstance(groups := value.get("config_groups"), dict):
             value["config_groups"] = {name: left for name, v in groups.items() if (left := _without(v, gone, name))}
+        if not value["quantized_layers"]:
+            raise Unsupported(
+                "No layer would stay quantised",
+                where=f"{_WHERE}.quantized_layers",
+                expected="a layer that is not converted: loaders refuse an empty list",
+                found="none",
+                hint="convert with --profile partition, or quantise again without these layers",
+            )
         return ModelOptMixed(value)
 
 

@@ -60,8 +60,10 @@ def _renamed(source: Checkpoint) -> Iterator[tuple[str, str]]:
     """ModelOpt's names for the scales of the KV cache, as compressed-tensors has them."""
     for name, (_, info) in source.tensors.items():
         for kind in ("k", "v"):
-            if name.endswith(f".{kind}_proj.{kind}_scale") and info.numel == 1:
-                yield name, f"{name.removesuffix(f'{kind}_proj.{kind}_scale')}{kind}_scale"
+            if name.endswith(old := f".{kind}_proj.{kind}_scale") and info.numel == 1:
+                new = f"{name.removesuffix(old)}.{kind}_scale"
+                if new not in source.tensors:
+                    yield name, new
 
 
 def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from rewrite.checkpoint import INDEX_NAME, QUANT_FILE_NAME, Checkpoint
 from rewrite.dialects import Dialect, read_dialect, read_quant_file
-from rewrite.errors import RewriteError
+from rewrite.errors import Refused, RewriteError
 from rewrite.groups import FP8_DTYPES, PLAIN_DTYPES, FusedGroup
 from rewrite.header import TensorInfo
 from rewrite.verification.expected import Expected
@@ -75,9 +75,9 @@ def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator
     try:
         old, new = _schemes(source), _schemes(out)
         yield from _same_schemes("config.json", old, new, out, expected)
-        if source.quant_file and out.quant_file:
-            old_file, new_file = (OtherSchemes(read_quant_file(c)) for c in (source.quant_file, out.quant_file))
-            yield from _same_schemes(QUANT_FILE_NAME, old_file, new_file, out, expected)
+        if (stated := _stated_by_quant_file(source)) and out.quant_file:
+            found = OtherSchemes(read_quant_file(out.quant_file))
+            yield from _same_schemes(QUANT_FILE_NAME, stated, found, out, expected)
     except RewriteError as error:
         yield f"{error.where}: {error.what}"
         return
@@ -89,6 +89,14 @@ def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator
     if isinstance(new, CompressedTensorsSchemes):
         for group in expected.groups:
             yield from _fused_scheme(group, out, new)
+
+
+def _stated_by_quant_file(source: Checkpoint) -> OtherSchemes | None:
+    """What ModelOpt's own file says, where it says something. One that says nothing is no fault of OUT's."""
+    try:
+        return OtherSchemes(read_quant_file(source.quant_file)) if source.quant_file else None
+    except Refused:
+        return None
 
 
 def _matrices(out: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:

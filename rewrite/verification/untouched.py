@@ -20,7 +20,8 @@ from rewrite.checkpoint import (
     Shard,
     io_errors,
 )
-from rewrite.dialects import config_path, read_dialect
+from rewrite.dialects import config_path, read_dialect, read_quant_file
+from rewrite.errors import Refused
 from rewrite.header import TensorInfo
 from rewrite.manifest import MANIFEST_NAME
 from rewrite.verification.expected import Expected
@@ -106,7 +107,7 @@ def _run(old_shard: Shard, new_shard: Shard, pairs: list[tuple[TensorInfo, Tenso
 
 def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[str]:
     for name in source.files.keys() - out.files.keys():
-        if name != QUANT_FILE_NAME or read_dialect(source).name == read_dialect(out).name:
+        if name != QUANT_FILE_NAME or not _may_be_gone(source, out):
             yield f"{name}: missing"
     for name in out.files.keys() - source.files.keys() - {MANIFEST_NAME}:
         yield f"{name}: not in the source"
@@ -117,6 +118,16 @@ def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[st
         other = next((s for s in out.shards if s.name == shard.name), None)
         if other is not None and other.header.metadata != shard.header.metadata:
             yield f"{shard.name}: the metadata differs"
+
+
+def _may_be_gone(source: Checkpoint, out: Checkpoint) -> bool:
+    """ModelOpt's own file goes where it contradicts OUT's config: it states another dialect."""
+    found = read_dialect(out)
+    try:
+        stated = source.quant_file and read_quant_file(source.quant_file)
+    except Refused:
+        return found.name != read_dialect(source).name
+    return stated is not None and found.name != stated.name and found.value != read_dialect(source).value
 
 
 def _json_edits(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
@@ -153,8 +164,8 @@ def _without_layers(file: JsonFile) -> str:
     """Without the layers that are or are not quantised: whether these lists are right is the structure's question."""
     value: dict[str, Any] = json.loads(file.text)
     if isinstance(stated := value.get("quantization"), dict):
-        for name in {"exclude_modules", "quantized_layers"} & stated.keys():
-            stated[name] = None
+        for name in ("exclude_modules", "quantized_layers"):
+            stated.pop(name, None)
     return json.dumps(value)
 
 

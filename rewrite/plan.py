@@ -314,5 +314,7 @@ def _configs_disagree(checkpoint: Checkpoint) -> bool:
         return True
     if any(value.get(key) != inner.get(key) for key in ("quant_algo", "quantized_layers")):
         return True
-    excluded = [value.get("exclude_modules") or [], inner.get("ignore") or inner.get("exclude_modules") or []]
-    return sorted(map(str, excluded[0])) != sorted(map(str, excluded[1]))
+    ours, theirs = (stated.get("ignore") or stated.get("exclude_modules") or [] for stated in (inner, value))
+    if any(not isinstance(names, list) or not all(isinstance(name, str) for name in names) for names in (ours, theirs)):
+        return bool(ours != theirs)
+    return sorted(ours) != sorted(theirs)

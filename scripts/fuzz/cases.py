@@ -10,16 +10,20 @@ import os
 import random
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from rewrite import RewriteError, make_plan, open_checkpoint
+from rewrite import PROFILES, SELECTIONS, Checkpoint, RewriteError, make_plan, open_checkpoint
 from rewrite.inspection import inspect_open
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+CONFIG, INDEX, QUANT_FILE = "config.json", "model.safetensors.index.json", "hf_quant_config.json"
+EXTRA_SHARD = "extra.safetensors"
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 FP8 = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
 _LAYER = "model.layers.0."
+
+T = TypeVar("T")
 
 #: What strangers may have put where something else belongs.
 WRONG: tuple[Any, ...] = (
@@ -65,6 +69,51 @@ def sound() -> dict[str, bytes]:
     }
 
 
+_MODELOPT = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8", "exclude_modules": ["lm_head", "*mlp.gate*"]}
+_MIXED = {
+    "quant_algo": "MIXED_PRECISION",
+    "quantized_layers": {
+        f"{_LAYER}{name}": {"quant_algo": "NVFP4" if "mlp" in name else "FP8"}
+        for name in (
+            *("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "mlp.up_proj"),
+            *(f"self_attn.{part}_proj" for part in "qkv"),
+        )
+    },
+}
+#: What a config states; of ModelOpt's also what hf_quant_config.json does.
+DIALECTS: dict[str, dict[str, Any]] = {
+    "fp8": {"quant_method": "fp8", "activation_scheme": "static", "ignored_layers": ["lm_head", f"{_LAYER}mlp.gate"]},
+    "modelopt": {"quant_method": "modelopt", **_MODELOPT},
+    "mixed": {"quant_method": "modelopt", **_MIXED, "config_groups": {"a": {"targets": [f"{_LAYER}mlp.up_proj"]}}},
+}
+
+
+def sound_in(dialect: str) -> dict[str, bytes]:
+    """The same in another dialect, with attention, scales of a KV cache and a layer of another format."""
+    files = sound()
+    third = {
+        f"{_LAYER}self_attn.{part}_proj.{kind}": tensor
+        for part, rows in (("q", 8), ("k", 4), ("v", 4))
+        for kind, tensor in (
+            ("weight", ("F8_E4M3", [rows, 4], bytes(4 * rows))),
+            ("weight_scale", ("F32", [], struct.pack("<f", 1 / rows))),
+            ("input_scale", ("F32", [], struct.pack("<f", 2))),
+            (f"{part}_scale", ("F32", [], struct.pack("<f", 0.5))),
+        )
+    }
+    if dialect == "mixed":
+        third[f"{_LAYER}mlp.up_proj.weight"] = ("U8", [8, 2], bytes(16))
+        third[f"{_LAYER}mlp.gate_proj.weight"] = ("U8", [8, 2], bytes(16))
+    config, index = json.loads(files[CONFIG]), json.loads(files[INDEX])
+    config |= {"quantization_config": DIALECTS[dialect], "num_attention_heads": 2, "num_key_value_heads": 1}
+    index["weight_map"] |= dict.fromkeys(third, EXTRA_SHARD)
+    files |= {CONFIG: json.dumps(config).encode(), INDEX: json.dumps(index).encode(), EXTRA_SHARD: shard(third)}
+    if dialect != "fp8":
+        stated = {"modelopt": _MODELOPT, "mixed": _MIXED}[dialect]
+        files[QUANT_FILE] = json.dumps({"producer": {"name": "modelopt"}, "quantization": stated}).encode()
+    return files
+
+
 def shard(tensors: dict[str, tuple[str, list[int], bytes]], **extra: Any) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
@@ -86,28 +135,46 @@ def write(files: dict[str, bytes], directory: Path) -> None:
 
 def judge(directory: Path) -> str:
     """What becomes of it, as far as reading goes. Raises whatever is neither a result nor an error of ours."""
+    refused, checkpoint = _refused(lambda: open_checkpoint(directory))
+    if checkpoint is None:
+        return refused
+    for selection in SELECTIONS:
+        _refused(partial(inspect_open, checkpoint, selection))
+        for profile in PROFILES:
+            _refused(partial(make_plan, checkpoint, profile, selection))
+    return _refused(lambda: _read(checkpoint))[0]
+
+
+def _read(checkpoint: Checkpoint) -> None:
+    inspect_open(checkpoint)
+    make_plan(checkpoint)
+
+
+def _refused(work: Callable[[], T]) -> tuple[str, T | None]:
+    """How it ended, and the result if there is one."""
     try:
-        checkpoint = open_checkpoint(directory)
-        inspect_open(checkpoint)
-        make_plan(checkpoint)
+        return "accepted", work()
     except RewriteError as error:
         if error.exit_code not in (3, 4) or not error.where or "\x1b" in str(error):
             raise AssertionError(f"not what a refusal looks like: {error!r}") from error
-        return type(error).__name__
-    return "accepted"
+        return type(error).__name__, None
 
 
 def crafted(seed: int, directory: Path) -> None:
     """A sound checkpoint with one to three faults, the same for the same seed."""
     chance = random.Random(seed)
-    files = sound()
-    write(files, directory)
+    dialect = chance.choice(("compressed-tensors", "compressed-tensors", *DIALECTS))
+    write(sound_in(dialect) if dialect in DIALECTS else sound(), directory)
     for _ in range(chance.randint(1, 3)):
         chance.choice(FAULTS)(directory, chance)
 
 
 def _fault_config(directory: Path, chance: random.Random) -> None:
     _fault_json(directory / CONFIG, chance)
+
+
+def _fault_quant_file(directory: Path, chance: random.Random) -> None:
+    _fault_json(directory / QUANT_FILE, chance)
 
 
 def _fault_index(directory: Path, chance: random.Random) -> None:
@@ -126,7 +193,7 @@ def _fault_json(path: Path, chance: random.Random) -> None:
 
 def _fault_header(directory: Path, chance: random.Random) -> None:
     """Another value, name or entry in a header; the data stays."""
-    path = directory / chance.choice(SHARDS)
+    path = directory / chance.choice((*SHARDS, EXTRA_SHARD))
     raw = _bytes(path)
     length = int.from_bytes(raw[:8], "little")
     header = _load(raw[8 : 8 + length])
@@ -213,7 +280,7 @@ def _fault_undecodable_name(directory: Path, chance: random.Random) -> None:
 
 FAULTS: tuple[Callable[[Path, random.Random], None], ...] = (
     _fault_config, _fault_config, _fault_index, _fault_header, _fault_header, _fault_text, _fault_bytes, _fault_file,
-    _fault_undecodable_name,
+    _fault_undecodable_name, _fault_quant_file,
 )  # fmt: skip
 
 

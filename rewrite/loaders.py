@@ -157,6 +157,14 @@ def minicpmv_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def minicpmv_vision_is_cast(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang before 0.5.23 calls MiniCPM-V's vision tower ``vpm`` and its merger ``resampler``: the names in ``ignore``
+    miss them, their BF16 layers get FP8 parameters, and loading those raises ("Downcasting not allowed")."""
+    if checkpoint.model_type == "minicpmv4_6" and checkpoint.fp8_with_scales:
+        return Outcome("fails to load", "takes the vision tower for quantised: it has other names there")
+    return None
+
+
 def mixed_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang before 0.5.15 takes MIXED_PRECISION of all models but Nemotron-H for another format, ``w4afp8``."""
     if checkpoint.dialect == "modelopt MIXED_PRECISION":
@@ -344,11 +352,11 @@ LOADERS = (
         "0.20.0",
         "0.21.0",
         every_slot,
-        "PR #38517; run: 0.20.0; read: 0.21.0",
+        "PR #38517; run: 0.20.0, 0.21.0",
         (text_only_is_unknown, minicpmv_is_unknown),
     ),
-    Loader("vLLM", "0.22.0", "0.26.0", every_slot, "read: 0.22.0, 0.26.0", (text_only_is_unknown,)),
-    Loader("vLLM", "0.27.0", None, every_slot, "read: 0.27.0; run: 0.32.0"),
+    Loader("vLLM", "0.22.0", "0.26.0", every_slot, "run: 0.22.0, 0.26.0", (text_only_is_unknown,)),
+    Loader("vLLM", "0.27.0", None, every_slot, "run: 0.27.0, 0.32.0"),
     Loader(
         "SGLang",
         "0.5.9",
@@ -379,11 +387,19 @@ LOADERS = (
         "0.5.12",
         "0.5.14",
         every_slot_or_vector,
-        "read: 0.5.12, 0.5.14",
-        (text_only_is_unknown, mixed_is_unknown),
+        "run: 0.5.12, 0.5.14",
+        (text_only_is_unknown, minicpmv_vision_is_cast, mixed_is_unknown),
     ),
-    Loader("SGLang", "0.5.15", "0.5.16", every_slot_or_vector, "read: 0.5.15, 0.5.16", (text_only_is_unknown,)),
-    Loader("SGLang", "0.5.17", None, every_slot_or_vector, "read: 0.5.17; run: 0.5.23"),
+    Loader(
+        "SGLang",
+        "0.5.15",
+        "0.5.16",
+        every_slot_or_vector,
+        "run: 0.5.15, 0.5.16",
+        (text_only_is_unknown, minicpmv_vision_is_cast),
+    ),
+    Loader("SGLang", "0.5.17", "0.5.22", every_slot_or_vector, "run: 0.5.17, 0.5.22", (minicpmv_vision_is_cast,)),
+    Loader("SGLang", "0.5.23", None, every_slot_or_vector, "run: 0.5.23"),
     Loader(
         "transformers",
         "5.2.0",

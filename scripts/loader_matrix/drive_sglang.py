@@ -33,9 +33,22 @@ def start() -> str:
     CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
     _replace_nvfp4_layout()
     driver.preload("sglang.srt.models.registry")  # imports every model
-    # Asks for an accelerator to put the (unquantised) resampler on; everything else goes where the loader is told to.
-    sys.modules["sglang.srt.models.minicpmv"].get_device = lambda *_: "cpu"
+    _keep_resampler_on_cpu()
     return sglang.__version__
+
+
+def _keep_resampler_on_cpu() -> None:
+    """MiniCPM-V's (unquantised) resampler goes where an accelerator is asked for, or, before 0.5.14, to "cuda" by name;
+    everything else goes where the loader is told to."""
+    import torch
+
+    sys.modules["sglang.srt.models.minicpmv"].get_device = lambda *_: "cpu"
+    stock = torch.nn.Module.to
+
+    def to(module: torch.nn.Module, *arguments: Any, device: Any = None, **others: Any) -> torch.nn.Module:
+        return stock(module, *arguments, **({} if device is None else {"device": "cpu"}), **others)
+
+    torch.nn.Module.to = to  # type: ignore[method-assign]
 
 
 def _replace_nvfp4_layout() -> None:

@@ -45,7 +45,7 @@ class Selection:
     def loads(self) -> list[Load]:
         """Every load."""
         parallel = [e for e in self.engines if e.serves_tp and self.extras]
-        rows = [(e, f, p, 1) for f, p in self.checkpoints() for e in self.engines]
+        rows = [(e, f, p, 1) for f, p in self.checkpoints() for e in self.engines if cases.loads(e, f, p)]
         return rows + [
             (e, f, p, cases.TP_RANKS) for f, p in self.checkpoints() if f in cases.PARALLEL_FIXTURES for e in parallel
         ]

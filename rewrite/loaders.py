@@ -344,7 +344,7 @@ LOADERS = (
         "0.17.0",
         "0.19.1",
         slot_zero_only,
-        "issue #38197; run: 0.17.1, 0.19.1",
+        "issue #38197; run: 0.17.0, 0.17.1, 0.19.1",
         (text_only_is_unknown, minicpmv_is_unknown),
     ),
     Loader(
@@ -370,7 +370,7 @@ LOADERS = (
         "0.5.10",
         "0.5.10.post1",
         split_by_sizes,
-        "run: 0.5.10.post1",
+        "run: 0.5.10, 0.5.10.post1",
         (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown),
         (parts_are_cast, attention_is_cast),
     ),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What released engines make of the fixtures, original and converted: runs their own weight loading code on CPU.
 #
-#   scripts/loader_matrix.sh                                    everything (about ten minutes, 6 GB under .cache/loaders)
+#   scripts/loader_matrix.sh                                    everything (about ten minutes, 10 GB under .cache/loaders)
 #   scripts/loader_matrix.sh --engine vllm==0.19.1 --fixture llmcompressor-qwen3_5-vl
 #   scripts/loader_matrix.sh --record                           also writes tests/loader_matrix.json, prints Markdown
 #   scripts/loader_matrix.sh --ci                               a few cells; exit 1 where one differs from the record

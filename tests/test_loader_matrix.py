@@ -162,7 +162,7 @@ def test_the_record_covers_every_fixture_profile_and_engine() -> None:
     to refuse the fixture with that profile."""
     split = {*SPLIT_QKVZ, "modelopt-qwen3_5-mixed"}
     recorded = {(c["fixture"], c["profile"], f"{c['engine']}=={c['version']}"): c for c in RECORD["cells"]}
-    engines = {engine for _, _, engine in recorded}
+    engines = {engine for fixture, _, engine in recorded if fixture == "llmcompressor-llama"}  # not of a boundary only
     for fixture in (path.parent.name for path in FIXTURES.glob("*/config.json")):
         some = ("exact", "bf16", "partition") if fixture in split else ("partition-all",)
         for profile in ("original", "exact-all", "portable", "bf16-all", *some):

@@ -34,6 +34,8 @@ class Engine:
 
 
 ENGINES = (
+    Engine("vllm", "0.17.0", boundary=True),  # the first with Qwen3.5
+    Engine("vllm", "0.17.1", boundary=True),  # the release of issue #38197
     Engine("vllm", "0.19.1", serves_tp=True),  # the last release with the fault
     Engine("vllm", "0.20.0"),  # the first with the fix (PR #38517)
     Engine("vllm", "0.21.0", boundary=True),  # the last without MiniCPM-V 4.6
@@ -42,7 +44,8 @@ ENGINES = (
     Engine("vllm", "0.27.0", boundary=True),
     Engine("vllm", "0.32.0", serves_tp=True, generates=True),  # the newest; the first that runs Qwen3.5 on CPU
     Engine("sglang", "0.5.9"),  # serves in_proj_qkv and in_proj_z as separate modules
-    Engine("sglang", "0.5.10.post1"),  # the first that fuses them
+    Engine("sglang", "0.5.10", boundary=True),  # the first that fuses them
+    Engine("sglang", "0.5.10.post1"),
     Engine("sglang", "0.5.11"),  # the first that loads a shared scalar into the fused module
     Engine("sglang", "0.5.12", boundary=True),  # the first with MiniCPM-V 4.6
     Engine("sglang", "0.5.14", boundary=True),  # the last without MIXED_PRECISION of Qwen3.5

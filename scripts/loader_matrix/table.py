@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from loader_matrix.cases import ORIGINAL
+from loader_matrix.cases import ENGINES, ORIGINAL
 from loader_matrix.results import Cell, Generation
 
 # The fused layers, and the order in which their partitions are shown.
@@ -120,10 +120,16 @@ def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def readme(cells: list[Cell], fixture: str) -> str:
     """The README's table: a row for each engine, a column for each profile, the errors of q, k, v, z in each cell."""
-    chosen = {(_loader(c), c.profile): c for c in cells if c.fixture == fixture and c.ranks == 1}
+    chosen = {(_loader(c), c.profile): c for c in _shown(cells) if c.fixture == fixture}
     engines = sorted({engine for engine, _ in chosen}, key=_by_version)
     rows = [(engine, *(_brief(chosen.get((engine, profile))) for profile in SHOWN)) for engine in engines]
     return markdown(("engine", *SHOWN), rows)
+
+
+def _shown(cells: list[Cell]) -> list[Cell]:
+    """Of one rank, and of engines that are not there for a boundary only."""
+    boundary = {(each.name, each.version) for each in ENGINES if each.boundary}
+    return [cell for cell in cells if cell.ranks == 1 and (cell.engine, cell.version) not in boundary]
 
 
 def _brief(cell: Cell | None) -> str:
@@ -142,7 +148,7 @@ def readme_families(cells: list[Cell], but: str) -> str:
     An entry is the worst error over all fused layers, of the original and after a conversion: `exact-all`, or the first
     other profile of `MENDS` that loads where it does not.
     """
-    chosen = {(_loader(c), c.fixture, c.profile): c for c in cells if c.fixture != but and c.ranks == 1}
+    chosen = {(_loader(c), c.fixture, c.profile): c for c in _shown(cells) if c.fixture != but}
     engines = sorted({engine for engine, _, _ in chosen}, key=_by_version)
     rows = []
     for fixture in sorted({fixture for _, fixture, _ in chosen}):

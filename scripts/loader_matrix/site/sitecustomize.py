@@ -1,8 +1,9 @@
-"""Declares torchvision's operators where its compiled half does not load beside a CPU build of torch.
+"""What importing an engine needs beside a CPU build of torch, and beside a newer one than it was made for.
 
 `import torchvision` registers meta kernels for operators that its extension should have defined; transformers' image
 processors import it. Nothing here is ever called: no model under test sees an image. It is a sitecustomize, because
-vLLM inspects model classes in a process of its own.
+vLLM inspects model classes in a process of its own. vLLM 0.17.1 chooses the kernels that it computes with by a function
+that torch has under another name now; loading uses none of them.
 """
 
 import contextlib
@@ -20,3 +21,6 @@ library = torch.library.Library("torchvision", "DEF")
 for operator in OPERATORS:
     with contextlib.suppress(RuntimeError):  # already defined: torchvision's own extension has loaded
         library.define(f"{operator}(Tensor x) -> Tensor")
+
+if not hasattr(torch._C._cpu, "_is_avx512_supported"):
+    torch._C._cpu._is_avx512_supported = lambda: False

@@ -402,7 +402,7 @@ LOADERS = (
     Loader("SGLang", "0.5.23", None, every_slot_or_vector, "run: 0.5.23"),
     Loader(
         "transformers",
-        "5.2.0",
+        "5.17.0",
         None,
         separate_modules,
         "run: 5.17.0 with compressed-tensors 0.20.0",

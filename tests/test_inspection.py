@@ -91,7 +91,7 @@ def test_mixed_precision_is_explained() -> None:
     assert inspection.findings == ()
     layers = [(group.layer, [p.name for p in group.partitions]) for group in inspection.groups]
     assert layers == [*[("in_proj_qkvz", ["q", "k", "v", "z"])] * 2, ("qkv_proj", ["q", "k", "v"])]  # NVFP4: no words
-    assert outcomes(inspection)["transformers 5.2.0+"] == "fails to load"
+    assert outcomes(inspection)["transformers 5.17.0+"] == "fails to load"
     assert inspection.refusals.keys() == {"exact", "portable"}
     (vllm,) = [row for row in inspection.rows if row.loader.covers("0.19.1") and row.loader.name == "vLLM"]
     assert (vllm.as_is.kind, vllm.as_is.partitions) == ("garbled", ("in_proj_qkvz.k", "in_proj_qkvz.v"))

@@ -115,6 +115,8 @@ def _runs(order: Iterable[Piece]) -> Iterator[_Run]:
     run: _Run | None = None
     offset = 0
     for index, piece in enumerate(order):
+        if not piece.size:
+            continue  # an empty tensor takes no place, wherever the source has it
         if run is not None and piece.source == run.source + run.length:
             run = replace(run, stop=index + 1, length=run.length + piece.size)
         else:

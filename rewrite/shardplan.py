@@ -164,15 +164,17 @@ def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:
     """Adjacent ranges become one run: one system call copies gigabytes."""
     last: Copy | None = None
     for segment in segments:
+        if not segment.length:
+            continue  # empty tensors
         if isinstance(segment, Copy) and last and last.start + last.length == segment.start:
             last = Copy(last.start, last.length + segment.length)
             continue
-        if last and last.length:
+        if last:
             yield last
         last = segment if isinstance(segment, Copy) else None
         if not isinstance(segment, Copy):
             yield segment
-    if last and last.length:
+    if last:
         yield last
 
 

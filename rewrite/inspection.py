@@ -181,7 +181,7 @@ def _after_convert(
     """The checkpoint as loaders would see them after ``convert`` with each profile, and why some profiles refuse."""
     views: dict[str, CheckpointView | None] = {}
     refusals: dict[str, str] = {}
-    checkpoint = _essence(checkpoint, selection)
+    checkpoint = _essence(checkpoint, find_groups(checkpoint, selection))
     for profile in PROFILES:
         try:
             after = preview(checkpoint, make_plan(checkpoint, profile, selection))
@@ -192,18 +192,14 @@ def _after_convert(
     return views, refusals
 
 
-_PARENTS: dict[Selection, tuple[str, ...]] = {
-    "qkvz": (".linear_attn.",),
-    "all": (".linear_attn.", ".self_attn.", ".mlp."),
-}
-
-
-def _essence(checkpoint: Checkpoint, selection: Selection) -> Checkpoint:
-    """The checkpoint as if it held the layers that predictions are about only: planning it whole for every profile
-    takes seconds where there are 100,000 tensors, most of them experts."""
+def _essence(checkpoint: Checkpoint, groups: Iterable[FusedGroup]) -> Checkpoint:
+    """The checkpoint as if it held the fused groups and what stands beside them only: planning it whole for every
+    profile takes seconds where there are 100,000 tensors, most of them experts."""
+    modules = (*(group.name for group in groups), *find_lookalikes(checkpoint))  # convert refuses the latter
+    parents = {module.rpartition(".")[0] for module in modules}
 
     def kept(info: TensorInfo) -> bool:
-        return ".experts." not in info.name and any(parent in info.name for parent in _PARENTS[selection])
+        return info.name.rsplit(".", 2)[0] in parents
 
     shards = {s.name: replace(s, header=_restricted(s.header, kept)) for s in checkpoint.shards}
     tensors = {name: (shards[shard.name], info) for name, (shard, info) in checkpoint.tensors.items() if kept(info)}

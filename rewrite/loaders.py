@@ -143,18 +143,17 @@ def _is_stored_gated_delta_net(group: GroupView) -> bool:
     return group.layer == "in_proj_qkvz" and len(group.partitions) == 1
 
 
-def text_only_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
-    """Loaders that know the vision-language classes of Qwen3.5 only."""
-    if checkpoint.model_type in ("qwen3_5_text", "qwen3_5_moe_text"):
-        return Outcome("fails to load", "knows Qwen3.5 with a vision tower only")
-    return None
+def unknown(detail: str, *model_types: str) -> Obstacle:
+    """Loaders that were released before these models, or know others of the family only."""
+
+    def obstacle(checkpoint: CheckpointView) -> Outcome | None:
+        return Outcome("fails to load", detail) if checkpoint.model_type in model_types else None
+
+    return obstacle
 
 
-def minicpmv_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
-    """Loaders older than MiniCPM-V 4.6."""
-    if checkpoint.model_type == "minicpmv4_6":
-        return Outcome("fails to load", "does not know MiniCPM-V 4.6")
-    return None
+text_only_is_unknown = unknown("knows Qwen3.5 with a vision tower only", "qwen3_5_text", "qwen3_5_moe_text")
+minicpmv_is_unknown = unknown("does not know MiniCPM-V 4.6", "minicpmv4_6")
 
 
 def minicpmv_vision_is_cast(checkpoint: CheckpointView) -> Outcome | None:

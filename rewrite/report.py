@@ -194,7 +194,7 @@ def _groups_of_layer(groups: Sequence[GroupView]) -> list[str]:
 
 def _outcomes(inspection: Inspection) -> list[list[str]]:
     """A row for each loader: what it makes of the checkpoint as it is."""
-    say = _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
+    say = _wording(inspection)
     return _by_versions(inspection.rows, lambda row: [say(row.as_is)])
 
 
@@ -208,6 +208,11 @@ def _by_versions(rows: Iterable[LoaderRow], say: Callable[[LoaderRow], list[str]
         if cells is not None:
             lines.append([name, (rest[-1] if rest else first).versions_from(first), *cells])
     return lines
+
+
+def _wording(inspection: Inspection) -> Callable[[Outcome], str]:
+    """How to say an outcome: with the layers' names where there are several."""
+    return _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
 
 
 def _kind(outcome: Outcome | None) -> str:
@@ -236,7 +241,7 @@ def _verdict(inspection: Inspection, hurt: Sequence[LoaderRow]) -> list[str]:
             "No known loader can serve this checkpoint right." if inspection.findings else "No known loader is hurt."
         )
         return [wrong]
-    say = _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
+    say = _wording(inspection)
     lines = _by_versions(inspection.rows, lambda row: [say(row.as_is), row.as_is.detail] if row in hurt else None)
     rows = [[f"  {name} {versions}", *cells] for name, versions, *cells in lines]
     outcomes = [(row, outcome) for row in hurt for outcome in row.converted.values() if outcome is not None]

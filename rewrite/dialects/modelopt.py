@@ -18,6 +18,10 @@ from rewrite.errors import Unsupported
 _WHERE = "config.json: quantization_config"
 
 
+#: ``quant_algo: FP8``, of a whole checkpoint or of one layer.
+PER_TENSOR = Scheme(True, "tensor", "static", "FP8 weights per tensor, static activations")
+
+
 class ModelOpt:
     """A ``quantization_config`` with ``quant_method: modelopt`` and ``quant_algo: FP8``."""
 
@@ -31,7 +35,7 @@ class ModelOpt:
     def scheme(self, module: str) -> Scheme | None:
         if any(fnmatchcase(module, pattern) for pattern in self._ignore):
             return None
-        return Scheme(True, "tensor", "static", "FP8 weights per tensor, static activations")
+        return PER_TENSOR
 
     def housed(self, layers: Layers) -> CompressedTensors:
         return house(

@@ -11,12 +11,13 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, NoReturn
 
+from rewrite.dialects.modelopt import PER_TENSOR
 from rewrite.dialects.scheme import Layers, Scheme, strings
 from rewrite.errors import ConfigError, Unsupported
 
 _WHERE = "config.json: quantization_config"
 _SCHEMES = {
-    "FP8": Scheme(True, "tensor", "static", "FP8 weights per tensor, static activations"),
+    "FP8": PER_TENSOR,
     "FP8_PER_CHANNEL_PER_TOKEN": Scheme(True, "channel", "dynamic", "FP8 weights per channel, dynamic activations"),
     "FP8_PB_WO": Scheme(True, "block", "dynamic", "FP8 weights per block, dynamic activations"),
 }

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rewrite import PROFILES, SELECTIONS, Checkpoint, RewriteError, make_plan, open_checkpoint
+from rewrite import PROFILES, SELECTIONS, RewriteError, make_plan, open_checkpoint
 from rewrite.inspection import inspect_open
 
 CONFIG, INDEX, QUANT_FILE = "config.json", "model.safetensors.index.json", "hf_quant_config.json"
@@ -134,20 +134,15 @@ def write(files: dict[str, bytes], directory: Path) -> None:
 
 
 def judge(directory: Path) -> str:
-    """What becomes of it, as far as reading goes. Raises whatever is neither a result nor an error of ours."""
+    """What becomes of it by default, as far as reading goes. Raises whatever is neither a result nor an error of ours,
+    also of every other profile."""
     refused, checkpoint = _refused(lambda: open_checkpoint(directory))
     if checkpoint is None:
         return refused
-    for selection in SELECTIONS:
-        _refused(partial(inspect_open, checkpoint, selection))
-        for profile in PROFILES:
-            _refused(partial(make_plan, checkpoint, profile, selection))
-    return _refused(lambda: _read(checkpoint))[0]
-
-
-def _read(checkpoint: Checkpoint) -> None:
-    inspect_open(checkpoint)
-    make_plan(checkpoint)
+    inspected = [_refused(partial(inspect_open, checkpoint, selection))[0] for selection in SELECTIONS]
+    plans = [partial(make_plan, checkpoint, profile, selection) for selection in SELECTIONS for profile in PROFILES]
+    planned = [_refused(plan)[0] for plan in plans]
+    return next((outcome for outcome in (inspected[0], planned[0]) if outcome != "accepted"), "accepted")
 
 
 def _refused(work: Callable[[], T]) -> tuple[str, T | None]:

@@ -24,7 +24,10 @@ def start() -> str:
     ops.scaled_fp8_quant = scaled_fp8_quant
     # Raises where torch has no accelerator; called once the weights are loaded, to give device memory back.
     torch.accelerator.empty_cache = lambda: None
-    _KEPT.append(_declare_operators())
+    # The compiled half of 0.26 does not load beside this torch. Layers look this operator up when they are made;
+    # nothing calls it while loading. RuntimeError: it is there.
+    with contextlib.suppress(RuntimeError):
+        torch.library.define("_C::silu_and_mul", "(Tensor! result, Tensor input) -> ()")
     _replace_expert_kernels()
     _replace_linear_kernels()
     _offer_nvfp4_kernel()
@@ -36,20 +39,6 @@ def start() -> str:
         *(f"vllm.model_executor.models.{family}" for family in ("llama", "qwen3_5", "qwen3_next")),
     )
     return vllm.__version__
-
-
-_KEPT: list[torch.library.Library] = []  # operators go when their library does
-
-
-def _declare_operators() -> torch.library.Library:
-    """The compiled half of vLLM 0.26 does not load beside this torch. Layers look this operator up when they are made;
-    nothing calls it while loading."""
-    import torch
-
-    library = torch.library.Library("_C", "FRAGMENT")
-    with contextlib.suppress(RuntimeError):  # defined: the compiled half has loaded
-        library.define("silu_and_mul(Tensor! result, Tensor input) -> ()")
-    return library
 
 
 def _replace_expert_kernels() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loader_matrix import driver
 from loader_matrix.driver import Job
 from loader_matrix.reference import scaled_fp8_quant, silu_and_mul_quant
-
-if TYPE_CHECKING:
-    import torch
 
 PROMPT = list(range(10, 40))
 TOKENS = 12
@@ -17,25 +14,15 @@ TOKENS = 12
 
 def start() -> str:
     """Import vLLM and replace the CUDA kernels that quantise weights while loading and activations while running."""
+    import torch
     import vllm
     import vllm._custom_ops as ops
 
     # Missing from CPU builds; everything else runs as released.
     ops.scaled_fp8_quant = scaled_fp8_quant
-    _KEPT.append(_define_silu_and_mul_quant())
+    torch.library.define("_C::silu_and_mul_quant", "(Tensor! result, Tensor input, Tensor scale) -> ()")
+    torch.library.impl("_C::silu_and_mul_quant", "cpu", silu_and_mul_quant)
     return vllm.__version__
-
-
-_KEPT: list[torch.library.Library] = []  # an operator goes when its library does
-
-
-def _define_silu_and_mul_quant() -> torch.library.Library:
-    import torch
-
-    library = torch.library.Library("_C", "FRAGMENT")
-    library.define("silu_and_mul_quant(Tensor! result, Tensor input, Tensor scale) -> ()")
-    library.impl("silu_and_mul_quant", silu_and_mul_quant, "CPU")
-    return library
 
 
 def generate(job: Job) -> dict[str, Any]:

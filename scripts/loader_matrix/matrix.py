@@ -152,16 +152,15 @@ def _read(out: Path, log: Path) -> dict[str, Any]:
     raise Unavailable(f"the process ended without a result; see {HOME.name}/logs/{log.name}")
 
 
+def _key(row: Load) -> dict[str, Any]:
+    """What names a generation, and but for the ranks a cell."""
+    engine, fixture, profile, _ = row
+    return {"engine": engine.name, "version": engine.version, "fixture": fixture, "profile": profile}
+
+
 def load(row: Load, found: list[dict[str, Any]] | Unavailable) -> Cell:
     """One cell."""
-    engine, fixture, profile, ranks = row
-    key: dict[str, Any] = {
-        "engine": engine.name,
-        "version": engine.version,
-        "fixture": fixture,
-        "profile": profile,
-        "ranks": ranks,
-    }
+    key = {**_key(row), "ranks": row[-1]}
     if isinstance(found, Unavailable):
         return Cell(**key, outcome="not run", reason=str(found))
     return results.cell(key, found)
@@ -169,13 +168,7 @@ def load(row: Load, found: list[dict[str, Any]] | Unavailable) -> Cell:
 
 def generate(row: Load, found: list[dict[str, Any]] | Unavailable) -> Generation:
     """One generation, not yet compared with the original's."""
-    engine, fixture, profile, _ = row
-    key: dict[str, Any] = {
-        "engine": engine.name,
-        "version": engine.version,
-        "fixture": fixture,
-        "profile": profile,
-    }
+    key = _key(row)
     if isinstance(found, Unavailable):
         return Generation(**key, outcome="not run", reason=str(found))
     (result,) = found

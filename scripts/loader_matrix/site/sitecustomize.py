@@ -17,10 +17,9 @@ OPERATORS = (
     *(f"_{name}_backward" for name in BACKWARD),
 )
 
-library = torch.library.Library("torchvision", "DEF")
 for operator in OPERATORS:
     with contextlib.suppress(RuntimeError):  # already defined: torchvision's own extension has loaded
-        library.define(f"{operator}(Tensor x) -> Tensor")
+        torch.library.define(f"torchvision::{operator}", "(Tensor x) -> Tensor")
 
 if not hasattr(torch._C._cpu, "_is_avx512_supported"):
     torch._C._cpu._is_avx512_supported = lambda: False

@@ -1,6 +1,6 @@
 """``python -m rewrite``."""
 
-from rewrite.cli import main
+from rewrite.cli.commands import main
 
 if __name__ == "__main__":
     main()

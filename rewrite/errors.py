@@ -69,7 +69,7 @@ class CheckpointError(Refused):
 
 
 class ConfigError(Refused):
-    """``config.json`` or its quantisation part cannot be understood."""
+    """``config.json`` or its quantization part cannot be understood."""
 
 
 class Unsupported(Refused):

@@ -72,7 +72,7 @@ def test_schemes_of_real_configs(real: Path) -> None:
 @given(st.lists(st.lists(st.sampled_from(TARGETS), min_size=1, max_size=3, unique=True), min_size=1, max_size=3),
        st.lists(st.sampled_from(["Linear", "lm_head", "re:.*in_proj_a$", "re:.*mlp.*"]), max_size=2))  # fmt: skip
 def test_matching_agrees_with_compressed_tensors(groups: list[list[str]], ignore: list[str]) -> None:
-    """Which modules are quantised, whatever targets compete."""
+    """Which modules are quantized, whatever targets compete."""
     value = config_of(groups, ignore)
     dialect = CompressedTensors(value)
     for module in MODULES:

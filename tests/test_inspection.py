@@ -79,7 +79,7 @@ def test_families_without_the_split_group(fixture: str) -> None:
     for row in inspection.rows:
         kinds = {outcome.kind for outcome in (row.as_is, *row.converted.values()) if outcome}
         # SGLang from 0.5.11 has four slots for the one scale.
-        raises = is_next and row.loader.behaviour is every_slot_or_vector
+        raises = is_next and row.loader.behavior is every_slot_or_vector
         assert kinds == ({"exact", "fails to load"} if raises else {"exact"}), row.loader
 
 
@@ -111,7 +111,7 @@ def test_every_fused_layer_is_looked_at_when_asked(vl: Path) -> None:
 
 
 def test_a_model_without_the_layer_points_at_the_option() -> None:
-    """Llama has no in_proj_qkvz, but layers that are requantised."""
+    """Llama has no in_proj_qkvz, but layers that are requantized."""
     llama = FIXTURES / "llmcompressor-llama"
     result = run(llama)
     assert result.exit_code == 0
@@ -134,7 +134,7 @@ def test_groups_show_rows_scales_and_spread(text: Path) -> None:
     assert spread(group) == qkv / z
 
 
-def test_neighbouring_versions_with_the_same_outcomes_are_one_row(vl: Path) -> None:
+def test_neighboring_versions_with_the_same_outcomes_are_one_row(vl: Path) -> None:
     """Also where --loader leaves some out: a version that it does not name is not spoken of."""
     table = run(vl).stdout.split("What loaders")[1]
     assert "vLLM          0.20.0+ " in table
@@ -185,11 +185,11 @@ def test_scales_that_no_loader_survives(name: str, value: float, copy: Path) -> 
     assert run(copy, "--loader", "transformers").exit_code == 1
 
 
-def test_quantised_in_part(copy: Path) -> None:
-    """AngelSlim quantises in_proj_qkv but not in_proj_z by default."""
+def test_quantized_in_part(copy: Path) -> None:
+    """AngelSlim quantizes in_proj_qkv but not in_proj_z by default."""
     replace_tensor(copy, f"{Z}.weight", bytes(128 * 64 * 2), (128, 64), "BF16")
     inspection = rewrite.inspect_checkpoint(copy)
-    assert any("quantised in part" in finding.what for finding in inspection.findings)
+    assert any("quantized in part" in finding.what for finding in inspection.findings)
     assert outcomes(inspection)["vLLM 0.27.0+"] == "fails to load"
     assert "exact" in inspection.refusals
 

@@ -18,7 +18,7 @@ objects = st.dictionaries(st.text(max_size=5), values, max_size=5)
 
 @given(objects, objects, st.sampled_from([None, 1, 2, 4, "\t"]), st.booleans(), values)
 def test_only_the_value_changes(before: Any, inner: Any, indent: Any, ascii_only: bool, new: Any) -> None:
-    """At any place, in any style, whatever the neighbours hold."""
+    """At any place, in any style, whatever the neighbors hold."""
     document = {"a": before, "q": {"x": inner, "y": 1, "z": before}, "b": inner}
     text = json.dumps(document, indent=indent, ensure_ascii=ascii_only) + "\n"
     edited = replace_value(text, ("q", "y"), new)

@@ -1,4 +1,4 @@
-"""Scales: recognising a layout, reading values, repeating bytes."""
+"""Scales: recognizing a layout, reading values, repeating bytes."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def test_every_recorded_cell_is_predicted(cell: dict[str, Any]) -> None:
     if max(hurt.values()) > 1:
         assert outcome.kind == "garbled"
         assert named
-        assert all(error <= E4M3_ROUNDING for name, error in hurt.items() if name not in named), "the rest: requantised"
+        assert all(error <= E4M3_ROUNDING for name, error in hurt.items() if name not in named), "the rest: requantized"
         assert all(error >= outcome.error * 0.15 for error in named.values()), "the estimate is of the right size"
     else:
         assert outcome.kind == "loses precision"

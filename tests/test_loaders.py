@@ -1,4 +1,4 @@
-"""Predictions: each behaviour on each layout, and which version has which."""
+"""Predictions: each behavior on each layout, and which version has which."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ STORED_FUSED = GroupView(
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "view", "kind", "hurt"),
+    ("behavior", "view", "kind", "hurt"),
     [
         (loaders.slot_zero_only, SHARED, "garbled", ("k", "v")),
         (loaders.slot_zero_only, CHANNEL, "exact", ()),
@@ -63,9 +63,9 @@ STORED_FUSED = GroupView(
         (loaders.every_slot, group("unknown", "tensor"), "fails to load", ()),
     ],
 )
-def test_outcomes(behaviour: loaders.Behaviour, view: GroupView, kind: str, hurt: tuple[str, ...]) -> None:
+def test_outcomes(behavior: loaders.Behavior, view: GroupView, kind: str, hurt: tuple[str, ...]) -> None:
     """As measured on the real loaders (tests/loader_matrix.json) or read in their source."""
-    outcome = behaviour(view)
+    outcome = behavior(view)
     assert (outcome.kind, outcome.partitions) == (kind, hurt)
     assert (outcome.error > 0) == (kind in ("garbled", "loses precision"))
 
@@ -78,9 +78,9 @@ def test_dynamic_activations_leave_nothing_to_split() -> None:
 def test_only_the_gated_delta_net_is_split_or_kept_apart() -> None:
     """SGLang fuses attention and MLPs in every version."""
     shared = replace(group("tensor", "tensor"), layer="qkv_proj")
-    for behaviour in (loaders.split_by_sizes, loaders.separate_gated_delta_net):
-        assert behaviour(shared) == loaders.every_slot(shared)
-        assert behaviour(shared).kind == "loses precision"
+    for behavior in (loaders.split_by_sizes, loaders.separate_gated_delta_net):
+        assert behavior(shared) == loaders.every_slot(shared)
+        assert behavior(shared).kind == "loses precision"
 
 
 FAILING = dict.fromkeys(["original", "exact"], "fails to load")
@@ -97,20 +97,20 @@ def test_one_partition_is_not_split() -> None:
         "bf16": GroupView("g", "in_proj_qkvz", (replace(module, layout="none", scale=None),), 64, True),
     }
     for loader in LOADERS:
-        kinds = {name: loader.behaviour(view).kind for name, view in views.items()}
-        raises = loader.behaviour is loaders.every_slot_or_vector
+        kinds = {name: loader.behavior(view).kind for name, view in views.items()}
+        raises = loader.behavior is loaders.every_slot_or_vector
         assert kinds == {**dict.fromkeys(views, "exact"), **(FAILING if raises else {})}
 
 
 def test_equal_scales_lose_nothing() -> None:
-    """Requantising to the same scale changes nothing; slot 0 alone still garbles."""
+    """Requantizing to the same scale changes nothing; slot 0 alone still garbles."""
     equal = group("tensor", "tensor", scales=(S, S, S, S))
     assert loaders.every_slot(equal).kind == "exact"
     assert loaders.slot_zero_only(equal).kind == "garbled"
 
 
 def test_a_larger_z_hurts_the_others() -> None:
-    """Whatever is not at the largest scale is requantised."""
+    """Whatever is not at the largest scale is requantized."""
     assert loaders.every_slot(group("tensor", "tensor", scales=(S, S, S, 3 * S))).partitions == ("q", "k", "v")
 
 

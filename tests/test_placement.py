@@ -123,7 +123,7 @@ def test_any_mix_is_complete_aligned_and_counted_right(pieces: list[Piece]) -> N
     assert place(pieces) == placement
 
 
-def test_an_empty_tensor_does_not_part_its_neighbours() -> None:
+def test_an_empty_tensor_does_not_part_its_neighbors() -> None:
     """Moved between two that lie side by side in the source, it leaves them one run: the block across is shared too."""
     names = [("t0", 4, 8192, 8), ("t1", 2, 4096, 8200), ("new", 1, 1, None), ("empty", 4, 0, 12296)]
     pieces = [Piece(name, width, size, source) for name, width, size, source in names]

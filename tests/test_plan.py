@@ -144,7 +144,7 @@ def _odd_scale(directory: Path) -> None:
     replace_tensor(directory, f"{QKV}.weight_scale", bytes(2 * 5), (5,))
 
 
-def _half_quantised(directory: Path) -> None:
+def _half_quantized(directory: Path) -> None:
     replace_tensor(directory, f"{Z}.weight", bytes(128 * 64 * 2), (128, 64), "BF16")
 
 
@@ -179,7 +179,7 @@ def _unknown_architecture(directory: Path) -> None:
     [
         (_drop_scale, "no scale"),
         (_odd_scale, "unknown shape"),
-        (_half_quantised, "quantised in part"),
+        (_half_quantized, "quantized in part"),
         (_config_says_channel, "disagree"),
         (_config_ignores_it, "disagree"),
         (_config_says_int8, "disagree"),
@@ -227,7 +227,7 @@ def test_block_scales_need_nothing(copy: Path) -> None:
     assert not make_plan(open_checkpoint(copy)).manifest.changed
 
 
-def test_unquantised_models_need_nothing(copy: Path) -> None:
+def test_unquantized_models_need_nothing(copy: Path) -> None:
     """No FP8 weight, no change."""
     for name, (_, info) in open_checkpoint(copy).tensors.items():
         if info.dtype == "F8_E4M3":

@@ -16,7 +16,7 @@ import rewrite
 from rewrite.converter import ExplicitScales
 from rewrite.dialects import Layers
 from rewrite.dialects.compressed_tensors import CompressedTensors
-from rewrite.layouts import dequantise
+from rewrite.layouts import dequantize
 from tests.support import (
     CONVERTIBLE,
     FIXTURES,
@@ -158,7 +158,7 @@ def test_portable_ignores_by_patterns_that_survive_renaming(any_fixture: Path, t
         assert config.scheme("visual.blocks.0.attn.qkv") is None
 
 
-def assert_dequantised(source: Path, out: Path, modules: tuple[str, ...]) -> None:
+def assert_dequantized(source: Path, out: Path, modules: tuple[str, ...]) -> None:
     """The modules of these names are the products that torch gives, their scales are gone; nothing else changed."""
     before, after = raw_tensors(source), raw_tensors(out)
     plain = {name for name in before if name.endswith(tuple(f"{module}.weight" for module in modules))}
@@ -174,7 +174,7 @@ def assert_dequantised(source: Path, out: Path, modules: tuple[str, ...]) -> Non
 def test_bf16_is_the_float32_product_rounded_once(qwen3_5: Path, tmp_path: Path) -> None:
     """What torch gives; scales dropped; the modules ignored under their own and their fused names."""
     rewrite.convert(qwen3_5, tmp_path / "out", profile="bf16")
-    assert_dequantised(qwen3_5, tmp_path / "out", ("in_proj_qkv", "in_proj_z"))
+    assert_dequantized(qwen3_5, tmp_path / "out", ("in_proj_qkv", "in_proj_z"))
 
 
 def test_bf16_keeps_modelopts_dialect_and_both_its_files(tmp_path: Path) -> None:
@@ -188,7 +188,7 @@ def test_bf16_keeps_modelopts_dialect_and_both_its_files(tmp_path: Path) -> None
     assert "model.language_model.layers.0.linear_attn.in_proj_qkv" in config["ignore"]
 
 
-def test_bf16_mends_groups_that_were_quantised_in_part(copy: Path, tmp_path: Path) -> None:
+def test_bf16_mends_groups_that_were_quantized_in_part(copy: Path, tmp_path: Path) -> None:
     """AngelSlim leaves in_proj_z alone by default: no engine that fuses can serve that, and no FP8 layout mends it."""
     left = [f"model.layers.{i}.linear_attn.in_proj_z" for i in (0, 1)]
     weight_map = {}
@@ -253,11 +253,11 @@ def test_other_families_convert_with_all_groups(other_family: Path, tmp_path: Pa
         assert (scheme.weights.strategy, scheme.input_activations.dynamic) == ("channel", False)
 
 
-def test_other_families_dequantise_with_all_groups(other_family: Path, tmp_path: Path) -> None:
+def test_other_families_dequantize_with_all_groups(other_family: Path, tmp_path: Path) -> None:
     """The same modules, and in_proj_qkvz: SGLang from 0.5.11 cannot load its one scale."""
     rewrite.convert(other_family, tmp_path / "out", profile="bf16", selection="all")
     stored_fused = ("in_proj_qkvz",) if other_family.name == "llmcompressor-qwen3_next" else ()
-    assert_dequantised(other_family, tmp_path / "out", FUSED[other_family.name] + stored_fused)
+    assert_dequantized(other_family, tmp_path / "out", FUSED[other_family.name] + stored_fused)
 
 
 def test_a_layer_stored_fused_takes_no_vector(tmp_path: Path) -> None:
@@ -289,13 +289,13 @@ def strip_quant_file(directory: Path) -> None:
 def test_mixed_precision_in_bf16(
     strip: Callable[[Path], None] | None, selection: Any, copy_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    """The group leaves every list of quantised layers, whichever files state them; NVFP4 layers stay as they are."""
+    """The group leaves every list of quantized layers, whichever files state them; NVFP4 layers stay as they are."""
     source, out = copy_of(MIXED_PRECISION), tmp_path / "out"
     if strip:
         strip(source)
     rewrite.convert(source, out, profile="bf16", selection=selection)
     parts = ("in_proj_qkv", "in_proj_z", *(("q_proj", "k_proj", "v_proj") if selection == "all" else ()))
-    assert_dequantised(source, out, parts)
+    assert_dequantized(source, out, parts)
     for name, key in (("config.json", "quantization_config"), ("hf_quant_config.json", "quantization")):
         if not (source / name).exists() or key not in (before := json.loads((source / name).read_text())):
             continue
@@ -324,7 +324,7 @@ def test_mixed_precision_in_vectors(selection: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["config.json", "hf_quant_config.json"])
 @pytest.mark.parametrize("fixture", [MIXED_PRECISION, "modelopt-qwen3_5-vl"])
-def test_a_dequantised_module_that_a_config_still_lists_is_found(fixture: str, name: str, tmp_path: Path) -> None:
+def test_a_dequantized_module_that_a_config_still_lists_is_found(fixture: str, name: str, tmp_path: Path) -> None:
     """A loader that reads this file would look for its scales."""
     source, out = FIXTURES / fixture, tmp_path / "out"
     rewrite.convert(source, out, profile="bf16")
@@ -336,13 +336,13 @@ def test_a_dequantised_module_that_a_config_still_lists_is_found(fixture: str, n
 
 
 def test_mixed_precision_keeps_a_layer(copy_of: Callable[[str], Path]) -> None:
-    """vLLM and SGLang refuse an empty list of quantised layers."""
+    """vLLM and SGLang refuse an empty list of quantized layers."""
     source = copy_of(MIXED_PRECISION)
     value = json.loads((source / "config.json").read_text())
     layers = value["quantization_config"]["quantized_layers"]
     value["quantization_config"]["quantized_layers"] = {k: v for k, v in layers.items() if "in_proj" in k}
     edit_json(source / "config.json", **value)
-    with pytest.raises(rewrite.Unsupported, match="No layer would stay quantised"):
+    with pytest.raises(rewrite.Unsupported, match="No layer would stay quantized"):
         rewrite.make_plan(rewrite.open_checkpoint(source), "bf16")
 
 
@@ -392,7 +392,7 @@ def test_a_dialect_known_by_name_is_refused_by_name(
 
 
 def test_all_groups_are_explicit_and_experts_are_left_alone(tmp_path: Path) -> None:
-    """Nothing that engines fuse is requantised; experts take channel scales with dynamic activations only."""
+    """Nothing that engines fuse is requantized; experts take channel scales with dynamic activations only."""
     source, out = FIXTURES / "llmcompressor-qwen3_5-moe", tmp_path / "out"
     rewrite.convert(source, out, selection="all")
     after = raw_tensors(out)
@@ -506,7 +506,7 @@ def test_a_wrong_scale_of_the_kv_cache_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["FP8", None])
-def test_kv_cache_quantisation_carries_over(
+def test_kv_cache_quantization_carries_over(
     algorithm: str | None, copy_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """As compressed-tensors' kv_cache_scheme."""
@@ -542,12 +542,12 @@ def test_the_fp8_dialect(profile: str, activations: str, copy: Path, tmp_path: P
 
 @pytest.mark.parametrize("scale", [0.001, 1.0, 3.7e-5, 1e30])
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
-def test_dequantised_codes_are_torchs(scale: float, dtype: str) -> None:
+def test_dequantized_codes_are_torchs(scale: float, dtype: str) -> None:
     """All 256 of them, NaN included."""
     scale = struct.unpack("<f", struct.pack("<f", scale))[0]
     codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
     expected = (codes.float() * torch.tensor(scale)).to(KINDS[dtype])
-    ours = torch.frombuffer(bytearray(b"".join(dequantise("F8_E4M3", scale, dtype))), dtype=KINDS[dtype])
+    ours = torch.frombuffer(bytearray(b"".join(dequantize("F8_E4M3", scale, dtype))), dtype=KINDS[dtype])
     assert torch.equal(ours.isnan(), expected.isnan())
     assert torch.equal(ours.nan_to_num(), expected.nan_to_num())
 
@@ -602,8 +602,8 @@ def test_the_converter_leaves_other_checkpoints_alone(text: Path, tmp_path: Path
     assert converter.update_config(None) is None
 
 
-def test_patterns_never_catch_quantised_layers() -> None:
-    """An exact name is generalised to all layers only where that is true of all layers."""
+def test_patterns_never_catch_quantized_layers() -> None:
+    """An exact name is generalized to all layers only where that is true of all layers."""
     layers = Layers(frozenset({"model.layers.1.mlp.up_proj"}), frozenset({"model.layers.0.mlp.up_proj"}))
     base = json.loads((FIXTURES / "llmcompressor-qwen3_5-text" / "config.json").read_text())["quantization_config"]
     value = {**base, "ignore": ["model.layers.0.mlp.up_proj"]}

@@ -363,15 +363,15 @@ def test_outputs_hold_on_cuda(real: Path, tmp_path: Path) -> None:
 
 
 @given(st.integers(-14, 1), st.floats(1e-4, 1), st.integers(0, 2**31))
-def test_the_requantisation_bound_is_a_bound(exponent: int, ratio: float, seed: int) -> None:
+def test_the_requantization_bound_is_a_bound(exponent: int, ratio: float, seed: int) -> None:
     """For scales from 2^-14 to 2 and partitions down to a ten-thousandth of the largest scale; and it is not idle."""
     largest = 2.0**exponent
     codes = torch.randint(0, 256, (16, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     codes[(codes & 0x7F) == 0x7F] = 0  # no NaN
     scale = torch.tensor(ratio * largest, dtype=torch.float32)
     rows = oracle.Rows(codes.view(oracle.FP8), scale.expand(16, 1))
-    served = oracle.requantised(rows, float(scale), largest)
-    bound = oracle.requantisation_bound(rows, largest)
+    served = oracle.requantized(rows, float(scale), largest)
+    bound = oracle.requantization_bound(rows, largest)
     moved = (served.value() - rows.true()).abs()
     assert (moved <= bound * (1 + 1e-6)).all()
     assert (bound <= rows.true().abs() * 2.0**-3 + 2.0**-9 * largest + 2.0**-24).all()
@@ -384,7 +384,7 @@ def test_going_through_float16_to_the_same_scale(scale: float, seed: int) -> Non
     codes[(codes & 0x7F) == 0x7F] = 0
     exact = float(torch.tensor(scale, dtype=torch.float32))
     rows = oracle.Rows(codes.view(oracle.FP8), torch.tensor(exact).expand(16, 1))
-    moved = (oracle.requantised(rows, exact, exact).value() - rows.true()).abs()
+    moved = (oracle.requantized(rows, exact, exact).value() - rows.true()).abs()
     bound = oracle.half_precision_bound(rows, exact)
     assert (moved <= (0 if bound is None else bound)).all()
 
@@ -398,11 +398,11 @@ def test_activations_look_like_the_real_thing() -> None:
     per_channel = x.abs().amax(0).float()
     assert (per_channel > 5 * per_channel.median()).sum() == 2
     for scale in (0.01, None):
-        assert ((gemm.quantise(x, scale).value() - x.double()).norm() / x.double().norm()).item() < 0.04
+        assert ((gemm.quantize(x, scale).value() - x.double()).norm() / x.double().norm()).item() < 0.04
 
 
 def test_compressed_tensors_own_decompressor_agrees(real: Path, tmp_path: Path) -> None:
-    """A second opinion on the dequantised weights of IN and OUT."""
+    """A second opinion on the dequantized weights of IN and OUT."""
     from compressed_tensors.quantization.lifecycle.forward import dequantize
     from safetensors import safe_open
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from rewrite.checkpoint import Checkpoint
-from rewrite.dialects import read_dialect
-from rewrite.groups import FP8_DTYPES, FusedGroup, FusedLayer, Module, Selection, find_groups, single_module
-from rewrite.header import TensorInfo
-from rewrite.manifest import MANIFEST_NAME
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.header import TensorInfo
+from rewrite.errors import Refused
+from rewrite.promise import Promise
+from rewrite.quantization.architectures import FusedLayer
+from rewrite.quantization.dtypes import FP8_DTYPES
+from rewrite.quantization.groups import FusedGroup, Module, Selection, find_groups, single_module
+from rewrite.verification.configs import states_compressed_tensors
 
 #: dtype and shape that a tensor may have in OUT; None: it may be missing.
 Form = tuple[str, tuple[int, ...]] | None
+MANIFEST_NAME = "rewrite_manifest.json"
 _PLAIN = ("BF16", "F16", "F32")
 
 
@@ -21,7 +24,7 @@ _PLAIN = ("BF16", "F16", "F32")
 class Expected:
     """The groups to compare, and the forms that tensors may take besides their own."""
 
-    profile: str
+    promise: Promise
     selection: Selection
     groups: tuple[FusedGroup, ...]
     forms: Mapping[str, frozenset[Form]]
@@ -33,32 +36,32 @@ class Expected:
         return form == (old.dtype, old.shape) or form in self.forms.get(old.name, ())
 
 
-def expect(source: Checkpoint, out: Checkpoint) -> Expected:
-    """By the profile that OUT's manifest names; ``exact`` where there is none."""
+def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise]) -> Expected:
+    """By the profile that OUT's manifest names; the first of ``promises`` where there is none."""
     profile, selection = _profile_of(out)
-    groups = tuple(g for g in find_groups(source, selection) if all(m.quantised and m.scale for m in g.modules))
-    if profile == "bf16":
-        groups = tuple(group for g in find_groups(source, selection) if (group := _quantised_part(g)).modules)
-    if profile == "portable":
-        everything = find_groups(source, "all")
-        groups = tuple(g for g in everything if all(m.quantised and m.scale for m in g.modules))
+    promise = promises.get(profile, next(iter(promises.values())))
+    found = find_groups(source).select("all" if promise.every_layer else selection)
+    if promise.part_of_group:
+        groups = tuple(group for g in found if (group := _quantized_part(g)).modules)
+    else:
+        groups = tuple(g for g in found if all(m.quantized and m.scale for m in g.modules))
+    if promise.every_layer:
         groups += _others(source, groups)
     forms: dict[str, frozenset[Form]] = {}
     for module in (module for group in groups for module in group.modules):
-        forms |= _forms(module, profile)
-    renamed = dict(_renamed(source)) if _is_rehoused(source, out) else {}
-    scalar = {old: frozenset({(source.tensors[old][1].dtype, (1,))}) for old in renamed}
-    return Expected(profile, selection, groups, forms | scalar, renamed)
+        forms |= _forms(module, promise)
+    renamed = dict(_renamed(source)) if _is_restated(source, out) else {}
+    scalar = {old: frozenset({(source.tensors[old].dtype, (1,))}) for old in renamed}
+    return Expected(promise, selection, groups, forms | scalar, renamed)
 
 
-def _is_rehoused(source: Checkpoint, out: Checkpoint) -> bool:
-    names = [read_dialect(checkpoint).name for checkpoint in (source, out)]
-    return names[0] != names[1] and names[1] == "compressed-tensors"
+def _is_restated(source: Checkpoint, out: Checkpoint) -> bool:
+    return states_compressed_tensors(out) and not states_compressed_tensors(source)
 
 
 def _renamed(source: Checkpoint) -> Iterator[tuple[str, str]]:
     """ModelOpt's names for the scales of the KV cache, as compressed-tensors has them."""
-    for name, (_, info) in source.tensors.items():
+    for name, info in source.tensors.items():
         for kind in ("k", "v"):
             if name.endswith(old := f".{kind}_proj.{kind}_scale") and info.numel == 1:
                 new = f"{name.removesuffix(old)}.{kind}_scale"
@@ -69,16 +72,12 @@ def _renamed(source: Checkpoint) -> Iterator[tuple[str, str]]:
 def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:
     """The same modules and partitions with the tensors of another checkpoint."""
 
-    def find(name: str) -> TensorInfo | None:
-        found = checkpoint.tensors.get(name)
-        return None if found is None else found[1]
-
     modules = [
         replace(
             module,
-            weight=checkpoint.tensors[module.weight.name][1],
-            scale=find(f"{module.name}.weight_scale"),
-            input_scale=find(f"{module.name}.input_scale"),
+            weight=checkpoint.tensors[module.weight.name],
+            scale=checkpoint.tensors.get(f"{module.name}.weight_scale"),
+            input_scale=checkpoint.tensors.get(f"{module.name}.input_scale"),
         )
         for module in group.modules
     ]
@@ -86,25 +85,26 @@ def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:
 
 
 def _profile_of(out: Checkpoint) -> tuple[str, Selection]:
-    if MANIFEST_NAME not in out.files:
-        return "exact", "qkvz"
+    """Profile and selection by OUT's manifest. One that is not ours, or broken: the strictest reading."""
     try:
-        manifest = json.loads((out.root / MANIFEST_NAME).read_bytes())
-        return str(manifest["profile"]), "all" if manifest["selection"] == "all" else "qkvz"
-    except (ValueError, LookupError, TypeError):
-        return "exact", "qkvz"  # not ours, or broken: the strictest reading
+        manifest = out.read_json(MANIFEST_NAME)
+    except Refused:
+        manifest = None
+    if manifest is None or not {"profile", "selection"} <= manifest.value.keys():
+        return "exact", "qkvz"
+    return str(manifest.value["profile"]), "all" if manifest.value["selection"] == "all" else "qkvz"
 
 
-def _quantised_part(group: FusedGroup) -> FusedGroup:
-    """The modules of a group that a conversion to BF16 dequantises."""
-    return replace(group, modules=tuple(m for m in group.modules if m.quantised and m.scale))
+def _quantized_part(group: FusedGroup) -> FusedGroup:
+    """The modules of a group that a conversion to BF16 dequantizes."""
+    return replace(group, modules=tuple(m for m in group.modules if m.quantized and m.scale))
 
 
 def _others(source: Checkpoint, groups: tuple[FusedGroup, ...]) -> tuple[FusedGroup, ...]:
     """Every other FP8 layer as a group of its own."""
     grouped = {module.name for group in groups for module in group.modules}
     singles = []
-    for name, (_, info) in source.tensors.items():
+    for name, info in source.tensors.items():
         module = name.removesuffix(".weight")
         if module != name and module not in grouped and info.dtype in FP8_DTYPES:
             layer = FusedLayer(module.rpartition(".")[2], "", {})
@@ -112,18 +112,16 @@ def _others(source: Checkpoint, groups: tuple[FusedGroup, ...]) -> tuple[FusedGr
     return tuple(group for group in singles if group.modules[0].scale)
 
 
-def _forms(module: Module, profile: str) -> dict[str, frozenset[Form]]:
-    names = {kind: f"{module.name}.{kind}" for kind in ("weight", "weight_scale", "input_scale")}
+def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:
     dtype = module.scale.dtype if module.scale else ""
-    rows = (dtype, (module.weight.shape[0], 1))
-    match profile:
-        case "portable":
-            return {names["weight_scale"]: frozenset({rows}), names["input_scale"]: frozenset({None})}
-        case "partition":
-            return {names["weight_scale"]: frozenset({(dtype, (len(module.partitions),))})}
-        case "bf16":
-            weights: frozenset[Form] = frozenset((plain, module.weight.shape) for plain in _PLAIN)
-            gone: frozenset[Form] = frozenset({None})
-            return {names["weight"]: weights, names["weight_scale"]: gone, names["input_scale"]: gone}
-        case _:
-            return {names["weight_scale"]: frozenset({rows})}
+    scale: Form = {
+        "channel": (dtype, (module.weight.shape[0], 1)),
+        "partition": (dtype, (len(module.partitions),)),
+        "dropped": None,
+    }[promise.scale]
+    forms: dict[str, frozenset[Form]] = {f"{module.name}.weight_scale": frozenset({scale})}
+    if promise.weight == "plain":
+        forms[f"{module.name}.weight"] = frozenset((plain, module.weight.shape) for plain in _PLAIN)
+    if promise.input_scale == "dropped":
+        forms[f"{module.name}.input_scale"] = frozenset({None})
+    return forms

@@ -43,7 +43,7 @@ class Activations:
         return torch.equal(self.value(), other.value())
 
 
-def quantise(x: torch.Tensor, input_scale: float | None) -> Activations:
+def quantize(x: torch.Tensor, input_scale: float | None) -> Activations:
     """FP8 codes by the static scale, or without one by a scale for each token."""
     x = x.float()
     if input_scale is None:

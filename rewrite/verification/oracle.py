@@ -1,4 +1,4 @@
-"""The truth, written a second time: reading a module's rows, dequantising them, and what engines make of them.
+"""The truth, written a second time: reading a module's rows, dequantizing them, and what engines make of them.
 
 Shares no layout code with ``convert``, so that one cannot hide the other's mistake. torch only.
 """
@@ -6,14 +6,22 @@ Shares no layout code with ``convert``, so that one cannot hide the other's mist
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from safetensors import safe_open
 
-from rewrite.checkpoint import Checkpoint
-from rewrite.groups import FusedGroup, Partition
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.quantization.groups import FusedGroup, Partition
+
+#: torch's names for the dtypes of safetensors that weights and scales have.
+_DTYPES = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
@@ -71,44 +79,61 @@ class GroupReader:
         return stored.reshape(-1).repeat_interleave(sizes)
 
     def is_per_tensor(self) -> bool:
-        """Whether every module has one scale: what fusing loaders put into slots and requantise."""
+        """Whether every module has one scale: what fusing loaders put into slots and requantize."""
         shapes = (None if module.scale is None else module.scale.shape for module in self.group.modules)
         return all(shape in ((), (1,)) or (shape is not None and len(shape) == 1) for shape in shapes)
 
     def is_plain(self) -> bool:
-        """Whether the weights are not quantised."""
+        """Whether the weights are not quantized."""
         return all(module.scale is None for module in self.group.modules)
 
     def chunks(self, partition: Partition, module: str) -> Iterator[Rows]:
         """The partition's rows, 1024 at a time."""
         scales = self.scales(module)
-        with self._open(f"{module}.weight") as file:
-            piece = file.get_slice(f"{module}.weight")
+        info = self._checkpoint.tensors[f"{module}.weight"]
+        columns = info.shape[1]
+        row = info.nbytes // info.shape[0] if info.shape[0] else 0
+        data = self._checkpoint.shards[info.shard].header.size + info.start
+        with self._checkpoint.storage.open(info.shard) as file:
             for start in range(partition.start, partition.stop, _ROWS):
                 stop = min(start + _ROWS, partition.stop)
-                yield Rows(
-                    piece[start:stop].to(self._device),
-                    scales[start:stop, None].to(self._device),
-                )
+                raw = bytearray(file.read(data + start * row, (stop - start) * row))
+                weight = torch.frombuffer(raw, dtype=_DTYPES[info.dtype]).reshape(stop - start, columns)
+                yield Rows(weight.to(self._device), scales[start:stop, None].to(self._device))
 
     def input_scale(self) -> float | None:
-        """The scale that the fused layer quantises its input with: engines take the largest of the modules'."""
+        """The scale that the fused layer quantizes its input with: engines take the largest of the modules'."""
         stored = [self._read(module.input_scale.name) for module in self.group.modules if module.input_scale]
         return max(float(scale.float().max()) for scale in stored) if stored else None
 
-    def _open(self, name: str) -> safe_open:
-        return safe_open(self._checkpoint.root / self._checkpoint.tensors[name][0].name, framework="pt")
+    def slots(self, *, every_slot: bool) -> tuple[float | None, ...]:
+        """The scale in each slot of the fused layer, as loaded; None: the value that the slot was created with.
+
+        Fixed loaders fill every slot (``every_slot``), the faulty ones the first slot of each module only (vLLM issue
+        #38197, PR #38517); of a layer that is stored fused both fill the first.
+        """
+        slots: list[float | None] = []
+        for module in self.group.modules:
+            values = [None] if module.scale is None else self._slot_values(module.scale.name)
+            spread = every_slot and len(self.group.modules) > 1
+            for i, _ in enumerate(module.partitions):
+                slots.append(values[i if len(values) > 1 else 0] if spread or i == 0 else None)
+        return tuple(slots)
+
+    def _slot_values(self, name: str) -> list[float | None]:
+        stored = self._read(name)
+        return [None] if stored.dim() > 1 else [float(value) for value in stored.float().reshape(-1)]
 
     def _read(self, name: str) -> torch.Tensor:
-        with ExitStack() as stack:
-            tensor: torch.Tensor = stack.enter_context(self._open(name)).get_tensor(name)
-            return tensor
+        info = self._checkpoint.tensors[name]
+        raw = bytearray(self._checkpoint.read_tensor(name))
+        return torch.frombuffer(raw, dtype=_DTYPES[info.dtype]).reshape(info.shape)
 
 
-def requantised(rows: Rows, slot: float, largest: float) -> Served:
-    """vLLM's and SGLang's ``requantize_with_max_scale``: dequantise by the slot's scale, quantise by the largest.
+def requantized(rows: Rows, slot: float, largest: float) -> Served:
+    """vLLM's and SGLang's ``requantize_with_max_scale``: dequantize by the slot's scale, quantize by the largest.
 
-    Dequantisation goes through float16, as theirs does (``per_tensor_dequantize``, w8a8_utils.py).
+    Dequantization goes through float16, as theirs does (``per_tensor_dequantize``, w8a8_utils.py).
     """
     half = (rows.weight.to(torch.float16).float() * slot).to(torch.float16)
     weight = (half.float() / largest).clamp(-FP8_MAX, FP8_MAX).to(FP8)
@@ -131,8 +156,8 @@ def half_precision_bound(rows: Rows, scale: float) -> torch.Tensor | None:
     return torch.where(rows.true().abs() < 2.0**-14, 2.0**-24, 0.0)
 
 
-def requantisation_bound(rows: Rows, largest: float) -> torch.Tensor:
-    """[n, K] float64: how far requantising to ``largest`` can move each weight w = code x scale.
+def requantization_bound(rows: Rows, largest: float) -> torch.Tensor:
+    """[n, K] float64: how far requantizing to ``largest`` can move each weight w = code x scale.
 
     One rounding to e4m3 moves x by at most 2^-4 |x| where x / largest is a normal number (three mantissa bits: half a
     unit in the last place), and by at most half the spacing of subnormals, 2^-10 x largest, below. The rounding to

@@ -1,27 +1,25 @@
 """Check 4: what the layers compute, as served. The fixed loader on IN against OUT, both against float64.
 
-Where both quantise activations alike, every partition is judged against the product of the quantised activations with
-the true weights: where its scale is the group's largest, nothing is requantised and the outputs must agree; where it is
+Where both quantize activations alike, every partition is judged against the product of the quantized activations with
+the true weights: where its scale is the group's largest, nothing is requantized and the outputs must agree; where it is
 smaller, OUT must be no further off than the fixed loader on IN, and the two must not differ by more than
-requantisation can explain (:func:`rewrite.verification.oracle.requantisation_bound`).
+requantization can explain (:func:`rewrite.verification.oracle.requantization_bound`).
 
-Where OUT quantises activations in another way, or not at all, the outputs cannot agree. Both are measured against the
-product of the unquantised activations, and OUT must be no further off in the median over all partitions.
+Where OUT quantizes activations in another way, or not at all, the outputs cannot agree. Both are measured against the
+product of the unquantized activations, and OUT must be no further off in the median over all partitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import median
 
 import torch
 
-from rewrite.checkpoint import Checkpoint
-from rewrite.groups import FusedGroup, Partition
-from rewrite.inspection import view_group
-from rewrite.loaders import GroupView, Slots, fill_every_slot, fill_slot_zero
-from rewrite.verification import gemm
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.quantization.groups import FusedGroup, Partition
+from rewrite.verification import configs, gemm
 from rewrite.verification.expected import in_checkpoint
 from rewrite.verification.oracle import (
     SENTINEL,
@@ -30,19 +28,20 @@ from rewrite.verification.oracle import (
     Served,
     as_stored,
     half_precision_bound,
-    requantisation_bound,
-    requantised,
+    requantization_bound,
+    requantized,
 )
 from rewrite.verification.result import Check, PartitionNumbers, Settings, Verdict, judge
 
-Fill = Callable[[GroupView], Slots]
+#: What the configs of IN and OUT say.
+Schemes = tuple[configs.Schemes, configs.Schemes]
 
 
 def check_outputs(
-    source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...], settings: Settings, fill_out: Fill
+    source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...], settings: Settings, schemes: Schemes
 ) -> tuple[Check, tuple[PartitionNumbers, ...]]:
-    """Group by group: memory is that of 1024 rows, not of the model. ``fill_out`` is how OUT's loader fills slots."""
-    numbers = [row for i, group in enumerate(groups) for row in _group(source, out, group, settings, fill_out, i)]
+    """Group by group: memory is that of 1024 rows, not of the model. ``schemes`` are what the two configs say."""
+    numbers = [row for i, group in enumerate(groups) for row in _group(source, out, group, settings, schemes, i)]
     problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
     problems += _further_in_the_median([row for row in numbers if row.reason == _OTHER_ACTIVATIONS])
     summary = f"{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"
@@ -61,22 +60,22 @@ def _further_in_the_median(numbers: list[PartitionNumbers]) -> Iterator[str]:
 
 
 def _group(
-    source: Checkpoint, out: Checkpoint, group: FusedGroup, settings: Settings, fill_out: Fill, number: int
+    source: Checkpoint, out: Checkpoint, group: FusedGroup, settings: Settings, schemes: Schemes, number: int
 ) -> Iterator[PartitionNumbers]:
     converted = in_checkpoint(group, out)
     before, after = GroupReader(source, group, settings.device), GroupReader(out, converted, settings.device)
-    view, view_out = view_group(group, source), view_group(converted, out)
-    input_scale = before.input_scale() if view.static_activations else None
-    x = gemm.activations(view.columns, settings.tokens, settings.seed + number, input_scale).to(settings.device)
-    served_x = gemm.quantise(x, input_scale)
+    input_scale = before.input_scale() if _is_static(group, schemes[0]) else None
+    columns = group.modules[0].weight.shape[1]
+    x = gemm.activations(columns, settings.tokens, settings.seed + number, input_scale).to(settings.device)
+    served_x = gemm.quantize(x, input_scale)
     if after.is_plain():
         out_x = gemm.Activations(x, None)
     else:
-        out_x = gemm.quantise(x, after.input_scale() if view_out.static_activations else None)
+        out_x = gemm.quantize(x, after.input_scale() if _is_static(converted, schemes[1]) else None)
     alike = out_x.same(served_x)
     reference = served_x.value() if alike else x.double()
-    broken, fixed = _server(before, fill_slot_zero(view)), _server(before, fill_every_slot(view))
-    other = _server(after, fill_out(view_out))
+    broken, fixed = (_server(before, before.slots(every_slot=every)) for every in (False, True))
+    other = _server(after, after.slots(every_slot=settings.every_slot))
     for slot, (partition, module) in enumerate(before.partitions()):
         sums = _Sums(settings.device, judged=alike)
         for old, new in zip(before.chunks(partition, module), after.chunks(partition, module), strict=True):
@@ -89,17 +88,23 @@ def _group(
         yield sums.judge(group.name, partition)
 
 
+def _is_static(group: FusedGroup, schemes: configs.Schemes) -> bool:
+    """Whether engines quantize the input by a stored scale. A config that says nothing: they go by the tensor."""
+    found = schemes.of_module(group.modules[0].name)
+    return found.static if found else any(module.input_scale for module in group.modules)
+
+
 @dataclass(frozen=True)
 class _server:  # noqa: N801 - used as a function of slot and rows
     """How an engine serves a group's rows, given what its loader put into the slots."""
 
     reader: GroupReader
-    slots: Slots
+    slots: tuple[float | None, ...]
 
     @property
     def fused_on_disk(self) -> bool:
         """A last slot that nothing was loaded into: engines take the module for one that was fused before it was
-        quantised (Phi-3), and requantise nothing."""
+        quantized (Phi-3), and requantize nothing."""
         return self.slots[-1] is None
 
     @property
@@ -112,13 +117,13 @@ class _server:  # noqa: N801 - used as a function of slot and rows
             return None
         if self.slots[slot] == self.largest:
             return half_precision_bound(rows, self.largest)
-        return requantisation_bound(rows, self.largest)
+        return requantization_bound(rows, self.largest)
 
     def __call__(self, slot: int, rows: Rows) -> Served:
         if not self.reader.is_per_tensor() or self.fused_on_disk:
             return as_stored(rows)
         scale = self.slots[slot]
-        return requantised(rows, SENTINEL if scale is None else scale, self.largest)
+        return requantized(rows, SENTINEL if scale is None else scale, self.largest)
 
 
 @dataclass
@@ -203,4 +208,4 @@ class _Sums:
             return "FAILED", f"outputs are off by {out:.3g} of their norm, the fixed loader on IN by {fixed:.3g}"
         if self.beyond > 1:
             return "FAILED", f"outputs differ from the fixed loader's by {self.beyond:.3g} times what is explained"
-        return "ok", "requantised by the fixed loader only" if self.bound_used is not None else "agrees"
+        return "ok", "requantized by the fixed loader only" if self.bound_used is not None else "agrees"

@@ -6,8 +6,6 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from rewrite.inspection import Inspection
-
 Verdict = Literal["ok", "FAILED", "skipped"]
 DEFAULT_TOKENS = 32
 _KEPT = 20  # problems kept of a check: a wrong config makes one for every module
@@ -29,7 +27,7 @@ class PartitionNumbers:
 
     ``before`` is what the loader before the fix serves from IN, ``fixed`` what the fixed loader serves from IN, ``out``
     what the chosen loader serves from OUT. ``bound_used`` is the largest |fixed - out| over its analytic bound; None
-    where the bound is zero because nothing is requantised.
+    where the bound is zero because nothing is requantized.
     """
 
     group: str
@@ -58,6 +56,21 @@ class Settings:
     tokens: int
     seed: int
     loader: str
+    every_slot: bool = True  # whether the loader of OUT fills every scale slot of a fused layer
+
+
+@dataclass(frozen=True)
+class Served:
+    """The predictions for IN and OUT of one loader version range; ``judged``: whether the profile is made for it."""
+
+    loader: str
+    versions: str
+    judged: bool
+    before: str  # kind of outcome: exact, loses precision, garbled, fails to load
+    after: str
+    detail: str
+    change: int  # above 0: OUT is served worse than IN
+    partitions: tuple[str, ...]  # of OUT that are affected
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class Verification:
     settings: Settings
     checks: tuple[Check, ...]
     numbers: tuple[PartitionNumbers, ...]
-    inspection: Inspection | None  # of OUT; None when OUT cannot be opened
+    loaders: tuple[Served, ...]  # empty when OUT cannot be opened
 
     @property
     def ok(self) -> bool:
@@ -83,7 +96,7 @@ class Verification:
             "settings": asdict(self.settings),
             "checks": [asdict(check) for check in self.checks],
             "numbers": [asdict(numbers) for numbers in self.numbers],
-            "loaders": None if self.inspection is None else self.inspection.to_json()["loaders"],
+            "loaders": [asdict(row) for row in self.loaders],
         }
 
 

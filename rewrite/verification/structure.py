@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import re
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 from safetensors import safe_open
 
-from rewrite.checkpoint import INDEX_NAME, QUANT_FILE_NAME, Checkpoint
-from rewrite.dialects import Dialect, read_dialect, read_quant_file
+from rewrite.checkpoint.checkpoint import INDEX_NAME, Checkpoint, Shard
+from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Refused, RewriteError
-from rewrite.groups import FP8_DTYPES, PLAIN_DTYPES, FusedGroup
-from rewrite.header import TensorInfo
+from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
+from rewrite.quantization.groups import FusedGroup
+from rewrite.verification.configs import (
+    QUANT_FILE_NAME,
+    CompressedTensorsSchemes,
+    OtherSchemes,
+    Schemes,
+    read_schemes,
+    stated_by,
+)
 from rewrite.verification.expected import Expected
 from rewrite.verification.result import Check, judge
 
@@ -34,38 +40,48 @@ def check_structure(source: Checkpoint, out: Checkpoint, expected: Expected) -> 
 
 
 def _stock_reader(out: Checkpoint) -> Iterator[str]:
-    """safetensors' own reader sees the tensors that we see."""
-    for shard in out.shards:
-        try:
-            with safe_open(out.root / shard.name, framework="pt") as file:
-                stock = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-                seen = {name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in stock.items()}
-        except Exception as error:  # whatever the stock reader raises is the finding
-            yield f"{shard.name}: the stock reader refuses it: {error}"
-            continue
-        if seen != {info.name: (info.dtype, info.shape) for info in shard.header.tensors}:
-            yield f"{shard.name}: the stock reader sees other tensors"
+    """safetensors' own reader sees the tensors that we see.
+
+    It reads from paths only: it gets the header of each shard in a sparse file of the shard's size.
+    """
+    for shard in out.shards.values():
+        with tempfile.NamedTemporaryFile() as copy, out.storage.open(shard.name) as stored:
+            copy.write(stored.read(0, shard.header.size))
+            copy.truncate(stored.file_id.size)
+            copy.flush()
+            yield from _seen_by_stock_reader(shard, copy.name)
+
+
+def _seen_by_stock_reader(shard: Shard, path: str) -> Iterator[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            stock = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            seen = {name: (piece.get_dtype(), tuple(piece.get_shape())) for name, piece in stock.items()}
+    except Exception as error:  # whatever the stock reader raises is the finding
+        yield f"{shard.name}: the stock reader refuses it: {error}"
+        return
+    if seen != {info.name: (info.dtype, info.shape) for info in shard.header.tensors}:
+        yield f"{shard.name}: the stock reader sees other tensors"
 
 
 def _same_tensors(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
     for name in out.tensors.keys() - source.tensors.keys() - set(expected.renamed.values()):
         yield f"{name}: not in the source"
-    for name, (old_shard, old) in source.tensors.items():
-        found = out.tensors.get(expected.renamed.get(name, name))
-        if found is None:
+    for name, old in source.tensors.items():
+        new = out.tensors.get(expected.renamed.get(name, name))
+        if new is None:
             if not expected.allows(old, None):
                 yield f"{name}: missing"
             continue
-        new_shard, new = found
-        if old_shard.name != new_shard.name:
-            yield f"{name}: moved from {old_shard.name} to {new_shard.name}"
+        if old.shard != new.shard:
+            yield f"{name}: moved from {old.shard} to {new.shard}"
         if not expected.allows(old, new):
             yield f"{name}: {old.dtype} {list(old.shape)} became {new.dtype} {list(new.shape)}"
 
 
 def _total_size(out: Checkpoint) -> Iterator[str]:
     metadata = (out.index.value.get("metadata") if out.index else None) or {}
-    actual = sum(shard.header.data_bytes for shard in out.shards)
+    actual = sum(shard.header.data_bytes for shard in out.shards.values())
     if "total_size" in metadata and metadata["total_size"] != actual:
         yield f"{INDEX_NAME}: total_size is {metadata['total_size']}, the tensors take {actual} bytes"
 
@@ -73,10 +89,10 @@ def _total_size(out: Checkpoint) -> Iterator[str]:
 def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
     """Every module has the scheme of its tensors; the ones that were not converted have the scheme they had."""
     try:
-        old, new = _schemes(source), _schemes(out)
+        old, new = read_schemes(source), read_schemes(out)
         yield from _same_schemes("config.json", old, new, out, expected)
-        if (stated := _stated_by_quant_file(source)) and out.quant_file:
-            found = OtherSchemes(read_quant_file(out.quant_file))
+        if (stated := _stated_by_quant_file(source)) and (file := out.read_json(QUANT_FILE_NAME)):
+            found = OtherSchemes(stated_by(file))
             yield from _same_schemes(QUANT_FILE_NAME, stated, found, out, expected)
     except RewriteError as error:
         yield f"{error.where}: {error.what}"
@@ -94,20 +110,21 @@ def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator
 def _stated_by_quant_file(source: Checkpoint) -> OtherSchemes | None:
     """What ModelOpt's own file says, where it says something. One that says nothing is no fault of OUT's."""
     try:
-        return OtherSchemes(read_quant_file(source.quant_file)) if source.quant_file else None
+        file = source.read_json(QUANT_FILE_NAME)
+        return OtherSchemes(stated_by(file)) if file else None
     except Refused:
         return None
 
 
 def _matrices(out: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
     """Whatever may be a linear layer, by its module's name."""
-    for name, (_, info) in out.tensors.items():
+    for name, info in out.tensors.items():
         if name.endswith(".weight") and len(info.shape) == 2:
             yield name.removesuffix(".weight"), info
 
 
 def _same_schemes(where: str, old: Schemes, new: Schemes, out: Checkpoint, expected: Expected) -> Iterator[str]:
-    """What was not converted has the scheme it had; what was dequantised has none."""
+    """What was not converted has the scheme it had; what was dequantized has none."""
     converted = {module.name for group in expected.groups for module in group.modules}
     for module, info in _matrices(out):
         if module not in converted:
@@ -118,73 +135,6 @@ def _same_schemes(where: str, old: Schemes, new: Schemes, out: Checkpoint, expec
             yield f"{where}: {module} has a scheme, its weight is {info.dtype}"
 
 
-@dataclass(frozen=True)
-class Found:
-    """What a config says of a layer: ``strategy`` of its weights, and whether activations are static."""
-
-    strategy: str
-    static: bool
-
-
-class CompressedTensorsSchemes:
-    """compressed-tensors' own parser and matcher."""
-
-    def __init__(self, value: object) -> None:
-        import torch
-        from compressed_tensors.quantization import QuantizationConfig
-
-        config = QuantizationConfig.model_validate(value)
-        self._targets = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
-        self._ignore = config.ignore or []
-        self._linear = torch.nn.Linear(1, 1, device="meta")
-
-    def of_module(self, name: str) -> Found | None:
-        """The scheme of a linear layer, or None."""
-        scheme = self.raw(name)
-        return None if scheme is None or scheme.weights is None else _found(scheme)
-
-    def raw(self, name: str) -> Any:
-        """compressed-tensors' ``QuantizationScheme``, or None."""
-        from compressed_tensors.utils.match import is_match, match_targets
-
-        if not is_match(name, self._linear, self._targets, self._ignore):
-            return None
-        return self._targets[match_targets(name, self._linear, self._targets)[0]]
-
-    def of_fused(self, name: str) -> Found | None:
-        """The scheme of a fused layer as vLLM and SGLang look it up: by its name, then by its class, ``…Linear``."""
-        if any(entry == name or (entry.startswith("re:") and re.match(entry[3:], name)) for entry in self._ignore):
-            return None
-        named = (t for t in self._targets if t == name or (t.startswith("re:") and re.match(t[3:], name)))
-        target = next(named, "Linear" if "Linear" in self._targets else None)
-        return None if target is None else _found(self._targets[target])
-
-
-class OtherSchemes:
-    """The other dialects: our own reading, there is no parser to ask."""
-
-    def __init__(self, dialect: Dialect) -> None:
-        self._dialect = dialect
-
-    def of_module(self, name: str) -> Found | None:
-        """The scheme of a linear layer, or None."""
-        scheme = self._dialect.scheme(name)
-        return None if scheme is None else Found(str(scheme.layout), scheme.activations == "static")
-
-
-Schemes = CompressedTensorsSchemes | OtherSchemes
-
-
-def _schemes(checkpoint: Checkpoint) -> Schemes:
-    dialect = read_dialect(checkpoint)
-    return CompressedTensorsSchemes(dialect.value) if dialect.name == "compressed-tensors" else OtherSchemes(dialect)
-
-
-def _found(scheme: Any) -> Found:
-    inputs = scheme.input_activations
-    return Found(str(scheme.weights.strategy), inputs is not None and not inputs.dynamic)
-
-
 def _alike(old: Schemes, new: Schemes, module: str) -> bool:
     if isinstance(old, CompressedTensorsSchemes) and isinstance(new, CompressedTensorsSchemes):
         return bool(old.raw(module) == new.raw(module))
@@ -192,7 +142,7 @@ def _alike(old: Schemes, new: Schemes, module: str) -> bool:
 
 
 def _ignored_alike(old: Schemes, new: Schemes, module: str) -> bool:
-    """A layer that is not quantised must not become so. (Whether it is a linear layer at all cannot be seen here.)"""
+    """A layer that is not quantized must not become so. (Whether it is a linear layer at all cannot be seen here.)"""
     return old.of_module(module) is not None or new.of_module(module) is None
 
 
@@ -208,10 +158,10 @@ def _module_scheme(module: str, weight: TensorInfo, out: Checkpoint, new: Scheme
     found = new.of_module(module)
     if found is None:
         if not isinstance(new, OtherSchemes):
-            yield f"config.json: {module} has no scheme, its scale {list(scale[1].shape)} says otherwise"
+            yield f"config.json: {module} has no scheme, its scale {list(scale.shape)} says otherwise"
         return
-    if found.strategy != (stored := _strategy(scale[1].shape, weight.shape)):
-        yield f"config.json: {module} has strategy {found.strategy}, its scale {list(scale[1].shape)} is {stored}"
+    if found.strategy != (stored := _strategy(scale.shape, weight.shape)):
+        yield f"config.json: {module} has strategy {found.strategy}, its scale {list(scale.shape)} is {stored}"
     if found.static != (f"{module}.input_scale" in out.tensors):
         kind, stored = ("static", "no input_scale") if found.static else ("dynamic", "an input_scale")
         yield f"config.json: {module} has {kind} activations, and {stored} is stored"
@@ -230,7 +180,7 @@ def _fused_scheme(group: FusedGroup, out: Checkpoint, new: CompressedTensorsSche
     if weight is None:
         return
     found = new.of_fused(group.name)
-    stored = None if scale is None else _strategy(scale[1].shape, weight[1].shape)
+    stored = None if scale is None else _strategy(scale.shape, weight.shape)
     if (found.strategy if found else None) != stored:
         said = found.strategy if found else "none"
         yield f"config.json: engines give the fused {group.name} strategy {said}, its scales are {stored or 'gone'}"

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from threading import Lock
 from typing import Any
 
-from rewrite.checkpoint import (
-    CONFIG_NAME,
-    INDEX_NAME,
-    QUANT_FILE_NAME,
-    Checkpoint,
-    JsonFile,
-    Shard,
-    io_errors,
-)
-from rewrite.dialects import config_path, read_dialect, read_quant_file
+from rewrite.checkpoint.bounded_json import JsonFile
+from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, Shard
+from rewrite.checkpoint.header import TensorInfo
+from rewrite.checkpoint.storage import Storage
 from rewrite.errors import Refused
-from rewrite.header import TensorInfo
-from rewrite.manifest import MANIFEST_NAME
-from rewrite.verification.expected import Expected
+from rewrite.progress import Counter, Progress
+from rewrite.verification.configs import PLACES, QUANT_FILE_NAME, dialect_key, quantization_of, stated_by
+from rewrite.verification.expected import MANIFEST_NAME, Expected
 from rewrite.verification.result import Check, judge
-
-Progress = Callable[[int, int], object]
 
 _CHUNK = 1 << 20  # both sides of a comparison stay in the processor's cache
 _MAY_CHANGE = {CONFIG_NAME, INDEX_NAME, QUANT_FILE_NAME, MANIFEST_NAME}
@@ -61,15 +50,15 @@ def check_untouched(
     progress: Progress | None,
 ) -> Check:
     """Compare all tensors that may not change, all other files, and all of config and index but the edits."""
-    runs = [run for shard in source.shards for run in _tensor_runs(shard, out, expected)]
-    shards = {shard.name for shard in source.shards}
+    runs = [run for shard in source.shards.values() for run in _tensor_runs(shard, out, expected)]
+    shards = set(source.shards)
     runs += [
         _Run(name, 0, 0, file.size)
         for name, file in source.files.items()
         if name not in shards | _MAY_CHANGE and name in out.files and out.files[name].size == file.size
     ]
     problems = [*_files(source, out, shards), *_json_edits(source, out, expected)]
-    problems += _compare_all(runs, source.root, out.root, workers, progress)
+    problems += _compare_all(runs, source.storage, out.storage, workers, progress)
     size = sum(run.length for run in runs)
     tensors = sum(len(run.tensors) for run in runs)
     return judge("untouched", problems, f"{tensors} tensors and all other files, {size:,} bytes, are the same")
@@ -83,15 +72,15 @@ def _tensor_runs(shard: Shard, out: Checkpoint, expected: Expected) -> Iterator[
         name = expected.renamed.get(old.name, old.name)
         if (old.name in expected.forms and name == old.name) or name not in home:
             continue
-        new_shard, new = home[name]
-        if new_shard.name != shard.name or new.nbytes != old.nbytes:
+        new = home[name]
+        if new.shard != shard.name or new.nbytes != old.nbytes:
             continue
         if pending and not (pending[-1][0].end == old.start and pending[-1][1].end == new.start):
-            yield _run(shard, new_shard, pending)
+            yield _run(shard, out.shards[shard.name], pending)
             pending = []
         pending.append((old, new))
     if pending:
-        yield _run(shard, home[pending[0][1].name][0], pending)
+        yield _run(shard, out.shards[shard.name], pending)
 
 
 def _run(old_shard: Shard, new_shard: Shard, pairs: list[tuple[TensorInfo, TensorInfo]]) -> _Run:
@@ -114,27 +103,29 @@ def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[st
     for name in (source.files.keys() & out.files.keys()) - shards - _MAY_CHANGE:
         if source.files[name].size != out.files[name].size:
             yield f"{name}: {source.files[name].size} bytes became {out.files[name].size}"
-    for shard in source.shards:
-        other = next((s for s in out.shards if s.name == shard.name), None)
+    for shard in source.shards.values():
+        other = out.shards.get(shard.name)
         if other is not None and other.header.metadata != shard.header.metadata:
             yield f"{shard.name}: the metadata differs"
 
 
 def _may_be_gone(source: Checkpoint, out: Checkpoint) -> bool:
     """ModelOpt's own file goes where it contradicts OUT's config: it states another dialect."""
-    found = read_dialect(out)
+    old, new = quantization_of(source), quantization_of(out)
     try:
-        stated = source.quant_file and read_quant_file(source.quant_file)
+        file = source.read_json(QUANT_FILE_NAME)
+        stated = None if file is None else stated_by(file)
     except Refused:
-        return found.name != read_dialect(source).name
-    return stated is not None and found.name != stated.name and found.value != read_dialect(source).value
+        return dialect_key(new) != dialect_key(old)
+    return stated is not None and dialect_key(new) != dialect_key(stated) and new != old
 
 
 def _json_edits(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
-    """All of config.json but the quantisation, all of the index but ``total_size``, key order included."""
+    """All of config.json but the quantization, all of the index but ``total_size``, key order included."""
     if _without_quantization(source.config) != _without_quantization(out.config):
         yield f"{CONFIG_NAME}: differs outside quantization_config"
-    if source.quant_file and out.quant_file and _without_layers(source.quant_file) != _without_layers(out.quant_file):
+    old_file, new_file = (checkpoint.read_json(QUANT_FILE_NAME) for checkpoint in (source, out))
+    if old_file and new_file and _without_layers(old_file) != _without_layers(new_file):
         yield f"{QUANT_FILE_NAME}: differs outside its lists of layers"
     if (source.index is None) != (out.index is None):
         yield f"{INDEX_NAME}: only one of the two checkpoints has it"
@@ -146,9 +137,9 @@ def _json_edits(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iter
 
 
 def _without_quantization(file: JsonFile) -> str:
-    """The config without the value that states the quantisation; without its key, too, where it stands last."""
+    """The config without the value that states the quantization; without its key, too, where it stands last."""
     value: dict[str, Any] = json.loads(file.text)
-    path = config_path(value)
+    path = next((path for path in PLACES if isinstance(_at(value, path), dict)), None)
     if path is not None:
         inner = value
         for key in path[:-1]:
@@ -160,8 +151,14 @@ def _without_quantization(file: JsonFile) -> str:
     return json.dumps(value)
 
 
+def _at(value: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
 def _without_layers(file: JsonFile) -> str:
-    """Without the layers that are or are not quantised: whether these lists are right is the structure's question."""
+    """Without the layers that are or are not quantized: whether these lists are right is the structure's question."""
     value: dict[str, Any] = json.loads(file.text)
     if isinstance(stated := value.get("quantization"), dict):
         for name in ("exclude_modules", "quantized_layers"):
@@ -178,28 +175,20 @@ def _index_text(file: JsonFile, gone: Collection[str], renamed: Mapping[str, str
     return json.dumps(value)
 
 
-def _compare_all(runs: list[_Run], old: Path, new: Path, workers: int, progress: Progress | None) -> list[str]:
-    total, done, lock = sum(run.length for run in runs), 0, Lock()
-
-    def advance(count: int) -> None:
-        nonlocal done
-        with lock:
-            done += count
-            if progress:
-                progress(done, total)
-
+def _compare_all(runs: list[_Run], old: Storage, new: Storage, workers: int, progress: Progress | None) -> list[str]:
+    counter = Counter(sum(run.length for run in runs), progress)
     with ThreadPoolExecutor(max_workers=workers) as pool:
-        found = pool.map(lambda run: _compare(run, old / run.name, new / run.name, advance), runs)
+        found = pool.map(lambda run: _compare(run, old, new, counter.advance), runs)
         return [problem for problem in found if problem]
 
 
-def _compare(run: _Run, old: Path, new: Path, advance: Callable[[int], None]) -> str | None:
+def _compare(run: _Run, old: Storage, new: Storage, advance: Callable[[int], None]) -> str | None:
     """The first difference of a run, or None."""
-    with io_errors(old), old.open("rb", buffering=0) as one, new.open("rb", buffering=0) as other:
+    with old.open(run.name) as one, new.open(run.name) as other:
         for offset in range(0, run.length, _CHUNK):
             size = min(_CHUNK, run.length - offset)
-            a = os.pread(one.fileno(), size, run.old + offset)
-            b = os.pread(other.fileno(), size, run.new + offset)
+            a = one.read(run.old + offset, size)
+            b = other.read(run.new + offset, size)
             if a != b:
                 at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
                 return run.locate(offset + at)

@@ -1,11 +1,11 @@
-"""Check 3: the dequantised weights of every fused group are equal in IN and OUT, exactly."""
+"""Check 3: the dequantized weights of every fused group are equal in IN and OUT, exactly."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rewrite.checkpoint import Checkpoint
-from rewrite.groups import FusedGroup
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.quantization.groups import FusedGroup
 from rewrite.verification.expected import in_checkpoint
 from rewrite.verification.oracle import GroupReader
 from rewrite.verification.result import Check, judge
@@ -20,7 +20,7 @@ def check_weights(source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup,
     problems = [problem for before, after in readers for problem in _compare(before, after)]
     partitions = sum(len(module.partitions) for group in groups for module in group.modules)
     return judge(
-        "weights", problems, f"{partitions} partitions of {len(groups)} fused groups dequantise to the same values"
+        "weights", problems, f"{partitions} partitions of {len(groups)} fused groups dequantize to the same values"
     )
 
 

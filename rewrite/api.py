@@ -1,0 +1,127 @@
+"""What users call, from Python and from the command line: open, inspect, plan, convert, verify."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from rewrite.checkpoint.local import LocalDirectory
+from rewrite.inspection.inspection import Inspection, inspect_model
+from rewrite.loaders.versions import LOADERS, Loader
+from rewrite.loaders.views import view_model
+from rewrite.planning import planner
+from rewrite.planning.manifest import Manifest
+from rewrite.planning.plan import Plan
+from rewrite.planning.profiles import PROFILES
+from rewrite.progress import Progress
+from rewrite.quantization.groups import Selection
+from rewrite.quantization.model import interpret
+from rewrite.verification.expected import Expected
+from rewrite.verification.result import DEFAULT_TOKENS, Served, Settings, Verification
+from rewrite.writing.publish import publish_plan
+
+DEFAULT_WORKERS = 2
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Open the checkpoint directory ``path`` and check index and headers against each other, both ways.
+
+    Raises :class:`rewrite.errors.Refused` for what does not add up and :class:`rewrite.errors.StorageError` for what
+    cannot be read.
+    """
+    return read_checkpoint(LocalDirectory(path))
+
+
+def inspect_checkpoint(
+    path: str | os.PathLike[str], *, selection: Selection = "qkvz", weights: bool = False
+) -> Inspection:
+    """Say what the checkpoint directory ``path`` is, what is wrong with it and what every known loader makes of it.
+
+    ``selection``: the fused layers to look at, and to convert for the "after convert" columns, as for :func:`convert`.
+    Reads headers, config and scales; ``weights`` also reads every FP8 weight and looks for NaN codes. Raises
+    :class:`rewrite.errors.Refused` for a checkpoint that does not add up and :class:`rewrite.errors.StorageError` for
+    one that cannot be read.
+    """
+    return inspect_model(interpret(open_checkpoint(path)), selection, weights=weights)
+
+
+def make_plan(checkpoint: Checkpoint, profile: str = "exact", selection: Selection = "qkvz") -> Plan:
+    """What :func:`convert` would do, as data. Raises as :func:`convert`; writes nothing."""
+    return planner.make_plan(interpret(checkpoint), profile, selection)
+
+
+def convert(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    profile: str = "exact",
+    selection: Selection = "qkvz",
+    workers: int = DEFAULT_WORKERS,
+    overwrite: bool = False,
+    copy: bool = False,
+    created: str | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Convert the checkpoint directory ``src`` into the new directory ``dst`` and say what changed.
+
+    ``profile`` is a key of :data:`PROFILES`; ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
+    ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
+    written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared
+    with ``src`` where the filesystem can; ``created`` is a time to note in the manifest; ``progress(done, total)`` is
+    called with bytes. ``counts`` of the result says how many bytes were shared, copied and written.
+
+    Raises :class:`rewrite.errors.Refused` for a checkpoint that cannot be converted with certainty (before anything is
+    written), :class:`rewrite.errors.UsageError` for arguments that make no sense and
+    :class:`rewrite.errors.StorageError` when reading or writing fails.
+    """
+    plan = make_plan(open_checkpoint(src), profile, selection)
+    return publish_plan(
+        plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, copy=copy, created=created, progress=progress
+    )
+
+
+def verify(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    tokens: int = DEFAULT_TOKENS,
+    seed: int = 0,
+    quick: bool = False,
+    loader: Loader | None = None,
+    workers: int = DEFAULT_WORKERS,
+    progress: Progress | None = None,
+) -> Verification:
+    """Prove that ``dst`` is ``src`` converted: the same weights, nothing else changed, outputs as the fixed loader's.
+
+    ``device`` (auto, cpu, cuda, cuda:N) multiplies ``tokens`` activations made from ``seed``; ``quick`` leaves out the
+    comparison of untouched bytes; ``loader`` is the one that serves ``dst`` (None: one with the fix).
+
+    Raises :class:`rewrite.errors.Refused` for a source that does not add up, :class:`rewrite.errors.UsageError` for a
+    device that is not there. Whatever is wrong with ``dst`` is a failed check of the result.
+    """
+    # torch and compressed-tensors: seconds to import
+    from rewrite.verification.run import Request, choose_device, verify_storages
+
+    name = f"{loader.name} {loader.versions}" if loader else "fixed"
+    every_slot = loader is None or not loader.fills_slot_zero_only
+    settings = Settings(choose_device(device), tokens, seed, name, every_slot)
+    promises = {profile.name: profile.promise for profile in PROFILES.values()}
+    request = Request(promises, _predict, settings, quick, workers, progress)
+    return verify_storages(LocalDirectory(src), LocalDirectory(dst), request)
+
+
+def _predict(source: Checkpoint, out: Checkpoint, expected: Expected) -> tuple[Served, ...]:
+    """What every known loader makes of IN and OUT."""
+    models = [interpret(checkpoint) for checkpoint in (source, out)]
+    views = [view_model(model, model.select(expected.selection)) for model in models]
+    rows = []
+    for loader in LOADERS:
+        old, new = (loader.predict(view) for view in views)
+        judged = loader.takes_vectors or not expected.promise.vectors
+        change = new.severity - old.severity
+        rows.append(
+            Served(loader.name, loader.versions, judged, old.kind, new.kind, new.detail, change, new.partitions)
+        )
+    return tuple(rows)

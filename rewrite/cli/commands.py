@@ -1,0 +1,293 @@
+"""The command line: parse, call, render, exit code. No logic.
+
+Exit codes: 0 done; 1 a check failed; 2 usage; 3 the checkpoint is refused; 4 reading or writing failed; 130 and 143 for
+SIGINT and SIGTERM, as shells have them.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+import rewrite
+from rewrite.checkpoint.local import io_errors
+from rewrite.cli import text
+from rewrite.errors import printable
+from rewrite.loaders.versions import assumption
+
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=rewrite.DEFAULT_WORKERS,
+    show_default=True,
+    help="Files at a time.",
+)
+_selection = click.option(
+    "--groups",
+    "selection",
+    type=click.Choice(rewrite.SELECTIONS),
+    default="qkvz",
+    show_default=True,
+    help="in_proj_qkvz only, or every fused layer.",
+)
+_WANTED = "rewrite.loaders"  # where a context keeps what --loader was given
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: the result, or the error.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(rewrite.__version__, prog_name="rewrite")
+def main() -> None:
+    """Repair quantized model checkpoints offline.
+
+    Inference engines fuse projections when they load a model. Where several partitions of a fused layer share one
+    scale, some engines read it wrong. `convert` writes a checkpoint with an explicit scale for every partition.
+    """
+
+
+@main.command()
+@click.argument("source", metavar="IN", type=_DIRECTORY)
+@click.argument("out", metavar="OUT", type=_DIRECTORY)
+@click.option(
+    "--profile", type=click.Choice(list(rewrite.PROFILES)), default="exact", show_default=True, help="Layout of OUT."
+)
+@_selection
+@click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete.")
+@_workers
+@click.option("--copy", is_flag=True, help="Copy every byte: OUT shares no disk blocks with IN.")
+@click.option(
+    "--timestamp", is_flag=True, help="Note the time in the manifest; without it, same input gives same bytes."
+)
+@_json
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no closing line.")
+def convert(
+    source: Path,
+    out: Path,
+    profile: str,
+    selection: rewrite.Selection,
+    dry_run: bool,
+    overwrite: bool,
+    workers: int,
+    copy: bool,
+    timestamp: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Write the checkpoint IN to the new directory OUT, with an explicit scale for every partition.
+
+    OUT is absent or complete, never in between; after an interruption the same command resumes. Tensors that need no
+    change stay byte for byte; where the filesystem can, OUT shares their disk blocks with IN. A checkpoint with nothing
+    to do is copied as it is.
+    """
+    with _reporting(as_json, f"{out} was not touched; run the same command to resume."):
+        started = time.monotonic()
+        if dry_run:
+            checkpoint = rewrite.open_checkpoint(source)
+            plan = rewrite.make_plan(checkpoint, profile, selection)
+            _print(plan.to_json() if as_json else text.render_plan(plan, checkpoint), quiet and not as_json)
+            return
+        created = datetime.now(timezone.utc).isoformat(timespec="seconds") if timestamp else None
+        with _progress_bar(quiet) as progress:
+            manifest = rewrite.convert(
+                source, out, profile=profile, selection=selection, workers=workers, overwrite=overwrite, copy=copy,
+                created=created, progress=progress,
+            )  # fmt: skip
+        for note in manifest.notes:
+            _say(f"note: {note}", quiet)
+        if as_json:
+            _print(manifest.to_json())
+        else:
+            _print(text.render_conversion(manifest, str(out), time.monotonic() - started), quiet)
+
+
+def _find_loaders(
+    context: click.Context, _option: click.Parameter, wanted: tuple[str, ...]
+) -> tuple[rewrite.Loader, ...]:
+    """The loaders that --loader names; all of them without it."""
+    context.meta[_WANTED] = wanted
+    chosen: list[rewrite.Loader] = []
+    for name in wanted:
+        found = rewrite.find_loaders(name)
+        if not found:
+            known = ", ".join(f"{loader.name}@{loader.first}" for loader in rewrite.LOADERS)
+            raise click.BadParameter(
+                f"nothing is known of {name!r}; known: {known} (a name alone means all of its versions)"
+            )
+        chosen += found
+    return tuple(chosen) or rewrite.LOADERS
+
+
+def _assumptions(context: click.Context) -> list[str]:
+    """What is assumed of the versions of --loader that are newer than all that were run."""
+    found = (assumption(name) for name in context.meta.get(_WANTED, ()))
+    return [text for text in found if text is not None]
+
+
+def _find_one_loader(context: click.Context, option: click.Parameter, wanted: str | None) -> rewrite.Loader | None:
+    """The loader that --loader names; None without it. A name alone means its newest versions."""
+    return None if wanted is None else _find_loaders(context, option, (wanted,))[-1]
+
+
+@main.command()
+@click.argument("checkpoint", metavar="CHECKPOINT", type=_DIRECTORY)
+@click.option(
+    "--loader", "loaders", multiple=True, metavar="NAME[@VERSION]", callback=_find_loaders,
+    help="Judge by this loader only (vllm, vllm@0.19.1, sglang, transformers, ...); may be repeated.",
+)  # fmt: skip
+@_selection
+@click.option("--weights", is_flag=True, help="Also read every FP8 weight and look for NaN codes.")
+@_json
+@click.pass_context
+def inspect(
+    context: click.Context,
+    checkpoint: Path,
+    loaders: tuple[rewrite.Loader, ...],
+    selection: rewrite.Selection,
+    weights: bool,
+    as_json: bool,
+) -> None:
+    """Say what CHECKPOINT is and what every known loader makes of its fused groups.
+
+    Reads headers, config and scales only. Exits with 0 when no loader is affected and nothing is wrong, else with 1.
+    """
+    with _reporting(as_json):
+        inspection = rewrite.inspect_checkpoint(checkpoint, selection=selection, weights=weights)
+        affected = inspection.affected(loaders)
+        assumptions = _assumptions(context)
+        for line in assumptions:
+            _say(f"note: {line}", False)
+        if as_json:
+            _print({**inspection.to_json(), "assumptions": assumptions})
+        else:
+            _print(text.render_inspection(inspection, affected))
+        if affected or inspection.findings:
+            sys.exit(1)
+
+
+@main.command()
+@click.argument("source", metavar="IN", type=_DIRECTORY)
+@click.argument("out", metavar="OUT", type=_DIRECTORY)
+@click.option("--device", default="auto", show_default=True, help="Where to multiply: auto, cpu, cuda or cuda:N.")
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 4096),
+    default=rewrite.DEFAULT_TOKENS,
+    show_default=True,
+    help="Activations for each group.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed for the random activations.")
+@click.option("--quick", is_flag=True, help="Do not compare the bytes that must be untouched.")
+@click.option(
+    "--loader", "loader", metavar="NAME[@VERSION]", callback=_find_one_loader,
+    help="The loader that serves OUT; without it, one with the fix.",
+)  # fmt: skip
+@_workers
+@click.option(
+    "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown report."
+)
+@_json
+@click.option("-q", "--quiet", is_flag=True, help="The closing line only.")
+@click.pass_context
+def verify(
+    context: click.Context,
+    source: Path,
+    out: Path,
+    device: str,
+    tokens: int,
+    seed: int,
+    quick: bool,
+    loader: rewrite.Loader | None,
+    workers: int,
+    report_file: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Prove that OUT is IN converted: sound, untouched elsewhere, the same weights, outputs as served.
+
+    Exits with 0 when OUT is verified, 1 when a check fails, 3 when IN is refused.
+    """
+    with _reporting(as_json):
+        with _progress_bar(quiet) as progress:
+            found = rewrite.verify(
+                source, out, device=device, tokens=tokens, seed=seed, quick=quick, loader=loader, workers=workers,
+                progress=progress,
+            )  # fmt: skip
+        if report_file is not None:
+            with io_errors(report_file):
+                report_file.write_text(text.markdown_verification(found), encoding="utf-8", errors="backslashreplace")
+        assumptions = _assumptions(context)
+        for line in assumptions:
+            _say(f"note: {line}", quiet)
+        if as_json:
+            _print({**found.to_json(), "assumptions": assumptions})
+        else:
+            _print(text.verdict_line(found) if quiet else text.render_verification(found))
+        if not found.ok:
+            sys.exit(1)
+
+
+@contextmanager
+def _reporting(as_json: bool, when_interrupted: str = "") -> Iterator[None]:
+    """Turn the library's errors and signals into messages and exit codes."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except rewrite.RewriteError as error:
+        click.echo(f"error: {error}", err=True)
+        if as_json:
+            _print({"error": error.to_json()})
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, _Terminated) as signal_:
+        click.echo(f"Interrupted. {when_interrupted}".strip(), err=True)
+        sys.exit(143 if isinstance(signal_, _Terminated) else 130)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception of the main thread."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+@contextmanager
+def _progress_bar(quiet: bool) -> Iterator[rewrite.Progress | None]:
+    """A bar in bytes on stderr; None without a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm  # 20 ms that a run without a terminal need not pay
+
+    with tqdm(total=0, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+def _say(line: str, quiet: bool) -> None:
+    if not quiet:
+        click.echo(printable(line), err=True)
+
+
+def _print(value: str | dict[str, Any], quiet: bool = False) -> None:
+    if not quiet:
+        click.echo(_lines(value) if isinstance(value, str) else json.dumps(value, indent=2))
+
+
+def _lines(value: str) -> str:
+    """Names in a report come from strangers: no escape sequence may reach the terminal."""
+    return "\n".join(printable(line) for line in value.split("\n"))

@@ -1,0 +1,330 @@
+"""Plans and reports as text for people. Pure: the command line prints what these return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from pathlib import Path
+
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.inspection.inspection import Inspection, LoaderRow
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.views import GroupView, spread
+from rewrite.planning.manifest import ByteCounts, GroupChange, Manifest
+from rewrite.planning.plan import Plan
+from rewrite.planning.profiles import PROFILES
+from rewrite.verification.result import PartitionNumbers, Served, Verification, worst
+from rewrite.version import __version__
+
+
+def render_plan(plan: Plan, checkpoint: Checkpoint) -> str:
+    """What a conversion would do: the groups with the scale of each partition, and what is written."""
+    manifest = plan.manifest
+    lines = [_headline(checkpoint), *(f"note: {note}" for note in manifest.notes)]
+    if not manifest.changed:
+        return "\n".join([*lines, "Nothing to do: no fused group shares a scale. The output would equal the input."])
+    lines += ["", *_group_table(manifest.groups), ""]
+    size = f"{_bytes(plan.size)} ({_bytes(plan.shareable)} can be shared, not copied, where the filesystem can)"
+    lines.append(f"Would write {size}: {_what_changes(manifest)}.")
+    return "\n".join(lines)
+
+
+def render_conversion(manifest: Manifest, out: str, seconds: float) -> str:
+    """The closing line of a conversion."""
+    size = sum(file.size for file in manifest.files)
+    if not manifest.changed:
+        return (
+            f"Nothing to do: no fused group shares a scale. {out} equals the input "
+            f"({_bytes(size)}, {seconds:.1f} s{_how(manifest.counts)})."
+        )
+    return f"Converted: {_what_changes(manifest)}.\n{out}: {_bytes(size)} in {seconds:.1f} s{_how(manifest.counts)}."
+
+
+def _how(counts: ByteCounts | None) -> str:
+    """The ways that the bytes came, to go on a sentence."""
+    if counts is None:
+        return ""
+    kept = f", {_bytes(counts.kept)} kept from an interrupted run" if counts.kept else ""
+    ways = f"{_bytes(counts.shared)} shared, {_bytes(counts.copied)} copied, {_bytes(counts.written)} written"
+    return f"; {ways}{kept}"
+
+
+def render_inspection(inspection: Inspection, affected: Sequence[LoaderRow]) -> str:
+    """What a checkpoint is, its fused groups, what is wrong with it, and what every known loader makes of it."""
+    size = f"{_count(inspection.shards, 'shard')}, {_count(inspection.tensors, 'tensor')}, {_bytes(inspection.nbytes)}"
+    lines = [inspection.path, f"{inspection.model_type}, {inspection.dialect}, {size}"]
+    lines += [f"{_count(number, 'linear layer')}: {text}" for text, number in inspection.schemes.items()]
+    lines += ["", *_groups(inspection)]
+    if inspection.findings:
+        lines += ["", "Wrong in the checkpoint:"]
+        lines += table([[f"  {finding.what}", finding.where] for finding in inspection.findings])
+    if inspection.groups:
+        lines += ["", *_loader_table(inspection)]
+    lines += [f"convert --profile {profile} refuses: {why}" for profile, why in inspection.refusals.items()]
+    lines += ["", *_verdict(inspection, affected)]
+    return "\n".join(lines)
+
+
+def _loader_table(inspection: Inspection) -> list[str]:
+    """A row for each loader version range: the checkpoint as it is, and after convert with each profile."""
+    profiles = [profile for profile in inspection.rows[0].converted if profile not in inspection.refusals]
+    title = ["loader", "versions", "as it is", *(f"--profile {profile}" for profile in profiles)]
+    say = _kind if len(_layers(inspection)) > 1 else _outcome  # the names would make the table too wide
+    rows = _by_versions(
+        inspection.rows, lambda row: [say(outcome) for outcome in (row.as_is, *(row.converted[p] for p in profiles))]
+    )
+    command = "rewrite convert" + (" --groups all" if inspection.selection == "all" else "")
+    return [f"What loaders make of the fused groups, as they are and after `{command}`:", *table([title, *rows])]
+
+
+def render_verification(verification: Verification) -> str:
+    """Verdicts with their problems, the worst partition of each kind, the loader table, one closing line."""
+    lines = []
+    for check, cells in zip(
+        verification.checks,
+        table([[check.name, check.verdict, check.summary] for check in verification.checks]),
+        strict=True,
+    ):
+        lines += [cells, *(f"  {line}" for problem in check.problems for line in problem.splitlines())]
+    if verification.numbers:
+        lines += ["", *_numbers_table(worst(verification.numbers), "worst of all groups")]
+    if verification.loaders:
+        lines += ["", *table([["loader", "versions", "fused groups of OUT"], *_served(verification)])]
+    return "\n".join([*lines, "", verdict_line(verification)])
+
+
+def verdict_line(verification: Verification) -> str:
+    """One sentence."""
+    failed = [check.name for check in verification.checks if check.verdict == "FAILED"]
+    skipped = [check.name for check in verification.checks if check.verdict == "skipped"]
+    if failed:
+        return f"{verification.out} FAILED: {', '.join(failed)}."
+    return f"{verification.out} is verified." + (f" Not checked: {', '.join(skipped)}." if skipped else "")
+
+
+def markdown_verification(verification: Verification) -> str:
+    """A report to put beside the model card."""
+    settings = verification.settings
+    # Names, not paths: the report is published, and says nothing of the machine it was made on.
+    verification = replace(verification, out=Path(verification.out).name, source=Path(verification.source).name)
+    lines = [f"# Verification of {verification.out}", "", f"**{verdict_line(verification)}**", ""]
+    lines += [f"`rewrite {__version__} verify`, source `{verification.source}`.", ""]
+    lines += _markdown([["check", "verdict", ""], *([c.name, c.verdict, c.summary] for c in verification.checks)])
+    for check in verification.checks:
+        lines += [f"- {check.name}: {problem}" for problem in check.problems]
+    if verification.loaders:
+        lines += ["", "## Loaders", "What known loaders make of the fused groups of this checkpoint:", ""]
+        lines += _markdown([["loader", "versions", "fused groups"], *_served(verification)])
+    if verification.numbers:
+        lines += ["", "## Outputs", _OUTPUTS_NOTE.format(settings=settings), ""]
+        lines += _markdown([_NUMBER_COLUMNS, *map(_number_cells, verification.numbers)])
+    return "\n".join(lines) + "\n"
+
+
+_EXACT = 1e-12  # float64's own rounding of a product is no error of anybody's
+_NUMBER_COLUMNS = [
+    "group",
+    "partition",
+    "weights before",
+    "fixed",
+    "OUT",
+    "outputs before",
+    "fixed",
+    "OUT",
+    "bound used",
+]
+_OUTPUTS_NOTE = (
+    "Relative error of weights and outputs against float64, {settings.tokens} tokens on {settings.device}, seed "
+    "{settings.seed}. *before*: the source as vLLM before 0.20 serves it; *fixed*: the source as fixed loaders serve "
+    "it; *OUT*: this checkpoint ({settings.loader} loader). *bound used*: the largest difference between fixed and "
+    "OUT over what requantization can explain."
+)
+
+
+def _numbers_table(numbers: Sequence[PartitionNumbers], title: str) -> list[str]:
+    head = ["", "weights off by", "", "", "outputs off by", "", "", "bound"]
+    names = [title, "before fix", "fixed, IN", "OUT", "before fix", "fixed, IN", "OUT", "used"]
+    several = len({row.layer for row in numbers}) > 1
+    labels = [f"{r.layer} {r.partition}" if several and r.layer != r.partition else r.partition for r in numbers]
+    cells = [[label, *_number_cells(row)[2:]] for label, row in zip(labels, numbers, strict=True)]
+    return table([head, names, *cells], right=range(1, len(names)))
+
+
+def _number_cells(row: PartitionNumbers) -> list[str]:
+    weights = (row.weights_before, row.weights_fixed, row.weights_out)
+    errors = (*weights, row.outputs_before, row.outputs_fixed, row.outputs_out)
+    used = "-" if row.bound_used is None else f"{row.bound_used:.2f}"
+    return [row.group, row.partition, *("0" if error < _EXACT else f"{error:.3g}" for error in errors), used]
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+
+
+def _groups(inspection: Inspection) -> list[str]:
+    """A table for each fused layer."""
+    lines: list[str] = []
+    for layer in _layers(inspection):
+        lines += ["", *_groups_of_layer([group for group in inspection.groups if group.layer == layer])]
+    if lines:
+        return lines[1:]
+    if inspection.selection == "all":
+        return ["No fused groups."]
+    return ["No in_proj_qkvz groups, which are what loaders get wrong. (--groups all: every fused layer)"]
+
+
+def _layers(inspection: Inspection) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(group.layer for group in inspection.groups))
+
+
+def _groups_of_layer(groups: Sequence[GroupView]) -> list[str]:
+    first = groups[0]
+    start, rows = 0, []
+    for partition in first.partitions:
+        rows.append(f"{partition.name} {start}:{start + partition.rows}")
+        start += partition.rows
+    header = ["fused group (rows " + ", ".join(rows) + ")", "scales", *(p.name for p in first.partitions), "max/min"]
+    body = []
+    for group in groups:
+        layouts = ", ".join(dict.fromkeys(p.layout for p in group.partitions))
+        scales = ["-" if p.scale is None else f"{p.scale:.4g}" for p in group.partitions]
+        ratio = spread(group)
+        body.append([group.name, layouts, *scales, "-" if ratio is None else f"{ratio:.2f}"])
+    return table([header, *body], right=range(2, len(header)))
+
+
+def _served(verification: Verification) -> list[list[str]]:
+    """A row for each loader: what it makes of OUT."""
+    layers = {name.partition(".")[0] for row in verification.loaders for name in row.partitions}
+    layers |= {row.layer for row in verification.numbers}
+
+    def say(row: Served) -> str:
+        return _worded(row.after, row.partitions, by_layer=len(layers) > 1)
+
+    lines = []
+    for (name, cell), run in groupby(verification.loaders, lambda row: (row.loader, say(row))):
+        rows = list(run)
+        lines.append([name, _joined_versions(rows[0].versions, rows[-1].versions), cell])
+    return lines
+
+
+def _joined_versions(first: str, last: str) -> str:
+    """``0.17.0 to 0.19.1`` and ``0.20.0+`` are ``0.17.0+``."""
+    if first == last:
+        return first
+    begin = first.removesuffix("+").partition(" to ")[0]
+    return f"{begin}+" if last.endswith("+") else f"{begin} to {last.rpartition(' to ')[2]}"
+
+
+def _by_versions(rows: Iterable[LoaderRow], say: Callable[[LoaderRow], list[str] | None]) -> list[list[str]]:
+    """Name, versions and what ``say`` says of each row, neighboring version ranges of which it says the same as one.
+    None leaves a row out."""
+    said = groupby(rows, lambda row: (row.loader.name, say(row)))
+    lines = []
+    for (name, cells), run in said:
+        first, *rest = (row.loader for row in run)
+        if cells is not None:
+            lines.append([name, (rest[-1] if rest else first).versions_from(first), *cells])
+    return lines
+
+
+def _wording(inspection: Inspection) -> Callable[[Outcome], str]:
+    """How to say an outcome: with the layers' names where there are several."""
+    return _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
+
+
+def _kind(outcome: Outcome | None) -> str:
+    return "-" if outcome is None else outcome.kind
+
+
+def _outcome(outcome: Outcome | None) -> str:
+    """The kind, and the partitions of the one layer that there is: ``garbled: k, v``."""
+    return "-" if outcome is None else _worded(outcome.kind, outcome.partitions, by_layer=False)
+
+
+def _outcome_by_layer(outcome: Outcome) -> str:
+    """The kind, and the partitions of each layer: ``loses precision: in_proj_qkvz z, qkv_proj k v``."""
+    return _worded(outcome.kind, outcome.partitions, by_layer=True)
+
+
+def _worded(kind: str, partitions: Sequence[str], *, by_layer: bool) -> str:
+    if not partitions:
+        return kind
+    if not by_layer:
+        return f"{kind}: {', '.join(name.rpartition('.')[2] for name in partitions)}"
+    hurt: dict[str, list[str]] = {}
+    for layer, _, name in (partition.partition(".") for partition in partitions):
+        hurt.setdefault(layer, []).append(name)
+    return f"{kind}: {', '.join(f'{layer} {chr(32).join(names)}' for layer, names in hurt.items())}"
+
+
+def _verdict(inspection: Inspection, affected: Sequence[LoaderRow]) -> list[str]:
+    if not affected:
+        wrong = (
+            "No known loader can serve this checkpoint right."
+            if inspection.findings
+            else "No known loader is affected."
+        )
+        return [wrong]
+    say = _wording(inspection)
+    lines = _by_versions(inspection.rows, lambda row: [say(row.as_is), row.as_is.detail] if row in affected else None)
+    rows = [[f"  {name} {versions}", *cells] for name, versions, *cells in lines]
+    outcomes = [(row, outcome) for row in affected for outcome in row.converted.values() if outcome is not None]
+    helps = any(outcome.severity < row.as_is.severity for row, outcome in outcomes)
+    return ["Affected loaders:", *table(rows), *(["`rewrite convert` helps: see the table."] if helps else [])]
+
+
+def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:
+    """Aligned columns, two spaces apart; the columns named in ``right`` are flush right."""
+    flush_right = set(right)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in flush_right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _headline(checkpoint: Checkpoint) -> str:
+    model = checkpoint.config.value.get("model_type", "unknown model type")
+    shards, tensors = _count(len(checkpoint.shards), "shard"), _count(len(checkpoint.tensors), "tensor")
+    return f"{checkpoint.storage}: {model}, {shards}, {tensors}, {_bytes(checkpoint.nbytes)}"
+
+
+def _group_table(groups: Iterable[GroupChange]) -> list[str]:
+    """A line for each group, a column for each partition; a new heading where the partitions have other names."""
+    tables: dict[tuple[str, ...], list[list[str]]] = {}
+    for group in groups:
+        partitions = [p for module in group.modules for p in module.partitions]
+        names = tuple(p.name for p in partitions) if len(partitions) > 1 else ("",)
+        tables.setdefault(names, []).append([group.name, *(f"{p.scale:.4g}" for p in partitions)])
+    lines = []
+    for names, rows in tables.items():
+        lines += ["", *table([["scale of each partition", *names], *rows], right=range(1, len(names) + 1))]
+    return lines[1:]
+
+
+def _what_changes(manifest: Manifest) -> str:
+    modules = sum(len(group.modules) for group in manifest.groups)
+    shards = [file for file in manifest.files if file.name.endswith(".safetensors")]
+    rewritten = sum(file.rewritten for file in shards)
+    groups = _count(len(manifest.groups), "fused group")
+    what = PROFILES[manifest.profile].closing.format(
+        modules=_count(modules, "shared scale"), layers=_count(modules, "layer"), groups=groups
+    )
+    return f"{what}, {rewritten} of {_count(len(shards), 'shard')} rewritten"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _bytes(number: int) -> str:
+    size, units = float(number), ["bytes", "kB", "MB", "GB", "TB"]
+    while size >= 1000 and len(units) > 1:
+        size /= 1000
+        units.pop(0)
+    return f"{number} bytes" if units[0] == "bytes" else f"{size:.3g} {units[0]}"

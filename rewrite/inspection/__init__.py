@@ -1,0 +1,1 @@
+"""Model → :class:`~rewrite.inspection.inspection.Inspection`: what a checkpoint is, what is wrong, who is affected."""

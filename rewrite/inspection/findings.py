@@ -1,0 +1,88 @@
+"""What is wrong in a checkpoint, whoever loads it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.header import TensorInfo
+from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES, decode
+from rewrite.quantization.groups import FusedGroup, find_lookalikes
+from rewrite.quantization.model import Model
+from rewrite.quantization.scales import bad_values
+
+_WEIGHTS = ("weight", "weight_packed")
+_SCALES = ("weight_scale", "weight_scale_inv", "input_scale")
+_CHUNK = 8 << 20
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that no loader survives, or that only one reader of many gets right."""
+
+    what: str
+    where: str
+
+
+def find_faults(model: Model, groups: Iterable[FusedGroup]) -> Iterator[Finding]:
+    """Everything that can be seen in headers, config and scales."""
+    yield from _find_lookalikes(model)
+    for group in groups:
+        if group.quantized_in_part:
+            yield Finding("quantized in part: no loader that fuses these modules can serve them", group.name)
+    yield from _find_orphans(model.checkpoint)
+    yield from _find_bad_values(model.checkpoint)
+
+
+def find_nan_codes(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """NaN in E4M3 is 0x7f and 0xff: everything it touches becomes NaN (OCP OFP8 specification, table 1).
+
+    Reads every FP8 weight.
+    """
+    for shard in checkpoint.shards.values():
+        with checkpoint.storage.open(shard.name) as file:
+            for info in shard.header.tensors:
+                if info.dtype != "F8_E4M3":
+                    continue
+                nans = 0
+                for start in range(info.start, info.end, _CHUNK):
+                    chunk = file.read(shard.header.size + start, min(_CHUNK, info.end - start))
+                    nans += chunk.count(b"\x7f") + chunk.count(b"\xff")
+                if nans:
+                    yield Finding(f"{nans:,} FP8 NaN codes among {info.nbytes:,} weights", f"{shard.name}: {info.name}")
+
+
+def _find_lookalikes(model: Model) -> Iterator[Finding]:
+    names = find_lookalikes(model.checkpoint)
+    if names:
+        model_type = model.checkpoint.config.value.get("model_type")
+        yield Finding(f"unknown architecture {model_type!r} with modules that engines may fuse", names[0])
+
+
+def _find_orphans(checkpoint: Checkpoint) -> Iterator[Finding]:
+    """Scales without their weight, FP8 weights without their scale."""
+    for name, info in checkpoint.tensors.items():
+        module, _, kind = name.rpartition(".")
+        if kind in _SCALES:
+            if not any(f"{module}.{weight}" in checkpoint.tensors for weight in _WEIGHTS):
+                yield Finding("a scale without its weight", f"{info.shard}: {name}")
+        elif kind == "weight" and info.dtype in FP8_DTYPES and not _has_scale(module, checkpoint):
+            yield Finding("an FP8 weight without its scale", f"{info.shard}: {name}")
+
+
+def _has_scale(module: str, checkpoint: Checkpoint) -> bool:
+    return f"{module}.weight_scale" in checkpoint.tensors or f"{module}.weight_scale_inv" in checkpoint.tensors
+
+
+def _find_bad_values(checkpoint: Checkpoint) -> Iterator[Finding]:
+    scales = (info for info in checkpoint.tensors.values() if _is_scale(info))
+    for info, raw in checkpoint.read_tensors(scales):
+        bad = bad_values(decode(info.dtype, raw, info.name))
+        if bad:
+            many = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+            yield Finding(f"a scale of {bad[0]}{many}", f"{info.shard}: {info.name}")
+
+
+def _is_scale(info: TensorInfo) -> bool:
+    return info.name.endswith(("_scale", "_scale_inv")) and info.dtype in PLAIN_DTYPES

@@ -1,0 +1,133 @@
+"""Model → :class:`Inspection`. Reads headers, config and scales; weights only for ``weights=True``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rewrite.errors import Refused
+from rewrite.inspection.findings import Finding, find_faults, find_nan_codes
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.versions import LOADERS, Loader
+from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
+from rewrite.planning.planner import plan_changes
+from rewrite.planning.profiles import PROFILES
+from rewrite.quantization.groups import Selection
+from rewrite.quantization.model import Model
+
+
+@dataclass(frozen=True)
+class LoaderRow:
+    """What one loader version range makes of the checkpoint as it is and after ``convert`` with each profile."""
+
+    loader: Loader
+    as_is: Outcome
+    converted: dict[str, Outcome | None]  # None: convert refuses this checkpoint with that profile
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Everything that ``rewrite inspect`` says. ``refusals`` has the reason for each profile that cannot convert it."""
+
+    path: str
+    selection: Selection
+    model_type: str
+    dialect: str
+    shards: int
+    tensors: int
+    nbytes: int
+    schemes: dict[str, int]  # wording of a scheme → number of linear layers
+    groups: tuple[GroupView, ...]
+    findings: tuple[Finding, ...]
+    rows: tuple[LoaderRow, ...]
+    refusals: dict[str, str]
+
+    def affected(self, loaders: Iterable[Loader] = LOADERS) -> tuple[LoaderRow, ...]:
+        """The rows of ``loaders`` that do not serve the checkpoint exactly as it is."""
+        chosen = set(loaders)
+        return tuple(row for row in self.rows if row.loader in chosen and row.as_is.kind != "exact")
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "selection": self.selection,
+            "model_type": self.model_type,
+            "dialect": self.dialect,
+            "shards": self.shards,
+            "tensors": self.tensors,
+            "bytes": self.nbytes,
+            "schemes": self.schemes,
+            "groups": [{**asdict(group), "spread": spread(group)} for group in self.groups],
+            "findings": [asdict(finding) for finding in self.findings],
+            "loaders": [_row_to_json(row) for row in self.rows],
+            "refusals": self.refusals,
+        }
+
+
+def inspect_model(model: Model, selection: Selection = "qkvz", *, weights: bool = False) -> Inspection:
+    """Inspect a checkpoint. ``weights`` also reads every FP8 weight and looks for NaN codes.
+
+    Raises :class:`Refused` where the fused groups do not fit the config.
+    """
+    groups = model.select(selection)
+    view = view_model(model, groups)
+    converted, refusals = _after_convert(model, selection)
+    rows = tuple(
+        LoaderRow(
+            loader,
+            loader.predict(view),
+            {profile: None if after is None else loader.predict(after) for profile, after in converted.items()},
+        )
+        for loader in LOADERS
+    )
+    findings = [*find_faults(model, groups), *(find_nan_codes(model.checkpoint) if weights else ())]
+    checkpoint = model.checkpoint
+    return Inspection(
+        path=str(checkpoint.storage),
+        selection=selection,
+        model_type=model.model_type,
+        dialect=model.dialect.name,
+        shards=len(checkpoint.shards),
+        tensors=len(checkpoint.tensors),
+        nbytes=checkpoint.nbytes,
+        schemes=_count_schemes(model),
+        groups=view.groups,
+        findings=tuple(findings),
+        rows=rows,
+        refusals=refusals,
+    )
+
+
+def _after_convert(model: Model, selection: Selection) -> tuple[dict[str, CheckpointView | None], dict[str, str]]:
+    """The checkpoint as loaders would see it after ``convert`` with each profile, and why some profiles refuse: by the
+    code that ``convert`` runs, but for laying out the shards."""
+    views: dict[str, CheckpointView | None] = {}
+    refusals: dict[str, str] = {}
+    for profile in PROFILES:
+        try:
+            after = plan_changes(model, profile, selection).after
+        except Refused as refusal:
+            views[profile], refusals[profile] = None, refusal.what
+        else:
+            views[profile] = view_model(after, after.select(selection))
+    return views, refusals
+
+
+def _count_schemes(model: Model) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for module in model.modules.values():
+        if not module.plain:
+            counts[module.scheme.text if module.scheme else f"{module.weight.dtype} weights, scheme unknown"] += 1
+    return dict(counts)
+
+
+def _row_to_json(row: LoaderRow) -> dict[str, Any]:
+    return {
+        "loader": row.loader.name,
+        "versions": row.loader.versions,
+        "source": row.loader.source,
+        "as_is": asdict(row.as_is),
+        "converted": {profile: None if o is None else asdict(o) for profile, o in row.converted.items()},
+    }

@@ -1,0 +1,1 @@
+"""Doors to other projects, each imported only where it is used."""

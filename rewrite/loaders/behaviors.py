@@ -1,0 +1,139 @@
+"""What loaders make of one fused group: pure functions from a :class:`GroupView` to an :class:`Outcome`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import log, sqrt
+
+from rewrite.loaders.outcome import E4M3_ROUNDING, Outcome
+from rewrite.loaders.views import GroupView
+
+Behavior = Callable[[GroupView], Outcome]
+Slots = tuple[float | None, ...]  # None: the sentinel that the slot was created with
+
+
+def slot_zero_only(group: GroupView) -> Outcome:
+    """vLLM 0.17 to 0.19.1, ``MergedColumnParallelLinear.weight_loader_v2``: a per-tensor scale for several partitions
+    is loaded with ``shard_id=0`` (issue #38197)."""
+    return _unless_per_tensor(group) or _requantized(group, fill_slot_zero(group))
+
+
+def every_slot(group: GroupView) -> Outcome:
+    """vLLM from 0.20.0 (PR #38517): the scale goes into every slot that the tuple of shard ids names."""
+    return _unless_per_tensor(group) or _requantized(group, fill_every_slot(group))
+
+
+def every_slot_or_vector(group: GroupView) -> Outcome:
+    """SGLang from 0.5.11: as :func:`every_slot`, and a vector fills one slot each, but of a layer that is stored fused.
+
+    Qwen3-Next's ``in_proj_qkvz`` gets four slots there, and a scale of one value does not fit them.
+    """
+    layouts = {p.layout for p in group.partitions}
+    if (
+        _is_stored_gated_delta_net(group)
+        and layouts != {"none"}
+        and (layouts == {"tensor"} or group.static_activations)
+    ):
+        return Outcome("fails to load", "has four slots for the one scale of in_proj_qkvz (Shape mismatch)")
+    if layouts <= {"tensor", "partition"} and len({p.module for p in group.partitions}) > 1:
+        return _requantized(group, fill_every_slot(group))
+    return every_slot(group)
+
+
+def split_by_sizes(group: GroupView) -> Outcome:
+    """SGLang 0.5.10: every tensor of the stored ``in_proj_qkv`` is split by the partitions' sizes; one value cannot be.
+
+    Only Qwen3.5's: Qwen3-Next's ``in_proj_qkvz`` is one plain ``ColumnParallelLinear`` (``models/qwen3_next.py``).
+    """
+    if not _is_gated_delta_net(group):
+        return every_slot(group)
+    if any(p.layout == "tensor" for p in group.partitions):
+        return Outcome("fails to load", "splits the shared weight_scale by the partitions' sizes")
+    if group.static_activations and any(p.layout != "none" for p in group.partitions):
+        return Outcome("fails to load", "splits the shared input_scale by the partitions' sizes")
+    return every_slot(group)
+
+
+def separate_modules(group: GroupView) -> Outcome:
+    """Loaders that do not fuse: transformers with compressed-tensors."""
+    if any(p.layout in ("partition", "unknown") for p in group.partitions):
+        return Outcome("fails to load", "takes one scale for a module, or one for each row")
+    return Outcome("exact", "does not fuse")
+
+
+def separate_gated_delta_net(group: GroupView) -> Outcome:
+    """SGLang up to 0.5.9: ``in_proj_qkv`` and ``in_proj_z`` stay apart, attention and MLPs are fused."""
+    return separate_modules(group) if _is_gated_delta_net(group) else every_slot(group)
+
+
+def _is_gated_delta_net(group: GroupView) -> bool:
+    """Qwen3.5's, stored as two modules."""
+    return group.layer == "in_proj_qkvz" and len(group.partitions) > 1
+
+
+def _is_stored_gated_delta_net(group: GroupView) -> bool:
+    """Qwen3-Next's, stored as one."""
+    return group.layer == "in_proj_qkvz" and len(group.partitions) == 1
+
+
+def fill_slot_zero(group: GroupView) -> Slots:
+    """Each module's scale in the slot of the module's first partition."""
+    seen: set[str] = set()
+    slots: list[float | None] = []
+    for p in group.partitions:
+        slots.append(None if p.module in seen else p.scale)
+        seen.add(p.module)
+    return tuple(slots)
+
+
+def fill_every_slot(group: GroupView) -> Slots:
+    """Each partition's scale in the partition's slot; of a layer that is stored fused (Phi-3) in slot zero only."""
+    if len({p.module for p in group.partitions}) == 1:
+        return fill_slot_zero(group)
+    return tuple(p.scale for p in group.partitions)
+
+
+def saturation(group: GroupView) -> float:
+    """By what factor weights are too large when they saturate, estimated without reading them.
+
+    The sentinel -3.4e38 turns every weight into ∓448 times the group's largest scale. Among n normally distributed
+    weights the largest, which 448 stands for, is about sqrt(2 ln n) standard deviations. Partitions that are smaller
+    than their module's largest are off by more.
+    """
+    return sqrt(2 * log(max(2, sum(p.rows for p in group.partitions) * group.columns)))
+
+
+def _unless_per_tensor(group: GroupView) -> Outcome | None:
+    """The outcome for every layout but one value a module, which is where fusing loaders differ."""
+    layouts = {p.layout for p in group.partitions}
+    if layouts == {"tensor"}:
+        return None
+    if "partition" in layouts or "unknown" in layouts:
+        return Outcome("fails to load", "expects one weight_scale for a module (AssertionError)")
+    if len(layouts) > 1:
+        mix = ", ".join(sorted(layouts)).replace("none", "not quantized")
+        return Outcome("fails to load", f"has one scheme for the whole fused layer, not {mix}")
+    return Outcome("exact")
+
+
+def _requantized(group: GroupView, slots: Slots) -> Outcome:
+    """``requantize_with_max_scale`` (vLLM and SGLang, ``w8a8_utils.py``): all partitions go to the largest scale.
+
+    A last slot that still holds the sentinel means "fused on disk": nothing is requantized.
+    """
+    filled = [scale for scale in slots if scale is not None]
+    if not filled:
+        return Outcome("fails to load", "finds no scale")
+    if slots[-1] is None:
+        return Outcome("exact")
+    named = list(zip(slots, group.partitions, strict=True))
+    garbled = tuple(p.name for scale, p in named if scale is None)
+    if garbled:
+        factor = saturation(group)
+        return Outcome(
+            "garbled", f"weights saturate with the wrong sign, about {factor:.0f}x too large", garbled, factor
+        )
+    lossy = tuple(p.name for scale, p in named if scale != max(filled))
+    if lossy:
+        return Outcome("loses precision", f"up to {E4M3_ROUNDING:.1%} of each weight", lossy, E4M3_ROUNDING)
+    return Outcome("exact")

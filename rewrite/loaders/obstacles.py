@@ -1,0 +1,94 @@
+"""What a loader makes of a whole checkpoint, whatever its groups are: models and dialects that it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rewrite.loaders.outcome import SENTINEL, Outcome
+from rewrite.loaders.views import CheckpointView
+
+Obstacle = Callable[[CheckpointView], Outcome | None]
+
+
+def unknown(detail: str, *model_types: str) -> Obstacle:
+    """Loaders that were released before these models, or know others of the family only."""
+
+    def obstacle(checkpoint: CheckpointView) -> Outcome | None:
+        return Outcome("fails to load", detail) if checkpoint.model_type in model_types else None
+
+    return obstacle
+
+
+text_only_is_unknown = unknown("knows Qwen3.5 with a vision tower only", "qwen3_5_text", "qwen3_5_moe_text")
+minicpmv_is_unknown = unknown("does not know MiniCPM-V 4.6", "minicpmv4_6")
+
+
+def minicpmv_vision_is_cast(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang before 0.5.23 calls MiniCPM-V's vision tower ``vpm`` and its merger ``resampler``: the names in ``ignore``
+    miss them, their BF16 layers get FP8 parameters, and loading those raises ("Downcasting not allowed")."""
+    if checkpoint.model_type == "minicpmv4_6" and checkpoint.fp8_with_scales:
+        return Outcome("fails to load", "takes the vision tower for quantized: it has other names there")
+    return None
+
+
+def mixed_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang before 0.5.15 takes MIXED_PRECISION of all models but Nemotron-H for another format, ``w4afp8``."""
+    if checkpoint.dialect == "modelopt MIXED_PRECISION":
+        return Outcome("fails to load", "takes MIXED_PRECISION for w4afp8")
+    return None
+
+
+def ignore_must_survive_renaming(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.9 and 0.5.10 rename the entries of ``ignore``, but not the modules: exact names miss, the BF16
+    ``in_proj_ba`` gets an FP8 parameter, and 0.5.9 refuses to load it ("Downcasting not allowed")."""
+    if checkpoint.dialect == "compressed-tensors" and not checkpoint.ignore_survives_renaming:
+        return Outcome("fails to load", "takes in_proj_ba for quantized: exact names in ignore miss it")
+    return None
+
+
+def parts_are_cast(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.10 misses the same names, but casts the BF16 ``in_proj_ba`` to FP8 without a word."""
+    missed = ignore_must_survive_renaming(checkpoint)
+    return missed and Outcome("garbled", "casts the BF16 in_proj_ba to FP8: exact names in ignore miss it")
+
+
+def attention_is_cast(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.10 renames ``ignored_layers`` of ``fp8``, but not the modules: a BF16 ``qkv_proj`` of a
+    vision-language model gets FP8 parameters whose scales are never set."""
+    groups = [group for group in checkpoint.groups if group.layer == "qkv_proj" and "language_model." in group.name]
+    plain = [p for group in groups for p in group.partitions if p.layout == "none"]
+    if checkpoint.dialect != "fp8" or not checkpoint.fp8_with_scales or not plain:
+        return None
+    names = tuple(dict.fromkeys(f"qkv_proj.{p.name}" for p in plain))
+    return Outcome("garbled", "casts the BF16 qkv_proj to FP8: the names in ignored_layers miss it", names, SENTINEL)
+
+
+def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers knows no ``quant_method: modelopt``, and takes ``fp8`` for block-wise: of per-tensor checkpoints it
+    loads FP8 values and leaves the scales out. NVFP4 packs two weights a byte: matrices of half the width, which it
+    refuses."""
+    if checkpoint.dialect == "modelopt MIXED_PRECISION":
+        return Outcome("fails to load", "takes packed NVFP4 weights for matrices of another shape")
+    if checkpoint.dialect not in ("modelopt", "fp8") or not checkpoint.fp8_with_scales:
+        return None
+    quantized = [p for group in checkpoint.groups for p in group.partitions if p.layout not in ("none", "block")]
+    if not quantized:
+        return Outcome("garbled", "leaves the scales of the other layers out")
+    factor = 1 / min(p.scale or 1.0 for p in quantized)
+    detail = f"leaves the scales out: weights up to {factor:.0f}x too large"
+    return Outcome("garbled", detail, _quantized_names(checkpoint), factor)
+
+
+def scales_are_rounded(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers with compressed-tensors creates scales in the model's dtype: F32 scales are rounded to it."""
+    partitions = [p for group in checkpoint.groups for p in group.partitions if p.layout != "none"]
+    if checkpoint.dtype in ("BF16", "F16") and any(p.scale_dtype == "F32" for p in partitions):
+        names = _quantized_names(checkpoint)
+        error = 2.0**-8 if checkpoint.dtype == "BF16" else 2.0**-11
+        return Outcome("loses precision", f"rounds F32 scales to {checkpoint.dtype}: up to {error:.1%}", names, error)
+    return None
+
+
+def _quantized_names(checkpoint: CheckpointView) -> tuple[str, ...]:
+    named = ((group.layer, p) for group in checkpoint.groups for p in group.partitions)
+    return tuple(dict.fromkeys(f"{layer}.{p.name}" for layer, p in named if p.layout != "none"))

@@ -1,0 +1,30 @@
+"""What a loader serves: exact, less precise, garbled, or nothing at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["exact", "loses precision", "garbled", "fails to load"]
+SEVERITY: tuple[Kind, ...] = ("exact", "loses precision", "garbled", "fails to load")
+
+#: The magnitude of what engines create scale slots with (the least finite float32).
+SENTINEL = 3.4e38
+#: One rounding to e4m3 (three mantissa bits) moves a normal value by at most half a unit in the last place.
+E4M3_ROUNDING = 2.0**-4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a loader serves. ``error`` is the relative error of the weights of the worst partition: a bound where
+    precision is lost, an estimate (see :func:`saturation`) where weights are garbled. ``partitions`` names those that
+    are hurt: ``z`` of one group, ``in_proj_qkvz.z`` of a checkpoint."""
+
+    kind: Kind
+    detail: str = ""
+    partitions: tuple[str, ...] = ()
+    error: float = 0.0
+
+    @property
+    def severity(self) -> int:
+        return SEVERITY.index(self.kind)

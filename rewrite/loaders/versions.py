@@ -1,0 +1,196 @@
+"""Which loader version does what: a row for each range of versions. Adding a version is adding or extending a row.
+
+The recorded runs of the real loaders (tests/loader_matrix.json) are what the predictions must agree with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from rewrite.loaders.behaviors import (
+    Behavior,
+    every_slot,
+    every_slot_or_vector,
+    separate_gated_delta_net,
+    separate_modules,
+    slot_zero_only,
+    split_by_sizes,
+)
+from rewrite.loaders.obstacles import (
+    Obstacle,
+    attention_is_cast,
+    ignore_must_survive_renaming,
+    minicpmv_is_unknown,
+    minicpmv_vision_is_cast,
+    mixed_is_unknown,
+    parts_are_cast,
+    scales_are_left_out,
+    scales_are_rounded,
+    text_only_is_unknown,
+)
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.views import CheckpointView
+
+
+def _qualified(outcome: Outcome, layer: str) -> Outcome:
+    return replace(outcome, partitions=tuple(f"{layer}.{name}" for name in outcome.partitions))
+
+
+@dataclass(frozen=True)
+class Loader:
+    """A range of released versions with one behavior. ``last`` None: up to the newest that was run."""
+
+    name: str
+    first: str
+    last: str | None
+    behavior: Behavior
+    source: str
+    obstacles: tuple[Obstacle, ...] = ()  # end the load before any group is looked at
+    caveats: tuple[Obstacle, ...] = ()  # come on top of what is made of the groups
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Whether it reads a scale of one value per partition."""
+        return self.behavior is every_slot_or_vector
+
+    @property
+    def fills_slot_zero_only(self) -> bool:
+        """Whether it has the fault of issue #38197."""
+        return self.behavior is slot_zero_only
+
+    @property
+    def versions(self) -> str:
+        return self.versions_from(self)
+
+    def versions_from(self, earlier: Loader) -> str:
+        """The versions of ``earlier`` and of all rows up to this one, in words."""
+        if self.last is None:
+            return f"{earlier.first}+"
+        return self.last if earlier.first == self.last else f"{earlier.first} to {self.last}"
+
+    def covers(self, version: str) -> bool:
+        return _key(self.first) <= _key(version) and (self.last is None or _key(version) <= _key(self.last))
+
+    def predict(self, checkpoint: CheckpointView) -> Outcome:
+        """The worst over all groups, naming every partition that is hurt that way."""
+        if not checkpoint.groups:
+            return Outcome("exact")
+        met = (obstacle(checkpoint) for obstacle in self.obstacles)
+        outcomes = [outcome for outcome in met if outcome is not None]
+        if not outcomes:
+            outcomes = [_qualified(self.behavior(group), group.layer) for group in checkpoint.groups]
+            outcomes += [outcome for caveat in self.caveats if (outcome := caveat(checkpoint)) is not None]
+        worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
+        alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
+        names = {name for outcome in alike for name in outcome.partitions}
+        in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
+        hurt = tuple(name for name in in_order if name in names)
+        return Outcome(worst.kind, worst.detail, hurt, worst.error)
+
+
+#: Every loader version that was run or read. One row each; the source says where the behavior comes from.
+LOADERS = (
+    Loader(
+        "vLLM",
+        "0.17.0",
+        "0.19.1",
+        slot_zero_only,
+        "issue #38197; run: 0.17.0, 0.17.1, 0.19.1",
+        (text_only_is_unknown, minicpmv_is_unknown),
+    ),
+    Loader(
+        "vLLM",
+        "0.20.0",
+        "0.21.0",
+        every_slot,
+        "PR #38517; run: 0.20.0, 0.21.0",
+        (text_only_is_unknown, minicpmv_is_unknown),
+    ),
+    Loader("vLLM", "0.22.0", "0.26.0", every_slot, "run: 0.22.0, 0.26.0", (text_only_is_unknown,)),
+    Loader("vLLM", "0.27.0", None, every_slot, "run: 0.27.0, 0.32.0"),
+    Loader(
+        "SGLang",
+        "0.5.9",
+        "0.5.9",
+        separate_gated_delta_net,
+        "run: 0.5.9",
+        (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown, ignore_must_survive_renaming),
+    ),
+    Loader(
+        "SGLang",
+        "0.5.10",
+        "0.5.10.post1",
+        split_by_sizes,
+        "run: 0.5.10, 0.5.10.post1",
+        (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown),
+        (parts_are_cast, attention_is_cast),
+    ),
+    Loader(
+        "SGLang",
+        "0.5.11",
+        "0.5.11",
+        every_slot_or_vector,
+        "run: 0.5.11",
+        (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown),
+    ),
+    Loader(
+        "SGLang",
+        "0.5.12",
+        "0.5.14",
+        every_slot_or_vector,
+        "run: 0.5.12, 0.5.14",
+        (text_only_is_unknown, minicpmv_vision_is_cast, mixed_is_unknown),
+    ),
+    Loader(
+        "SGLang",
+        "0.5.15",
+        "0.5.16",
+        every_slot_or_vector,
+        "run: 0.5.15, 0.5.16",
+        (text_only_is_unknown, minicpmv_vision_is_cast),
+    ),
+    Loader("SGLang", "0.5.17", "0.5.22", every_slot_or_vector, "run: 0.5.17, 0.5.22", (minicpmv_vision_is_cast,)),
+    Loader("SGLang", "0.5.23", None, every_slot_or_vector, "run: 0.5.23"),
+    Loader(
+        "transformers",
+        "5.17.0",
+        None,
+        separate_modules,
+        "run: 5.17.0 with compressed-tensors 0.20.0",
+        (scales_are_left_out, scales_are_rounded),
+    ),
+)
+
+
+def newest_run(name: str) -> str:
+    """The newest version of the loader ``name`` that was run."""
+    versions: Iterator[str] = (
+        v for loader in LOADERS if loader.name == name for v in re.findall(r"\d[\w.]*\d", _runs(loader))
+    )
+    return max(versions, key=_key)
+
+
+def assumption(wanted: str) -> str | None:
+    """What is assumed of ``NAME@VERSION`` where that version is newer than all that were run; None where it is not."""
+    rows, version = find_loaders(wanted), wanted.partition("@")[2]
+    if not rows or not version or _key(version) <= _key(newest := newest_run(rows[0].name)):
+        return None
+    return f"{rows[0].name} {version} was not run: assumed to be like {newest}"
+
+
+def _runs(loader: Loader) -> str:
+    return loader.source.partition("run: ")[2].partition(" with ")[0]
+
+
+def find_loaders(wanted: str) -> tuple[Loader, ...]:
+    """The rows for ``NAME`` or ``NAME@VERSION``, the name in any case. Empty when nothing is known of it."""
+    name, _, version = wanted.partition("@")
+    rows = (loader for loader in LOADERS if loader.name.lower() == name.lower())
+    return tuple(loader for loader in rows if not version or loader.covers(version))
+
+
+def _key(version: str) -> tuple[int, ...]:
+    """0.5.10 < 0.5.10.post1 < 0.5.11."""
+    return tuple(int(number) for number in re.findall(r"\d+", version))

@@ -1,0 +1,102 @@
+"""A checkpoint and its fused groups as a loader sees them. Made from a :class:`~rewrite.quantization.model.Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from rewrite.quantization.dtypes import PLAIN_DTYPES, decode, model_dtype
+from rewrite.quantization.groups import FusedGroup, Module
+from rewrite.quantization.model import Model
+from rewrite.quantization.scales import layout_of
+
+
+@dataclass(frozen=True)
+class PartitionView:
+    """A partition as a loader sees it. ``layout`` is that of its module's scale; "none": not quantized."""
+
+    name: str
+    module: str
+    rows: int
+    layout: Literal["none", "tensor", "partition", "channel", "block", "unknown"]
+    scale: float | None  # None for layouts with more than one value a partition
+    scale_dtype: str = "BF16"
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A fused group as a loader sees it, partitions in slot order. ``layer`` is the fused layer's name."""
+
+    name: str
+    layer: str
+    partitions: tuple[PartitionView, ...]
+    columns: int
+    static_activations: bool
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """A checkpoint as a loader sees it. ``dtype`` is the model's; ``fp8_with_scales`` says whether any layer is FP8 and
+    has a ``weight_scale``, one of a fused group or not; ``ignore_survives_renaming`` whether the config still leaves
+    the unquantized parts of a fused layer alone when modules are looked up under other names."""
+
+    model_type: str
+    dialect: str
+    dtype: str
+    fp8_with_scales: bool
+    ignore_survives_renaming: bool
+    groups: tuple[GroupView, ...]
+
+
+def view_model(model: Model, groups: Iterable[FusedGroup]) -> CheckpointView:
+    """The checkpoint with these groups. Reads scales of one value a module or partition, no others."""
+    tensors = model.checkpoint.tensors
+    return CheckpointView(
+        model_type=str(model.checkpoint.config.value.get("model_type")),
+        dialect=model.dialect.name,
+        dtype=model_dtype(model.checkpoint.config.value),
+        fp8_with_scales=any(f"{name}.weight_scale" in tensors for name in model.layers.fp8),
+        ignore_survives_renaming=_ignore_survives_renaming(model),
+        groups=tuple(_view_group(group, model) for group in groups if _is_predictable(group)),
+    )
+
+
+def spread(group: GroupView) -> float | None:
+    """The largest scale over the smallest: how far apart the partitions are. None where rows have their own scales."""
+    scales = [p.scale for p in group.partitions if p.scale]
+    return max(scales) / min(scales) if len(scales) == len(group.partitions) else None
+
+
+def _view_group(group: FusedGroup, model: Model) -> GroupView:
+    partitions = tuple(p for module in group.modules for p in _view_partitions(module, model))
+    first = model.modules[group.modules[0].name]
+    # A config that says nothing of it: loaders go by the tensor.
+    static = first.scheme.activations == "static" if first.scheme else any(m.input_scale for m in group.modules)
+    return GroupView(group.name, group.layer.name, partitions, group.modules[0].weight.shape[1], static)
+
+
+def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
+    layout = layout_of(module)
+    scales: tuple[float | None, ...] = (None,) * len(module.partitions)
+    if module.scale is not None and layout in ("tensor", "partition"):
+        values = decode(module.scale.dtype, model.checkpoint.read_tensor(module.scale.name), module.scale.name)
+        scales = values if layout == "partition" else values * len(module.partitions)
+    for partition, scale in zip(module.partitions, scales, strict=True):
+        seen = (layout or "unknown") if module.quantized else "none"
+        dtype = module.scale.dtype if module.scale else "F32"
+        yield PartitionView(partition.name, module.name, partition.rows, seen, scale, dtype)
+
+
+def _is_predictable(group: FusedGroup) -> bool:
+    """FP8 or not quantized: nothing is known of what loaders make of other formats, such as NVFP4's packed bytes."""
+    return all(module.quantized or module.weight.dtype in PLAIN_DTYPES for module in group.modules)
+
+
+def _ignore_survives_renaming(model: Model) -> bool:
+    """Whether the config leaves ``in_proj_b`` alone under the name that SGLang 0.5.9 looks it up by."""
+    for name, module in model.modules.items():
+        if name.endswith("linear_attn.in_proj_b") and module.scheme is None:
+            renamed = name.replace("model.language_model.", "language_model.model.")
+            return model.dialect.scheme(renamed) is None
+    return True

@@ -1,0 +1,104 @@
+"""The check of every plan: the planned config and tensors, interpreted again, must mean what was meant.
+
+No module but the planned ones changes its scheme, the planned ones get the planned scheme, and every scheme fits its
+tensors. No profile can leave this out: what fails is refused before a byte is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rewrite.errors import Unsupported
+from rewrite.planning.profiles.base import PlannedScheme
+from rewrite.quantization.fit import misfit
+from rewrite.quantization.model import Model, StoredModule
+from rewrite.quantization.scheme import Dialect, Scheme
+
+_HINT = "try another profile: exact changes the fused layers only, bf16 dequantizes them"
+
+
+def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme | None]) -> None:
+    """Compare the checkpoint as it is with what a plan makes of it; ``planned`` are the modules that it changes.
+
+    Raises :class:`Unsupported` for the first module whose scheme would not be what it must be.
+    """
+    if before.modules.keys() != after.modules.keys():
+        name = min(before.modules.keys() ^ after.modules.keys())
+        raise _refusal(name, "the same modules", "one more" if name in after.modules else "none of this name")
+    for name, new in after.modules.items():
+        _check_scheme(name, before.modules[name], new, planned)
+        if found := misfit(new, after.checkpoint.tensors):
+            raise Unsupported(
+                "Config and tensors of a module do not fit",
+                where=name,
+                expected=f"what the config says: {new.scheme.text if new.scheme else 'not quantized'}",
+                found=found,
+                hint="loaders follow the config and then fail on the tensors: export the model again",
+            )
+    _check_fused_names(before, after)
+    if before.second_dialect is not None and after.second_dialect is not None:
+        _check_second(before.second_dialect, after.second_dialect, before.modules.values(), planned)
+
+
+def _check_scheme(name: str, old: StoredModule, new: StoredModule, planned: Mapping[str, PlannedScheme | None]) -> None:
+    if name in planned:
+        if not _is_as_planned(new.scheme, planned[name]):
+            raise _refusal(name, _wording(planned[name]), _text(new.scheme))
+    elif not _stays(old.scheme, new.scheme, plain=old.plain):
+        raise _refusal(name, f"as it was: {_text(old.scheme)}", _text(new.scheme))
+
+
+def _is_as_planned(scheme: Scheme | None, planned: PlannedScheme | None) -> bool:
+    if scheme is None or planned is None:
+        return scheme is None and planned is None
+    return scheme.fp8 and (scheme.layout, scheme.activations) == planned
+
+
+def _stays(old: Scheme | None, new: Scheme | None, *, plain: bool) -> bool:
+    """Whether a module that the plan does not change is read as before.
+
+    A plain matrix must not become quantized. Where the config gave it a scheme before, it is no linear layer
+    (embeddings under the class ``Linear``) and any scheme is as good: no engine looks it up.
+    """
+    if plain:
+        return old is not None or new is None
+    return old == new
+
+
+def _check_fused_names(before: Model, after: Model) -> None:
+    """Engines look a fused layer up under its own name first: it must agree with its modules wherever it did."""
+    for group in before.groups.whole:
+        names = [module.name for module in group.modules]
+        old, new = (model.dialect.scheme(group.name) for model in (before, after))
+        agreed = all(before.modules[name].scheme == old for name in names)
+        if agreed and not all(after.modules[name].scheme == new for name in names):
+            found = after.modules[names[0]].scheme
+            raise _refusal(group.name, f"as its modules: {_text(found)}", _text(new))
+
+
+def _check_second(
+    old: Dialect, new: Dialect, modules: Iterable[StoredModule], planned: Mapping[str, PlannedScheme | None]
+) -> None:
+    """A second config that stays beside the first must not contradict it where it did not."""
+    for module in modules:
+        if module.name in planned:
+            if planned[module.name] is None and new.scheme(module.name) is not None:
+                raise _refusal(module.name, "not quantized, in hf_quant_config.json, too", "still listed there")
+        elif old.scheme(module.name) != new.scheme(module.name):
+            raise _refusal(module.name, "as it was, in hf_quant_config.json, too", _text(new.scheme(module.name)))
+
+
+def _refusal(where: str, expected: str, found: str) -> Unsupported:
+    return Unsupported(
+        "The new config would change how a module is read", where=where, expected=expected, found=found, hint=_HINT
+    )
+
+
+def _text(scheme: Scheme | None) -> str:
+    return scheme.text if scheme else "not quantized"
+
+
+def _wording(planned: PlannedScheme | None) -> str:
+    if planned is None:
+        return "not quantized"
+    return f"FP8 weights per {planned.layout}, {planned.activations} activations"

@@ -1,0 +1,173 @@
+"""``rewrite_manifest.json``: what a conversion changed, for the people and programs that come after it.
+
+The same input and version give the same bytes: no timestamps, no machine names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from rewrite.checkpoint.json_edit import dump
+from rewrite.version import __version__
+
+MANIFEST_NAME = "rewrite_manifest.json"
+
+
+@dataclass(frozen=True)
+class PartitionChange:
+    """Rows ``[start, stop)`` of the module now carry ``scale`` each."""
+
+    name: str
+    start: int
+    stop: int
+    scale: float
+
+
+@dataclass(frozen=True)
+class ModuleChange:
+    """A tensor that changed: a weight scale, or a weight that was dequantized.
+
+    ``old_values`` are the values of the weight scale as stored, ``partitions`` what each row now carries, or was
+    multiplied with.
+    """
+
+    tensor: str
+    shard: str
+    old_dtype: str
+    old_shape: tuple[int, ...]
+    old_values: tuple[float, ...]
+    new_dtype: str
+    new_shape: tuple[int, ...]
+    partitions: tuple[PartitionChange, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "tensor": self.tensor,
+            "shard": self.shard,
+            "before": {"dtype": self.old_dtype, "shape": list(self.old_shape), "scales": list(self.old_values)},
+            "after": {
+                "dtype": self.new_dtype,
+                "shape": list(self.new_shape),
+                "partitions": [{"name": p.name, "rows": [p.start, p.stop], "scale": p.scale} for p in self.partitions],
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModuleChange:
+        before, after = value["before"], value["after"]
+        partitions = (PartitionChange(p["name"], p["rows"][0], p["rows"][1], p["scale"]) for p in after["partitions"])
+        return cls(
+            value["tensor"],
+            value["shard"],
+            before["dtype"],
+            tuple(before["shape"]),
+            tuple(before["scales"]),
+            after["dtype"],
+            tuple(after["shape"]),
+            tuple(partitions),
+        )
+
+
+@dataclass(frozen=True)
+class GroupChange:
+    """A fused group and its modules whose scales became explicit."""
+
+    name: str
+    modules: tuple[ModuleChange, ...]
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """A file of the output. ``rewritten`` is False for one that is a copy of the source's."""
+
+    name: str
+    size: int
+    rewritten: bool
+
+
+@dataclass(frozen=True)
+class ByteCounts:
+    """How the bytes of an output got there."""
+
+    shared: int = 0  # cloned: they lie in blocks of the source and take no space until one side is changed
+    copied: int = 0
+    written: int = 0  # new: headers, scales, config, index, manifest
+    kept: int = 0  # complete since an earlier run that was interrupted
+
+    def __add__(self, other: ByteCounts) -> ByteCounts:
+        return ByteCounts(
+            self.shared + other.shared,
+            self.copied + other.copied,
+            self.written + other.written,
+            self.kept + other.kept,
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The record of one conversion. ``groups`` is empty where there was nothing to do.
+
+    ``counts`` depends on the filesystem: :func:`rewrite.convert` returns it, the published file must not have it.
+    """
+
+    profile: str
+    selection: str
+    source: str
+    groups: tuple[GroupChange, ...]
+    dropped: tuple[str, ...]  # tensors that the output no longer has
+    renamed: Mapping[str, str]  # old name → new name
+    notes: tuple[str, ...]  # what the profile changes for those who serve the output
+    files: tuple[ManifestFile, ...]
+    tool_version: str = __version__
+    created: str | None = None  # ISO 8601, only when asked for
+    counts: ByteCounts | None = None
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.groups)
+
+    def created_at(self, time: str) -> Manifest:
+        return replace(self, created=time)
+
+    def with_counts(self, counts: ByteCounts) -> Manifest:
+        return replace(self, counts=counts)
+
+    def to_text(self) -> str:
+        return dump(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        created = {} if self.created is None else {"created": self.created}
+        return {
+            "tool": {"name": "rewrite", "version": self.tool_version},
+            "profile": self.profile,
+            "selection": self.selection,
+            "source": self.source,
+            **created,
+            "groups": [{"name": g.name, "modules": [m.to_json() for m in g.modules]} for g in self.groups],
+            "dropped": list(self.dropped),
+            "renamed": dict(self.renamed),
+            "notes": list(self.notes),
+            "files": [{"name": f.name, "size": f.size, "rewritten": f.rewritten} for f in self.files],
+            **({} if self.counts is None else {"bytes": asdict(self.counts)}),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Manifest:
+        """The inverse of :meth:`to_json`."""
+        return cls(
+            profile=value["profile"],
+            selection=value["selection"],
+            dropped=tuple(value["dropped"]),
+            renamed=value["renamed"],
+            notes=tuple(value["notes"]),
+            source=value["source"],
+            groups=tuple(
+                GroupChange(g["name"], tuple(ModuleChange.from_json(m) for m in g["modules"])) for g in value["groups"]
+            ),
+            files=tuple(ManifestFile(**f) for f in value["files"]),
+            tool_version=value["tool"]["version"],
+            created=value.get("created"),
+            counts=ByteCounts(**value["bytes"]) if "bytes" in value else None,
+        )

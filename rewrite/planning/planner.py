@@ -1,0 +1,106 @@
+"""From a Model and a profile to a checked :class:`~rewrite.planning.plan.Plan`. Pure but for reading the scales."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from rewrite.errors import Unsupported, UsageError
+from rewrite.planning.check import check_plan
+from rewrite.planning.jobs import FileCopy, ShardPlan, TextFile
+from rewrite.planning.manifest import Manifest, ManifestFile
+from rewrite.planning.plan import Plan
+from rewrite.planning.preview import preview
+from rewrite.planning.profiles import PROFILES
+from rewrite.planning.profiles.base import Changes, Profile
+from rewrite.planning.shards import plan_shard, touches
+from rewrite.planning.side_files import new_texts, notes, stale_files
+from rewrite.quantization.groups import Selection, find_lookalikes
+from rewrite.quantization.model import Model, interpret
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Changes that passed the check, with the model ``after`` them."""
+
+    profile: Profile
+    changes: Changes
+    texts: tuple[TextFile, ...]
+    left_out: tuple[FileCopy, ...]
+    after: Model
+
+
+def plan_changes(model: Model, profile: str, selection: Selection) -> Checked:
+    """What a conversion would change, without laying the shards out.
+
+    Raises :class:`rewrite.errors.Refused` for what cannot be converted with certainty.
+    """
+    if profile not in PROFILES:
+        raise UsageError("Unknown profile", expected=", ".join(PROFILES), found=profile)
+    _refuse_lookalikes(model)
+    chosen, files = PROFILES[profile], model.checkpoint.files
+    changes = chosen.plan(model, selection)
+    texts = tuple(new_texts(model, changes))
+    left_out = tuple(FileCopy(name, files[name]) for name in stale_files(model, changes))
+    if not changes.edits:
+        return Checked(chosen, changes, texts, left_out, model)
+    gone = [file.name for file in left_out]
+    after = interpret(preview(model.checkpoint, changes.edits, texts, gone))
+    check_plan(model, after, changes.schemes)
+    return Checked(chosen, changes, texts, left_out, after)
+
+
+def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz") -> Plan:
+    """Plan the conversion of a checkpoint.
+
+    Raises :class:`rewrite.errors.Refused` for what cannot be converted with certainty, before anything is written.
+    """
+    checked = plan_changes(model, profile, selection)
+    checkpoint, changes = model.checkpoint, checked.changes
+    shards = tuple(
+        plan_shard(shard, changes.edits) for shard in checkpoint.shards.values() if touches(changes.edits, shard)
+    )
+    written: tuple[ShardPlan | TextFile | FileCopy, ...] = (*shards, *checked.texts, *checked.left_out)
+    gone = {file.name for file in written}
+    copies = tuple(FileCopy(name, file_id) for name, file_id in checkpoint.files.items() if name not in gone)
+    manifest = Manifest(
+        profile=profile,
+        selection=selection,
+        source=checkpoint.storage.name,
+        groups=changes.groups,
+        dropped=tuple(name for name, new in changes.edits.items() if new is None),
+        renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
+        notes=tuple(_notes(model, checked)),
+        files=_manifest_files(shards, copies, checked.texts),
+    )
+    return Plan(manifest, shards, copies, checked.texts, checked.left_out)
+
+
+def _refuse_lookalikes(model: Model) -> None:
+    """A pipeline must not take an unknown model with the tell-tale names for one that needs nothing."""
+    for name in find_lookalikes(model.checkpoint):
+        scale = model.checkpoint.tensors.get(f"{name}.weight_scale")
+        if scale is not None and scale.numel == 1:
+            raise Unsupported(
+                "An unknown architecture has modules that engines may fuse",
+                where=f"{scale.shard}: {name}",
+                expected="a model_type that rewrite knows",
+                found=f"model_type {model.checkpoint.config.value.get('model_type')!r}, "
+                f"quantized as {model.dialect.name}",
+                hint="report the architecture, so that its fused groups can be added",
+            )
+
+
+def _notes(model: Model, checked: Checked) -> Iterator[str]:
+    yield from notes(model, checked.changes)
+    if checked.changes.edits and checked.profile.note:
+        yield checked.profile.note
+
+
+def _manifest_files(
+    shards: Iterable[ShardPlan], copies: Iterable[FileCopy], texts: Iterable[TextFile]
+) -> tuple[ManifestFile, ...]:
+    files = [ManifestFile(shard.name, shard.size, True) for shard in shards]
+    files += [ManifestFile(text.name, text.size, True) for text in texts]
+    files += [ManifestFile(copy.name, copy.size, False) for copy in copies]
+    return tuple(sorted(files, key=lambda file: file.name))

@@ -1,0 +1,220 @@
+"""What profiles share: the object, the changes that it plans, and how the changes of a module are collected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rewrite.checkpoint.header import TensorInfo
+from rewrite.errors import CheckpointError, Unsupported
+from rewrite.planning.manifest import GroupChange, ModuleChange, PartitionChange
+from rewrite.planning.segments import Fill, Lookup
+from rewrite.planning.shards import Edits, NewTensor
+from rewrite.promise import Promise
+from rewrite.quantization.dialects.compressed_tensors import kv_scale_name
+from rewrite.quantization.dialects.other import Other
+from rewrite.quantization.dtypes import dequantize
+from rewrite.quantization.groups import FusedGroup, Module, Selection
+from rewrite.quantization.model import Model
+from rewrite.quantization.scales import known_layout, layout_of, read_values, repeated_by_row
+from rewrite.quantization.scheme import Activations, Dialect, ScaleLayout
+
+
+class PlannedScheme(NamedTuple):
+    """The FP8 scheme that the config must give a converted module."""
+
+    layout: ScaleLayout
+    activations: Activations
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What becomes of the tensors (None: dropped), of the modules (None: plain) and of the config (None: nothing)."""
+
+    edits: Edits = field(default_factory=dict)
+    groups: tuple[GroupChange, ...] = ()
+    schemes: Mapping[str, PlannedScheme | None] = field(default_factory=dict)
+    dialect: Dialect | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A layout of the output, with all that is special about it.
+
+    ``plan`` decides which tensors change and what the config must say; it writes nothing. ``closing`` is the closing
+    line of a conversion, ``note`` what those who serve the output must know.
+    """
+
+    name: str
+    summary: str
+    plan: Callable[[Model, Selection], Changes]
+    promise: Promise
+    closing: str  # of {modules} and {groups}
+    note: str | None = None
+
+
+class Builder:
+    """Collects edits and what the manifest says of them. Reads the scales of ``modules``, all at once."""
+
+    def __init__(self, model: Model, modules: Iterable[Module]) -> None:
+        self._model = model
+        self._edits: dict[str, NewTensor | None] = {}
+        self._schemes: dict[str, PlannedScheme | None] = {}
+        self._groups: list[GroupChange] = []
+        scales = (info for module in modules for info in (module.scale, module.input_scale) if info is not None)
+        self._raw = {info.name: raw for info, raw in model.checkpoint.read_tensors(scales)}
+
+    def group(self, name: str, modules: Iterable[ModuleChange]) -> None:
+        """A group whose modules change."""
+        self._groups.append(GroupChange(name, tuple(modules)))
+
+    def scheme(self, module: str, layout: ScaleLayout, activations: Activations | None = None) -> None:
+        """The scheme that the config must give the module; its activations as they were, unless told otherwise."""
+        old = self._model.modules[module].scheme
+        self._schemes[module] = PlannedScheme(layout, activations or (old.activations if old else "none"))
+
+    def changes(self, dialect: Dialect) -> Changes:
+        """All that was collected, with the config that goes with it."""
+        if not self._edits:
+            return Changes()
+        renamed = kv_scales(self._model) if dialect.name != self._model.dialect.name else {}
+        return Changes({**self._edits, **renamed}, tuple(self._groups), self._schemes, dialect)
+
+    def drop(self, info: TensorInfo | None) -> None:
+        """The tensor goes."""
+        if info is not None:
+            self._edits[info.name] = None
+
+    def channel(self, module: Module) -> ModuleChange:
+        """One scale for every row, ``[N, 1]``."""
+        raw, values, dtype = self._read(module)
+        fills = tuple(Fill(*repeated) for repeated in repeated_by_row(module.partitions, dtype, raw))
+        return self._scale(module, (module.weight.shape[0], 1), fills, values)
+
+    def vector(self, module: Module) -> ModuleChange:
+        """One scale for every partition, ``[P]``, from one for all of them."""
+        raw, values, _ = self._read(module)
+        count = len(module.partitions)
+        return self._scale(module, (count,), (Fill(raw, count),), values)
+
+    def plain(self, module: Module, dtype: str) -> ModuleChange:
+        """The weight in ``dtype``, its scales dropped."""
+        _, values, _ = self._read(module)
+        columns = module.weight.shape[1]
+        segments = tuple(
+            Lookup(p.start * columns, p.rows * columns, dequantize(module.weight.dtype, scale, dtype))
+            for p, scale in zip(module.partitions, _each(values, module), strict=True)
+        )
+        self._edits[module.weight.name] = NewTensor(dtype, module.weight.shape, segments)
+        self.drop(module.scale)
+        self.drop(module.input_scale)
+        self._schemes[module.name] = None
+        return _describe(module, module.weight, dtype, module.weight.shape, values)
+
+    def _scale(
+        self, module: Module, shape: tuple[int, ...], fills: tuple[Fill, ...], values: tuple[float, ...]
+    ) -> ModuleChange:
+        scale = _scale_of(module)
+        self._edits[scale.name] = NewTensor(scale.dtype, shape, fills)
+        return _describe(module, scale, scale.dtype, shape, values)
+
+    def _read(self, module: Module) -> tuple[bytes, tuple[float, ...], str]:
+        """Bytes, values and dtype of the weight scale. Refuses scales that are not positive numbers."""
+        scale = _scale_of(module)
+        if module.input_scale is not None:
+            read_values(module.input_scale, self._raw[module.input_scale.name])
+        raw = self._raw[scale.name]
+        return raw, read_values(scale, raw), scale.dtype
+
+
+def kv_scales(model: Model) -> dict[str, NewTensor]:
+    """The scales of the KV cache as compressed-tensors has them: its names, ``[1]``. The value stays, to the bit."""
+    tensors = model.checkpoint.tensors
+    edits = {}
+    for old, info in tensors.items():
+        new = kv_scale_name(old)
+        if new is not None and new not in tensors and info.numel == 1:
+            edits[old] = NewTensor(info.dtype, (1,), (Fill(model.checkpoint.read_tensor(old), 1),), new)
+    return edits
+
+
+def affected_groups(model: Model, selection: Selection) -> list[tuple[FusedGroup, tuple[Module, ...]]]:
+    """The groups whose partitions share a scale, or have a vector of them, with the modules that must change.
+
+    Raises :class:`rewrite.errors.Refused` where these cannot be told with certainty.
+    """
+    affected = []
+    for group in model.select(selection):
+        modules = _implicit(group)
+        for module in modules:
+            check_scheme(module, model)
+        if modules:
+            affected.append((group, modules))
+    return affected
+
+
+def check_scheme(module: Module, model: Model) -> None:
+    """Raise unless the config gives the module the scheme that its tensors have."""
+    scheme, layout = model.modules[module.name].scheme, layout_of(module)
+    stored = "tensor" if layout == "partition" else layout  # no dialect words a vector of partitions differently
+    if isinstance(model.dialect, Other):
+        model.dialect.as_compressed_tensors(model.layers)  # refuses
+    if scheme is None or not scheme.fp8 or scheme.layout != stored:
+        raise CheckpointError(
+            "Config and tensors disagree on how a module is quantized",
+            where=module.name,
+            expected=f"what the config says: {scheme.text if scheme else 'not quantized'}",
+            found=f"{module.weight.dtype} weight with {_described(module.scale)}",
+            hint="loaders follow the config and then fail on the tensors: export the model again",
+        )
+
+
+def _implicit(group: FusedGroup) -> tuple[Module, ...]:
+    """The modules of a group that have no scale of their own for each row."""
+    if group.quantized_in_part:
+        raise Unsupported(
+            "A fused group is quantized in part",
+            where=group.name,
+            expected="all of its modules in FP8, or none",
+            found=", ".join(f"{m.name.rpartition('.')[2]}: {m.weight.dtype}" for m in group.modules),
+            hint="no engine that fuses these modules can serve this: quantize again, or convert with --profile bf16",
+        )
+    if not group.modules[0].quantized or _is_one_partition(group):
+        return ()
+    layouts = {module.name: known_layout(module) for module in group.modules}
+    if all(layout in ("channel", "block") for layout in layouts.values()):
+        return ()
+    if any(layout == "block" for layout in layouts.values()):
+        raise Unsupported("A fused group mixes block scales with others", where=group.name, found=layouts)
+    return tuple(module for module in group.modules if layouts[module.name] != "channel")
+
+
+def _is_one_partition(group: FusedGroup) -> bool:
+    """A layer that is stored as loaders want it (Qwen3-Next's ``in_proj_qkvz``): it has one scale, not a shared one."""
+    return sum(len(module.partitions) for module in group.modules) == 1
+
+
+def _describe(
+    module: Module, old: TensorInfo, dtype: str, shape: tuple[int, ...], values: tuple[float, ...]
+) -> ModuleChange:
+    partitions = tuple(
+        PartitionChange(p.name, p.start, p.stop, value)
+        for p, value in zip(module.partitions, _each(values, module), strict=True)
+    )
+    return ModuleChange(old.name, old.shard, old.dtype, old.shape, values, dtype, shape, partitions)
+
+
+def _scale_of(module: Module) -> TensorInfo:
+    if module.scale is None:
+        raise CheckpointError("An FP8 weight has no scale", where=module.name)
+    return module.scale
+
+
+def _each(values: tuple[float, ...], module: Module) -> tuple[float, ...]:
+    """A value for each partition."""
+    return values * len(module.partitions) if len(values) == 1 else values
+
+
+def _described(scale: TensorInfo | None) -> str:
+    return "no scale" if scale is None else f"a {scale.dtype} scale of shape {list(scale.shape)}"

@@ -1,0 +1,54 @@
+"""``bf16``: the fused groups dequantized: what every loader reads, also where a group was quantized in part."""
+
+from __future__ import annotations
+
+from rewrite.errors import Unsupported
+from rewrite.planning.profiles.base import Builder, Changes, Profile, check_scheme
+from rewrite.promise import Promise
+from rewrite.quantization.dtypes import model_dtype
+from rewrite.quantization.groups import FusedGroup, Module, Selection
+from rewrite.quantization.model import Model
+from rewrite.quantization.scales import known_layout
+from rewrite.quantization.scheme import Dequantized
+
+
+def _plan(model: Model, selection: Selection) -> Changes:
+    chosen = [(group, modules) for group in model.select(selection) if (modules := _to_dequantize(group, model))]
+    if not chosen:
+        return Changes()
+    dtype = model_dtype(model.checkpoint.config.value)
+    builder = Builder(model, (module for _, modules in chosen for module in modules))
+    for group, modules in chosen:
+        builder.group(group.name, [builder.plain(module, dtype) for module in modules])
+    plain = Dequantized(
+        modules=tuple(module.name for _, modules in chosen for module in modules),
+        fused=tuple(group.name for group, _ in chosen),
+        targets=tuple(dict.fromkeys(group.layer.target for group, _ in chosen)),
+    )
+    return builder.changes(model.dialect.without(plain))
+
+
+def _to_dequantize(group: FusedGroup, model: Model) -> list[Module]:
+    """The quantized modules of a group; none where a scale is for a block, which every loader reads right."""
+    quantized = [module for module in group.modules if module.quantized]
+    if any(known_layout(module) == "block" for module in quantized):
+        return []
+    for module in quantized:
+        if known_layout(module) == "channel":
+            raise Unsupported(
+                "A scale for every row is not dequantized",
+                where=group.name,
+                expected="one scale for each module or partition",
+                hint="convert the original checkpoint with --profile bf16",
+            )
+        check_scheme(module, model)
+    return quantized
+
+
+BF16 = Profile(
+    name="bf16",
+    summary="the fused layers dequantized to the dtype of the model",
+    plan=_plan,
+    promise=Promise(scale="dropped", weight="plain", input_scale="dropped", part_of_group=True),
+    closing="{layers} in {groups} dequantized",
+)

@@ -1,0 +1,115 @@
+"""Which modules inference engines fuse when they load a model, by model family.
+
+:data:`ARCHITECTURES` is the whole knowledge about model families: adding one is adding an entry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PartitionSpec:
+    """A slice of output rows: as many as the product of these keys of the text config; () for all of the module's."""
+
+    name: str
+    size: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FusedLayer:
+    """Stored modules, in the order in which loaders concatenate them, and the name of the layer they become."""
+
+    name: str
+    parent: str  # regex for the last part of the module's parent
+    modules: Mapping[str, tuple[PartitionSpec, ...]]
+
+    @property
+    def target(self) -> str:
+        """A ``re:`` target for the stored modules *and* the fused layer.
+
+        vLLM and SGLang look a fused layer up under its own name, then under its class name (``…Linear``), and only
+        then under its parts: a target that misses the fused name loses to a catch-all ``Linear`` group.
+        """
+        names = list(dict.fromkeys([*self.modules, self.name]))
+        prefix = _common_prefix(names)
+        tails = "|".join(name[len(prefix) :] for name in names)
+        return rf"re:.*{self.parent}\.{prefix}({tails})$" if tails else rf"re:.*{self.parent}\.{prefix}$"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Model families with the same fused layers, by ``model_type`` of config.json or of its ``text_config``."""
+
+    model_types: tuple[str, ...]
+    fused_layers: tuple[FusedLayer, ...]
+
+
+_KEY_DIM = ("linear_num_key_heads", "linear_key_head_dim")
+_VALUE_DIM = ("linear_num_value_heads", "linear_value_head_dim")
+_QUERY = ("num_attention_heads", "head_dim")
+_KEY_VALUE = ("num_key_value_heads", "head_dim")
+
+#: Gated DeltaNet of Qwen3.5: vLLM ``Qwen3_5ForCausalLM.packed_modules_mapping``, output sizes [key, key, value, value].
+QKVZ = FusedLayer(
+    name="in_proj_qkvz",
+    parent="linear_attn",
+    modules={
+        "in_proj_qkv": (PartitionSpec("q", _KEY_DIM), PartitionSpec("k", _KEY_DIM), PartitionSpec("v", _VALUE_DIM)),
+        "in_proj_z": (PartitionSpec("z", _VALUE_DIM),),
+    },
+)
+#: Gated DeltaNet of Qwen3-Next: fused on disk, rows interleaved per key head, so one partition for all of it.
+_QKVZ_ON_DISK = FusedLayer("in_proj_qkvz", "linear_attn", {"in_proj_qkvz": (PartitionSpec("qkvz"),)})
+_QKV = FusedLayer(
+    name="qkv_proj",
+    parent="self_attn",
+    modules={f"{name}_proj": (PartitionSpec(name),) for name in "qkv"},
+)
+_GATE_UP = FusedLayer(
+    name="gate_up_proj",
+    parent=r"mlp(?:\.shared_expert)?",
+    modules={f"{name}_proj": (PartitionSpec(name),) for name in ("gate", "up")},
+)
+#: Phi-3 and Phi-4 store both fused.
+_QKV_ON_DISK = FusedLayer(
+    name="qkv_proj",
+    parent="self_attn",
+    modules={
+        "qkv_proj": (PartitionSpec("q", _QUERY), PartitionSpec("k", _KEY_VALUE), PartitionSpec("v", _KEY_VALUE)),
+    },
+)
+_GATE_UP_ON_DISK = FusedLayer(
+    name="gate_up_proj",
+    parent="mlp",
+    modules={
+        "gate_up_proj": (PartitionSpec("gate", ("intermediate_size",)), PartitionSpec("up", ("intermediate_size",))),
+    },
+)
+
+ARCHITECTURES = (
+    Architecture(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "minicpmv4_6"), (QKVZ, _QKV, _GATE_UP)),
+    Architecture(("qwen3_next",), (_QKVZ_ON_DISK, _QKV, _GATE_UP)),
+    Architecture(("llama", "mistral", "qwen2", "qwen3"), (_QKV, _GATE_UP)),
+    Architecture(("phi3",), (_QKV_ON_DISK, _GATE_UP_ON_DISK)),
+)
+
+
+def find_architecture(config: Mapping[str, Any]) -> Architecture | None:
+    """The entry of :data:`ARCHITECTURES` for a config.json, or None."""
+    types = (config.get("model_type"), text_config(config).get("model_type"))
+    return next((a for a in ARCHITECTURES if any(t in a.model_types for t in types)), None)
+
+
+def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a config: vision-language models nest it."""
+    nested = config.get("text_config")
+    return nested if isinstance(nested, dict) else config
+
+
+def _common_prefix(names: list[str]) -> str:
+    first, last = min(names), max(names)
+    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:same]

@@ -1,0 +1,67 @@
+"""How checkpoints state their quantization: one file a dialect, each with all that is special about it.
+
+A new dialect is a file here and its class in :data:`DIALECTS`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.quantization.dialects import hf_quant_config
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.dialects.fp8 import Fp8
+from rewrite.quantization.dialects.modelopt import ModelOpt
+from rewrite.quantization.dialects.modelopt_mixed import ModelOptMixed
+from rewrite.quantization.dialects.other import Other
+from rewrite.quantization.scheme import Dialect
+
+#: Where loaders look for the quantization part of config.json, in their order (vLLM ``get_quant_config``).
+_PLACES = (("quantization_config",), ("text_config", "quantization_config"), ("compression_config",))
+
+
+class _DialectClass(Protocol):
+    @staticmethod
+    def states(value: dict[str, Any]) -> bool:
+        """Whether a quantization part is of this dialect."""
+
+    def __call__(self, value: dict[str, Any]) -> Dialect: ...
+
+
+DIALECTS: tuple[_DialectClass, ...] = (CompressedTensors, Fp8, ModelOpt, ModelOptMixed)
+
+
+def config_path(config: dict[str, Any]) -> tuple[str, ...] | None:
+    """The keys that lead to the quantization part of ``config.json``, or None where it has none."""
+    return next((path for path in _PLACES if isinstance(_at(config, path), dict)), None)
+
+
+def read_dialect(checkpoint: Checkpoint) -> Dialect:
+    """The dialect of a checkpoint. Unknown ones come back as :class:`Other`, which refuses when asked to convert.
+
+    ``config.json`` counts before ``hf_quant_config.json``, as in vLLM and SGLang.
+    """
+    path = config_path(checkpoint.config.value)
+    if path is not None:
+        return dialect_of(_at(checkpoint.config.value, path))
+    return read_side_dialect(checkpoint) or Other("none", {})
+
+
+def read_side_dialect(checkpoint: Checkpoint) -> Dialect | None:
+    """What ModelOpt's own ``hf_quant_config.json`` states; None where there is no such file.
+
+    Raises :class:`rewrite.errors.ConfigError` for a file that states nothing.
+    """
+    file = checkpoint.read_json(hf_quant_config.NAME)
+    return None if file is None else dialect_of(hf_quant_config.stated(file))
+
+
+def dialect_of(value: dict[str, Any]) -> Dialect:
+    """The dialect of a quantization part."""
+    return next((dialect(value) for dialect in DIALECTS if dialect.states(value)), None) or Other.named(value)
+
+
+def _at(config: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config

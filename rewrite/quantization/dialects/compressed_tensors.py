@@ -1,0 +1,258 @@
+"""The compressed-tensors dialect: ``config_groups`` of targets, ``ignore``, one scheme a group.
+
+Matching follows compressed-tensors 0.20 (``utils/match.py``): ``ignore`` wins; then an exact name, then ``re:``
+patterns (``re.match``, in *alphabetical* order of the patterns, not in the order of the groups), then class names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+from rewrite.errors import ConfigError, Unsupported
+from rewrite.quantization.patterns import Patterns
+from rewrite.quantization.scheme import Activations, Dequantized, Layers, ScaleLayout, Scheme, strings
+
+_WHERE = "config.json: quantization_config"
+_LINEAR = "Linear"  # the class name that every producer uses for torch.nn.Linear
+_LAYOUTS: dict[str, ScaleLayout] = {"tensor": "tensor", "channel": "channel", "block": "block"}
+
+
+@dataclass(frozen=True)
+class _Target:
+    pattern: str
+    group: str
+
+    @property
+    def rank(self) -> tuple[int, str]:
+        """Position in the order in which compressed-tensors tries targets."""
+        return (2 if self.pattern == _LINEAR else int(self.pattern.startswith("re:")), self.pattern)
+
+
+class CompressedTensors:
+    """A ``quantization_config`` with ``quant_method: compressed-tensors``."""
+
+    name = "compressed-tensors"
+
+    @staticmethod
+    def states(value: dict[str, Any]) -> bool:
+        method = value.get("quant_method")
+        return method == "compressed-tensors" or (method is None and "config_groups" in value)
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self._groups = _read_groups(value)
+        self._schemes = {name: _scheme(group, name) for name, group in self._groups.items()}
+        self._ignore = strings(value.get("ignore") or [], f"{_WHERE}.ignore")
+        targets = (_Target(p, group) for group, scheme in self._groups.items() for p in scheme["targets"])
+        in_order = sorted(targets, key=lambda target: target.rank)
+        self._targets = [target for target in in_order if target.rank[0]]
+        self._by_name = {target.pattern: target.group for target in reversed(in_order)}
+        self._ignored = frozenset(self._ignore)  # lists of 10,000 names are real
+        self._ignore_patterns = [entry for entry in self._ignore if entry.startswith("re:")]
+        self._patterns = Patterns()
+
+    def scheme(self, module: str) -> Scheme | None:
+        group = self._group_of(module)
+        return None if group is None else self._schemes[group]
+
+    def as_compressed_tensors(self, _layers: Layers) -> CompressedTensors:
+        return self
+
+    def with_channel_scales(
+        self, targets: Collection[str], converted: Collection[str], layers: Layers
+    ) -> CompressedTensors:
+        """Put a group for ``targets`` with ``strategy: channel`` before the others; all else stays.
+
+        The other groups' targets that match a converted module are narrowed, since a pattern that sorts before ours
+        would win in compressed-tensors and one that stands before ours would win in vLLM. Class names need no
+        narrowing: every loader tries them last.
+        """
+        base = self._common_group(converted)
+        others = layers.fp8 - set(converted)
+        strays = [name for name in others if self._is_target(targets, name) and self._group_of(name)]
+        if strays:
+            raise Unsupported(
+                "Fused groups of one kind are quantized in different ways",
+                where=min(strays),
+                expected="every module of this name with one shared scale, or none",
+                found=f"{len(strays)} with another layout",
+            )
+        groups: dict[str, Any] = {_free_name(self._groups): _channel_group(self._groups[base], targets)}
+        for name, group in self._groups.items():
+            narrowed = list(self._narrow(group["targets"], targets, converted, others | layers.others))
+            if narrowed:
+                groups[name] = {**deepcopy(group), "targets": narrowed}
+        return CompressedTensors({**deepcopy(self.value), "config_groups": groups, "quantization_status": "compressed"})
+
+    def portable(self, layers: Layers, fused_plain: Collection[str]) -> CompressedTensors:
+        """One group for ``Linear``: channel scales, activations per token. The ``ignore`` list gains patterns that
+        survive the renaming of modules: SGLang 0.5.9 and 0.5.10 look for other names than the stored ones."""
+        base = deepcopy(self._groups[self._common_group(layers.fp8)])
+        group = {**base, "targets": [_LINEAR], "input_activations": _per_token(base.get("input_activations"))}
+        group["weights"]["strategy"] = "channel"
+        patterns = [*fused_plain, *_renaming_patterns(self._ignore, layers)]
+        ignore = list(dict.fromkeys([*self._ignore, *patterns]))
+        changes = {"config_groups": {"group_0": group}, "ignore": ignore, "quantization_status": "compressed"}
+        return CompressedTensors({**deepcopy(self.value), **changes})
+
+    def without(self, plain: Dequantized) -> CompressedTensors:
+        return CompressedTensors({**deepcopy(self.value), "ignore": [*self._ignore, *plain.targets]})
+
+    def _is_target(self, targets: Iterable[str], module: str) -> bool:
+        """Whether one of the targets (exact names or ``re:`` patterns) matches the module."""
+        return any(self._patterns.matches(target, module) for target in targets)
+
+    def _narrow(
+        self, old: Iterable[str], new: Collection[str], converted: Collection[str], others: Collection[str]
+    ) -> Iterator[str]:
+        """The targets ``old`` without the converted modules. A target that matched nothing else goes."""
+        lookahead = "".join(f"(?!{target.removeprefix('re:')})" for target in new)
+        for target in old:
+            if not self._patterns.matches_any(target, converted):
+                yield target
+            elif self._patterns.matches_any(target, others):
+                yield f"re:{lookahead}{target.removeprefix('re:')}"
+
+    def _group_of(self, module: str) -> str | None:
+        if module in self._ignored or _LINEAR in self._ignored:
+            return None
+        if self._is_target(self._ignore_patterns, module):
+            return None
+        if module in self._by_name:
+            return self._by_name[module]
+        targets = (t for t in self._targets if t.pattern == _LINEAR or self._patterns.matches(t.pattern, module))
+        return next((target.group for target in targets), None)
+
+    def _common_group(self, modules: Collection[str]) -> str:
+        """The one group that all ``modules`` belong to: what the new group is a copy of, strategy aside."""
+        groups = {self._group_of(module): module for module in modules}
+        if len(groups) == 1 and (name := next(iter(groups))) is not None:
+            return name
+        raise Unsupported(
+            "The modules of a fused layer belong to different config groups",
+            where=_WHERE,
+            expected="one config group for all of them",
+            found=", ".join(f"{module}: {name or 'no group'}" for name, module in groups.items()),
+        )
+
+
+def per_tensor_fp8(
+    layers: Layers, ignore: Iterable[str], activations: Activations, kv_cache_fp8: bool
+) -> CompressedTensors:
+    """A config for per-tensor FP8, as llm-compressor 0.14 writes it, for a checkpoint of another dialect."""
+    names = list(ignore)
+    group = {
+        "format": "float-quantized",
+        "input_activations": _arguments("tensor") if activations == "static" else _per_token(None),
+        "output_activations": None,
+        "targets": [_LINEAR],
+        "weights": _arguments("tensor"),
+    }
+    value = {
+        "config_groups": {"group_0": group},
+        "format": "float-quantized",
+        "ignore": list(dict.fromkeys([*names, *_renaming_patterns(names, layers)])),
+        "kv_cache_scheme": _arguments("tensor") if kv_cache_fp8 else None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    }
+    return CompressedTensors(value)
+
+
+_KV_SCALE = re.compile(r"(.*\.)([kv])_proj\.(\2_scale)")
+
+
+def kv_scale_name(name: str) -> str | None:
+    """ModelOpt's name for a scale of the KV cache, ``….k_proj.k_scale``, as compressed-tensors has it: ``….k_scale``.
+
+    vLLM and SGLang read both names (``maybe_remap_kv_scale_name``), transformers this one only. None for other tensors.
+    """
+    found = _KV_SCALE.fullmatch(name)
+    return None if found is None else found.group(1) + found.group(3)
+
+
+def _arguments(strategy: str, *, dynamic: bool = False) -> dict[str, Any]:
+    """FP8 ``QuantizationArgs``."""
+    return {"dynamic": dynamic, "num_bits": 8, "strategy": strategy, "symmetric": True, "type": "float"}
+
+
+def _per_token(base: dict[str, Any] | None) -> dict[str, Any]:
+    """Dynamic activations per token. A dynamic observer would be a contradiction: it never sees calibration data."""
+    return {**(base or {}), **_arguments("token", dynamic=True), **({"observer": None} if base else {})}
+
+
+def _channel_group(base: dict[str, Any], targets: Iterable[str]) -> dict[str, Any]:
+    group = {**deepcopy(base), "targets": list(targets)}
+    group["weights"]["strategy"] = "channel"
+    return group
+
+
+_NUMBER = re.compile(r"(?<=\\\.)\d+(?=\\\.)")
+
+
+def _renaming_patterns(ignore: Iterable[str], layers: Layers) -> list[str]:
+    """Patterns for the exact names of an ``ignore`` list: no prefix that engines change, any layer number."""
+    safe: dict[str, bool] = {}  # whether a pattern leaves the FP8 layers alone; many names give the same one
+    patterns = []
+    for name in ignore:
+        if name.startswith("re:") or name == _LINEAR or "." not in name:
+            continue
+        tail = re.escape(name.removeprefix("model.").removeprefix("language_model."))
+        for pattern in (f".*{_NUMBER.sub('[0-9]+', tail)}$", f".*{tail}$"):
+            if pattern not in safe:  # of our own making, one run of anything and digits: sure to end
+                match = re.compile(pattern).match
+                safe[pattern] = not any(match(module) for module in layers.fp8)
+            if safe[pattern]:
+                patterns.append(f"re:{pattern}")
+                break
+    return list(dict.fromkeys(patterns))
+
+
+def _free_name(groups: Collection[str]) -> str:
+    return next(name for i in range(len(groups) + 1) if (name := f"group_{i}") not in groups)
+
+
+def _read_groups(value: dict[str, Any]) -> dict[str, Any]:
+    groups = value.get("config_groups")
+    if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):
+        raise ConfigError(
+            "config_groups is not an object of groups", where=_WHERE, expected="{name: {…}}", found=groups
+        )
+    for name, group in groups.items():
+        strings(group.get("targets"), f"{_WHERE}.config_groups.{name}.targets")
+    return groups
+
+
+def _scheme(group: dict[str, Any], name: str) -> Scheme | None:
+    weights, inputs = group.get("weights"), group.get("input_activations")
+    if weights is None:
+        return None
+    if not isinstance(weights, dict) or not isinstance(inputs, dict | None):
+        raise ConfigError("A scheme is not an object", where=f"{_WHERE}.config_groups.{name}", found=group)
+    activations: Activations = "none" if inputs is None else "dynamic" if inputs.get("dynamic") else "static"
+    kind, bits, strategy = (_word(weights.get(key)) for key in ("type", "num_bits", "strategy"))
+    return Scheme(
+        _format(weights),
+        _LAYOUTS.get(strategy),
+        activations,
+        f"{kind}{bits} weights per {strategy}, {activations} activations",
+        json.dumps({**group, "targets": None}, sort_keys=True),
+    )
+
+
+def _format(weights: dict[str, Any]) -> str:
+    """By ``type``, ``num_bits`` and ``group_size`` of ``QuantizationArgs``: compressed-tensors' preset schemes."""
+    kind, bits, group_size = weights.get("type"), weights.get("num_bits"), weights.get("group_size")
+    if kind == "float" and bits == 4:
+        return {16: "NVFP4", 32: "MXFP4"}.get(group_size if isinstance(group_size, int) else 0, "float4")
+    return {"float": "FP8" if bits == 8 else "float", "int": f"INT{_word(bits)}"}.get(_word(kind), _word(kind))
+
+
+def _word(value: object) -> str:
+    """A setting as text; what is neither a word nor a number is no setting, and may be of any size."""
+    return str(value) if isinstance(value, str | int | None) else type(value).__name__

@@ -1,0 +1,57 @@
+"""The ``fp8`` dialect: AutoFP8's and vLLM's own (``vllm/model_executor/layers/quantization/fp8.py``).
+
+One scheme for every linear layer but ``ignored_layers``: per tensor, ``activation_scheme`` static or dynamic; or by
+blocks (``weight_block_size``, DeepSeek-V3's format), which no loader gets wrong.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rewrite.errors import ConfigError
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
+from rewrite.quantization.scheme import Activations, Dequantized, Layers, Scheme, strings
+
+_WHERE = "config.json: quantization_config"
+
+
+class Fp8:
+    """A ``quantization_config`` with ``quant_method: fp8``."""
+
+    name = "fp8"
+
+    @staticmethod
+    def states(value: dict[str, Any]) -> bool:
+        return value.get("quant_method") == "fp8"
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self._key = "modules_to_not_convert" if "modules_to_not_convert" in value else "ignored_layers"
+        self._ignored = strings(value.get(self._key) or [], f"{_WHERE}.{self._key}")
+
+    def scheme(self, module: str) -> Scheme | None:
+        if module in self._ignored:
+            return None
+        if self.value.get("weight_block_size"):
+            return Scheme("FP8", "block", "dynamic", "FP8 weights per block, dynamic activations")
+        activations = self._activations()
+        return Scheme("FP8", "tensor", activations, f"FP8 weights per tensor, {activations} activations")
+
+    def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
+        return per_tensor_fp8(layers, self._ignored, self._activations(), kv_cache_fp8=False)
+
+    def without(self, plain: Dequantized) -> Fp8:
+        # SGLang 0.5.9 and 0.5.10 look for the fused names.
+        names = dict.fromkeys([*self._ignored, *plain.modules, *plain.fused])
+        return Fp8({**self.value, self._key: list(names)})
+
+    def _activations(self) -> Activations:
+        scheme = self.value.get("activation_scheme", "dynamic")
+        if scheme not in ("static", "dynamic"):
+            raise ConfigError(
+                "Unknown activation scheme",
+                where=f"{_WHERE}.activation_scheme",
+                expected="static or dynamic",
+                found=scheme,
+            )
+        return "static" if scheme == "static" else "dynamic"

@@ -1,0 +1,106 @@
+"""ModelOpt's dialect, per-tensor FP8: ``quant_algo: FP8`` and ``ignore`` with globs, in config.json.
+
+Older exports state it in ``hf_quant_config.json`` only, where the list is called ``exclude_modules``. The dialect has
+no word for channel scales with static activations: such checkpoints are restated as compressed-tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from fnmatch import fnmatchcase, translate
+from typing import Any
+
+from rewrite.errors import ConfigError, Unsupported
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
+from rewrite.quantization.patterns import Patterns
+from rewrite.quantization.scheme import Dequantized, Layers, Scheme, strings
+
+_WHERE = "config.json: quantization_config"
+_MAX_GLOBS = 100_000  # characters in all; real lists have a few thousand
+
+#: ``quant_algo: FP8``, of a whole checkpoint or of one layer.
+PER_TENSOR = Scheme("FP8", "tensor", "static", "FP8 weights per tensor, static activations")
+
+
+class ModelOpt:
+    """A ``quantization_config`` with ``quant_method: modelopt`` and ``quant_algo: FP8``."""
+
+    name = "modelopt"
+
+    @staticmethod
+    def states(value: dict[str, Any]) -> bool:
+        return value.get("quant_method") == "modelopt" and value.get("quant_algo") == "FP8"
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self._key = "ignore" if "ignore" in value or "exclude_modules" not in value else "exclude_modules"
+        self._ignore = strings(value.get(self._key) or [], f"{_WHERE}.{self._key}")
+        self._ignored = frozenset(self._ignore)  # lists of 10,000 names are real
+        self._globs = _compile([name for name in self._ignore if _is_glob(name)])
+
+    def scheme(self, module: str) -> Scheme | None:
+        return None if module in self._ignored or self._globs.match(module) else PER_TENSOR
+
+    def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
+        ignore = [_as_target(pattern, layers) for pattern in self._ignore]
+        return per_tensor_fp8(layers, ignore, "static", self._kv_cache_is_fp8())
+
+    def without(self, plain: Dequantized) -> ModelOpt:
+        names = [*self._ignore, *plain.modules, *map(_survives_renaming, plain.fused)]
+        return ModelOpt({**self.value, self._key: names})
+
+    def _kv_cache_is_fp8(self) -> bool:
+        algorithm = self.value.get("kv_cache_quant_algo")
+        scheme = self.value.get("kv_cache_scheme")
+        if algorithm not in (None, "FP8"):
+            raise Unsupported(
+                "This KV-cache quantization has no compressed-tensors form",
+                where=f"{_WHERE}.kv_cache_quant_algo",
+                expected="FP8 or none",
+                found=algorithm,
+                hint="use --profile bf16 or partition, which keep the dialect",
+            )
+        return algorithm == "FP8" or bool(scheme)
+
+
+def _is_glob(name: str) -> bool:
+    return any(character in name for character in "*?[")
+
+
+def _compile(globs: list[str]) -> re.Pattern[str]:
+    """One pattern for all globs. A star of a glob never goes back (``fnmatch.translate``), so it ends in time."""
+    if sum(map(len, globs)) > _MAX_GLOBS:
+        raise ConfigError(
+            "There are too many patterns of ignored layers", where=_WHERE, expected=f"at most {_MAX_GLOBS} characters"
+        )
+    return re.compile("|".join(map(translate, globs)) or "(?!)")
+
+
+def _survives_renaming(name: str) -> str:
+    """A glob for a fused name that none of SGLang's renamings touches.
+
+    SGLang 0.5.9 and 0.5.10 know no parts of ``qkv_proj``, and rename ``model.language_model.`` and ``attn.qkv`` in this
+    list, but not in what they look up (``Qwen3VLForConditionalGeneration.hf_to_sglang_mapper``).
+    """
+    return re.sub(r"^model\.(language_model\.)?", "model.*", name).replace("attn.qkv", "att*.qkv")
+
+
+def _as_target(glob: str, layers: Layers) -> str:
+    """A glob as an ``ignore`` entry. Engines rename ``model.visual`` to ``visual``: the pattern survives that."""
+    if not _is_glob(glob):
+        return glob
+    pattern = "re:.*" + "".join(_GLOB.get(c, c) for c in glob.removeprefix("model.").lstrip("*"))
+    patterns = Patterns()
+    matched = [name for name in layers.fp8 if patterns.matches(pattern, name)]
+    wanted = [name for name in layers.fp8 if fnmatchcase(name, glob)]
+    if sorted(matched) != sorted(wanted):
+        raise Unsupported(
+            "An ignore pattern has no compressed-tensors form",
+            where=f"{_WHERE}.ignore",
+            found=glob,
+            hint="use --profile bf16 or partition, which keep the dialect",
+        )
+    return pattern
+
+
+_GLOB = {"*": ".*", "?": ".", ".": r"\.", "(": r"\(", ")": r"\)", "+": r"\+"}

@@ -1,0 +1,217 @@
+"""Finding the fused groups of a checkpoint: which stored modules become one layer, which rows are which partition."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal
+
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.header import TensorInfo
+from rewrite.errors import CheckpointError, ConfigError, Refused
+from rewrite.quantization.architectures import QKVZ, FusedLayer, PartitionSpec, find_architecture, text_config
+from rewrite.quantization.dtypes import FP8_DTYPES
+
+_MAX_FACTOR = 2**31  # a product of numbers with thousands of digits could not even be printed
+
+#: Which fused layers a conversion is about: the one that loaders garble, or every one that they requantize.
+Selection = Literal["qkvz", "all"]
+SELECTIONS: tuple[Selection, ...] = ("qkvz", "all")
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Rows ``[start, stop)`` of its module."""
+
+    name: str
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Module:
+    """A linear layer as stored. The scales are None when the checkpoint holds none.
+
+    ``block_scale`` is the ``weight_scale_inv`` of block-wise FP8 (DeepSeek-V3's format, Qwen's own FP8 releases).
+    """
+
+    name: str
+    partitions: tuple[Partition, ...]
+    weight: TensorInfo
+    scale: TensorInfo | None
+    input_scale: TensorInfo | None
+    block_scale: TensorInfo | None
+
+    @property
+    def quantized(self) -> bool:
+        return self.weight.dtype in FP8_DTYPES
+
+
+@dataclass(frozen=True)
+class FusedGroup:
+    """The modules of one layer of the model that loaders make one. ``name`` is the full fused name."""
+
+    name: str
+    layer: FusedLayer
+    modules: tuple[Module, ...]
+
+    @property
+    def quantized_in_part(self) -> bool:
+        """Whether some of the modules are FP8 and some are not: no engine that fuses them can serve that."""
+        return len({module.quantized for module in self.modules}) > 1
+
+
+@dataclass(frozen=True)
+class BrokenGroup:
+    """A fused group that cannot be made out, and why."""
+
+    name: str
+    layer: FusedLayer
+    error: Refused
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Every fused group of a checkpoint, broken ones too, in natural order of their names within each layer."""
+
+    found: tuple[FusedGroup | BrokenGroup, ...]
+
+    def select(self, selection: Selection) -> tuple[FusedGroup, ...]:
+        """The groups that ``selection`` is about: "qkvz" for ``in_proj_qkvz`` only, "all" for every fused layer.
+
+        Raises the :class:`Refused` of the first broken group among them.
+        """
+        chosen = [group for group in self.found if selection == "all" or group.layer.name == QKVZ.name]
+        for group in chosen:
+            if isinstance(group, BrokenGroup):
+                raise group.error
+        return tuple(group for group in chosen if isinstance(group, FusedGroup))
+
+    @property
+    def whole(self) -> tuple[FusedGroup, ...]:
+        """The groups that are not broken."""
+        return tuple(group for group in self.found if isinstance(group, FusedGroup))
+
+
+def find_groups(checkpoint: Checkpoint) -> Groups:
+    """The fused groups of a checkpoint of a known architecture, of the language model: MTP layers and vision towers are
+    left alone. A group is broken when it lacks a module or its rows are not what the config says."""
+    architecture = find_architecture(checkpoint.config.value)
+    layers = architecture.fused_layers if architecture else ()
+    stored = _stored_modules(layers, checkpoint.tensors)
+    return Groups(tuple(group for layer in layers for group in _groups_of(layer, stored[layer.name], checkpoint)))
+
+
+def single_module(name: str, checkpoint: Checkpoint) -> Module:
+    """A linear layer on its own, as one partition."""
+    return _module(name, (PartitionSpec(name.rpartition(".")[2]),), checkpoint)
+
+
+def find_lookalikes(checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Modules named like the parts of ``in_proj_qkvz``, in a checkpoint whose architecture is not known."""
+    if find_architecture(checkpoint.config.value) is not None:
+        return ()
+    return tuple(_stored_modules((QKVZ,), checkpoint.tensors)[QKVZ.name])
+
+
+def _groups_of(layer: FusedLayer, stored: Iterable[str], checkpoint: Checkpoint) -> Iterator[FusedGroup | BrokenGroup]:
+    for parent in sorted({name.rpartition(".")[0] for name in stored}, key=_natural):
+        name = f"{parent}.{layer.name}"
+        try:
+            modules = tuple(_part(parent, part, specs, layer, checkpoint) for part, specs in layer.modules.items())
+        except Refused as error:
+            yield BrokenGroup(name, layer, error)
+        else:
+            yield FusedGroup(name, layer, modules)
+
+
+def _part(
+    parent: str, part: str, specs: tuple[PartitionSpec, ...], layer: FusedLayer, checkpoint: Checkpoint
+) -> Module:
+    name = f"{parent}.{part}"
+    if f"{name}.weight" not in checkpoint.tensors:
+        raise CheckpointError(
+            "A fused group is incomplete",
+            where=f"{parent}.{layer.name}",
+            expected=", ".join(layer.modules),
+            found=f"no {name}.weight",
+            hint="loaders fill the missing rows with whatever memory held: export the model again",
+        )
+    return _module(name, specs, checkpoint)
+
+
+_NOT_THE_LANGUAGE_MODEL = r"mtp\.|(?:.*\.)?(?:visual|vision_\w+)\."
+
+
+def _stored_modules(layers: Iterable[FusedLayer], tensors: Iterable[str]) -> dict[str, list[str]]:
+    """The stored parts of each layer. One pass over all names: there may be 100,000 of them."""
+    patterns = {layer.name: re.compile(rf"(?!{_NOT_THE_LANGUAGE_MODEL})(?:.*\.)?{layer.parent}") for layer in layers}
+    by_part = {part: layer.name for layer in layers for part in layer.modules}  # layers share no part
+    stored: dict[str, list[str]] = {name: [] for name in patterns}
+    for name in tensors:
+        if name.endswith(".weight"):
+            parent, _, part = name[: -len(".weight")].rpartition(".")
+            layer = by_part.get(part)
+            if layer is not None and patterns[layer].fullmatch(parent):
+                stored[layer].append(f"{parent}.{part}")
+    return stored
+
+
+def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint) -> Module:
+    tensors = checkpoint.tensors
+    weight = tensors[f"{name}.weight"]
+    if len(weight.shape) != 2:
+        raise CheckpointError(
+            "A linear layer is not a matrix",
+            where=f"{weight.shard}: {weight.name}",
+            expected="[rows, columns]",
+            found=list(weight.shape),
+        )
+    partitions, start = [], 0
+    for spec in specs:
+        stop = start + (_size(spec, checkpoint.config.value) if spec.size else weight.shape[0])
+        partitions.append(Partition(spec.name, start, stop))
+        start = stop
+    if weight.shape[0] != start:
+        raise CheckpointError(
+            "The rows of a fused module are not what the config says",
+            where=f"{weight.shard}: {weight.name}",
+            expected=" + ".join(f"{p.name} {p.rows}" for p in partitions) + f" = {start} rows",
+            found=f"shape {list(weight.shape)}",
+            hint="config.json and weights are of different models, or the rows are stored in another order",
+        )
+    scales = (tensors.get(f"{name}.{kind}") for kind in ("weight_scale", "input_scale", "weight_scale_inv"))
+    return Module(name, tuple(partitions), weight, *scales)
+
+
+_HEADS = PartitionSpec("", ("num_attention_heads",))
+
+
+def _size(spec: PartitionSpec, config: Mapping[str, Any]) -> int:
+    """Rows of a partition."""
+    factors = []
+    for key in spec.size:
+        value = text_config(config).get(key)
+        if key == "head_dim" and value is None:  # transformers' default where a config leaves it out
+            value = _size(PartitionSpec("", ("hidden_size",)), config) // _size(_HEADS, config)
+        if type(value) is not int or not 0 < value <= _MAX_FACTOR:
+            raise ConfigError(
+                "The config does not say how large a partition is",
+                where=f"config.json: {key}",
+                expected=f"an integer from 1 to {_MAX_FACTOR}",
+                found="nothing" if value is None else value,
+            )
+        factors.append(value)
+    return prod(factors)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sort key that puts layer 2 before layer 10. Every other part is digits; they may be more than int() takes."""
+    parts = re.split(r"(\d+)", name)
+    return [(len(digits := part.lstrip("0")), digits) if i % 2 else (0, part) for i, part in enumerate(parts)]

@@ -1,0 +1,97 @@
+"""Checkpoint → :class:`Model`: the checkpoint interpreted, once, for everybody who asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.header import TensorInfo
+from rewrite.errors import ConfigError
+from rewrite.quantization.dialects import config_path, read_dialect, read_side_dialect
+from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
+from rewrite.quantization.groups import FusedGroup, Groups, Selection, find_groups
+from rewrite.quantization.scheme import Dialect, Layers, Scheme
+
+_WEIGHTS = ("weight", "weight_packed")
+
+
+class StoredModule(NamedTuple):
+    """A module with a matrix of weights, and the scheme that the config gives it (None: it is left alone).
+
+    Whether a plain matrix is a linear layer cannot be seen in a checkpoint: embeddings, too, have a scheme on paper
+    where a config names the class ``Linear`` only. A named tuple, as there may be 100,000 of them.
+    """
+
+    name: str
+    weight: TensorInfo  # ``.weight``, or ``.weight_packed`` where several weights share a byte
+    scheme: Scheme | None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weights are stored as ordinary floating-point numbers."""
+        return self.weight.dtype in PLAIN_DTYPES
+
+    @property
+    def fp8(self) -> bool:
+        return self.weight.dtype in FP8_DTYPES
+
+
+@dataclass(frozen=True)
+class Model:
+    """A checkpoint, and what its config says of it. Immutable; made by :func:`interpret`."""
+
+    checkpoint: Checkpoint
+    dialect: Dialect
+    second_dialect: Dialect | None  # what hf_quant_config.json says, where config.json counts instead
+    groups: Groups
+    modules: Mapping[str, StoredModule]  # every module with a matrix of weights, by its stored name
+    layers: Layers
+
+    @property
+    def model_type(self) -> str:
+        """As config.json names it."""
+        return str(self.checkpoint.config.value.get("model_type", "unknown"))
+
+    def select(self, selection: Selection) -> tuple[FusedGroup, ...]:
+        """The fused groups that ``selection`` is about. Raises :class:`rewrite.errors.Refused` for a broken one."""
+        return self.groups.select(selection)
+
+
+def interpret(checkpoint: Checkpoint) -> Model:
+    """Read config and headers of ``checkpoint`` as a :class:`Model`.
+
+    Raises :class:`rewrite.errors.ConfigError` for a quantization config that cannot be understood.
+    """
+    dialect = read_dialect(checkpoint)
+    modules = {name: StoredModule(name, weight, dialect.scheme(name)) for name, weight in _matrices(checkpoint)}
+    fp8 = frozenset(name for name, module in modules.items() if module.fp8)
+    return Model(
+        checkpoint,
+        dialect,
+        _second_dialect(checkpoint),
+        find_groups(checkpoint),
+        modules,
+        Layers(fp8, frozenset(modules) - fp8),
+    )
+
+
+def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:
+    """What a second config says. One that cannot be understood is no fault: config.json counts."""
+    if config_path(checkpoint.config.value) is None:
+        return None
+    try:
+        return read_side_dialect(checkpoint)
+    except ConfigError:
+        return None
+
+
+def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
+    """Whatever may be a linear layer, by the name of its module."""
+    for name, info in checkpoint.tensors.items():
+        if len(info.shape) == 2 and name.endswith(_SUFFIXES):
+            yield name.rpartition(".")[0], info
+
+
+_SUFFIXES = tuple(f".{weight}" for weight in _WEIGHTS)

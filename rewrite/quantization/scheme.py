@@ -1,0 +1,107 @@
+"""How a module is quantized, as a config states it, and what every dialect can be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from rewrite.errors import ConfigError
+
+#: How a weight scale is stored: one value; one per partition ``[P]``; one per row ``[N, 1]``; one per block.
+ScaleLayout = Literal["tensor", "partition", "channel", "block"]
+Activations = Literal["static", "dynamic", "none"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """The quantization of one module. Two schemes are equal when their configs say the same of the module."""
+
+    format: str  # FP8, NVFP4, MXFP4, INT8, INT4; else as the config words it
+    layout: ScaleLayout | None  # None: a layout that this library does not know
+    activations: Activations
+    text: str  # for people
+    stated: str = ""  # everything that the config says of it, in a form that can be compared
+
+    @property
+    def fp8(self) -> bool:
+        return self.format == "FP8"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The matrices of a checkpoint by the names of their modules: those stored in FP8, and all others."""
+
+    fp8: frozenset[str]
+    others: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """Modules that a conversion makes plain: ``fused`` are the names that engines fuse them to, ``targets`` are ``re:``
+    patterns for both."""
+
+    modules: tuple[str, ...]
+    fused: tuple[str, ...]
+    targets: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SideFile:
+    """A second file that states a checkpoint's quantization, beside config.json.
+
+    ``text`` is what it must say after a conversion; None: it would contradict the new config and is left out.
+    ``disagrees``: it contradicts config.json already.
+    """
+
+    name: str
+    text: str | None
+    disagrees: bool = False
+
+
+class Dialect(Protocol):
+    """One way of stating quantization. ``value`` is the stated part of the config."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def value(self) -> dict[str, Any]: ...
+
+    def scheme(self, module: str) -> Scheme | None:
+        """The scheme of a linear layer by its stored name; None when the config leaves it alone."""
+
+    def as_compressed_tensors(self, layers: Layers) -> ChannelDialect:
+        """The same quantization stated as compressed-tensors, which can state every layout.
+
+        Raises :class:`rewrite.errors.Unsupported` for what cannot be said there.
+        """
+
+    def without(self, plain: Dequantized) -> Dialect:
+        """The dialect after some modules became plain.
+
+        Raises :class:`rewrite.errors.Unsupported` where the dialect cannot say that.
+        """
+
+
+class ChannelDialect(Dialect, Protocol):
+    """A dialect that can state channel scales and dynamic activations: compressed-tensors."""
+
+    def with_channel_scales(
+        self, targets: Collection[str], converted: Collection[str], layers: Layers
+    ) -> ChannelDialect:
+        """The config after the modules ``converted`` got one scale per row. ``targets`` are ``re:`` patterns for them
+        and for the layers that engines fuse them to."""
+
+    def portable(self, layers: Layers, fused_plain: Collection[str]) -> ChannelDialect:
+        """One config group: every FP8 layer with channel scales and dynamic activations per token.
+
+        ``fused_plain`` are ``re:`` patterns for plain layers that engines fuse.
+        """
+
+
+def strings(value: object, where: str) -> list[str]:
+    """``value`` if it is a list of strings. Raises :class:`ConfigError` otherwise."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ConfigError("A list of names was expected", where=where, expected='["…"]', found=value)
+    return value

@@ -1,0 +1,148 @@
+"""What configs say, read with the verification's own eyes.
+
+compressed-tensors is read by its own parser and matcher. The other dialects have no parser to ask, and are read here a
+second time: their rules are a few lines each.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rewrite.checkpoint.bounded_json import JsonFile
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.errors import ConfigError
+
+QUANT_FILE_NAME = "hf_quant_config.json"  # ModelOpt's
+#: Where loaders look for the quantization part of config.json, in their order (vLLM ``get_quant_config``).
+PLACES = (("quantization_config",), ("text_config", "quantization_config"), ("compression_config",))
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a config says of a layer: ``strategy`` of its weights, and whether activations are static."""
+
+    strategy: str
+    static: bool
+
+
+class CompressedTensorsSchemes:
+    """compressed-tensors' own parser and matcher."""
+
+    def __init__(self, value: object) -> None:
+        import torch
+        from compressed_tensors.quantization import QuantizationConfig
+
+        config = QuantizationConfig.model_validate(value)
+        self._targets = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
+        self._ignore = config.ignore or []
+        self._linear = torch.nn.Linear(1, 1, device="meta")
+
+    def of_module(self, name: str) -> Found | None:
+        """The scheme of a linear layer, or None."""
+        found = self.raw(name)
+        return None if found is None or found.weights is None else _found(found)
+
+    def raw(self, name: str) -> Any:
+        """compressed-tensors' own object."""
+        from compressed_tensors.utils.match import is_match, match_targets
+
+        if not is_match(name, self._linear, self._targets, self._ignore):
+            return None
+        return self._targets[match_targets(name, self._linear, self._targets)[0]]
+
+    def of_fused(self, name: str) -> Found | None:
+        """The scheme of a fused layer as vLLM and SGLang look it up: by its name, then by its class, ``…Linear``."""
+        if any(entry == name or (entry.startswith("re:") and re.match(entry[3:], name)) for entry in self._ignore):
+            return None
+        named = (t for t in self._targets if t == name or (t.startswith("re:") and re.match(t[3:], name)))
+        target = next(named, "Linear" if "Linear" in self._targets else None)
+        return None if target is None else _found(self._targets[target])
+
+
+class OtherSchemes:
+    """ModelOpt, ``fp8``, and configs that say nothing that is known here."""
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
+        self._left_alone = [n for key in _LEFT_ALONE for n in value.get(key) or [] if isinstance(n, str)]
+        self._exact = frozenset(self._left_alone)
+        self._globs = [name for name in self._left_alone if set(name) & set("*?[")]
+
+    def of_module(self, name: str) -> Found | None:
+        """The scheme of a linear layer, or None."""
+        algorithm = self.value.get("quant_algo")
+        if algorithm == "MIXED_PRECISION":
+            layer = (self.value.get("quantized_layers") or {}).get(name)
+            return None if layer is None else _of_algorithm(str(layer.get("quant_algo")).upper())
+        if self.value.get("quant_method") == "fp8":
+            if name in self._exact:
+                return None
+            static = self.value.get("activation_scheme") == "static"
+            return Found("block", False) if self.value.get("weight_block_size") else Found("tensor", static)
+        if algorithm != "FP8" or name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs):
+            return None
+        return Found("tensor", True)
+
+
+_LEFT_ALONE = ("ignore", "exclude_modules", "ignored_layers", "modules_to_not_convert")
+Schemes = CompressedTensorsSchemes | OtherSchemes
+
+
+def quantization_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The quantization part that counts: config.json's, else ModelOpt's own file's, else none."""
+    for path in PLACES:
+        value: Any = checkpoint.config.value
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            return value
+    file = checkpoint.read_json(QUANT_FILE_NAME)
+    return {} if file is None else stated_by(file)
+
+
+def stated_by(file: JsonFile) -> dict[str, Any]:
+    """What ModelOpt's own file states."""
+    value = file.value.get("quantization")
+    if not isinstance(value, dict):
+        raise ConfigError("The file states no quantization", where=f"{file.name}: quantization", found=value)
+    return {**value, "quant_method": "modelopt"}
+
+
+def states_compressed_tensors(checkpoint: Checkpoint) -> bool:
+    """Whether the config is of compressed-tensors' dialect."""
+    return _is_compressed_tensors(quantization_of(checkpoint))
+
+
+def read_schemes(checkpoint: Checkpoint) -> Schemes:
+    """The schemes by the config that counts."""
+    value = quantization_of(checkpoint)
+    return CompressedTensorsSchemes(value) if _is_compressed_tensors(value) else OtherSchemes(value)
+
+
+def dialect_key(value: dict[str, Any]) -> tuple[object, ...]:
+    """Equal for configs of one dialect."""
+    if _is_compressed_tensors(value):
+        return ("compressed-tensors",)
+    return value.get("quant_method"), value.get("quant_algo")
+
+
+def _is_compressed_tensors(value: dict[str, Any]) -> bool:
+    method = value.get("quant_method")
+    return method == "compressed-tensors" or (method is None and "config_groups" in value)
+
+
+def _of_algorithm(name: str) -> Found:
+    """vLLM 0.32 and SGLang 0.5.23, ``ModelOptMixedPrecisionConfig``."""
+    return {
+        "FP8": Found("tensor", True),
+        "FP8_PER_CHANNEL_PER_TOKEN": Found("channel", False),
+        "FP8_PB_WO": Found("block", False),
+    }.get(name, Found(name, True))
+
+
+def _found(scheme: Any) -> Found:
+    inputs = scheme.input_activations
+    return Found(str(scheme.weights.strategy), inputs is not None and not inputs.dynamic)

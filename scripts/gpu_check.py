@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 import rewrite
-from rewrite.report import table
+from rewrite.cli.text import table
 from rewrite.verification.result import worst
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"

@@ -64,7 +64,7 @@ CALIBRATION_SAMPLES = 8
 SEQUENCE_LENGTH = 64
 
 # Where one partition has a wider range than the next, a wrong or swapped scale changes the values by far more than
-# rounding does, and a loader that requantises to the group's largest scale visibly loses precision in z.
+# rounding does, and a loader that requantizes to the group's largest scale visibly loses precision in z.
 ROW_GAINS = {"q": 2.0, "k": 1.0, "v": 0.5, "z": 0.35}
 # The families beside Qwen3.5: their attention (the same q, k, v) and their MLPs too.
 MLP_GAINS = {"gate": 2.0, "up": 0.5}
@@ -417,9 +417,9 @@ def export_modelopt(model: PreTrainedModel, out: Path, config: dict[str, Any], f
     """Calibrate with ``config``, the fixture's layers switched off, and export."""
     config["quant_cfg"] += [{"quantizer_name": pattern, "enable": False} for pattern in fixture.ignore]
 
-    def calibrate(quantised: PreTrainedModel) -> None:
+    def calibrate(quantized: PreTrainedModel) -> None:
         for ids in calibration_ids():
-            quantised(input_ids=ids[None])
+            quantized(input_ids=ids[None])
 
     model = mtq.quantize(model, config, calibrate)
     export_hf_checkpoint(model, dtype=torch.bfloat16, export_dir=out)
@@ -482,7 +482,7 @@ def check_tensors(fixture: Fixture, tensors: Mapping[str, torch.Tensor]) -> None
 
 def check_kv_cache(fixture: Fixture, directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Every layer of attention has a scale for k and for v, none of them the 1.0 of a cache that was not calibrated;
-    the two files that describe the quantisation say FP8."""
+    the two files that describe the quantization say FP8."""
     layers = [name.removesuffix(".o_proj.weight") for name in tensors if name.endswith(".self_attn.o_proj.weight")]
     expected = {f"{layer}.{part}_proj.{part}_scale" for layer in layers for part in "kv"}
     found = {name for name in tensors if name.endswith((".k_scale", ".v_scale"))}
@@ -506,14 +506,14 @@ def check_weights(fixture: Fixture, tensors: Mapping[str, torch.Tensor], source:
         if weight.dtype == torch.float8_e4m3fn:
             found, tolerance = weight.float() * tensors[f"{name}_scale"].float(), WEIGHT_TOLERANCE
         elif weight.dtype == torch.uint8:
-            found, tolerance = dequantise_nvfp4(name, tensors), NVFP4_TOLERANCE
+            found, tolerance = dequantize_nvfp4(name, tensors), NVFP4_TOLERANCE
         else:
             continue
         error = relative_error(found, source[name])
         require(error < tolerance, f"{fixture.name}: {name} is {error:.3g} away from the weight that went in")
 
 
-def dequantise_nvfp4(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def dequantize_nvfp4(name: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """Two E2M1 codes a byte, the low one first; a scale for every 16 of them, and one for the whole matrix."""
     magnitudes = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
     packed, scales = tensors[name].int(), tensors[f"{name}_scale"].float() * tensors[f"{name}_scale_2"].float()

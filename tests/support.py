@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rewrite.checkpoint import open_checkpoint
-from rewrite.header import TensorInfo, build_header
+from rewrite import open_checkpoint
+from rewrite.checkpoint.checkpoint import Shard
+from rewrite.checkpoint.header import TensorInfo, build_header
 
 FIXTURES = Path(__file__).parent / "fixtures"
 #: FP8 beside NVFP4: no channel scales there, so ``exact`` and ``portable`` refuse it.
@@ -54,7 +55,7 @@ def replace_tensor(
     directory: Path, name: str, data: bytes, shape: tuple[int, ...] | None = None, dtype: str | None = None
 ) -> None:
     """Give a stored tensor other bytes (and shape, dtype); the shard is written anew in the same order."""
-    shard, _ = open_checkpoint(directory).tensors[name]
+    shard = shard_of(directory, name)
     raw = raw_tensors(directory)
     tensors = {
         t.name: (dtype or t.dtype, shape if shape is not None else t.shape, data)
@@ -63,6 +64,12 @@ def replace_tensor(
         for t in shard.header.tensors
     }
     write_shard(directory / shard.name, tensors, **(shard.header.metadata or {}))
+
+
+def shard_of(directory: Path, tensor: str) -> Shard:
+    """The shard that holds a tensor."""
+    checkpoint = open_checkpoint(directory)
+    return checkpoint.shards[checkpoint.tensors[tensor].shard]
 
 
 def compressed_tensors_schemes(directory: Path) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def compressed_tensors_schemes(directory: Path) -> dict[str, Any]:
     targets = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
     linear = torch.nn.Linear(1, 1, device="meta")
     schemes = {}
-    for name, (_, info) in open_checkpoint(directory).tensors.items():
+    for name, info in open_checkpoint(directory).tensors.items():
         if name.endswith(".weight") and len(info.shape) == 2 and "embed" not in name:
             module = name.removesuffix(".weight")
             hit = is_match(module, linear, targets, config.ignore or [])

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from rewrite.checkpoint import INDEX_NAME, is_inside, open_checkpoint
+from rewrite import open_checkpoint
+from rewrite.checkpoint.checkpoint import INDEX_NAME, is_inside
 from rewrite.errors import CheckpointError, ConfigError, HeaderError, StorageError
 from tests.support import edit_json, raw_tensors
 
@@ -33,7 +34,7 @@ def test_opens_real_checkpoints(real: Path) -> None:
     """Same names, dtypes and shapes as the stock reader gives, and every file listed."""
     checkpoint = open_checkpoint(real)
     stock = {name: (shard, dtype, shape) for name, (shard, dtype, shape, _) in raw_tensors(real).items()}
-    assert {name: (s.name, t.dtype, t.shape) for name, (s, t) in checkpoint.tensors.items()} == stock
+    assert {name: (t.shard, t.dtype, t.shape) for name, t in checkpoint.tensors.items()} == stock
     assert set(checkpoint.files) == {p.name for p in real.iterdir()}
 
 
@@ -50,7 +51,7 @@ def test_single_file_without_index(copy_of: Any) -> None:
     """ModelOpt writes one file and no index."""
     checkpoint = open_checkpoint(copy_of("modelopt-qwen3_5-vl"))
     assert checkpoint.index is None
-    assert [shard.name for shard in checkpoint.shards] == ["model.safetensors"]
+    assert list(checkpoint.shards) == ["model.safetensors"]
 
 
 def test_symlinks_are_read_through(text: Path, tmp_path: Path) -> None:
@@ -65,7 +66,7 @@ def test_symlinks_are_read_through(text: Path, tmp_path: Path) -> None:
 def test_safetensors_outside_the_index_do_not_count(copy: Path) -> None:
     """As in loaders: the index names the shards."""
     shutil.copy(next(copy.glob("model-00001*")), copy / "consolidated.safetensors")
-    assert "consolidated.safetensors" not in {shard.name for shard in open_checkpoint(copy).shards}
+    assert "consolidated.safetensors" not in open_checkpoint(copy).shards
 
 
 def break_index_missing_shard(directory: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import rewrite
-from rewrite.cli import main
+from rewrite.cli.commands import main
 from tests.support import tree
 
 README = Path(__file__).parents[1] / "README.md"
@@ -135,7 +135,7 @@ def test_signals_end_cleanly_and_the_next_run_resumes(number: int, code: int, vl
     """One line, no traceback, nothing under OUT."""
     out = tmp_path / "out"
     script = (
-        "import os, signal, sys, time; from rewrite.cli import main; slow = os.fsync\n"
+        "import os, signal, sys, time; from rewrite.cli.commands import main; slow = os.fsync\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a background job inherits "ignore"
         "os.fsync = lambda fd: (time.sleep(0.3), slow(fd))\n"
         "main(sys.argv[1:])"
@@ -165,14 +165,14 @@ def test_python_dash_m() -> None:
 
 def test_progress_bar_on_a_terminal(monkeypatch: Any) -> None:
     """In bytes, on stderr; --quiet turns it off."""
-    from rewrite import cli
+    from rewrite.cli import commands as cli
 
     monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True, raising=False)
-    with cli._progress_bar(1000, quiet=False) as progress:
+    with cli._progress_bar(quiet=False) as progress:
         assert progress is not None
         progress(400, 1000)
         progress(1000, 1000)
-    with cli._progress_bar(1000, quiet=True) as progress:
+    with cli._progress_bar(quiet=True) as progress:
         assert progress is None
 
 

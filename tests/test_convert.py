@@ -147,7 +147,7 @@ def test_timestamp_only_when_asked_for(text: Path, tmp_path: Path) -> None:
 def test_neither_torch_nor_compressed_tensors_is_imported(text: Path, tmp_path: Path) -> None:
     """They cost seconds and hundreds of megabytes (5 s and 350 MB for compressed-tensors)."""
     script = (
-        "import sys; from rewrite.cli import main\n"
+        "import sys; from rewrite.cli.commands import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit as e: assert not e.code, e.code\n"
         "heavy = {'torch', 'compressed_tensors', 'numpy', 'safetensors', 'transformers'} & sys.modules.keys()\n"

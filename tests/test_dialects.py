@@ -14,10 +14,11 @@ from compressed_tensors.utils.match import is_match, match_targets
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewrite.checkpoint import open_checkpoint
-from rewrite.dialects import Layers, read_dialect
-from rewrite.dialects.compressed_tensors import CompressedTensors
+from rewrite import open_checkpoint
 from rewrite.errors import ConfigError, Unsupported
+from rewrite.quantization.dialects import read_dialect
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.scheme import Dequantized, Layers
 from tests.support import FIXTURES, QKVZ, compressed_tensors_schemes, edit_json
 
 TEMPLATE = json.loads((FIXTURES / "llmcompressor-qwen3_5-text" / "config.json").read_text())["quantization_config"]
@@ -180,6 +181,6 @@ def test_other_dialects_are_named_and_refuse(value: dict[str, Any] | None, name:
     assert dialect.name == name
     assert dialect.scheme("m") is None
     with pytest.raises(Unsupported, match=name):
-        dialect.housed(LAYERS)
+        dialect.as_compressed_tensors(LAYERS)
     with pytest.raises(Unsupported, match=name):
-        dialect.ignoring([], [], [])
+        dialect.without(Dequantized((), (), ()))

@@ -18,10 +18,10 @@ from typing import Any
 import pytest
 
 import rewrite
-from rewrite import publish
-from rewrite.checkpoint import CONFIG_NAME, INDEX_NAME, open_checkpoint
+from rewrite import make_plan, open_checkpoint
+from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from rewrite.errors import StorageError
-from rewrite.plan import make_plan
+from rewrite.writing import publish
 from scripts.fuzz import cases
 from tests.support import tree
 from tests.test_publish import before_call, converter, fork, kill_self, leftovers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rewrite
-from rewrite import checkpoint as checkpoint_module
-from rewrite.checkpoint import CONFIG_NAME, INDEX_NAME, open_checkpoint
-from rewrite.cli import main
-from rewrite.dialects.patterns import matches
+from rewrite import open_checkpoint
+from rewrite.checkpoint import checkpoint as checkpoint_module
+from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
+from rewrite.checkpoint.local import LocalDirectory
+from rewrite.cli.commands import main
 from rewrite.errors import CheckpointError, ConfigError, StorageError
+from rewrite.quantization.patterns import Patterns
 from scripts.fuzz import cases
 from tests.support import edit_json, tree
 
@@ -141,12 +145,37 @@ def test_the_fuzzer_finds_nothing_in_a_few_seconds(target: str, tmp_path: Path) 
      "a?" * 40 + "a" * 40, "(a|a)" * 40 + "b", ".*" * 12 + "x", "(" * 99 + "a*" + ")*" * 99, "(a{1,20}){1,20}" * 5,
      "x" * 5000],
 )  # fmt: skip
-def test_patterns_that_could_take_for_ever_are_refused(pattern: str) -> None:
-    """Before they are tried: the matcher cannot be stopped."""
+def test_patterns_that_could_take_for_ever_end(pattern: str) -> None:
+    """Matched or refused, within the time that all patterns have."""
     started = time.monotonic()
+    with suppress(ConfigError):
+        Patterns(1.0).matches(f"re:{pattern}", "a" * 200)
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("pattern", ["(a|a)" * 40 + "b", "(((((a{1,1000}){1,1000}){1,1000}){1,1000}){1,1000})b"])
+def test_a_pattern_that_takes_too_long_is_refused(pattern: str) -> None:
+    """Named, with what to do."""
+    with pytest.raises(ConfigError, match="takes too long") as caught:
+        Patterns(0.2).matches(f"re:{pattern}", "a" * 200)
+    assert pattern in str(caught.value.where) and "list the modules" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("pattern", ["(?:foo){e<=1}", "x{y}", "[[a]", "[[:alpha:]]", "((", "x" * 5000, "(?P<a"])
+def test_patterns_that_engines_read_otherwise_are_refused(pattern: str) -> None:
+    """The package that stops in time must not read what re reads in another way."""
     with pytest.raises(ConfigError):
-        matches(f"re:{pattern}", "a" * 200)
-    assert time.monotonic() - started < 5
+        Patterns().matches(f"re:{pattern}", "foo")
+
+
+@given(st.text("ab.*+?()|[]^$\\d{12,}", max_size=12), st.text("ab1.", max_size=8))
+def test_patterns_mean_what_they_mean_to_re(pattern: str, name: str) -> None:
+    """Or they are refused."""
+    try:
+        ours = Patterns(1.0).matches(f"re:{pattern}", name)
+    except ConfigError:
+        return
+    assert ours is (re.match(pattern, name) is not None)
 
 
 @pytest.mark.parametrize(
@@ -166,14 +195,14 @@ def test_patterns_that_could_take_for_ever_are_refused(pattern: str) -> None:
 )
 def test_real_patterns_are_matched(pattern: str, name: str, expected: bool) -> None:
     """What producers write is nowhere near the bounds."""
-    assert matches(f"re:{pattern}", name) is expected
+    assert Patterns().matches(f"re:{pattern}", name) is expected
 
 
 def test_the_time_for_all_patterns_is_bounded(monkeypatch: Any, sound: Path, tmp_path: Path) -> None:
     """Many matches that each end are too many at some point."""
-    monkeypatch.setattr("rewrite.dialects.patterns._MAX_SECONDS", 0.0)
+    monkeypatch.setattr("rewrite.quantization.patterns.Patterns.__init__.__defaults__", (0.0,))
     result = run("convert", sound, tmp_path / "out")
-    assert result.exit_code == 3 and "too long to match" in result.stderr
+    assert result.exit_code == 3 and "takes too long" in result.stderr
 
 
 def test_long_lists_of_names_are_looked_up(sound: Path) -> None:
@@ -193,7 +222,7 @@ def peak_memory(directory: Path) -> tuple[int, str]:
     """MB that ``convert --dry-run`` takes at most, and its last words."""
     script = (
         "import atexit, sys\n"
-        "from rewrite.cli import main\n"
+        "from rewrite.cli.commands import main\n"
         "status = lambda: [line for line in open('/proc/self/status') if line.startswith('VmHWM')]\n"
         "atexit.register(lambda: print(status()[0].split()[1], file=sys.stderr))\n"
         "main()"
@@ -287,15 +316,15 @@ def test_what_is_no_file_is_never_waited_for(kind: str, name: str, sound: Path) 
 @pytest.mark.parametrize("name", [CONFIG_NAME, cases.SHARDS[0], "tokenizer.json"])
 def test_a_fifo_that_takes_the_place_of_a_listed_file(name: str, sound: Path, tmp_path: Path, monkeypatch: Any) -> None:
     """Between listing and opening: still no waiting."""
-    listed = checkpoint_module.list_files
+    listed = LocalDirectory.list_files
 
-    def then_replace(root: Path) -> Any:
-        files = listed(root)
+    def then_replace(directory: LocalDirectory) -> Any:
+        files = listed(directory)
         (sound / name).unlink()
         os.mkfifo(sound / name)
         return files
 
-    monkeypatch.setattr(checkpoint_module, "list_files", then_replace)
+    monkeypatch.setattr(LocalDirectory, "list_files", then_replace)
     with pytest.raises(StorageError, match=r"regular file|special file"):
         rewrite.convert(sound, tmp_path / "out")
 
@@ -379,7 +408,7 @@ def test_directories_that_multiply_through_links(sound: Path) -> None:
         for name in "ab":
             (sound / f"d{i}" / name).symlink_to(f"../d{i + 1}")
     (sound / "d30").mkdir()
-    with pytest.raises(CheckpointError, match="here already"):
+    with pytest.raises(CheckpointError, match="already listed"):
         open_checkpoint(sound)
 
 
@@ -512,7 +541,7 @@ def large(directory: Path, shards: int, tensors: int) -> None:
                 entries[f"{module}.weight_scale"] = ("F32", [1], 4)
                 entries[f"{module}.weight"] = ("F8_E4M3", [rows, 4], rows * 4)
         for j in range(tensors - len(entries)):
-            entries[f"model.language_model.layers.{i}.mlp.experts.{j}.gate_proj.weight"] = ("F8_E4M3", [64, 64], 4096)
+            entries[f"model.language_model.layers.{i}.mlp.experts.{j}.gate_proj.weight"] = ("BF16", [64, 32], 4096)
         header, end = {}, 0
         for tensor, (dtype, shape, size) in entries.items():
             header[tensor] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}

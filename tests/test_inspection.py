@@ -14,9 +14,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import rewrite
-from rewrite.cli import main
-from rewrite.inspection import spread
-from rewrite.loaders import Outcome, every_slot_or_vector
+from rewrite.cli.commands import main
+from rewrite.loaders.behaviors import every_slot_or_vector
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.views import spread
 from tests.support import (
     CONVERTIBLE,
     FIXTURES,
@@ -25,6 +26,7 @@ from tests.support import (
     edit_json,
     raw_tensors,
     replace_tensor,
+    shard_of,
     write_shard,
 )
 
@@ -138,7 +140,7 @@ def test_neighboring_versions_with_the_same_outcomes_are_one_row(vl: Path) -> No
     """Also where --loader leaves some out: a version that it does not name is not spoken of."""
     table = run(vl).stdout.split("What loaders")[1]
     assert "vLLM          0.20.0+ " in table
-    hurt = run(vl, "--loader", "vllm@0.20.0", "--loader", "vllm@0.32.0").stdout.split("Hurt:")[1]
+    hurt = run(vl, "--loader", "vllm@0.20.0", "--loader", "vllm@0.32.0").stdout.split("Affected loaders:")[1]
     assert "vLLM 0.20.0 to 0.21.0 " in hurt and "vLLM 0.27.0+ " in hurt and "0.26.0" not in hurt
 
 
@@ -195,7 +197,7 @@ def test_quantized_in_part(copy: Path) -> None:
 
 
 def _rename(directory: Path, old: str, new: str) -> None:
-    shard, _ = rewrite.open_checkpoint(directory).tensors[old]
+    shard = shard_of(directory, old)
     raw = raw_tensors(directory)
     tensors = {(new if t.name == old else t.name): raw[t.name][1:] for t in shard.header.tensors}
     write_shard(directory / shard.name, tensors, format="pt")
@@ -251,13 +253,13 @@ def test_a_checkpoint_without_fused_groups(copy: Path) -> None:
     )
     result = run(copy)
     assert result.exit_code == 0
-    assert "No known loader is hurt." in result.stdout
+    assert "No known loader is affected." in result.stdout
 
 
 def test_neither_torch_nor_weights_are_needed(vl: Path) -> None:
     """Seconds on 400 GB: no tensor library is imported."""
     script = (
-        "import sys; from rewrite.cli import main\n"
+        "import sys; from rewrite.cli.commands import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'compressed_tensors', 'numpy', 'safetensors'} & sys.modules.keys()"

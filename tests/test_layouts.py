@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, Unsupported
-from rewrite.groups import Module, Partition
-from rewrite.header import TensorInfo
-from rewrite.layouts import decode, expand_to_channel, layout_of, read_values
+from rewrite.quantization.dtypes import decode
+from rewrite.quantization.groups import Module, Partition
+from rewrite.quantization.scales import layout_of, read_values, repeated_by_row
 
 QKV = (Partition("q", 0, 2), Partition("k", 2, 4), Partition("v", 4, 8))
 
@@ -35,13 +36,13 @@ def test_layout_of(shape: tuple[int, ...] | None, layout: str | None) -> None:
 @given(st.binary(min_size=2, max_size=2))
 def test_expanding_one_value_repeats_its_bits(raw: bytes) -> None:
     """NaN payloads and negative zeros included: bytes are bytes."""
-    assert b"".join(f.data * f.count for f in expand_to_channel(QKV, "BF16", raw)) == raw * 8
+    assert b"".join(data * count for data, count in repeated_by_row(QKV, "BF16", raw)) == raw * 8
 
 
 def test_expanding_a_vector_follows_the_partitions() -> None:
     """Each row gets the scale of its partition."""
-    fills = expand_to_channel(QKV, "F32", struct.pack("<3f", 1, 2, 3))
-    assert b"".join(f.data * f.count for f in fills) == struct.pack("<8f", 1, 1, 2, 2, 3, 3, 3, 3)
+    fills = repeated_by_row(QKV, "F32", struct.pack("<3f", 1, 2, 3))
+    assert b"".join(data * count for data, count in fills) == struct.pack("<8f", 1, 1, 2, 2, 3, 3, 3, 3)
 
 
 @given(st.floats(width=16, allow_nan=False), st.sampled_from(["BF16", "F16", "F32", "F64"]))
@@ -56,7 +57,7 @@ def test_decode_agrees_with_torch(value: float, dtype: str) -> None:
 def test_scales_that_no_engine_survives_are_refused(bad: float) -> None:
     """Named, with the value found."""
     with pytest.raises(CheckpointError, match=r"shard: m\.weight_scale"):
-        read_values(TensorInfo("m.weight_scale", "F32", (1,), 0, 4), struct.pack("<f", bad), "shard")
+        read_values(TensorInfo("m.weight_scale", "F32", (1,), 0, 4, "shard"), struct.pack("<f", bad))
 
 
 def test_integer_scales_are_refused() -> None:

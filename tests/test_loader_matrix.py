@@ -1,6 +1,6 @@
 """Predictions against recorded runs of the real loaders (scripts/loader_matrix.sh --record).
 
-A cell that disagrees is a defect of the prediction in ``rewrite/loaders.py``, or a loader that has changed.
+A cell that disagrees is a defect of the prediction in ``rewrite/loaders/``, or a loader that has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 import rewrite
-from rewrite.loaders import E4M3_ROUNDING, Outcome, find_loaders
+from rewrite.loaders.outcome import E4M3_ROUNDING, Outcome
+from rewrite.loaders.versions import find_loaders
 from tests.support import FIXTURES, SPLIT_QKVZ
 
 RECORD = json.loads((Path(__file__).parent / "loader_matrix.json").read_text())

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from rewrite import loaders
-from rewrite.loaders import LOADERS, CheckpointView, GroupView, PartitionView, find_loaders
+from rewrite.loaders import behaviors
+from rewrite.loaders.versions import LOADERS, find_loaders
+from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
 
 S = 0.5
 
@@ -42,28 +43,28 @@ STORED_FUSED = GroupView(
 @pytest.mark.parametrize(
     ("behavior", "view", "kind", "hurt"),
     [
-        (loaders.slot_zero_only, SHARED, "garbled", ("k", "v")),
-        (loaders.slot_zero_only, CHANNEL, "exact", ()),
-        (loaders.slot_zero_only, VECTOR, "fails to load", ()),
-        (loaders.every_slot, SHARED, "loses precision", ("z",)),
-        (loaders.every_slot, CHANNEL, "exact", ()),
-        (loaders.every_slot, VECTOR, "fails to load", ()),
-        (loaders.every_slot_or_vector, VECTOR, "loses precision", ("z",)),
-        (loaders.every_slot_or_vector, STORED_FUSED, "fails to load", ()),
-        (loaders.split_by_sizes, SHARED, "fails to load", ()),
-        (loaders.split_by_sizes, CHANNEL, "fails to load", ()),
-        (loaders.separate_modules, SHARED, "exact", ()),
-        (loaders.separate_modules, CHANNEL, "exact", ()),
-        (loaders.separate_modules, VECTOR, "fails to load", ()),
-        (loaders.slot_zero_only, MIXED, "fails to load", ()),
-        (loaders.every_slot, MIXED, "fails to load", ()),
-        (loaders.every_slot, group("none", "none"), "exact", ()),
-        (loaders.every_slot, group("block", "block"), "exact", ()),
-        (loaders.every_slot, group("channel", "tensor"), "fails to load", ()),
-        (loaders.every_slot, group("unknown", "tensor"), "fails to load", ()),
+        (behaviors.slot_zero_only, SHARED, "garbled", ("k", "v")),
+        (behaviors.slot_zero_only, CHANNEL, "exact", ()),
+        (behaviors.slot_zero_only, VECTOR, "fails to load", ()),
+        (behaviors.every_slot, SHARED, "loses precision", ("z",)),
+        (behaviors.every_slot, CHANNEL, "exact", ()),
+        (behaviors.every_slot, VECTOR, "fails to load", ()),
+        (behaviors.every_slot_or_vector, VECTOR, "loses precision", ("z",)),
+        (behaviors.every_slot_or_vector, STORED_FUSED, "fails to load", ()),
+        (behaviors.split_by_sizes, SHARED, "fails to load", ()),
+        (behaviors.split_by_sizes, CHANNEL, "fails to load", ()),
+        (behaviors.separate_modules, SHARED, "exact", ()),
+        (behaviors.separate_modules, CHANNEL, "exact", ()),
+        (behaviors.separate_modules, VECTOR, "fails to load", ()),
+        (behaviors.slot_zero_only, MIXED, "fails to load", ()),
+        (behaviors.every_slot, MIXED, "fails to load", ()),
+        (behaviors.every_slot, group("none", "none"), "exact", ()),
+        (behaviors.every_slot, group("block", "block"), "exact", ()),
+        (behaviors.every_slot, group("channel", "tensor"), "fails to load", ()),
+        (behaviors.every_slot, group("unknown", "tensor"), "fails to load", ()),
     ],
 )
-def test_outcomes(behavior: loaders.Behavior, view: GroupView, kind: str, hurt: tuple[str, ...]) -> None:
+def test_outcomes(behavior: behaviors.Behavior, view: GroupView, kind: str, hurt: tuple[str, ...]) -> None:
     """As measured on the real loaders (tests/loader_matrix.json) or read in their source."""
     outcome = behavior(view)
     assert (outcome.kind, outcome.partitions) == (kind, hurt)
@@ -72,14 +73,14 @@ def test_outcomes(behavior: loaders.Behavior, view: GroupView, kind: str, hurt: 
 
 def test_dynamic_activations_leave_nothing_to_split() -> None:
     """SGLang 0.5.10 fails on the shared input_scale only."""
-    assert loaders.split_by_sizes(group("channel", "channel", static=False)).kind == "exact"
+    assert behaviors.split_by_sizes(group("channel", "channel", static=False)).kind == "exact"
 
 
 def test_only_the_gated_delta_net_is_split_or_kept_apart() -> None:
     """SGLang fuses attention and MLPs in every version."""
     shared = replace(group("tensor", "tensor"), layer="qkv_proj")
-    for behavior in (loaders.split_by_sizes, loaders.separate_gated_delta_net):
-        assert behavior(shared) == loaders.every_slot(shared)
+    for behavior in (behaviors.split_by_sizes, behaviors.separate_gated_delta_net):
+        assert behavior(shared) == behaviors.every_slot(shared)
         assert behavior(shared).kind == "loses precision"
 
 
@@ -98,26 +99,26 @@ def test_one_partition_is_not_split() -> None:
     }
     for loader in LOADERS:
         kinds = {name: loader.behavior(view).kind for name, view in views.items()}
-        raises = loader.behavior is loaders.every_slot_or_vector
+        raises = loader.behavior is behaviors.every_slot_or_vector
         assert kinds == {**dict.fromkeys(views, "exact"), **(FAILING if raises else {})}
 
 
 def test_equal_scales_lose_nothing() -> None:
     """Requantizing to the same scale changes nothing; slot 0 alone still garbles."""
     equal = group("tensor", "tensor", scales=(S, S, S, S))
-    assert loaders.every_slot(equal).kind == "exact"
-    assert loaders.slot_zero_only(equal).kind == "garbled"
+    assert behaviors.every_slot(equal).kind == "exact"
+    assert behaviors.slot_zero_only(equal).kind == "garbled"
 
 
 def test_a_larger_z_hurts_the_others() -> None:
     """Whatever is not at the largest scale is requantized."""
-    assert loaders.every_slot(group("tensor", "tensor", scales=(S, S, S, 3 * S))).partitions == ("q", "k", "v")
+    assert behaviors.every_slot(group("tensor", "tensor", scales=(S, S, S, 3 * S))).partitions == ("q", "k", "v")
 
 
 def test_an_empty_last_slot_means_fused_on_disk() -> None:
     """requantize_with_max_scale skips a group whose last slot holds the sentinel."""
     one = tuple(PartitionView(name, "qkvz", 64, "tensor", S) for name in "qkvz")
-    assert loaders.slot_zero_only(GroupView("g", "in_proj_qkvz", one, 128, True)).kind == "exact"
+    assert behaviors.slot_zero_only(GroupView("g", "in_proj_qkvz", one, 128, True)).kind == "exact"
 
 
 def checkpoint(*groups: GroupView, **changes: Any) -> CheckpointView:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewrite.placement import BLOCK, Piece, Placement, place, whole_blocks
+from rewrite.planning.placement import BLOCK, Piece, Placement, place, whole_blocks
 
 MB = 1 << 20
 

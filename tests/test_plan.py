@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rewrite.checkpoint import open_checkpoint
+from rewrite import Plan, make_plan, open_checkpoint
+from rewrite.checkpoint.header import parse_header
 from rewrite.errors import CheckpointError, Refused, Unsupported, UsageError
-from rewrite.header import parse_header
-from rewrite.plan import Plan, make_plan
-from rewrite.shardplan import Copy
+from rewrite.planning.segments import Copy
 from rewrite.version import __version__
-from tests.support import edit_json, raw_tensors, replace_tensor, write_shard
+from tests.support import edit_json, raw_tensors, replace_tensor, shard_of, write_shard
 
 QKV = "model.layers.0.linear_attn.in_proj_qkv"
 Z = "model.layers.0.linear_attn.in_proj_z"
@@ -72,7 +71,7 @@ def test_unchanged_bytes_are_merged_into_runs(vl: Path) -> None:
 def test_headers_keep_order_metadata_and_alignment(real: Path) -> None:
     """The source's metadata and order but for a few small tensors behind; all at multiples of their dtype's size."""
     checkpoint = open_checkpoint(real)
-    sources = {shard.name: shard.header for shard in checkpoint.shards}
+    sources = {shard.name: shard.header for shard in checkpoint.shards.values()}
     widths = {"F32": 4, "BF16": 2, "F8_E4M3": 1}
     for shard in make_plan(checkpoint).shards:
         header = parse_header(shard.header[8:], shard.name)
@@ -87,7 +86,7 @@ def test_headers_keep_order_metadata_and_alignment(real: Path) -> None:
 
 def test_scales_that_would_misalign_others_move(copy: Path) -> None:
     """A BF16 scale before an F32 tensor grows by 510 bytes: widest dtype first keeps everything aligned."""
-    shard, _ = open_checkpoint(copy).tensors[f"{Z}.weight_scale"]
+    shard = shard_of(copy, f"{Z}.weight_scale")
     raw = raw_tensors(copy)
     names = [t.name for t in shard.header.tensors]
     names.sort(key=lambda name: name != f"{Z}.weight_scale")
@@ -131,7 +130,7 @@ def test_scales_that_are_no_numbers_are_refused(kind: str, value: float, copy: P
 
 
 def _drop_scale(directory: Path) -> None:
-    shard, _ = open_checkpoint(directory).tensors[f"{Z}.weight_scale"]
+    shard = shard_of(directory, f"{Z}.weight_scale")
     raw = raw_tensors(directory)
     kept = {t.name: raw[t.name][1:] for t in shard.header.tensors if t.name != f"{Z}.weight_scale"}
     write_shard(directory / shard.name, kept, format="pt")
@@ -212,7 +211,7 @@ def test_block_scales_need_nothing(copy: Path) -> None:
     checkpoint = open_checkpoint(copy)
     raw = raw_tensors(copy)
     weight_map = {}
-    for shard in checkpoint.shards:
+    for shard in checkpoint.shards.values():
         tensors = {}
         for t in shard.header.tensors:
             if t.name.endswith("_scale"):
@@ -229,7 +228,7 @@ def test_block_scales_need_nothing(copy: Path) -> None:
 
 def test_unquantized_models_need_nothing(copy: Path) -> None:
     """No FP8 weight, no change."""
-    for name, (_, info) in open_checkpoint(copy).tensors.items():
+    for name, info in open_checkpoint(copy).tensors.items():
         if info.dtype == "F8_E4M3":
             replace_tensor(copy, name, bytes(info.numel * 2), info.shape, "BF16")
     edit_json(copy / "config.json", quantization_config=None)

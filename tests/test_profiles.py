@@ -13,10 +13,11 @@ import torch
 from compressed_tensors.entrypoints.convert import convert_checkpoint
 
 import rewrite
-from rewrite.converter import ExplicitScales
-from rewrite.dialects import Layers
-from rewrite.dialects.compressed_tensors import CompressedTensors
-from rewrite.layouts import dequantize
+from rewrite.integrations.compressed_tensors import ExplicitScales
+from rewrite.quantization.dialects import read_dialect
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.dtypes import dequantize
+from rewrite.quantization.scheme import Layers
 from tests.support import (
     CONVERTIBLE,
     FIXTURES,
@@ -405,13 +406,13 @@ def test_all_groups_are_explicit_and_experts_are_left_alone(tmp_path: Path) -> N
         assert schemes[name.removesuffix(".weight_scale")].weights.strategy == "channel"
 
 
-def test_a_modelopt_checkpoint_is_rehoused_for_exact(tmp_path: Path) -> None:
+def test_a_modelopt_checkpoint_is_restated_for_exact(tmp_path: Path) -> None:
     """ModelOpt has no words for channel scales with static activations; nothing about the other layers changes."""
     source, out = FIXTURES / "modelopt-qwen3_5-moe", tmp_path / "out"
     manifest = rewrite.convert(source, out)
     assert not (out / "hf_quant_config.json").exists()
     assert any("hf_quant_config.json is left out" in note for note in manifest.notes)
-    schemes, dialect = compressed_tensors_schemes(out), rewrite.read_dialect(rewrite.open_checkpoint(source))
+    schemes, dialect = compressed_tensors_schemes(out), read_dialect(rewrite.open_checkpoint(source))
     for name, (_, dtype, _, _) in raw_tensors(source).items():
         module = name.removesuffix(".weight")
         if name.endswith(".weight") and dtype == "F8_E4M3":

@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 
 import rewrite
-from rewrite import publish
-from rewrite.checkpoint import open_checkpoint
+from rewrite import make_plan, open_checkpoint
 from rewrite.errors import StorageError, UsageError
-from rewrite.plan import make_plan
+from rewrite.writing import publish
 from tests.support import tree
 
 _OF_OS = (
@@ -408,11 +407,26 @@ def test_a_fault_at_any_system_call_is_reported_and_the_next_run_succeeds(
     assert raised > calls / 6
 
 
-def test_a_missing_parent_is_named(text: Path, tmp_path: Path) -> None:
-    """No directory is invented above OUT."""
-    with pytest.raises(StorageError, match=re.escape(str(tmp_path / "gone"))):
-        rewrite.convert(text, tmp_path / "gone" / "out")
-    assert not (tmp_path / "gone").exists()
+def test_a_missing_parent_is_made(text: Path, tmp_path: Path) -> None:
+    """As many folders as it takes; not where something else has the name."""
+    rewrite.convert(text, tmp_path / "new" / "folder" / "out")
+    assert (tmp_path / "new" / "folder" / "out" / "config.json").is_file()
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=re.escape(str(tmp_path / "file"))):
+        rewrite.convert(text, tmp_path / "file" / "out")
+
+
+def test_folders_of_tools_are_left_out(copy: Path, tmp_path: Path) -> None:
+    """As the hub's client leaves them out when it uploads; a note says so."""
+    for folder in (".git/objects", ".cache/huggingface/download", "sub/.git"):
+        (copy / folder).mkdir(parents=True)
+        (copy / folder / "x").touch()
+    (copy / ".git" / "link").symlink_to("gone")
+    (copy / ".cache" / "other").touch()
+    manifest = rewrite.convert(copy, tmp_path / "out")
+    assert [note.split()[0] for note in manifest.notes] == [".cache/huggingface", ".git", "sub/.git"]
+    assert not (tmp_path / "out" / ".git").exists() and (tmp_path / "out" / ".cache" / "other").exists()
+    assert rewrite.verify(copy, tmp_path / "out", device="cpu").ok
 
 
 def test_everything_is_synced_before_it_is_renamed(text: Path, tmp_path: Path, monkeypatch: Any) -> None:

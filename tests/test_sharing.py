@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 import rewrite
-from rewrite.checkpoint import open_checkpoint
+from rewrite import make_plan, open_checkpoint
+from rewrite.checkpoint.header import read_header
+from rewrite.checkpoint.local import open_regular
 from rewrite.errors import StorageError
-from rewrite.header import read_header
-from rewrite.plan import make_plan
 from tests.support import replace_tensor, tree
 from tests.test_publish import before_call, converter, count_calls, fork, kill_self, leftovers
 
@@ -98,7 +98,7 @@ def test_source_and_output_are_independent(source: Path, disk: Path) -> None:
     out = disk / "out"
     rewrite.convert(source, out)
     before, after = tree(source), tree(out)
-    shard = open_checkpoint(source).tensors[WEIGHT][0].name
+    shard = open_checkpoint(source).tensors[WEIGHT].shard
     _change(out / shard)
     assert tree(source) == before
     out_changed = tree(out)
@@ -111,8 +111,10 @@ def test_source_and_output_are_independent(source: Path, disk: Path) -> None:
 
 
 def _change(path: Path) -> None:
+    with open_regular(path) as opened:
+        header = read_header(opened, path.name)
     with path.open("r+b") as file:
-        weight = next(t for t in read_header(file.fileno(), path.name).tensors if t.name == WEIGHT)
+        weight = next(t for t in header.tensors if t.name == WEIGHT)
         os.pwrite(file.fileno(), b"changed", path.stat().st_size - (weight.nbytes // 2))
         os.fsync(file.fileno())
 

@@ -17,10 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import rewrite
-from rewrite.cli import main
-from rewrite.loaders import find_loaders
+from rewrite.cli.commands import main
+from rewrite.loaders.versions import find_loaders
 from rewrite.verification import gemm, oracle
-from tests.support import compressed_tensors_schemes, edit_json, raw_tensors, replace_tensor, write_shard
+from tests.support import compressed_tensors_schemes, edit_json, raw_tensors, replace_tensor, shard_of, write_shard
 
 QKV = "model.layers.0.linear_attn.in_proj_qkv"
 Z = "model.layers.0.linear_attn.in_proj_z"
@@ -76,7 +76,7 @@ def test_the_original_under_the_loader_before_the_fix_fails_on_k_and_v(vl: Path)
 
 
 def _flip(directory: Path, name: str, byte: int, bit: int) -> None:
-    shard, info = rewrite.open_checkpoint(directory).tensors[name]
+    shard, info = shard_of(directory, name), rewrite.open_checkpoint(directory).tensors[name]
     path = directory / shard.name
     data = bytearray(path.read_bytes())
     data[shard.header.size + info.start + byte % info.nbytes] ^= 1 << bit
@@ -204,7 +204,7 @@ def index_metadata(directory: Path) -> None:
 
 
 def _reshard(directory: Path, edit: Callable[[dict[str, Any]], object]) -> None:
-    shard, _ = rewrite.open_checkpoint(directory).tensors[f"{OTHER}.weight"]
+    shard = shard_of(directory, f"{OTHER}.weight")
     raw = raw_tensors(directory)
     tensors = {t.name: raw[t.name][1:] for t in shard.header.tensors}
     edit(tensors)
@@ -222,7 +222,7 @@ def extra_tensor(directory: Path) -> None:
 
 
 def metadata_lost(directory: Path) -> None:
-    shard, _ = rewrite.open_checkpoint(directory).tensors[f"{OTHER}.weight"]
+    shard = shard_of(directory, f"{OTHER}.weight")
     raw = raw_tensors(directory)
     write_shard(directory / shard.name, {t.name: raw[t.name][1:] for t in shard.header.tensors})
 
@@ -252,7 +252,7 @@ def missing_shard(directory: Path) -> None:
 
 
 def group_module_missing(directory: Path) -> None:
-    shard, _ = rewrite.open_checkpoint(directory).tensors[f"{Z}.weight_scale"]
+    shard = shard_of(directory, f"{Z}.weight_scale")
     raw = raw_tensors(directory)
     tensors = {t.name: raw[t.name][1:] for t in shard.header.tensors if t.name != f"{Z}.weight_scale"}
     write_shard(directory / shard.name, tensors, format="pt")
@@ -330,7 +330,7 @@ def test_report_and_json(vl: Path, tmp_path: Path) -> None:
     assert value["ok"] is True
     assert len(value["numbers"]) == 12
     text = (tmp_path / "report.md").read_text()
-    assert text.startswith("# Verification of out\n\n**out holds.**")
+    assert text.startswith("# Verification of out\n\n**out is verified.**")
     assert sum(line.startswith("| model.language_model.") for line in text.splitlines()) == 12
     assert str(tmp_path) not in text
     assert str(vl.parent) not in text
@@ -342,7 +342,7 @@ def test_exit_codes(text: Path, out: Path, tmp_path: Path) -> None:
     assert run(tmp_path, out, "--device", "cpu").exit_code == 3
     assert run(text, out, "--device", "cpu", "--report", tmp_path / "gone" / "r.md").exit_code == 4
     assert run(text, out, "--loader", "nonesuch").exit_code == 2
-    assert run(text, out, "--device", "cpu", "-q").stdout == f"{out} holds.\n"
+    assert run(text, out, "--device", "cpu", "-q").stdout == f"{out} is verified.\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -406,18 +406,18 @@ def test_compressed_tensors_own_decompressor_agrees(real: Path, tmp_path: Path) 
     from compressed_tensors.quantization.lifecycle.forward import dequantize
     from safetensors import safe_open
 
-    from rewrite.groups import find_groups
+    from rewrite.quantization.groups import find_groups
 
     rewrite.convert(real, tmp_path / "out")
     for directory in (real, tmp_path / "out"):
         checkpoint, schemes = rewrite.open_checkpoint(directory), compressed_tensors_schemes(directory)
-        for group in find_groups(checkpoint):
+        for group in find_groups(checkpoint).select("qkvz"):
             reader = oracle.GroupReader(checkpoint, group)
             for partition, module in reader.partitions():
                 ours = torch.cat([rows.true() for rows in reader.chunks(partition, module)])
                 stored = {}
                 for kind in ("weight", "weight_scale"):
-                    path = directory / checkpoint.tensors[f"{module}.{kind}"][0].name
+                    path = directory / checkpoint.tensors[f"{module}.{kind}"].shard
                     with safe_open(path, "pt") as file:
                         stored[kind] = file.get_tensor(f"{module}.{kind}").double()
                 theirs = dequantize(stored["weight"], stored["weight_scale"], args=schemes[module].weights)

@@ -11,14 +11,13 @@ from typing import Any
 
 import pytest
 
-from rewrite.checkpoint import FileId
+from rewrite.checkpoint.local import file_id
 from rewrite.errors import StorageError
-from rewrite.layouts import Fill
-from rewrite.manifest import ByteCounts
-from rewrite.placement import BLOCK
-from rewrite.plan import FileCopy
-from rewrite.shardplan import Copy, ShardPlan
-from rewrite.write import can_clone, copy_file, write_shard
+from rewrite.planning.jobs import FileCopy, ShardPlan
+from rewrite.planning.manifest import ByteCounts
+from rewrite.planning.placement import BLOCK
+from rewrite.planning.segments import Copy, Fill
+from rewrite.writing.shard import can_clone, copy_file, write_shard
 
 SOURCE = bytes(range(256)) * 80
 HEADER = b"H" * 24
@@ -34,7 +33,7 @@ def source(tmp_path: Path) -> Path:
 
 def plan(source: Path) -> ShardPlan:
     segments = (Copy(100, 3900), Fill(b"ab", 1000), Copy(4000, len(SOURCE) - 4000))
-    return ShardPlan("s", FileId.of(source.stat()), HEADER, segments)
+    return ShardPlan("s", file_id(source.stat()), HEADER, segments)
 
 
 def write(source: Path, target: Path) -> int:
@@ -103,7 +102,7 @@ ALIGNED = (Copy(0, 70), Fill(b"ab", 300), Copy(100, 26), Fill(b"c", 5000 + BLOCK
 
 
 def aligned_plan(source: Path) -> ShardPlan:
-    return ShardPlan("s", FileId.of(source.stat()), HEADER, ALIGNED)
+    return ShardPlan("s", file_id(source.stat()), HEADER, ALIGNED)
 
 
 @pytest.fixture
@@ -144,7 +143,7 @@ def test_whole_blocks_are_shared_and_the_edges_copied(source: Path, tmp_path: Pa
 def test_a_file_that_does_not_change_is_shared_whole(source: Path, tmp_path: Path, clones: list[Any]) -> None:
     """Its last block too, though only part of it is in use."""
     source.write_bytes(SOURCE + b"tail")
-    plan = FileCopy("s", FileId.of(source.stat()))
+    plan = FileCopy("s", file_id(source.stat()))
     assert copy_file(plan, source, tmp_path / "t", lambda _: None) == ByteCounts(shared=plan.size)
     assert (tmp_path / "t").read_bytes() == SOURCE + b"tail"
     assert clones == [(0, plan.size, 0)]
@@ -153,7 +152,7 @@ def test_a_file_that_does_not_change_is_shared_whole(source: Path, tmp_path: Pat
 def test_an_empty_file(source: Path, tmp_path: Path, clones: list[Any]) -> None:
     """Has nothing to share: a length of 0 would mean all there is."""
     source.write_bytes(b"")
-    copy_file(FileCopy("s", FileId.of(source.stat())), source, tmp_path / "t", lambda _: None)
+    copy_file(FileCopy("s", file_id(source.stat())), source, tmp_path / "t", lambda _: None)
     assert (tmp_path / "t").read_bytes() == b""
     assert clones == []
 
@@ -172,7 +171,7 @@ def test_a_filesystem_that_cannot_share_gets_a_copy(code: int, source: Path, tmp
     counts = write_shard(aligned_plan(source), source, tmp_path / "t", lambda _: None)
     assert counts == ByteCounts(0, 70 + 26 + 15480, 24 + 600 + 8376)
     assert (tmp_path / "t").read_bytes()[24 + 696 + 8376 :] == SOURCE[5000:]
-    plan = FileCopy("s", FileId.of(source.stat()))
+    plan = FileCopy("s", file_id(source.stat()))
     assert copy_file(plan, source, tmp_path / "u", lambda _: None) == ByteCounts(copied=plan.size)
     assert (tmp_path / "u").read_bytes() == SOURCE
 
@@ -186,7 +185,7 @@ def test_a_real_copy_asks_for_neither_clone_nor_kernel_copy(source: Path, tmp_pa
     monkeypatch.setattr(fcntl, "ioctl", fail)
     monkeypatch.setattr(os, "copy_file_range", fail)
     write_shard(aligned_plan(source), source, tmp_path / "t", lambda _: None, copy=True)
-    copy_file(FileCopy("s", FileId.of(source.stat())), source, tmp_path / "u", lambda _: None, copy=True)
+    copy_file(FileCopy("s", file_id(source.stat())), source, tmp_path / "u", lambda _: None, copy=True)
     assert (tmp_path / "u").read_bytes() == SOURCE
 
 

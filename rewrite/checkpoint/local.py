@@ -28,16 +28,16 @@ class LocalDirectory:
         return self.root.absolute().name
 
     def list_files(self) -> Listing:
-        if not self.root.is_dir():
-            raise StorageError(
-                "There is no checkpoint directory here",
-                where=str(self.root),
-                expected="a directory",
-                found="a file" if self.root.exists() else "nothing",
-                hint="pass the directory that holds config.json and the safetensors files",
-            )
         passed_over: list[str] = []
         with io_errors(self.root):
+            if not self.root.is_dir():
+                raise StorageError(
+                    "There is no checkpoint directory here",
+                    where=str(self.root),
+                    expected="a directory",
+                    found="a file" if self.root.exists() else "nothing",
+                    hint="pass the directory that holds config.json and the safetensors files",
+                )
             files = dict(sorted(_walk(self.root, "", {}, passed_over)))
         return Listing(files, tuple(sorted(passed_over)))
 

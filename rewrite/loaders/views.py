@@ -56,7 +56,7 @@ def view_model(model: Model, groups: Iterable[FusedGroup]) -> CheckpointView:
         model_type=str(model.checkpoint.config.value.get("model_type")),
         dialect=model.dialect.name,
         dtype=model_dtype(model.checkpoint.config.value),
-        fp8_with_scales=any(f"{name}.weight_scale" in tensors for name in model.layers.fp8),
+        fp8_with_scales=any(module.fp8 and f"{name}.weight_scale" in tensors for name, module in model.modules.items()),
         ignore_survives_renaming=_ignore_survives_renaming(model),
         groups=tuple(_view_group(group, model) for group in groups if _is_predictable(group)),
     )

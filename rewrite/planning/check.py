@@ -37,7 +37,7 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
             )
     _check_fused_names(before, after)
     if before.second_dialect is not None and after.second_dialect is not None:
-        _check_second(before.second_dialect, after.second_dialect, before.modules.values(), planned)
+        _check_second(before.second_dialect, after.second_dialect, after.modules.values(), planned)
 
 
 def _check_scheme(name: str, old: StoredModule, new: StoredModule, planned: Mapping[str, PlannedScheme | None]) -> None:
@@ -62,7 +62,9 @@ def _stays(old: Scheme | None, new: Scheme | None, *, plain: bool) -> bool:
     """
     if plain:
         return old is not None or new is None
-    return old == new
+    if old is None or new is None:
+        return old is None and new is None
+    return old.means(new)
 
 
 def _check_fused_names(before: Model, after: Model) -> None:
@@ -79,13 +81,17 @@ def _check_fused_names(before: Model, after: Model) -> None:
 def _check_second(
     old: Dialect, new: Dialect, modules: Iterable[StoredModule], planned: Mapping[str, PlannedScheme | None]
 ) -> None:
-    """A second config that stays beside the first must not contradict it where it did not."""
+    """A second config that stays beside the first must say what it said, or what the first says now."""
     for module in modules:
         if module.name in planned:
             if planned[module.name] is None and new.scheme(module.name) is not None:
                 raise _refusal(module.name, "not quantized, in hf_quant_config.json, too", "still listed there")
-        elif old.scheme(module.name) != new.scheme(module.name):
+        elif not _agrees(new.scheme(module.name), old.scheme(module.name), module.scheme):
             raise _refusal(module.name, "as it was, in hf_quant_config.json, too", _text(new.scheme(module.name)))
+
+
+def _agrees(new: Scheme | None, old: Scheme | None, first: Scheme | None) -> bool:
+    return new == old or (new is None) == (first is None)
 
 
 def _refusal(where: str, expected: str, found: str) -> Unsupported:

@@ -45,7 +45,7 @@ def plan_changes(model: Model, profile: str, selection: Selection) -> Checked:
     if not changes.edits:
         return Checked(chosen, changes, texts, left_out, model)
     gone = [file.name for file in left_out]
-    after = interpret(preview(model.checkpoint, changes.edits, texts, gone))
+    after = interpret(preview(model.checkpoint, changes.edits, texts, gone), earlier=model)
     check_plan(model, after, changes.schemes)
     return Checked(chosen, changes, texts, left_out, after)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 from rewrite.checkpoint.checkpoint import Checkpoint
@@ -47,34 +48,40 @@ class Model:
     second_dialect: Dialect | None  # what hf_quant_config.json says, where config.json counts instead
     groups: Groups
     modules: Mapping[str, StoredModule]  # every module with a matrix of weights, by its stored name
-    layers: Layers
 
     @property
     def model_type(self) -> str:
         """As config.json names it."""
         return str(self.checkpoint.config.value.get("model_type", "unknown"))
 
+    @cached_property
+    def layers(self) -> Layers:
+        """The modules by how they are stored. Made when a profile asks: 60 bytes a module."""
+        fp8 = frozenset(name for name, module in self.modules.items() if module.fp8)
+        return Layers(fp8, tuple(name for name in self.modules if name not in fp8))
+
     def select(self, selection: Selection) -> tuple[FusedGroup, ...]:
         """The fused groups that ``selection`` is about. Raises :class:`rewrite.errors.Refused` for a broken one."""
         return self.groups.select(selection)
 
 
-def interpret(checkpoint: Checkpoint) -> Model:
+def interpret(checkpoint: Checkpoint, earlier: Model | None = None) -> Model:
     """Read config and headers of ``checkpoint`` as a :class:`Model`.
+
+    What is equal in a model of an ``earlier`` state is shared with it: there may be 500,000 modules.
 
     Raises :class:`rewrite.errors.ConfigError` for a quantization config that cannot be understood.
     """
     dialect = read_dialect(checkpoint)
-    modules = {name: StoredModule(name, weight, dialect.scheme(name)) for name, weight in _matrices(checkpoint)}
-    fp8 = frozenset(name for name, module in modules.items() if module.fp8)
-    return Model(
-        checkpoint,
-        dialect,
-        _second_dialect(checkpoint),
-        find_groups(checkpoint),
-        modules,
-        Layers(fp8, frozenset(modules) - fp8),
-    )
+    shared: Mapping[str, StoredModule] = earlier.modules if earlier else {}
+    found = (StoredModule(name, weight, dialect.scheme(name)) for name, weight in _matrices(checkpoint))
+    modules = {kept.name: kept for module in found for kept in (_kept(module, shared),)}
+    return Model(checkpoint, dialect, _second_dialect(checkpoint), find_groups(checkpoint), modules)
+
+
+def _kept(module: StoredModule, shared: Mapping[str, StoredModule]) -> StoredModule:
+    old = shared.get(module.name)
+    return old if old is not None and old == module else module
 
 
 def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:

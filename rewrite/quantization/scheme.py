@@ -27,13 +27,19 @@ class Scheme:
     def fp8(self) -> bool:
         return self.format == "FP8"
 
+    def means(self, other: Scheme) -> bool:
+        """Whether both are the same quantization. Across dialects, only the parts that all of them state count."""
+        if self.stated and other.stated:
+            return self.stated == other.stated
+        return (self.format, self.layout, self.activations) == (other.format, other.layout, other.activations)
+
 
 @dataclass(frozen=True)
 class Layers:
     """The matrices of a checkpoint by the names of their modules: those stored in FP8, and all others."""
 
     fp8: frozenset[str]
-    others: frozenset[str]
+    others: Collection[str]
 
 
 @dataclass(frozen=True)

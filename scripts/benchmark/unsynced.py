@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 
-from rewrite.cli import main
+from rewrite.cli.commands import main
 
 if __name__ == "__main__":
     print(time.monotonic(), flush=True)

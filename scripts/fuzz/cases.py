@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rewrite import PROFILES, SELECTIONS, RewriteError, make_plan, open_checkpoint
-from rewrite.inspection import inspect_open
+from rewrite.inspection.inspection import inspect_model
+from rewrite.quantization.model import interpret
 
 CONFIG, INDEX, QUANT_FILE = "config.json", "model.safetensors.index.json", "hf_quant_config.json"
 EXTRA_SHARD = "extra.safetensors"
@@ -139,10 +140,14 @@ def judge(directory: Path) -> str:
     refused, checkpoint = _refused(lambda: open_checkpoint(directory))
     if checkpoint is None:
         return refused
-    inspected = [_refused(partial(inspect_open, checkpoint, selection))[0] for selection in SELECTIONS]
+    inspected = [_refused(partial(_inspect, checkpoint, selection))[0] for selection in SELECTIONS]
     plans = [partial(make_plan, checkpoint, profile, selection) for selection in SELECTIONS for profile in PROFILES]
     planned = [_refused(plan)[0] for plan in plans]
     return next((outcome for outcome in (inspected[0], planned[0]) if outcome != "accepted"), "accepted")
+
+
+def _inspect(checkpoint: Any, selection: Any) -> Any:
+    return inspect_model(interpret(checkpoint), selection)
 
 
 def _refused(work: Callable[[], T]) -> tuple[str, T | None]:

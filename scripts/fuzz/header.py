@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import struct
 import sys
+from pathlib import Path
 
 import atheris
 from safetensors import deserialize
 
 with atheris.instrument_imports(include=["rewrite", "json"]):
+    from rewrite.checkpoint.header import build_header, parse_header, read_header
+    from rewrite.checkpoint.local import LocalFile
     from rewrite.errors import HeaderError
-    from rewrite.header import build_header, parse_header, read_header
 
 FILE = os.memfd_create("header")
 
@@ -33,7 +35,7 @@ def judge(data: bytes) -> None:
     os.ftruncate(FILE, 0)
     os.pwrite(FILE, data, 0)
     try:
-        header = read_header(FILE, "x")
+        header = read_header(LocalFile(FILE, Path("x")), "x")
     except HeaderError:
         return
     stock = {name: (info["dtype"], tuple(info["shape"]), len(info["data"])) for name, info in deserialize(data)}

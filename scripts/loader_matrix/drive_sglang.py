@@ -26,7 +26,7 @@ def start() -> str:
     from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
     from sglang.srt.model_loader import loader
 
-    # A CUDA kernel; requantisation to the largest scale calls it while loading.
+    # A CUDA kernel; requantization to the largest scale calls it while loading.
     _kernels().sgl_per_tensor_quant_fp8 = sgl_per_tensor_quant_fp8
     # Both ask for the card's compute capability; FP8 checkpoints are made for 8.9 and newer.
     loader.get_device_capability = lambda *_, **__: (9, 0)
@@ -38,7 +38,7 @@ def start() -> str:
 
 
 def _keep_resampler_on_cpu() -> None:
-    """MiniCPM-V's (unquantised) resampler goes where an accelerator is asked for, or, before 0.5.14, to "cuda" by name;
+    """MiniCPM-V's (unquantized) resampler goes where an accelerator is asked for, or, before 0.5.14, to "cuda" by name;
     everything else goes where the loader is told to."""
     import torch
 

@@ -20,7 +20,7 @@ def start() -> str:
     import vllm
     import vllm._custom_ops as ops
 
-    # A CUDA kernel, missing from CPU builds; requantisation to the largest scale calls it while loading.
+    # A CUDA kernel, missing from CPU builds; requantization to the largest scale calls it while loading.
     ops.scaled_fp8_quant = scaled_fp8_quant
     # Raises where torch has no accelerator; called once the weights are loaded, to give device memory back.
     torch.accelerator.empty_cache = lambda: None
@@ -31,6 +31,7 @@ def start() -> str:
     _replace_expert_kernels()
     _replace_linear_kernels()
     _offer_nvfp4_kernel()
+    _keep_fp8_weights_as_loaded()
     _offer_fp8_cache()
     driver.preload(
         "vllm.engine.arg_utils",
@@ -42,7 +43,7 @@ def start() -> str:
 
 
 def _replace_expert_kernels() -> None:
-    """FP8 expert kernels exist for accelerators only. Has to run before vLLM's quantisation modules are imported."""
+    """FP8 expert kernels exist for accelerators only. Has to run before vLLM's quantization modules are imported."""
     import vllm.model_executor.layers.fused_moe.oracle.fp8 as oracle
 
     # Finds no backend on CPU. Triton's takes weights in the order they were loaded in, so nothing is shuffled.
@@ -55,7 +56,7 @@ def _replace_linear_kernels() -> None:
     from vllm.model_executor.layers import utils
     from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
 
-    # Repacks *unquantised* weights for a CPU GEMM and drops them: it can't take the 3-D convolution weight of a GDN
+    # Repacks *unquantized* weights for a CPU GEMM and drops them: it can't take the 3-D convolution weight of a GDN
     # layer (0.19.1), and what it drops could not be compared.
     utils.dispatch_cpu_unquantized_gemm = lambda *_, **__: None
     # Asks for a card's compute capability and, where there is none, falls back to weight-only Marlin, another layout.
@@ -72,6 +73,18 @@ def _offer_nvfp4_kernel() -> None:
     os.environ["VLLM_USE_NVFP4_CT_EMULATIONS"] = "1"
     if hasattr(linear, "EmulationNvFp4LinearKernel"):
         linear._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [linear.EmulationNvFp4LinearKernel]
+
+
+def _keep_fp8_weights_as_loaded() -> None:
+    """On a CPU with AMX, vLLM 0.32 chooses a kernel that repacks FP8 weights (``CPUFp8PerTensorScaledMMLinearKernel``):
+    they could not be compared. The kernels of torch, which every CPU has, leave them as they were loaded."""
+    from vllm.model_executor.kernels import linear
+    from vllm.platforms import PlatformEnum
+
+    kernels = getattr(linear, "_POSSIBLE_FP8_KERNELS", {})
+    plain = [kernel for kernel in kernels.get(PlatformEnum.CPU, ()) if "Torch" in kernel.__name__]
+    if plain:
+        kernels[PlatformEnum.CPU] = plain
 
 
 def _offer_fp8_cache() -> None:

@@ -1,4 +1,4 @@
-"""vLLM end to end on CPU: greedy generation of a few tokens, with the kernels replaced that quantise activations."""
+"""vLLM end to end on CPU: greedy generation of a few tokens, with the kernels replaced that quantize activations."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOKENS = 12
 
 
 def start() -> str:
-    """Import vLLM and replace the CUDA kernels that quantise weights while loading and activations while running."""
+    """Import vLLM and replace the CUDA kernels that quantize weights while loading and activations while running."""
     import torch
     import vllm
     import vllm._custom_ops as ops

@@ -1,6 +1,6 @@
-"""References for the CUDA kernels that CPU builds lack: quantising a tensor to FP8 E4M3, under each engine's names.
+"""References for the CUDA kernels that CPU builds lack: quantizing a tensor to FP8 E4M3, under each engine's names.
 
-Engines requantise the partitions of a fused weight to the group's largest scale with it while they load. Generating
+Engines requantize the partitions of a fused weight to the group's largest scale with it while they load. Generating
 needs it for activations too, after an MLP's gate and up have been multiplied. The arithmetic is the kernels' own:
 value / scale, clamped to the finite range, rounded to nearest even.
 """
@@ -32,7 +32,7 @@ def scaled_fp8_quant(
 
 
 def silu_and_mul_quant(result: torch.Tensor, input: torch.Tensor, scale: torch.Tensor) -> None:  # noqa: A002
-    """Fill `result` (FP8, [..., d]) with silu(gate) x up of `input` ([..., 2 d]), quantised by `scale`."""
+    """Fill `result` (FP8, [..., d]) with silu(gate) x up of `input` ([..., 2 d]), quantized by `scale`."""
     gate, up = input.float().chunk(2, -1)
     result.copy_(scaled_fp8_quant(torch.nn.functional.silu(gate) * up, scale)[0])
 
@@ -44,6 +44,6 @@ def sgl_per_tensor_quant_fp8(
     is_static: bool,
 ) -> None:
     """Fill `output` (FP8, `input`'s shape); by `scale` if static, else by the largest magnitude, put into `scale`."""
-    quantised, used = scaled_fp8_quant(input, scale if is_static else None)
-    output[: input.shape[0]].copy_(quantised)
+    quantized, used = scaled_fp8_quant(input, scale if is_static else None)
+    output[: input.shape[0]].copy_(quantized)
     scale.copy_(used.reshape(scale.shape))

@@ -10,7 +10,7 @@ tests/loader_matrix.json:
                    not run  nothing was learnt: `reason` says why
       groups       for each served module that belongs to a fused layer, and each rank: `layer` in_proj_qkvz, qkv_proj
                    or gate_up_proj (also where an engine serves the parts as modules of their own); error of each
-                   partition; input_scale equal, differs or absent (activations quantised dynamically, or not at all)
+                   partition; input_scale equal, differs or absent (activations quantized dynamically, or not at all)
       others       worst error of every other kind of linear, routed experts too, and the same of its input_scale
       cast         modules served in FP8 that are not FP8 on disk
       not_compared kinds of stored linears whose format (NVFP4) is not read: nothing is known of their errors
@@ -117,7 +117,7 @@ def cell(key: dict[str, Any], results: list[dict[str, Any]]) -> Cell:
     groups = [layer for layer in layers if layer["layer"]]
     if not groups:
         return Cell(**key, outcome="not run", reason="no fused layer was found in the loaded model")
-    cast = sorted({layer["module"] for layer in layers if layer["quantised"] and not layer["quantised_on_disk"]})
+    cast = sorted({layer["module"] for layer in layers if layer["quantized"] and not layer["quantized_on_disk"]})
     cast += sorted({stray for result in results for stray in result["strays"]})
     return Cell(
         **key,

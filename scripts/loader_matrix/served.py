@@ -1,6 +1,6 @@
 """Compares what an engine would serve with the truth, partition by partition.
 
-`rel` is |served - true| / |true| (Frobenius norms, F32) of the dequantised weights.
+`rel` is |served - true| / |true| (Frobenius norms, F32) of the dequantized weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from loader_matrix.truth import Linear, Truth, canonical
 
 FP8 = torch.float8_e4m3fn
 # A module that holds all experts of a layer: attribute of the weight, of its scale, and the experts' projections in it.
-# vLLM's and SGLang's is quantised; transformers' is not.
+# vLLM's and SGLang's is quantized; transformers' is not.
 EXPERTS = {
     "w13": ("w13_weight", "w13_weight_scale", "w13_input_scale", ("gate_proj", "up_proj")),
     "w2": ("w2_weight", "w2_weight_scale", "w2_input_scale", ("down_proj",)),
@@ -74,7 +74,7 @@ class Layer:
 
     sources: tuple[str, ...]
     parts: tuple[Part, ...]
-    quantised: bool
+    quantized: bool
     input_scale: float | None
 
 
@@ -109,9 +109,9 @@ def expected(name: str, truth: Truth, rank: Rank) -> Layer | None:
         for part, rows in zip(names, linear.weight.split(truth.rows(module, len(names))), strict=True)
     )
     scales = [linear.input_scale for linear in linears if linear.input_scale is not None]
-    # Every partition gets the same activations; engines quantise them by the largest of the partitions' scales.
+    # Every partition gets the same activations; engines quantize them by the largest of the partitions' scales.
     stored = tuple(module for module, _ in sources)
-    return Layer(stored, parts, all(linear.quantised for linear in linears), max(scales, default=None))
+    return Layer(stored, parts, all(linear.quantized for linear in linears), max(scales, default=None))
 
 
 def rel(served: torch.Tensor, true: torch.Tensor) -> float:
@@ -122,7 +122,7 @@ def rel(served: torch.Tensor, true: torch.Tensor) -> float:
     return float((served.float() - true).norm() / true.norm())
 
 
-def dequantised(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) -> torch.Tensor:
+def dequantized(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) -> torch.Tensor:
     """F32 [N, K] of a served weight, stored [N, K] or as its transposed view (what FP8 GEMMs want).
 
     `scale` has one element or one for every row: no engine computes with one for every partition.
@@ -143,7 +143,7 @@ def dequantised(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) 
 
 
 def _input_scale(served: Any, true: float | None) -> str:
-    """`equal`, `differs`, or `absent` (the engine quantises activations dynamically, or not at all)."""
+    """`equal`, `differs`, or `absent` (the engine quantizes activations dynamically, or not at all)."""
     if not isinstance(served, torch.Tensor):
         return "absent"
     if true is None:
@@ -153,22 +153,22 @@ def _input_scale(served: Any, true: float | None) -> str:
 
 def _errors(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) -> dict[str, float]:
     """Of each partition of a served weight; `scale` None where it is not FP8."""
-    rows = dequantised(weight, scale, layer).split([len(part.weight) for part in layer.parts])
+    rows = dequantized(weight, scale, layer).split([len(part.weight) for part in layer.parts])
     true = [part.weight if scale is not None else part.weight.to(weight.dtype).float() for part in layer.parts]
     return {part.name: rel(*each) for part, *each in zip(layer.parts, rows, true, strict=True)}
 
 
 def _measure(name: str, module: torch.nn.Module, layer: Layer) -> dict[str, Any]:
     weight = module.weight.detach()
-    quantised = weight.dtype == FP8
+    quantized = weight.dtype == FP8
     return {
         "module": name,
         "layer": FUSED.get(name.rpartition(".")[2]),
         "sources": layer.sources,
-        "errors": _errors(weight, module.weight_scale if quantised else None, layer),
-        "input_scale": _input_scale(getattr(module, "input_scale", None), layer.input_scale) if quantised else "absent",
-        "quantised": quantised,
-        "quantised_on_disk": layer.quantised,
+        "errors": _errors(weight, module.weight_scale if quantized else None, layer),
+        "input_scale": _input_scale(getattr(module, "input_scale", None), layer.input_scale) if quantized else "absent",
+        "quantized": quantized,
+        "quantized_on_disk": layer.quantized,
     }
 
 
@@ -176,15 +176,15 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
     """The experts' weights [E, N, K], with scales [E] or [E, N]: the worst error over the experts."""
     weight_name, scale_name, input_name, projections = EXPERTS[which]
     weights = getattr(module, weight_name).detach()
-    quantised = weights.dtype == FP8
-    scales = getattr(module, scale_name) if quantised else [None] * len(weights)
+    quantized = weights.dtype == FP8
+    scales = getattr(module, scale_name) if quantized else [None] * len(weights)
     found: list[dict[str, float]] = []
     linears: dict[str, Linear] = {}
     for expert, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
         own = {f"{name}.{expert}.{projection}": projection for projection in projections}
         linears |= {module: truth.linear(module) for module in own}
         parts = tuple(Part(projection, linears[module].weight) for module, projection in own.items())
-        found.append(_errors(weight, scale, Layer(tuple(own), parts, quantised, None)))
+        found.append(_errors(weight, scale, Layer(tuple(own), parts, quantized, None)))
     inputs = [linear.input_scale for linear in linears.values() if linear.input_scale is not None]
     return {
         "module": f"{name}.{which}",
@@ -192,8 +192,8 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
         "sources": tuple(linears),
         "errors": {projection: worst([errors[projection] for errors in found]) for projection in projections},
         "input_scale": _input_scale(getattr(module, input_name or "-", None), max(inputs, default=None)),
-        "quantised": quantised,
-        "quantised_on_disk": all(linear.quantised for linear in linears.values()),
+        "quantized": quantized,
+        "quantized_on_disk": all(linear.quantized for linear in linears.values()),
     }
 
 
@@ -238,7 +238,7 @@ def measure(model: torch.nn.Module, truth: Truth, rank: Rank) -> dict[str, Any]:
     """Errors of every linear of the language model: a record for each.
 
     `strays` names FP8 weights that the checkpoint has no FP8 linear for (a vision tower that was cast, say),
-    `not_compared` the kinds of linear that are quantised on disk in a way that `truth` does not read.
+    `not_compared` the kinds of linear that are quantized on disk in a way that `truth` does not read.
     """
     layers: list[dict[str, Any]] = []
     strays: list[str] = []
@@ -258,9 +258,9 @@ def measure(model: torch.nn.Module, truth: Truth, rank: Rank) -> dict[str, Any]:
             layers.append(_measure(name or "", module, layer))
         elif weight.dtype == FP8:
             strays.append(served)
-    missing = sorted(truth.quantised() - {source for layer in layers for source in layer["sources"]})
+    missing = sorted(truth.quantized() - {source for layer in layers for source in layer["sources"]})
     if missing:  # nothing that was not compared may pass
-        raise ValueError(f"{len(missing)} quantised modules are not in the loaded model: {', '.join(missing[:3])}")
+        raise ValueError(f"{len(missing)} quantized modules are not in the loaded model: {', '.join(missing[:3])}")
     return {
         "layers": [{**layer, "rank": rank.rank} for layer in layers],
         "strays": strays,

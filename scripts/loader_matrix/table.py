@@ -14,7 +14,7 @@ LOADS = ("loader", "fixture", "profile", "outcome", *PARTITIONS, "KV cache", "de
 GENERATES = ("loader", "fixture", "profile", "outcome", "detail")
 # The columns of the README's first table.
 SHOWN = (ORIGINAL, "exact", "exact-all", "portable", "bf16", "partition")
-# Of its table of families: what leaves no fused layer to be requantised, the preferred first.
+# Of its table of families: what leaves no fused layer to be requantized, the preferred first.
 MENDS = ("exact-all", "portable", "bf16-all")
 
 

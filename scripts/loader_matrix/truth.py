@@ -1,4 +1,4 @@
-"""What the original checkpoint says every linear weight is, read and dequantised independently of `rewrite`.
+"""What the original checkpoint says every linear weight is, read and dequantized independently of `rewrite`.
 
 Reads the safetensors bytes itself (8-byte little-endian header length, JSON header, data), so neither `rewrite` nor an
 engine's reader can share a mistake with it.
@@ -60,13 +60,13 @@ def _shards(checkpoint: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Linear:
-    """One stored linear: dequantised `weight` F32 [N, K], and whether FP8 lies on disk.
+    """One stored linear: dequantized `weight` F32 [N, K], and whether FP8 lies on disk.
 
     `input_scale` is the static activation scale, None where the checkpoint has none.
     """
 
     weight: torch.Tensor
-    quantised: bool
+    quantized: bool
     input_scale: float | None
 
 
@@ -96,7 +96,7 @@ class Truth:
             if name.endswith(".weight") and tensor.dtype == dtype
         }
 
-    def quantised(self) -> set[str]:
+    def quantized(self) -> set[str]:
         """Names of all FP8 linears."""
         return self._weights(torch.float8_e4m3fn)
 
@@ -124,19 +124,19 @@ class Truth:
         return sizes
 
     def linear(self, name: str) -> Linear:
-        """The linear `name`, dequantised: FP8 value x scale, both in F32, which is exact for one product."""
+        """The linear `name`, dequantized: FP8 value x scale, both in F32, which is exact for one product."""
         weight = self._tensors[f"{name}.weight"]
         if weight.dtype == torch.uint8:
             raise ValueError(f"{name}: packed weights, which truth.py can't read")
         if weight.dtype != torch.float8_e4m3fn:
-            return Linear(weight.float(), quantised=False, input_scale=None)
+            return Linear(weight.float(), quantized=False, input_scale=None)
         scale = self._tensors[f"{name}.weight_scale"].float()
         if scale.numel() == 1:
             scale = scale.reshape(1, 1)
         elif scale.shape != (weight.shape[0], 1):
             raise ValueError(f"{name}: a fixture's scale has shape {tuple(scale.shape)}, which truth.py can't read")
         given = self._tensors.get(f"{name}.input_scale")
-        return Linear(weight.float() * scale, quantised=True, input_scale=None if given is None else given.max().item())
+        return Linear(weight.float() * scale, quantized=True, input_scale=None if given is None else given.max().item())
 
 
 def _gdn_rows(config: dict[str, Any]) -> list[int]:

@@ -84,7 +84,7 @@ class CompressedTensors:
             )
         groups: dict[str, Any] = {_free_name(self._groups): _channel_group(self._groups[base], targets)}
         for name, group in self._groups.items():
-            narrowed = list(self._narrow(group["targets"], targets, converted, others | layers.others))
+            narrowed = list(self._narrow(group["targets"], targets, converted, (others, layers.others)))
             if narrowed:
                 groups[name] = {**deepcopy(group), "targets": narrowed}
         return CompressedTensors({**deepcopy(self.value), "config_groups": groups, "quantization_status": "compressed"})
@@ -108,14 +108,18 @@ class CompressedTensors:
         return any(self._patterns.matches(target, module) for target in targets)
 
     def _narrow(
-        self, old: Iterable[str], new: Collection[str], converted: Collection[str], others: Collection[str]
+        self,
+        old: Iterable[str],
+        new: Collection[str],
+        converted: Collection[str],
+        others: Iterable[Collection[str]],
     ) -> Iterator[str]:
         """The targets ``old`` without the converted modules. A target that matched nothing else goes."""
         lookahead = "".join(f"(?!{target.removeprefix('re:')})" for target in new)
         for target in old:
             if not self._patterns.matches_any(target, converted):
                 yield target
-            elif self._patterns.matches_any(target, others):
+            elif any(self._patterns.matches_any(target, names) for names in others):
                 yield f"re:{lookahead}{target.removeprefix('re:')}"
 
     def _group_of(self, module: str) -> str | None:

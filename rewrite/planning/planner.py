@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rewrite.errors import Unsupported, UsageError
 from rewrite.planning.check import check_plan
@@ -55,7 +55,7 @@ def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz
 
     Raises :class:`rewrite.errors.Refused` for what cannot be converted with certainty, before anything is written.
     """
-    checked = plan_changes(model, profile, selection)
+    checked = replace(plan_changes(model, profile, selection), after=model)  # frees the model after the changes
     checkpoint, changes = model.checkpoint, checked.changes
     shards = tuple(
         plan_shard(shard, changes.edits) for shard in checkpoint.shards.values() if touches(changes.edits, shard)

@@ -266,3 +266,11 @@ def test_neither_torch_nor_weights_are_needed(vl: Path) -> None:
     )
     environment = {**os.environ, "PYTHONPATH": str(FIXTURES.parents[1])}
     subprocess.run([sys.executable, "-c", script, "inspect", str(vl)], check=True, env=environment)
+
+
+def test_versions_that_were_not_run_are_said_to_be_assumed(vl: Path) -> None:
+    """On stderr and in JSON; a version that was run is not."""
+    result = run(vl, "--loader", "vllm@99.0", "--json")
+    assert "vLLM 99.0 was not run: assumed to be like 0.32.0" in result.stderr
+    assert json.loads(result.stdout)["assumptions"] == ["vLLM 99.0 was not run: assumed to be like 0.32.0"]
+    assert json.loads(run(vl, "--loader", "vllm@0.32.0", "--json").stdout)["assumptions"] == []

@@ -14,7 +14,7 @@ from rewrite.planning.preview import preview
 from rewrite.planning.profiles import PROFILES
 from rewrite.planning.profiles.base import Changes, Profile
 from rewrite.planning.shards import plan_shard, touches
-from rewrite.planning.side_files import new_texts, notes, stale_files
+from rewrite.planning.side_files import new_index, new_texts, notes, stale_files
 from rewrite.quantization.groups import Selection, find_lookalikes
 from rewrite.quantization.model import Model, interpret
 
@@ -60,7 +60,8 @@ def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz
     shards = tuple(
         plan_shard(shard, changes.edits) for shard in checkpoint.shards.values() if touches(changes.edits, shard)
     )
-    written: tuple[ShardPlan | TextFile | FileCopy, ...] = (*shards, *checked.texts, *checked.left_out)
+    texts = (*new_index(checkpoint, changes.edits), *checked.texts)
+    written: tuple[ShardPlan | TextFile | FileCopy, ...] = (*shards, *texts, *checked.left_out)
     gone = {file.name for file in written}
     copies = tuple(FileCopy(name, file_id) for name, file_id in checkpoint.files.items() if name not in gone)
     manifest = Manifest(
@@ -71,9 +72,9 @@ def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz
         dropped=tuple(name for name, new in changes.edits.items() if new is None),
         renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
         notes=tuple(_notes(model, checked)),
-        files=_manifest_files(shards, copies, checked.texts),
+        files=_manifest_files(shards, copies, texts),
     )
-    return Plan(manifest, shards, copies, checked.texts, checked.left_out)
+    return Plan(manifest, shards, copies, texts, checked.left_out)
 
 
 def _refuse_lookalikes(model: Model) -> None:

@@ -12,14 +12,14 @@ from rewrite.checkpoint.header import TensorInfo
 from rewrite.checkpoint.storage import FileId
 from rewrite.planning.jobs import TextFile
 from rewrite.planning.segments import Fill
-from rewrite.planning.shards import Edits
+from rewrite.planning.shards import Edits, NewTensor
 
 
 @dataclass(frozen=True)
 class Preview(Checkpoint):
     """A checkpoint whose changed scales can be read already. Changed weights cannot; nothing else has moved."""
 
-    new: Mapping[str, bytes]  # scales that no file holds yet
+    new: Mapping[str, NewTensor]  # scales that no file holds yet
     texts: Mapping[str, str]  # small files that no storage holds yet
 
     def read_json(self, name: str) -> JsonFile | None:
@@ -31,7 +31,7 @@ class Preview(Checkpoint):
         stored = []
         for info in infos:
             if info.name in self.new:
-                yield info, self.new[info.name]
+                yield info, b"".join(s.data * s.count for s in self.new[info.name].segments if isinstance(s, Fill))
             else:
                 stored.append(info)
         yield from super().read_tensors(stored)
@@ -40,7 +40,7 @@ class Preview(Checkpoint):
 def preview(checkpoint: Checkpoint, edits: Edits, texts: Iterable[TextFile], left_out: Iterable[str]) -> Checkpoint:
     """``checkpoint`` with the tensors of ``edits`` and the files ``texts``, without the files ``left_out``."""
     tensors = dict(checkpoint.tensors)
-    new: dict[str, bytes] = {}
+    new: dict[str, NewTensor] = {}
     for name, edit in edits.items():
         old = tensors.pop(name)
         if edit is None:
@@ -48,7 +48,7 @@ def preview(checkpoint: Checkpoint, edits: Edits, texts: Iterable[TextFile], lef
         info = edit.info(old)
         tensors[info.name] = info
         if all(isinstance(segment, Fill) for segment in edit.segments):
-            new[info.name] = b"".join(s.data * s.count for s in edit.segments if isinstance(s, Fill))
+            new[info.name] = edit
     changed = {text.name: text.text for text in texts}
     gone = set(left_out)
     files: dict[str, FileId] = {name: file_id for name, file_id in checkpoint.files.items() if name not in gone}

@@ -24,7 +24,7 @@ class NewTensor:
 
     @property
     def nbytes(self) -> int:
-        return sum(segment.length for segment in self.segments)
+        return sum([segment.length for segment in self.segments])
 
     def info(self, old: TensorInfo) -> TensorInfo:
         """Its entry of a header, at the beginning of the data. ``old`` is what it replaces."""

@@ -17,12 +17,10 @@ from rewrite.quantization.model import Model
 
 
 def new_texts(model: Model, changes: Changes) -> Iterator[TextFile]:
-    """Index, config and ModelOpt's own file, where they change."""
+    """Config and ModelOpt's own file, where they change."""
     checkpoint = model.checkpoint
     if not changes.edits:
         return
-    if checkpoint.index is not None:
-        yield from _changed(checkpoint.index, _index_text(checkpoint, checkpoint.index, changes.edits), checkpoint)
     old, new = model.dialect, changes.dialect
     if new is None or new.value == old.value:
         return
@@ -35,6 +33,12 @@ def new_texts(model: Model, changes: Changes) -> Iterator[TextFile]:
     file = checkpoint.read_json(hf_quant_config.NAME)
     if file is not None and not contradicts(model, changes):
         yield from _changed(file, hf_quant_config.updated(file, old, new), checkpoint)
+
+
+def new_index(checkpoint: Checkpoint, edits: Edits) -> Iterator[TextFile]:
+    """The index, where it changes. Only the writer needs it: with 100,000 tensors it takes longer than all else."""
+    if edits and checkpoint.index is not None:
+        yield from _changed(checkpoint.index, _index_text(checkpoint, checkpoint.index, edits), checkpoint)
 
 
 def stale_files(model: Model, changes: Changes) -> Iterator[str]:

@@ -31,11 +31,13 @@ def decode(dtype: str, raw: bytes, where: str) -> tuple[float, ...]:
     Raises :class:`Unsupported` for a dtype that is not one of F64, F32, F16, BF16; ``where`` names the tensor.
     """
     if dtype == "BF16":
-        padded = b"".join(b"\0\0" + raw[i : i + 2] for i in range(0, len(raw), 2))
-        return decode("F32", padded, where)
+        count = len(raw) // 2
+        raw = struct.pack(f"<{count}I", *(half << 16 for half in struct.unpack(f"<{count}H", raw)))
+        dtype = "F32"
     if dtype not in _FORMATS:
         raise Unsupported("Unsupported scale dtype", where=where, expected="F32, BF16, F16 or F64", found=dtype)
-    return tuple(value for (value,) in struct.iter_unpack(_FORMATS[dtype], raw))
+    code = _FORMATS[dtype]
+    return struct.unpack(f"<{len(raw) // struct.calcsize(code)}{code[1]}", raw)
 
 
 def dequantize(dtype: str, scale: float, plain: str) -> tuple[bytes, ...]:

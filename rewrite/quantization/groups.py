@@ -153,12 +153,13 @@ def _stored_modules(layers: Iterable[FusedLayer], tensors: Iterable[str]) -> dic
     """The stored parts of each layer. One pass over all names: there may be 100,000 of them."""
     patterns = {layer.name: re.compile(rf"(?!{_NOT_THE_LANGUAGE_MODEL})(?:.*\.)?{layer.parent}") for layer in layers}
     by_part = {part: layer.name for layer in layers for part in layer.modules}  # layers share no part
+    endings = tuple(f".{part}.weight" for part in by_part)
     stored: dict[str, list[str]] = {name: [] for name in patterns}
     for name in tensors:
-        if name.endswith(".weight"):
-            parent, _, part = name[: -len(".weight")].rpartition(".")
-            layer = by_part.get(part)
-            if layer is not None and patterns[layer].fullmatch(parent):
+        if name.endswith(endings):
+            parent, part, _ = name.rsplit(".", 2)
+            layer = by_part[part]
+            if patterns[layer].fullmatch(parent):
                 stored[layer].append(f"{parent}.{part}")
     return stored
 

@@ -16,6 +16,7 @@ from rewrite.checkpoint.local import LocalDirectory
 from rewrite.errors import CheckpointError
 from rewrite.planning.planner import plan_changes
 from rewrite.planning.profiles.base import affected_groups, kv_scales
+from rewrite.planning.profiles.exact import modules_by_target
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import interpret
@@ -42,7 +43,7 @@ class ExplicitScales:
         restated = bool(model.dialect.value) and not isinstance(model.dialect, CompressedTensors)
         self._restated = model.dialect.as_compressed_tensors(model.layers) if affected or restated else None
         self._names = {old: str(new.name) for old, new in kv_scales(model).items()} if restated else {}
-        self._targets = tuple(dict.fromkeys(group.layer.target for group, _ in affected))
+        self._targets = modules_by_target(affected)
         self._rows = {f"{m.name}.weight_scale": tuple(p.rows for p in m.partitions) for m in modules}
 
     def process(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -64,8 +65,7 @@ class ExplicitScales:
             self._restated if config is None else CompressedTensors(config.model_dump(mode="json"))
         )
         if self._rows:
-            modules = [name.removesuffix(".weight_scale") for name in self._rows]
-            restated = restated.with_channel_scales(self._targets, modules, self._layers)
+            restated = restated.with_channel_scales(self._targets, self._layers)
         return QuantizationConfig.model_validate(restated.value)
 
     def update_model_config(self, model_config: dict[str, object]) -> dict[str, object]:

@@ -58,7 +58,8 @@ class Model:
     def layers(self) -> Layers:
         """The modules by how they are stored. Made when a profile asks: 60 bytes a module."""
         fp8 = frozenset(name for name, module in self.modules.items() if module.fp8)
-        return Layers(fp8, tuple(name for name in self.modules if name not in fp8))
+        quantized = frozenset(name for name, module in self.modules.items() if not module.plain)
+        return Layers(fp8, tuple(name for name in self.modules if name not in fp8), quantized)
 
     def select(self, selection: Selection) -> tuple[FusedGroup, ...]:
         """The fused groups that ``selection`` is about. Raises :class:`rewrite.errors.Refused` for a broken one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -36,10 +36,12 @@ class Scheme:
 
 @dataclass(frozen=True)
 class Layers:
-    """The matrices of a checkpoint by the names of their modules: those stored in FP8, and all others."""
+    """The matrices of a checkpoint by the names of their modules: those stored in FP8, and all others. ``quantized``
+    are those that are not stored as ordinary floating-point numbers: FP8, packed, integers."""
 
     fp8: frozenset[str]
     others: Collection[str]
+    quantized: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,13 @@ class ChannelDialect(Dialect, Protocol):
     """A dialect that can state channel scales and dynamic activations: compressed-tensors."""
 
     def with_channel_scales(
-        self, targets: Collection[str], converted: Collection[str], layers: Layers
+        self, targets: Mapping[str, Collection[str]], layers: Layers, *, per_token: bool = False
     ) -> ChannelDialect:
-        """The config after the modules ``converted`` got one scale per row. ``targets`` are ``re:`` patterns for them
-        and for the layers that engines fuse them to."""
+        """The config after some modules got one scale per row, by target: a ``re:`` pattern for the modules and for the
+        layer that engines fuse them to. ``per_token``: their activations become dynamic."""
 
-    def portable(self, layers: Layers, fused_plain: Collection[str]) -> ChannelDialect:
-        """One config group: every FP8 layer with channel scales and dynamic activations per token.
+    def portable(self, converted: Collection[str], layers: Layers, fused_plain: Collection[str]) -> ChannelDialect:
+        """The config after the modules ``converted`` got channel scales and dynamic activations per token.
 
         ``fused_plain`` are ``re:`` patterns for plain layers that engines fuse.
         """

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from rewrite.planning.profiles.base import Profile
 from rewrite.planning.profiles.bf16 import BF16
-from rewrite.planning.profiles.exact import EXACT
+from rewrite.planning.profiles.exact import DYNAMIC, EXACT
 from rewrite.planning.profiles.partition import PARTITION
 from rewrite.planning.profiles.portable import PORTABLE
 
 #: By name, the default first.
-PROFILES: dict[str, Profile] = {profile.name: profile for profile in (EXACT, PORTABLE, BF16, PARTITION)}
+PROFILES: dict[str, Profile] = {profile.name: profile for profile in (EXACT, DYNAMIC, PORTABLE, BF16, PARTITION)}

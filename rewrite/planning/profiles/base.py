@@ -86,6 +86,11 @@ class Builder:
         if info is not None:
             self._edits[info.name] = None
 
+    def keep_input_scale(self, module: Module) -> None:
+        """The input scale stays beside the new weight scale. Refuses one that is not a positive number."""
+        if module.input_scale is not None:
+            read_values(module.input_scale, self._raw[module.input_scale.name])
+
     def channel(self, module: Module) -> ModuleChange:
         """One scale for every row, ``[N, 1]``."""
         raw, values, dtype = self._read(module)
@@ -122,8 +127,6 @@ class Builder:
     def _read(self, module: Module) -> tuple[bytes, tuple[float, ...], str]:
         """Bytes, values and dtype of the weight scale. Refuses scales that are not positive numbers."""
         scale = _scale_of(module)
-        if module.input_scale is not None:
-            read_values(module.input_scale, self._raw[module.input_scale.name])
         raw = self._raw[scale.name]
         return raw, read_values(scale, raw), scale.dtype
 
@@ -139,14 +142,20 @@ def kv_scales(model: Model) -> dict[str, NewTensor]:
     return edits
 
 
-def affected_groups(model: Model, selection: Selection) -> list[tuple[FusedGroup, tuple[Module, ...]]]:
-    """The groups whose partitions share a scale, or have a vector of them, with the modules that must change.
+Affected = list[tuple[FusedGroup, tuple[Module, ...]]]
+
+
+def affected_groups(model: Model, selection: Selection, *, per_token: bool = False) -> Affected:
+    """The groups whose partitions share a scale, or have a vector of them, with the modules that must change; with
+    ``per_token`` also those with channel scales and static activations.
 
     Raises :class:`rewrite.errors.Refused` where these cannot be told with certainty.
     """
     affected = []
     for group in model.select(selection):
         modules = _implicit(group)
+        if per_token and not _is_left_alone(group) and (modules or any(_is_static(m, model) for m in group.modules)):
+            modules = group.modules
         for module in modules:
             check_scheme(module, model)
         if modules:
@@ -180,14 +189,23 @@ def _implicit(group: FusedGroup) -> tuple[Module, ...]:
             found=", ".join(f"{m.name.rpartition('.')[2]}: {m.weight.dtype}" for m in group.modules),
             hint="no engine that fuses these modules can serve this: quantize again, or convert with --profile bf16",
         )
-    if not group.modules[0].quantized or _is_one_partition(group):
+    if _is_left_alone(group):
         return ()
     layouts = {module.name: known_layout(module) for module in group.modules}
-    if all(layout in ("channel", "block") for layout in layouts.values()):
-        return ()
     if any(layout == "block" for layout in layouts.values()):
         raise Unsupported("A fused group mixes block scales with others", where=group.name, found=layouts)
     return tuple(module for module in group.modules if layouts[module.name] != "channel")
+
+
+def _is_left_alone(group: FusedGroup) -> bool:
+    """Not quantized, one scale for one partition, or block scales, which every loader reads right."""
+    plain = not group.modules[0].quantized
+    return plain or _is_one_partition(group) or all(known_layout(module) == "block" for module in group.modules)
+
+
+def _is_static(module: Module, model: Model) -> bool:
+    scheme = model.modules[module.name].scheme
+    return scheme is not None and scheme.activations == "static"
 
 
 def _is_one_partition(group: FusedGroup) -> bool:

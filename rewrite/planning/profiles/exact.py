@@ -1,32 +1,56 @@
-"""``exact``: one scale for every row of the fused groups; nothing else changes."""
+"""``exact`` and ``dynamic``: one scale for every row of the fused groups; no other layer changes."""
 
 from __future__ import annotations
 
-from rewrite.planning.profiles.base import Builder, Changes, Profile, affected_groups
+from functools import partial
+
+from rewrite.planning.profiles.base import Affected, Builder, Changes, Profile, affected_groups
 from rewrite.promise import Promise
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
+from rewrite.quantization.scales import layout_of
 
 
-def _plan(model: Model, selection: Selection) -> Changes:
-    affected = affected_groups(model, selection)
+def _plan(model: Model, selection: Selection, *, per_token: bool) -> Changes:
+    affected = affected_groups(model, selection, per_token=per_token)
     if not affected:
         return Changes()
     builder = Builder(model, (module for _, modules in affected for module in modules))
-    names = {module.name for _, modules in affected for module in modules}
     for group, modules in affected:
-        builder.group(group.name, (builder.channel(module) for module in modules))
-    for name in names:
-        builder.scheme(name, "channel")
-    targets = tuple(dict.fromkeys(group.layer.target for group, _ in affected))
+        implicit = (module for module in modules if layout_of(module) != "channel")
+        builder.group(group.name, (builder.channel(module) for module in implicit))
+        for module in modules:
+            if per_token:
+                builder.drop(module.input_scale)
+                builder.scheme(module.name, "channel", "dynamic")
+            else:
+                builder.keep_input_scale(module)
+                builder.scheme(module.name, "channel")
     dialect = model.dialect.as_compressed_tensors(model.layers)
-    return builder.changes(dialect.with_channel_scales(targets, names, model.layers))
+    changed = dialect.with_channel_scales(modules_by_target(affected), model.layers, per_token=per_token)
+    return builder.changes(changed)
+
+
+def modules_by_target(affected: Affected) -> dict[str, list[str]]:
+    """The names of the modules by the target that matches them and the layer that engines fuse them to."""
+    targets: dict[str, list[str]] = {}
+    for group, modules in affected:
+        targets.setdefault(group.layer.target, []).extend(module.name for module in modules)
+    return targets
 
 
 EXACT = Profile(
     name="exact",
     summary="one scale for every row of the fused layers; nothing else changes",
-    plan=_plan,
+    plan=partial(_plan, per_token=False),
     promise=Promise(scale="channel"),
     closing="{modules} in {groups} made explicit",
+)
+DYNAMIC = Profile(
+    name="dynamic",
+    summary="as exact, and the activations of the fused layers are quantized per token",
+    plan=partial(_plan, per_token=True),
+    promise=Promise(scale="channel", input_scale="dropped"),
+    closing="{modules} in {groups} made explicit, dynamic activations",
+    note="activations of the fused layers are now quantized dynamically, per token: outputs differ slightly",
 )

@@ -22,6 +22,7 @@ def _plan(model: Model, selection: Selection) -> Changes:
     for group, modules in chosen:
         builder.group(group.name, (builder.vector(module) for module in modules))
         for module in modules:
+            builder.keep_input_scale(module)
             builder.scheme(module.name, "tensor")  # no dialect has another word for a vector
     return builder.changes(model.dialect)
 

@@ -1,10 +1,9 @@
-"""``portable``: one config group, channel scales for every FP8 layer, activations dynamic per token."""
+"""``portable``: channel scales for every FP8 layer, activations dynamic per token; other formats stay."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from rewrite.errors import Unsupported
 from rewrite.planning.profiles.base import Builder, Changes, Profile, affected_groups, check_scheme
 from rewrite.promise import Promise
 from rewrite.quantization.groups import FusedGroup, Module, Selection, single_module
@@ -13,17 +12,12 @@ from rewrite.quantization.scales import known_layout
 
 
 def _plan(model: Model, selection: Selection) -> Changes:
+    """Layers with block scales stay: every known loader reads these right."""
     grouped = {module.name: group for group in model.select(selection) for module in group.modules}
-    modules = [_module_of(name, grouped, model) for name in sorted(model.layers.fp8)]
-    layouts = {module.name: known_layout(module) for module in modules}
-    if "block" in layouts.values():
-        raise Unsupported(
-            "Block scales have no portable form",
-            where=next(name for name, layout in layouts.items() if layout == "block"),
-            expected="one scale for each layer, partition or row",
-            hint="every known loader reads block scales right: no conversion is needed",
-        )
-    if all(layout == "channel" and _is_dynamic(name, model) for name, layout in layouts.items()):
+    found = [_module_of(name, grouped, model) for name in sorted(model.layers.fp8)]
+    layouts = {module.name: known_layout(module) for module in found}
+    modules = [module for module in found if layouts[module.name] != "block"]
+    if all(layouts[module.name] == "channel" and _is_dynamic(module.name, model) for module in modules):
         return Changes()
     affected_groups(model, selection)  # refuses groups that are quantized in part
     builder = Builder(model, modules)
@@ -34,7 +28,8 @@ def _plan(model: Model, selection: Selection) -> Changes:
         builder.drop(module.input_scale)
         builder.scheme(module.name, "channel", "dynamic")
     dialect = model.dialect.as_compressed_tensors(model.layers)
-    return builder.changes(dialect.portable(model.layers, _fused_plain(model)))
+    names = [module.name for module in modules]
+    return builder.changes(dialect.portable(names, model.layers, _fused_plain(model)))
 
 
 def _module_of(name: str, grouped: dict[str, FusedGroup], model: Model) -> Module:
@@ -51,12 +46,13 @@ def _is_dynamic(name: str, model: Model) -> bool:
 def _fused_plain(model: Model) -> Collection[str]:
     """Patterns for plain layers under their fused name: SGLang looks ``in_proj_ba`` up, not its parts."""
     parts = ("linear_attn.in_proj_a", "linear_attn.in_proj_b")
-    return (r"re:.*linear_attn\.in_proj_(a|b|ba)$",) if any(m.endswith(parts) for m in model.layers.others) else ()
+    plain = {module.plain for name, module in model.modules.items() if name.endswith(parts)}
+    return (r"re:.*linear_attn\.in_proj_(a|b|ba)$",) if plain == {True} else ()
 
 
 PORTABLE = Profile(
     name="portable",
-    summary="one config group: a scale for every row of every FP8 layer, activations quantized per token",
+    summary="a scale for every row of every FP8 layer, activations quantized per token",
     plan=_plan,
     promise=Promise(scale="channel", input_scale="dropped", every_layer=True),
     closing="{layers} with a scale for every row, dynamic activations",

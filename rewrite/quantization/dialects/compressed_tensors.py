@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -64,40 +64,42 @@ class CompressedTensors:
         return self
 
     def with_channel_scales(
-        self, targets: Collection[str], converted: Collection[str], layers: Layers
+        self, targets: Mapping[str, Collection[str]], layers: Layers, *, per_token: bool = False
     ) -> CompressedTensors:
-        """Put a group for ``targets`` with ``strategy: channel`` before the others; all else stays.
+        """Put groups for ``targets`` with ``strategy: channel`` before the others; all else stays.
 
         The other groups' targets that match a converted module are narrowed, since a pattern that sorts before ours
         would win in compressed-tensors and one that stands before ours would win in vLLM. Class names need no
         narrowing: every loader tries them last.
         """
-        base = self._common_group(converted)
-        others = layers.fp8 - set(converted)
-        strays = [name for name in others if self._is_target(targets, name) and self._group_of(name)]
-        if strays:
-            raise Unsupported(
-                "Fused groups of one kind are quantized in different ways",
-                where=min(strays),
-                expected="every module of this name with one shared scale, or none",
-                found=f"{len(strays)} with another layout",
-            )
-        groups: dict[str, Any] = {_free_name(self._groups): _channel_group(self._groups[base], targets)}
+        groups: dict[str, Any] = {}
+        for target, names in targets.items():
+            group = _channel_group(self._groups[self._common_group(names)], [target], per_token=per_token)
+            self._refuse_strays(target, group, layers.quantized - set(names))
+            _add(groups, _free_name({**self._groups, **groups}), group)
+        converted = frozenset(name for names in targets.values() for name in names)
+        others = [name for names in (layers.fp8, layers.others) for name in names if name not in converted]
         for name, group in self._groups.items():
-            narrowed = list(self._narrow(group["targets"], targets, converted, (others, layers.others)))
+            narrowed = list(self._narrow(group["targets"], targets, converted, others))
             if narrowed:
                 groups[name] = {**deepcopy(group), "targets": narrowed}
         return CompressedTensors({**deepcopy(self.value), "config_groups": groups, "quantization_status": "compressed"})
 
-    def portable(self, layers: Layers, fused_plain: Collection[str]) -> CompressedTensors:
-        """One group for ``Linear``: channel scales, activations per token. The ``ignore`` list gains patterns that
-        survive the renaming of modules: SGLang 0.5.9 and 0.5.10 look for other names than the stored ones."""
-        base = deepcopy(self._groups[self._common_group(layers.fp8)])
-        group = {**base, "targets": [_LINEAR], "input_activations": _per_token(base.get("input_activations"))}
-        group["weights"]["strategy"] = "channel"
+    def portable(self, converted: Collection[str], layers: Layers, fused_plain: Collection[str]) -> CompressedTensors:
+        """Channel scales and activations per token for the groups of the ``converted`` modules; the others stay.
+
+        Neighboring groups that say the same afterwards become one: some consumers take one group only. The ``ignore``
+        list gains patterns that survive the renaming of modules: SGLang 0.5.9 and 0.5.10 look for other names than the
+        stored ones.
+        """
+        chosen = {self._group_of(module) for module in converted}
+        groups: dict[str, Any] = {}
+        for name, group in self._groups.items():
+            changed = _channel_group(group, group["targets"], per_token=True) if name in chosen else deepcopy(group)
+            _add(groups, name, changed)
         patterns = [*fused_plain, *_renaming_patterns(self._ignore, layers)]
         ignore = list(dict.fromkeys([*self._ignore, *patterns]))
-        changes = {"config_groups": {"group_0": group}, "ignore": ignore, "quantization_status": "compressed"}
+        changes = {"config_groups": groups, "ignore": ignore, "quantization_status": "compressed"}
         return CompressedTensors({**deepcopy(self.value), **changes})
 
     def without(self, plain: Dequantized) -> CompressedTensors:
@@ -107,20 +109,34 @@ class CompressedTensors:
         """Whether one of the targets (exact names or ``re:`` patterns) matches the module."""
         return any(self._patterns.matches(target, module) for target in targets)
 
+    def _refuse_strays(self, target: str, group: dict[str, Any], others: Iterable[str]) -> None:
+        """A target must match no module that is quantized in another way than its group says."""
+        stated = _stated(group)
+        strays = [name for name in others if self._patterns.matches(target, name) and self._stated(name) != stated]
+        if strays:
+            raise Unsupported(
+                "Fused groups of one kind are quantized in different ways",
+                where=min(strays),
+                expected="every module of this name with one shared scale, or none",
+                found=f"{len(strays)} with another layout",
+                hint="use --profile bf16, which dequantizes the fused groups",
+            )
+
+    def _stated(self, module: str) -> str | None:
+        scheme = self.scheme(module)
+        return None if scheme is None else scheme.stated
+
     def _narrow(
-        self,
-        old: Iterable[str],
-        new: Collection[str],
-        converted: Collection[str],
-        others: Iterable[Collection[str]],
+        self, old: Iterable[str], new: Iterable[str], converted: Collection[str], others: Collection[str]
     ) -> Iterator[str]:
         """The targets ``old`` without the converted modules. A target that matched nothing else goes."""
         lookahead = "".join(f"(?!{target.removeprefix('re:')})" for target in new)
         for target in old:
             if not self._patterns.matches_any(target, converted):
                 yield target
-            elif any(self._patterns.matches_any(target, names) for names in others):
-                yield f"re:{lookahead}{target.removeprefix('re:')}"
+            elif self._patterns.matches_any(target, others):
+                pattern = target.removeprefix("re:")
+                yield f"re:{lookahead}(?:{pattern})" if "|" in pattern else f"re:{lookahead}{pattern}"
 
     def _group_of(self, module: str) -> str | None:
         if module in self._ignored or _LINEAR in self._ignored:
@@ -133,15 +149,18 @@ class CompressedTensors:
         return next((target.group for target in targets), None)
 
     def _common_group(self, modules: Collection[str]) -> str:
-        """The one group that all ``modules`` belong to: what the new group is a copy of, strategy aside."""
+        """The group whose scheme all ``modules`` have: what the new group is a copy of, strategy aside."""
         groups = {self._group_of(module): module for module in modules}
-        if len(groups) == 1 and (name := next(iter(groups))) is not None:
+        stated = {None if name is None else _stated(self._groups[name]) for name in groups}
+        name = next(iter(groups))
+        if len(stated) == 1 and name is not None:
             return name
         raise Unsupported(
             "The modules of a fused layer belong to different config groups",
             where=_WHERE,
-            expected="one config group for all of them",
+            expected="one scheme for all of them",
             found=", ".join(f"{module}: {name or 'no group'}" for name, module in groups.items()),
+            hint="use --profile bf16, which dequantizes the fused groups",
         )
 
 
@@ -190,10 +209,28 @@ def _per_token(base: dict[str, Any] | None) -> dict[str, Any]:
     return {**(base or {}), **_arguments("token", dynamic=True), **({"observer": None} if base else {})}
 
 
-def _channel_group(base: dict[str, Any], targets: Iterable[str]) -> dict[str, Any]:
+def _channel_group(base: dict[str, Any], targets: Iterable[str], *, per_token: bool = False) -> dict[str, Any]:
+    """The group ``base`` with channel scales, for ``targets``."""
     group = {**deepcopy(base), "targets": list(targets)}
     group["weights"]["strategy"] = "channel"
+    if per_token:
+        group["input_activations"] = _per_token(base.get("input_activations"))
     return group
+
+
+def _add(groups: dict[str, Any], name: str, group: dict[str, Any]) -> None:
+    """Add a group, or join it to the last one where that says the same."""
+    last = next(reversed(groups), None)
+    if last is None or _stated(groups[last]) != _stated(group):
+        groups[name] = group
+        return
+    targets = list(dict.fromkeys([*groups[last]["targets"], *group["targets"]]))
+    groups[last]["targets"] = [_LINEAR] if _LINEAR in targets else targets  # the class includes all others
+
+
+def _stated(group: dict[str, Any]) -> str:
+    """All that a group says but its targets."""
+    return json.dumps({**group, "targets": None}, sort_keys=True)
 
 
 _NUMBER = re.compile(r"(?<=\\\.)\d+(?=\\\.)")
@@ -201,7 +238,7 @@ _NUMBER = re.compile(r"(?<=\\\.)\d+(?=\\\.)")
 
 def _renaming_patterns(ignore: Iterable[str], layers: Layers) -> list[str]:
     """Patterns for the exact names of an ``ignore`` list: no prefix that engines change, any layer number."""
-    safe: dict[str, bool] = {}  # whether a pattern leaves the FP8 layers alone; many names give the same one
+    safe: dict[str, bool] = {}  # whether a pattern leaves the quantized layers alone; many names give the same one
     patterns = []
     for name in ignore:
         if name.startswith("re:") or name == _LINEAR or "." not in name:
@@ -210,7 +247,7 @@ def _renaming_patterns(ignore: Iterable[str], layers: Layers) -> list[str]:
         for pattern in (f".*{_NUMBER.sub('[0-9]+', tail)}$", f".*{tail}$"):
             if pattern not in safe:  # of our own making, one run of anything and digits: sure to end
                 match = re.compile(pattern).match
-                safe[pattern] = not any(match(module) for module in layers.fp8)
+                safe[pattern] = not any(match(module) for module in layers.quantized)
             if safe[pattern]:
                 patterns.append(f"re:{pattern}")
                 break
@@ -245,7 +282,7 @@ def _scheme(group: dict[str, Any], name: str) -> Scheme | None:
         _LAYOUTS.get(strategy),
         activations,
         f"{kind}{bits} weights per {strategy}, {activations} activations",
-        json.dumps({**group, "targets": None}, sort_keys=True),
+        _stated(group),
     )
 
 

@@ -33,4 +33,4 @@ class Other:
         )
 
     def without(self, _plain: Dequantized) -> NoReturn:
-        self.as_compressed_tensors(Layers(frozenset(), frozenset()))
+        self.as_compressed_tensors(Layers(frozenset(), (), frozenset()))

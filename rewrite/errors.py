@@ -59,6 +59,11 @@ class Refused(RewriteError):
 
     exit_code = 3
 
+    def with_hint(self, hint: str) -> Refused:
+        """The same with one more sentence on what to do next."""
+        both = hint if self.hint is None else f"{self.hint}; {hint}"
+        return type(self)(self.what, where=self.where, expected=self.expected, found=self.found, hint=both)
+
 
 class HeaderError(Refused):
     """A safetensors header breaks the format."""

@@ -315,6 +315,8 @@ def _what_changes(manifest: Manifest) -> str:
     what = PROFILES[manifest.profile].closing.format(
         modules=_count(modules, "shared scale"), layers=_count(modules, "layer"), groups=groups
     )
+    if not modules:  # the scales were explicit already
+        what = f"{_count(len(manifest.dropped), 'input scale')} dropped, dynamic activations"
     return f"{what}, {rewritten} of {_count(len(shards), 'shard')} rewritten"
 
 

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES, decode
-from rewrite.quantization.groups import FusedGroup, find_lookalikes
+from rewrite.quantization.groups import WEIGHTS, FusedGroup, find_lookalikes
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import bad_values
 
-_WEIGHTS = ("weight", "weight_packed")
 _SCALES = ("weight_scale", "weight_scale_inv", "input_scale")
 _CHUNK = 8 << 20
 
@@ -65,7 +64,7 @@ def _find_orphans(checkpoint: Checkpoint) -> Iterator[Finding]:
     for name, info in checkpoint.tensors.items():
         module, _, kind = name.rpartition(".")
         if kind in _SCALES:
-            if not any(f"{module}.{weight}" in checkpoint.tensors for weight in _WEIGHTS):
+            if not any(f"{module}.{weight}" in checkpoint.tensors for weight in WEIGHTS):
                 yield Finding("a scale without its weight", f"{info.shard}: {name}")
         elif kind == "weight" and info.dtype in FP8_DTYPES and not _has_scale(module, checkpoint):
             yield Finding("an FP8 weight without its scale", f"{info.shard}: {name}")

@@ -14,8 +14,6 @@ from rewrite.quantization.fit import misfit
 from rewrite.quantization.model import Model, StoredModule
 from rewrite.quantization.scheme import Dialect, Scheme
 
-_HINT = "try another profile: exact changes the fused layers only, bf16 dequantizes them"
-
 
 def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme | None]) -> None:
     """Compare the checkpoint as it is with what a plan makes of it; ``planned`` are the modules that it changes.
@@ -95,9 +93,7 @@ def _agrees(new: Scheme | None, old: Scheme | None, first: Scheme | None) -> boo
 
 
 def _refusal(where: str, expected: str, found: str) -> Unsupported:
-    return Unsupported(
-        "The new config would change how a module is read", where=where, expected=expected, found=found, hint=_HINT
-    )
+    return Unsupported("The new config would change how a module is read", where=where, expected=expected, found=found)
 
 
 def _text(scheme: Scheme | None) -> str:

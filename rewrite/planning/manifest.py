@@ -107,7 +107,7 @@ class ByteCounts:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The record of one conversion. ``groups`` is empty where there was nothing to do.
+    """The record of one conversion. ``groups`` is empty where no scale and no weight changed.
 
     ``counts`` depends on the filesystem: :func:`rewrite.convert` returns it, the published file must not have it.
     """
@@ -126,7 +126,8 @@ class Manifest:
 
     @property
     def changed(self) -> bool:
-        return bool(self.groups)
+        """Whether the output differs from the source."""
+        return bool(self.groups or self.dropped or self.renamed)
 
     def created_at(self, time: str) -> Manifest:
         return replace(self, created=time)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from rewrite.errors import Unsupported, UsageError
+from rewrite.errors import Refused, Unsupported, UsageError
 from rewrite.planning.check import check_plan
 from rewrite.planning.jobs import FileCopy, ShardPlan, TextFile
 from rewrite.planning.manifest import Manifest, ManifestFile
@@ -55,7 +55,10 @@ def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz
 
     Raises :class:`rewrite.errors.Refused` for what cannot be converted with certainty, before anything is written.
     """
-    checked = replace(plan_changes(model, profile, selection), after=model)  # frees the model after the changes
+    try:
+        checked = replace(plan_changes(model, profile, selection), after=model)  # frees the model after the changes
+    except Refused as refusal:
+        raise refusal.with_hint(_way_out(model, profile, selection)) from refusal
     checkpoint, changes = model.checkpoint, checked.changes
     shards = tuple(
         plan_shard(shard, changes.edits) for shard in checkpoint.shards.values() if touches(changes.edits, shard)
@@ -75,6 +78,19 @@ def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz
         files=_manifest_files(shards, copies, texts),
     )
     return Plan(manifest, shards, copies, texts, checked.left_out)
+
+
+def _way_out(model: Model, refusing: str, selection: Selection) -> str:
+    """Which profiles convert the checkpoint: found by planning them, never a guess."""
+    others = [profile for profile in PROFILES if profile != refusing and _converts(model, profile, selection)]
+    return f"--profile {' or '.join(others)} converts it" if others else "no profile converts it"
+
+
+def _converts(model: Model, profile: str, selection: Selection) -> bool:
+    try:
+        return bool(plan_changes(model, profile, selection).changes.edits)
+    except Refused:
+        return False
 
 
 def _refuse_lookalikes(model: Model) -> None:

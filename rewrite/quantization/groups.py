@@ -12,8 +12,10 @@ from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, ConfigError, Refused
 from rewrite.quantization.architectures import QKVZ, FusedLayer, PartitionSpec, find_architecture, text_config
-from rewrite.quantization.dtypes import FP8_DTYPES
+from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
 
+#: What a module's weights are stored as: ``weight_packed`` where several of them share a byte.
+WEIGHTS = ("weight", "weight_packed")
 _MAX_FACTOR = 2**31  # a product of numbers with thousands of digits could not even be printed
 
 #: Which fused layers a conversion is about: the one that loaders garble, or every one that they requantize.
@@ -43,14 +45,20 @@ class Module:
 
     name: str
     partitions: tuple[Partition, ...]
-    weight: TensorInfo
+    weight: TensorInfo  # ``.weight``, or ``.weight_packed``
     scale: TensorInfo | None
     input_scale: TensorInfo | None
     block_scale: TensorInfo | None
 
     @property
     def quantized(self) -> bool:
+        """Whether the weights are FP8."""
         return self.weight.dtype in FP8_DTYPES
+
+    @property
+    def plain(self) -> bool:
+        """Whether the weights are stored as ordinary floating-point numbers."""
+        return self.weight.dtype in PLAIN_DTYPES
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,7 @@ def _part(
     parent: str, part: str, specs: tuple[PartitionSpec, ...], layer: FusedLayer, checkpoint: Checkpoint
 ) -> Module:
     name = f"{parent}.{part}"
-    if f"{name}.weight" not in checkpoint.tensors:
+    if not any(f"{name}.{weight}" in checkpoint.tensors for weight in WEIGHTS):
         raise CheckpointError(
             "A fused group is incomplete",
             where=f"{parent}.{layer.name}",
@@ -153,7 +161,7 @@ def _stored_modules(layers: Iterable[FusedLayer], tensors: Iterable[str]) -> dic
     """The stored parts of each layer. One pass over all names: there may be 100,000 of them."""
     patterns = {layer.name: re.compile(rf"(?!{_NOT_THE_LANGUAGE_MODEL})(?:.*\.)?{layer.parent}") for layer in layers}
     by_part = {part: layer.name for layer in layers for part in layer.modules}  # layers share no part
-    endings = tuple(f".{part}.weight" for part in by_part)
+    endings = tuple(f".{part}.{weight}" for part in by_part for weight in WEIGHTS)
     stored: dict[str, list[str]] = {name: [] for name in patterns}
     for name in tensors:
         if name.endswith(endings):
@@ -166,7 +174,7 @@ def _stored_modules(layers: Iterable[FusedLayer], tensors: Iterable[str]) -> dic
 
 def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint) -> Module:
     tensors = checkpoint.tensors
-    weight = tensors[f"{name}.weight"]
+    weight = next(tensors[full] for kind in WEIGHTS if (full := f"{name}.{kind}") in tensors)
     if len(weight.shape) != 2:
         raise CheckpointError(
             "A linear layer is not a matrix",

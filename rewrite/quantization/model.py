@@ -12,10 +12,8 @@ from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import ConfigError
 from rewrite.quantization.dialects import config_path, read_dialect, read_side_dialect
 from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
-from rewrite.quantization.groups import FusedGroup, Groups, Selection, find_groups
+from rewrite.quantization.groups import WEIGHTS, FusedGroup, Groups, Selection, find_groups
 from rewrite.quantization.scheme import Dialect, Layers, Scheme
-
-_WEIGHTS = ("weight", "weight_packed")
 
 
 class StoredModule(NamedTuple):
@@ -102,4 +100,4 @@ def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
             yield name.rpartition(".")[0], info
 
 
-_SUFFIXES = tuple(f".{weight}" for weight in _WEIGHTS)
+_SUFFIXES = tuple(f".{weight}" for weight in WEIGHTS)

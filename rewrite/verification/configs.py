@@ -7,6 +7,7 @@ second time: their rules are a few lines each.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -42,10 +43,27 @@ class CompressedTensorsSchemes:
 
     def of_module(self, name: str) -> Found | None:
         """The scheme of a linear layer, or None."""
-        found = self.raw(name)
+        found = self._raw(name)
         return None if found is None or found.weights is None else _found(found)
 
-    def raw(self, name: str) -> Any:
+    def stated(self, name: str) -> dict[str, Any] | None:
+        """All that the config says of a linear layer, but the targets that led to it."""
+        found = self._raw(name)
+        return None if found is None else dict(found.model_dump(exclude={"targets"}))
+
+    def of_fused(self, name: str, parts: Iterable[str]) -> Found | None:
+        """The scheme of a fused layer as vLLM and SGLang look it up: by its name, then by its class, ``…Linear``, then
+        by its stored ``parts``, which must all match (vLLM 0.32 ``find_matched_target``)."""
+        names = (name, *parts)
+        if any(_matches(entry, each) for entry in self._ignore for each in names):
+            return None
+        named = next((t for t in self._targets if _matches(t, name)), "Linear" if "Linear" in self._targets else None)
+        if named is not None:
+            return _found(self._targets[named])
+        of_parts = [next((t for t in self._targets if _matches(t, part)), None) for part in names[1:]]
+        return None if None in of_parts or not of_parts else _found(self._targets[of_parts[0]])
+
+    def _raw(self, name: str) -> Any:
         """compressed-tensors' own object."""
         from compressed_tensors.utils.match import is_match, match_targets
 
@@ -53,13 +71,9 @@ class CompressedTensorsSchemes:
             return None
         return self._targets[match_targets(name, self._linear, self._targets)[0]]
 
-    def of_fused(self, name: str) -> Found | None:
-        """The scheme of a fused layer as vLLM and SGLang look it up: by its name, then by its class, ``…Linear``."""
-        if any(entry == name or (entry.startswith("re:") and re.match(entry[3:], name)) for entry in self._ignore):
-            return None
-        named = (t for t in self._targets if t == name or (t.startswith("re:") and re.match(t[3:], name)))
-        target = next(named, "Linear" if "Linear" in self._targets else None)
-        return None if target is None else _found(self._targets[target])
+
+def _matches(target: str, name: str) -> bool:
+    return target == name or (target.startswith("re:") and re.match(target[3:], name) is not None)
 
 
 class OtherSchemes:

@@ -22,7 +22,9 @@ _PLAIN = ("BF16", "F16", "F32")
 
 @dataclass(frozen=True)
 class Expected:
-    """The groups to compare, and the forms that tensors may take besides their own."""
+    """The groups to compare, and the forms that tensors may take besides their own.
+
+    Layers with block scales are not among them: no profile changes these."""
 
     promise: Promise
     selection: Selection
@@ -45,6 +47,7 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
         groups = tuple(group for g in found if (group := _quantized_part(g)).modules)
     else:
         groups = tuple(g for g in found if all(m.quantized and m.scale for m in g.modules))
+    groups = tuple(group for group in groups if not any(_has_blocks(module) for module in group.modules))
     if promise.every_layer:
         groups += _others(source, groups)
     forms: dict[str, frozenset[Form]] = {}
@@ -109,7 +112,17 @@ def _others(source: Checkpoint, groups: tuple[FusedGroup, ...]) -> tuple[FusedGr
         if module != name and module not in grouped and info.dtype in FP8_DTYPES:
             layer = FusedLayer(module.rpartition(".")[2], "", {})
             singles.append(FusedGroup(module, layer, (single_module(module, source),)))
-    return tuple(group for group in singles if group.modules[0].scale)
+    return tuple(g for g in singles if g.modules[0].scale and not _has_blocks(g.modules[0]))
+
+
+def is_block(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
+    """Whether a scale of this shape is one for each block of a weight [N, K]: [N / n, K / k], rounded up. Blocks are
+    never changed: that they are byte for byte the same is the question of the check ``untouched``."""
+    return len(scale) == 2 and scale != (weight[0], 1) and all(0 < s <= w for s, w in zip(scale, weight, strict=True))
+
+
+def _has_blocks(module: Module) -> bool:
+    return module.scale is not None and is_block(module.scale.shape, module.weight.shape)
 
 
 def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:

@@ -11,6 +11,8 @@ from rewrite.verification.oracle import FP8, FP8_MAX, Served
 #: What float32 accumulation may be off by, relative to the sum of absolute products. Exact arithmetic on CPU; on
 #: Hopper the FP8 tensor cores align products to about 14 bits before they add them (DeepSeek-V3 report, section 3.3.2).
 ACCUMULATION = {"cpu": 0.0, "cuda": 2.0**-12}
+#: The same of a float64 product whose operands are scaled before and not after it: they have more bits than codes.
+SCALED = 2.0**-45
 #: Rounding of the result: float64 on CPU, BF16 on CUDA (half a unit in the last place of 8 bits).
 OUTPUT = {"cpu": 2.0**-50, "cuda": 2.0**-8}
 

@@ -156,6 +156,13 @@ def half_precision_bound(rows: Rows, scale: float) -> torch.Tensor | None:
     return torch.where(rows.true().abs() < 2.0**-14, 2.0**-24, 0.0)
 
 
+def plain_bound(rows: Rows) -> torch.Tensor:
+    """[n, K] float64: how far rounding to the dtype of the plain weights ``rows`` can have moved each of them: half a
+    unit in the last place, and half the smallest number."""
+    info = torch.finfo(rows.weight.dtype)
+    return rows.true().abs() * info.eps / 2 + info.smallest_normal * info.eps / 2
+
+
 def requantization_bound(rows: Rows, largest: float) -> torch.Tensor:
     """[n, K] float64: how far requantizing to ``largest`` can move each weight w = code x scale.
 

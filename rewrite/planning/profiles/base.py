@@ -187,7 +187,7 @@ def _implicit(group: FusedGroup) -> tuple[Module, ...]:
             where=group.name,
             expected="all of its modules in FP8, or none",
             found=", ".join(f"{m.name.rpartition('.')[2]}: {m.weight.dtype}" for m in group.modules),
-            hint="no engine that fuses these modules can serve this: quantize again, or convert with --profile bf16",
+            hint="no engine that fuses these modules can serve this: quantize all of them, or none",
         )
     if _is_left_alone(group):
         return ()

@@ -39,7 +39,7 @@ def _to_dequantize(group: FusedGroup, model: Model) -> list[Module]:
                 "A scale for every row is not dequantized",
                 where=group.name,
                 expected="one scale for each module or partition",
-                hint="convert the original checkpoint with --profile bf16",
+                hint="convert the checkpoint that this one was made from",
             )
         check_scheme(module, model)
     return quantized

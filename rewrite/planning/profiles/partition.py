@@ -11,11 +11,12 @@ from rewrite.quantization.scales import layout_of
 
 def _plan(model: Model, selection: Selection) -> Changes:
     """The config stays. Layers that are stored fused (Phi-3) stay as well: they lose nothing as they are, and no loader
-    reads a vector there."""
+    reads a vector there; nor beside a module with a scale for every row."""
     chosen = [
         (group, shared)
         for group, modules in affected_groups(model, selection)
         if len(group.modules) > 1
+        and all(layout_of(module) in ("tensor", "partition") for module in group.modules)
         and (shared := [m for m in modules if len(m.partitions) > 1 and layout_of(m) == "tensor"])
     ]
     builder = Builder(model, (module for _, modules in chosen for module in modules))

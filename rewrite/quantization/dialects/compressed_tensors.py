@@ -10,8 +10,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewrite.errors import ConfigError, Unsupported
 from rewrite.quantization.patterns import Patterns
@@ -22,8 +21,7 @@ _LINEAR = "Linear"  # the class name that every producer uses for torch.nn.Linea
 _LAYOUTS: dict[str, ScaleLayout] = {"tensor": "tensor", "channel": "channel", "block": "block"}
 
 
-@dataclass(frozen=True)
-class _Target:
+class _Target(NamedTuple):
     pattern: str
     group: str
 
@@ -51,7 +49,8 @@ class CompressedTensors:
         targets = (_Target(p, group) for group, scheme in self._groups.items() for p in scheme["targets"])
         in_order = sorted(targets, key=lambda target: target.rank)
         self._targets = [target for target in in_order if target.rank[0]]
-        self._by_name = {target.pattern: target.group for target in reversed(in_order)}
+        self._by_name = {target.pattern: target.group for target in in_order}
+        _refuse_twice(in_order, self._groups)
         self._ignored = frozenset(self._ignore)  # lists of 10,000 names are real
         self._ignore_patterns = [entry for entry in self._ignore if entry.startswith("re:")]
         self._patterns = Patterns()
@@ -119,7 +118,7 @@ class CompressedTensors:
                 where=min(strays),
                 expected="every module of this name with one shared scale, or none",
                 found=f"{len(strays)} with another layout",
-                hint="use --profile bf16, which dequantizes the fused groups",
+                hint="quantize the fused layers of one kind alike",
             )
 
     def _stated(self, module: str) -> str | None:
@@ -160,8 +159,23 @@ class CompressedTensors:
             where=_WHERE,
             expected="one scheme for all of them",
             found=", ".join(f"{module}: {name or 'no group'}" for name, module in groups.items()),
-            hint="use --profile bf16, which dequantizes the fused groups",
+            hint="quantize the modules of a fused layer alike",
         )
+
+
+def _refuse_twice(targets: Iterable[_Target], groups: Mapping[str, Any]) -> None:
+    """A target of two groups that say different things: readers disagree on which one counts."""
+    seen: dict[str, str] = {}
+    for target, group in targets:
+        first = seen.setdefault(target, group)
+        if _stated(groups[first]) != _stated(groups[group]):
+            raise ConfigError(
+                "A target stands in two config groups",
+                where=f"{_WHERE}.config_groups",
+                expected="each target in one group",
+                found=f"{target} in {first} and {group}",
+                hint="state it once: readers disagree on which group counts",
+            )
 
 
 def per_tensor_fp8(

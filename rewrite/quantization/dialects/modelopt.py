@@ -58,7 +58,6 @@ class ModelOpt:
                 where=f"{_WHERE}.kv_cache_quant_algo",
                 expected="FP8 or none",
                 found=algorithm,
-                hint="use --profile bf16 or partition, which keep the dialect",
             )
         return algorithm == "FP8" or bool(scheme)
 
@@ -98,7 +97,6 @@ def _as_target(glob: str, layers: Layers) -> str:
             "An ignore pattern has no compressed-tensors form",
             where=f"{_WHERE}.ignore",
             found=glob,
-            hint="use --profile bf16 or partition, which keep the dialect",
         )
     return pattern
 

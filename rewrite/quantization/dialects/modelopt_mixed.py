@@ -56,7 +56,6 @@ class ModelOptMixed:
             where=_WHERE,
             expected="one FP8 scheme",
             found=", ".join(sorted(set(self._algorithms.values()))),
-            hint="use --profile bf16, which every loader of this dialect reads, or partition",
         )
 
     def without(self, plain: Dequantized) -> ModelOptMixed:
@@ -72,7 +71,7 @@ class ModelOptMixed:
                 where=f"{_WHERE}.quantized_layers",
                 expected="a layer that is not converted: loaders refuse an empty list",
                 found="none",
-                hint="convert with --profile partition, or quantize again without these layers",
+                hint="quantize the model again without these layers",
             )
         return ModelOptMixed(value)
 

@@ -1,0 +1,298 @@
+"""Random checkpoints that nobody chose: a seed becomes a recipe, a recipe a checkpoint of real weights.
+
+A recipe is what a user of llm-compressor writes: config groups with targets by class, pattern or name, an ``ignore``
+list, a KV-cache scheme, a number of shards. compressed-tensors' own matcher says which module gets which scheme, and
+its own compressors pack what is not a plain cast. The weights are those of a fixture, dequantized.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+from compressed_tensors.utils.match import is_match, match_targets
+from safetensors.torch import load_file, save_file
+
+from tests.support import FIXTURES
+
+FP8 = torch.float8_e4m3fn
+Tensors = dict[str, torch.Tensor]
+#: Fixtures to take weights from, and how often each is chosen.
+BASES = {
+    "llmcompressor-qwen3_5-text": 3,
+    "llmcompressor-qwen3_5-vl": 4,
+    "llmcompressor-qwen3_5-moe": 2,
+    "llmcompressor-llama": 1,
+}
+#: Patterns as recipes have them.
+PATTERNS = (
+    *("re:.*self_attn.*", "re:.*mlp.*", "re:.*linear_attn.*", "re:.*(gate|up)_proj$", "re:.*down_proj$"),
+    *(r"re:.*\.(q|k|v|o)_proj$", "re:.*in_proj_(qkv|z)$", "re:.*in_proj_qkv$", "re:.*_proj.*", "re:.*proj_z"),
+    *(r"re:.*layers\.[01]\..*", r"re:model.*layers\.2\..*", "re:.*experts.*", "re:.*out_proj", r"re:.*in_proj_[ab]$"),
+    *("re:.*q_proj|.*k_proj|.*v_proj", r"re:^model\..*linear_attn\.in_proj.*", r"re:.*lm_head"),
+)
+IGNORED = ("re:.*lm_head", "re:.*self_attn.*", r"re:.*layers\.0\..*", "re:.*in_proj_z$", "re:.*shared_expert.*")
+
+
+def _args(**given: Any) -> dict[str, Any]:
+    return {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False, **given}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A scheme: its ``QuantizationArgs``, the format, and how a weight [N, K] becomes tensors."""
+
+    weights: Mapping[str, Any]
+    inputs: Mapping[str, Any] | None
+    format: str
+    store: Callable[[torch.Tensor, QuantizationArgs, torch.Generator], Tensors]
+    multiple: int = 1  # of rows and columns
+
+
+def _cast(weight: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = FP8) -> torch.Tensor:
+    largest = torch.finfo(dtype).max if dtype == FP8 else 127.0
+    values = (weight / scale).clamp(-largest, largest)
+    return values.to(dtype) if dtype == FP8 else values.round().to(dtype)
+
+
+def _per_tensor(weight: torch.Tensor, _: QuantizationArgs, __: torch.Generator) -> Tensors:
+    scale = (weight.abs().amax() / 448).clamp(min=1e-6).bfloat16().reshape(1)
+    return {"weight": _cast(weight, scale.float()), "weight_scale": scale}
+
+
+def _per_channel(weight: torch.Tensor, args: QuantizationArgs, _: torch.Generator) -> Tensors:
+    largest, dtype = (448, FP8) if args.type == "float" else (127, torch.int8)
+    scale = (weight.abs().amax(1, keepdim=True) / largest).clamp(min=1e-6).bfloat16()
+    return {"weight": _cast(weight, scale.float(), dtype), "weight_scale": scale}
+
+
+def _per_block(weight: torch.Tensor, _: QuantizationArgs, __: torch.Generator) -> Tensors:
+    rows, columns = weight.shape
+    blocks = weight.reshape(rows // 128, 128, columns // 128, 128)
+    scale = (blocks.abs().amax((1, 3)) / 448).clamp(min=1e-6).bfloat16()
+    each = scale.float().repeat_interleave(128, 0).repeat_interleave(128, 1)
+    return {"weight": _cast(weight, each), "weight_scale": scale}
+
+
+def _int4(weight: torch.Tensor, args: QuantizationArgs, _: torch.Generator) -> Tensors:
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    size = args.group_size or 32
+    groups = weight.reshape(len(weight), -1, size)
+    scale = (groups.abs().amax(2) / 7).clamp(min=1e-6).bfloat16()
+    codes = (groups / scale.float()[..., None]).round().clamp(-8, 7).to(torch.int8).reshape(weight.shape)
+    shape = torch.tensor(weight.shape)
+    return {"weight_packed": pack_to_int32(codes, 4), "weight_scale": scale, "weight_shape": shape}
+
+
+def _nvfp4(weight: torch.Tensor, args: QuantizationArgs, _: torch.Generator) -> Tensors:
+    from compressed_tensors.compressors.nvfp4.helpers import pack_fp4_to_uint8
+
+    divisor = (6 * 448 / weight.abs().amax()).reshape(1).float()
+    blocks = weight.reshape(len(weight), -1, 16)
+    scale = (blocks.abs().amax(2) / 6 * divisor).clamp(max=448).to(FP8)
+    grid = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    unit = (scale.float() / divisor).clamp(min=1e-12)[..., None]
+    codes = (blocks.abs() / unit)[..., None].sub(grid).abs().argmin(-1)
+    values = (grid[codes] * blocks.sign()).reshape(weight.shape)
+    return {"weight_packed": pack_fp4_to_uint8(values), "weight_scale": scale, "weight_global_scale": divisor}
+
+
+_TOKEN = _args(strategy="token", dynamic=True)
+_BLOCK_INPUTS = _args(strategy="group", group_size=128, dynamic=True)
+_FP4 = _args(num_bits=4, strategy="tensor_group", group_size=16, scale_dtype="torch.float8_e4m3fn")
+KINDS: dict[str, Kind] = {
+    "fp8-tensor-static": Kind(_args(), _args(), "float-quantized", _per_tensor),
+    "fp8-tensor-dynamic": Kind(_args(), _args(dynamic=True), "float-quantized", _per_tensor),
+    "fp8-tensor-token": Kind(_args(), _TOKEN, "float-quantized", _per_tensor),
+    "fp8-channel-token": Kind(_args(strategy="channel"), _TOKEN, "float-quantized", _per_channel),
+    "fp8-channel-static": Kind(_args(strategy="channel"), _args(), "float-quantized", _per_channel),
+    "fp8-block": Kind(
+        _args(strategy="block", block_structure=[128, 128]), _BLOCK_INPUTS, "float-quantized", _per_block, 128
+    ),
+    "int8": Kind(_args(type="int", strategy="channel"), {**_TOKEN, "type": "int"}, "int-quantized", _per_channel),
+    "int4": Kind(_args(type="int", num_bits=4, strategy="group", group_size=32), None, "pack-quantized", _int4, 32),
+    "nvfp4a16": Kind(_FP4, None, "nvfp4-pack-quantized", _nvfp4, 16),
+}
+WEIGHTS = {"fp8-tensor-static": 8, "fp8-tensor-dynamic": 2}  # how often a kind is chosen; 1 for the others
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a user asks a producer for. ``groups``: (kind, targets), in order."""
+
+    seed: int
+    base: str
+    groups: tuple[tuple[str, tuple[str, ...]], ...]
+    ignore: tuple[str, ...]
+    kv_cache: bool
+    shards: int
+
+
+def draw(seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Recipe:
+    """The recipe of a seed."""
+    chance = random.Random(seed)
+    base = chance.choices(list(BASES), list(BASES.values()))[0]
+    linears = sorted(_linears(base))
+    count = chance.choice((1, 1, 2, 2, 3))
+    weights = [WEIGHTS.get(kind, 1) for kind in kinds]
+    groups = []
+    for _ in range(count):
+        kind = chance.choices(kinds, weights)[0]
+        targets = _targets(chance, linears, alone=count == 1)
+        taken = {target for _, own in groups for target in own}
+        if left := tuple(target for target in targets if target not in taken):
+            groups.append((kind, left))
+    ignore = [name for name in ("lm_head",) if chance.random() < 0.8]
+    ignore += _left_alone(chance, linears)
+    ignore += [pattern for pattern in IGNORED if chance.random() < 0.08]
+    chance.shuffle(ignore)
+    return Recipe(seed, base, tuple(groups), tuple(ignore), chance.random() < 0.2, chance.choice((1, 1, 2, 5)))
+
+
+def _targets(chance: random.Random, linears: list[str], *, alone: bool) -> tuple[str, ...]:
+    form = chance.random()
+    if form < (0.6 if alone else 0.3):
+        return ("Linear",)
+    if form < 0.85:
+        return tuple(chance.sample(PATTERNS, chance.choice((1, 2, 3))))
+    last = chance.choice(["in_proj_qkv", "in_proj_z", "q_proj", "down_proj", "out_proj"])
+    named = tuple(name for name in linears if name.endswith(last))
+    return named or ("Linear",)
+
+
+def _left_alone(chance: random.Random, linears: list[str]) -> list[str]:
+    """What recipes leave alone nearly always, by name or by pattern."""
+    parts = {"visual": 1.0, "in_proj_a": 0.85, "in_proj_b": 0.85, "mlp.gate": 1.0, "shared_expert_gate": 1.0}
+    found: list[str] = []
+    by_name = chance.random() < 0.5
+    for part, probability in parts.items():
+        names = [n for n in linears if n.endswith(part) or (part == "visual" and ".visual." in n)]
+        if names and (chance.random() < probability):
+            found += names if by_name else [f"re:.*{part}.*" if part == "visual" else f"re:.*{part}$"]
+    return found
+
+
+def is_linear(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a stored tensor is the weight of a ``torch.nn.Linear``."""
+    return name.endswith(".weight") and tensor.ndim == 2 and "embed" not in name
+
+
+@cache
+def base_weights(base: str) -> tuple[dict[str, Any], Tensors]:
+    """Config and plain tensors of a fixture: FP8 weights times their scales, no scales."""
+    folder = FIXTURES / base
+    stored: Tensors = {}
+    for shard in sorted(folder.glob("*.safetensors")):
+        stored |= load_file(shard)
+    plain: Tensors = {}
+    for name, tensor in stored.items():
+        if tensor.dtype == FP8:
+            scale = stored[f"{name}_scale"].float()
+            plain[name] = (tensor.float() * scale).bfloat16()
+        elif not name.endswith(("weight_scale", "input_scale", "k_scale", "v_scale")):
+            plain[name] = tensor
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    return config, plain
+
+
+def _linears(base: str) -> list[str]:
+    return [name.removesuffix(".weight") for name, tensor in base_weights(base)[1].items() if is_linear(name, tensor)]
+
+
+def assign(recipe: Recipe) -> dict[str, str]:
+    """The kind of each quantized linear, by compressed-tensors' own matcher."""
+    linear = torch.nn.Linear(1, 1, device="meta")
+    targets = {target: kind for kind, own in reversed(recipe.groups) for target in own}
+    found = {}
+    for name in _linears(recipe.base):
+        if is_match(name, linear, targets, recipe.ignore):
+            found[name] = targets[match_targets(name, linear, targets)[0]]
+    return found
+
+
+def make(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """Write the checkpoint of a recipe; the kind of each quantized module.
+
+    A module that a kind does not fit (rows or columns that no group divides) is left alone by name, as a user would.
+    """
+    config, plain = base_weights(recipe.base)
+    kinds = assign(recipe)
+    misfits = [n for n, kind in kinds.items() if any(s % KINDS[kind].multiple for s in plain[f"{n}.weight"].shape)]
+    recipe = replace(recipe, ignore=(*recipe.ignore, *misfits))
+    kinds = {name: kind for name, kind in kinds.items() if name not in misfits}
+    generator = torch.Generator().manual_seed(recipe.seed)
+    tensors: Tensors = {}
+    for name, tensor in plain.items():
+        module = name.removesuffix(".weight")
+        if module in kinds and name != module:
+            tensors |= _store(module, tensor, KINDS[kinds[module]], generator)
+        else:
+            tensors[name] = tensor
+    if recipe.kv_cache:
+        layers = sorted(
+            {name.rpartition(".")[0] for name in _linears(recipe.base) if name.endswith("self_attn.k_proj")}
+        )
+        for layer in layers:
+            for which in "kv":
+                tensors[f"{layer}.{which}_scale"] = (torch.rand(1, generator=generator) + 0.01).bfloat16()
+    quantization = _config(recipe)
+    folder.mkdir(parents=True)
+    for extra in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(FIXTURES / recipe.base / extra, folder / extra)
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}, indent=2))
+    _save(tensors, folder, recipe)
+    return kinds
+
+
+def _store(module: str, weight: torch.Tensor, kind: Kind, generator: torch.Generator) -> Tensors:
+    arguments = QuantizationArgs(**kind.weights)
+    stored = {f"{module}.{name}": tensor for name, tensor in kind.store(weight.float(), arguments, generator).items()}
+    if kind.inputs is not None and not kind.inputs["dynamic"]:
+        stored[f"{module}.input_scale"] = (torch.rand(1, generator=generator) * 0.05 + 0.01).bfloat16()
+    return stored
+
+
+def _config(recipe: Recipe) -> dict[str, Any]:
+    groups = {
+        f"group_{i}": QuantizationScheme(
+            targets=list(targets),
+            weights=QuantizationArgs(**KINDS[kind].weights),
+            input_activations=None if KINDS[kind].inputs is None else QuantizationArgs(**KINDS[kind].inputs),
+            format=KINDS[kind].format,
+        )
+        for i, (kind, targets) in enumerate(recipe.groups)
+    }
+    formats = {KINDS[kind].format for kind, _ in recipe.groups}
+    config = QuantizationConfig(
+        config_groups=groups,
+        ignore=list(recipe.ignore),
+        kv_cache_scheme=QuantizationArgs(**_args()) if recipe.kv_cache else None,
+        quantization_status="compressed",
+        format=formats.pop() if len(formats) == 1 else "mixed-precision",
+    )
+    return dict(config.model_dump(mode="json", exclude_none=False))
+
+
+def _save(tensors: Tensors, folder: Path, recipe: Recipe) -> None:
+    """In as many shards as asked for, each tensor in any of them: scales beside their weight or not."""
+    if recipe.shards == 1:
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        return
+    chance = random.Random(recipe.seed)
+    names = [f"model-{i + 1:05}-of-{recipe.shards:05}.safetensors" for i in range(recipe.shards)]
+    home = {name: chance.choice(names) for name in tensors}
+    for shard in set(home.values()):
+        save_file({n: t.contiguous() for n, t in tensors.items() if home[n] == shard}, folder / shard, {"format": "pt"})
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": home}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))

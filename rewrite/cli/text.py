@@ -260,19 +260,21 @@ def _worded(kind: str, partitions: Sequence[str], *, by_layer: bool) -> str:
 
 
 def _verdict(inspection: Inspection, affected: Sequence[LoaderRow]) -> list[str]:
+    if not affected and inspection.findings:
+        return ["No known loader can serve this checkpoint right."]
+    if not inspection.groups and not affected:
+        return ["There is no such fused layer to judge. Nothing else was looked at."]
     if not affected:
-        wrong = (
-            "No known loader can serve this checkpoint right."
-            if inspection.findings
-            else "No known loader is affected."
-        )
-        return [wrong]
+        return ["No known loader is affected."]
     say = _wording(inspection)
     lines = _by_versions(inspection.rows, lambda row: [say(row.as_is), row.as_is.detail] if row in affected else None)
     rows = [[f"  {name} {versions}", *cells] for name, versions, *cells in lines]
     outcomes = [(row, outcome) for row in affected for outcome in row.converted.values() if outcome is not None]
     helps = any(outcome.severity < row.as_is.severity for row, outcome in outcomes)
-    return ["Affected loaders:", *table(rows), *(["`rewrite convert` helps: see the table."] if helps else [])]
+    title = "Affected loaders:"
+    if all(row.as_is.kind == "not known" for row in affected):
+        title = "It is not known what these loaders make of the checkpoint:"
+    return [title, *table(rows), *(["`rewrite convert` helps: see the table."] if helps else [])]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:

@@ -9,6 +9,7 @@ from rewrite.loaders.outcome import E4M3_ROUNDING, Outcome
 from rewrite.loaders.views import GroupView
 
 Behavior = Callable[[GroupView], Outcome]
+OTHER_FORMAT = Outcome("not known", "weights of another format than FP8: no loader was run with these")
 Slots = tuple[float | None, ...]  # None: the sentinel that the slot was created with
 
 
@@ -29,6 +30,8 @@ def every_slot_or_vector(group: GroupView) -> Outcome:
     Qwen3-Next's ``in_proj_qkvz`` gets four slots there, and a scale of one value does not fit them.
     """
     layouts = {p.layout for p in group.partitions}
+    if "other" in layouts:
+        return OTHER_FORMAT
     if (
         _is_stored_gated_delta_net(group)
         and layouts != {"none"}
@@ -45,7 +48,7 @@ def split_by_sizes(group: GroupView) -> Outcome:
 
     Only Qwen3.5's: Qwen3-Next's ``in_proj_qkvz`` is one plain ``ColumnParallelLinear`` (``models/qwen3_next.py``).
     """
-    if not _is_gated_delta_net(group):
+    if not _is_gated_delta_net(group) or any(p.layout == "other" for p in group.partitions):
         return every_slot(group)
     if any(p.layout == "tensor" for p in group.partitions):
         return Outcome("fails to load", "splits the shared weight_scale by the partitions' sizes")
@@ -56,6 +59,8 @@ def split_by_sizes(group: GroupView) -> Outcome:
 
 def separate_modules(group: GroupView) -> Outcome:
     """Loaders that do not fuse: transformers with compressed-tensors."""
+    if any(p.layout == "other" for p in group.partitions):
+        return OTHER_FORMAT
     if any(p.layout in ("partition", "unknown") for p in group.partitions):
         return Outcome("fails to load", "takes one scale for a module, or one for each row")
     return Outcome("exact", "does not fuse")
@@ -106,6 +111,8 @@ def saturation(group: GroupView) -> float:
 def _unless_per_tensor(group: GroupView) -> Outcome | None:
     """The outcome for every layout but one value a module, which is where fusing loaders differ."""
     layouts = {p.layout for p in group.partitions}
+    if "other" in layouts:
+        return OTHER_FORMAT
     if layouts == {"tensor"}:
         return None
     if "partition" in layouts or "unknown" in layouts:

@@ -10,6 +10,9 @@ from rewrite.loaders.views import CheckpointView
 Obstacle = Callable[[CheckpointView], Outcome | None]
 
 
+_NOT_SCALED = ("none", "block", "other")  # layouts without a scale for a module, a partition or a row
+
+
 def unknown(detail: str, *model_types: str) -> Obstacle:
     """Loaders that were released before these models, or know others of the family only."""
 
@@ -71,7 +74,7 @@ def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
         return Outcome("fails to load", "takes packed NVFP4 weights for matrices of another shape")
     if checkpoint.dialect not in ("modelopt", "fp8") or not checkpoint.fp8_with_scales:
         return None
-    quantized = [p for group in checkpoint.groups for p in group.partitions if p.layout not in ("none", "block")]
+    quantized = [p for group in checkpoint.groups for p in group.partitions if p.layout not in _NOT_SCALED]
     if not quantized:
         return Outcome("garbled", "leaves the scales of the other layers out")
     factor = 1 / min(p.scale or 1.0 for p in quantized)
@@ -81,12 +84,19 @@ def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
 
 def scales_are_rounded(checkpoint: CheckpointView) -> Outcome | None:
     """transformers with compressed-tensors creates scales in the model's dtype: F32 scales are rounded to it."""
-    partitions = [p for group in checkpoint.groups for p in group.partitions if p.layout != "none"]
+    partitions = [p for group in checkpoint.groups for p in group.partitions if p.layout not in _NOT_SCALED]
     if checkpoint.dtype in ("BF16", "F16") and any(p.scale_dtype == "F32" for p in partitions):
         names = _quantized_names(checkpoint)
         error = 2.0**-8 if checkpoint.dtype == "BF16" else 2.0**-11
         return Outcome("loses precision", f"rounds F32 scales to {checkpoint.dtype}: up to {error:.1%}", names, error)
     return None
+
+
+def dialect_is_not_read(checkpoint: CheckpointView) -> Outcome | None:
+    """A dialect that ``rewrite`` knows by its name only: no loader was run with it."""
+    if checkpoint.dialect_is_read:
+        return None
+    return Outcome("not known", f"no loader was run with the dialect {checkpoint.dialect!r}")
 
 
 def _quantized_names(checkpoint: CheckpointView) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
-"""What a loader serves: exact, less precise, garbled, or nothing at all."""
+"""What a loader serves: exact, less precise, garbled, nothing at all; or that this is not known."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["exact", "loses precision", "garbled", "fails to load"]
-SEVERITY: tuple[Kind, ...] = ("exact", "loses precision", "garbled", "fails to load")
+Kind = Literal["exact", "not known", "loses precision", "garbled", "fails to load"]
+#: What is known to be wrong says more than what is not known.
+SEVERITY: tuple[Kind, ...] = ("exact", "not known", "loses precision", "garbled", "fails to load")
 
 #: The magnitude of what engines create scale slots with (the least finite float32).
 SENTINEL = 3.4e38

@@ -18,9 +18,11 @@ from rewrite.loaders.behaviors import (
     slot_zero_only,
     split_by_sizes,
 )
+from rewrite.loaders.lookups import SGLANG, VLLM, VLLM_CLASS_FIRST, VLLM_RAISES, Lookup
 from rewrite.loaders.obstacles import (
     Obstacle,
     attention_is_cast,
+    dialect_is_not_read,
     ignore_must_survive_renaming,
     minicpmv_is_unknown,
     minicpmv_vision_is_cast,
@@ -49,6 +51,7 @@ class Loader:
     source: str
     obstacles: tuple[Obstacle, ...] = ()  # end the load before any group is looked at
     caveats: tuple[Obstacle, ...] = ()  # come on top of what is made of the groups
+    lookup: Lookup | None = None  # of schemes in a compressed-tensors config; None: as the library does
 
     @property
     def takes_vectors(self) -> bool:
@@ -74,7 +77,15 @@ class Loader:
         return _key(self.first) <= _key(version) and (self.last is None or _key(version) <= _key(self.last))
 
     def predict(self, checkpoint: CheckpointView) -> Outcome:
-        """The worst over all groups, naming every partition that is hurt that way."""
+        """The worst over all groups, naming every partition that is affected that way."""
+        if unknown := dialect_is_not_read(checkpoint):
+            return unknown
+        if (
+            self.lookup is not None
+            and self.lookup in checkpoint.misread
+            and not any(obstacle(checkpoint) for obstacle in self.obstacles)
+        ):
+            return checkpoint.misread[self.lookup]
         if not checkpoint.groups:
             return Outcome("exact")
         met = (obstacle(checkpoint) for obstacle in self.obstacles)
@@ -99,17 +110,36 @@ LOADERS = (
         slot_zero_only,
         "issue #38197; run: 0.17.0, 0.17.1, 0.19.1",
         (text_only_is_unknown, minicpmv_is_unknown),
+        lookup=VLLM_RAISES,
     ),
     Loader(
         "vLLM",
         "0.20.0",
+        "0.20.2",
+        every_slot,
+        "PR #38517; run: 0.20.0",
+        (text_only_is_unknown, minicpmv_is_unknown),
+        lookup=VLLM_RAISES,
+    ),
+    Loader(
+        "vLLM",
+        "0.21.0",
         "0.21.0",
         every_slot,
-        "PR #38517; run: 0.20.0, 0.21.0",
+        "run: 0.21.0",
         (text_only_is_unknown, minicpmv_is_unknown),
+        lookup=VLLM_CLASS_FIRST,
     ),
-    Loader("vLLM", "0.22.0", "0.26.0", every_slot, "run: 0.22.0, 0.26.0", (text_only_is_unknown,)),
-    Loader("vLLM", "0.27.0", None, every_slot, "run: 0.27.0, 0.32.0"),
+    Loader(
+        "vLLM",
+        "0.22.0",
+        "0.26.0",
+        every_slot,
+        "run: 0.22.0, 0.26.0",
+        (text_only_is_unknown,),
+        lookup=VLLM_CLASS_FIRST,
+    ),
+    Loader("vLLM", "0.27.0", None, every_slot, "run: 0.27.0, 0.32.0", lookup=VLLM),
     Loader(
         "SGLang",
         "0.5.9",
@@ -117,6 +147,7 @@ LOADERS = (
         separate_gated_delta_net,
         "run: 0.5.9",
         (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown, ignore_must_survive_renaming),
+        lookup=SGLANG,
     ),
     Loader(
         "SGLang",
@@ -126,6 +157,7 @@ LOADERS = (
         "run: 0.5.10, 0.5.10.post1",
         (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown),
         (parts_are_cast, attention_is_cast),
+        lookup=SGLANG,
     ),
     Loader(
         "SGLang",
@@ -134,6 +166,7 @@ LOADERS = (
         every_slot_or_vector,
         "run: 0.5.11",
         (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown),
+        lookup=SGLANG,
     ),
     Loader(
         "SGLang",
@@ -142,6 +175,7 @@ LOADERS = (
         every_slot_or_vector,
         "run: 0.5.12, 0.5.14",
         (text_only_is_unknown, minicpmv_vision_is_cast, mixed_is_unknown),
+        lookup=SGLANG,
     ),
     Loader(
         "SGLang",
@@ -150,9 +184,18 @@ LOADERS = (
         every_slot_or_vector,
         "run: 0.5.15, 0.5.16",
         (text_only_is_unknown, minicpmv_vision_is_cast),
+        lookup=SGLANG,
     ),
-    Loader("SGLang", "0.5.17", "0.5.22", every_slot_or_vector, "run: 0.5.17, 0.5.22", (minicpmv_vision_is_cast,)),
-    Loader("SGLang", "0.5.23", None, every_slot_or_vector, "run: 0.5.23"),
+    Loader(
+        "SGLang",
+        "0.5.17",
+        "0.5.22",
+        every_slot_or_vector,
+        "run: 0.5.17, 0.5.22",
+        (minicpmv_vision_is_cast,),
+        lookup=SGLANG,
+    ),
+    Loader("SGLang", "0.5.23", None, every_slot_or_vector, "run: 0.5.23", lookup=SGLANG),
     Loader(
         "transformers",
         "5.17.0",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
-from rewrite.quantization.dtypes import PLAIN_DTYPES, decode, model_dtype
+from rewrite.loaders.lookups import Lookup, misread
+from rewrite.loaders.outcome import Outcome
+from rewrite.quantization.dialects.other import Other
+from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
@@ -14,12 +17,13 @@ from rewrite.quantization.scales import layout_of
 
 @dataclass(frozen=True)
 class PartitionView:
-    """A partition as a loader sees it. ``layout`` is that of its module's scale; "none": not quantized."""
+    """A partition as a loader sees it. ``layout`` is that of its module's scale; "none": not quantized; "other": of
+    another format than FP8, which no prediction is made of."""
 
     name: str
     module: str
     rows: int
-    layout: Literal["none", "tensor", "partition", "channel", "block", "unknown"]
+    layout: Literal["none", "tensor", "partition", "channel", "block", "unknown", "other"]
     scale: float | None  # None for layouts with more than one value a partition
     scale_dtype: str = "BF16"
 
@@ -43,10 +47,12 @@ class CheckpointView:
 
     model_type: str
     dialect: str
+    dialect_is_read: bool  # False: a quantization config that is known by its name only
     dtype: str
     fp8_with_scales: bool
     ignore_survives_renaming: bool
     groups: tuple[GroupView, ...]
+    misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
 
 
 def view_model(model: Model, groups: Iterable[FusedGroup]) -> CheckpointView:
@@ -55,10 +61,12 @@ def view_model(model: Model, groups: Iterable[FusedGroup]) -> CheckpointView:
     return CheckpointView(
         model_type=str(model.checkpoint.config.value.get("model_type")),
         dialect=model.dialect.name,
+        dialect_is_read=not isinstance(model.dialect, Other) or not model.layers.quantized,
         dtype=model_dtype(model.checkpoint.config.value),
         fp8_with_scales=any(module.fp8 and f"{name}.weight_scale" in tensors for name, module in model.modules.items()),
         ignore_survives_renaming=_ignore_survives_renaming(model),
-        groups=tuple(_view_group(group, model) for group in groups if _is_predictable(group)),
+        groups=tuple(_view_group(group, model) for group in groups),
+        misread=misread(model),
     )
 
 
@@ -79,18 +87,13 @@ def _view_group(group: FusedGroup, model: Model) -> GroupView:
 def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
     layout = layout_of(module)
     scales: tuple[float | None, ...] = (None,) * len(module.partitions)
-    if module.scale is not None and layout in ("tensor", "partition"):
+    if module.quantized and module.scale is not None and layout in ("tensor", "partition"):
         values = decode(module.scale.dtype, model.checkpoint.read_tensor(module.scale.name), module.scale.name)
         scales = values if layout == "partition" else values * len(module.partitions)
     for partition, scale in zip(module.partitions, scales, strict=True):
-        seen = (layout or "unknown") if module.quantized else "none"
-        dtype = module.scale.dtype if module.scale else "F32"
-        yield PartitionView(partition.name, module.name, partition.rows, seen, scale, dtype)
-
-
-def _is_predictable(group: FusedGroup) -> bool:
-    """FP8 or not quantized: nothing is known of what loaders make of other formats, such as NVFP4's packed bytes."""
-    return all(module.quantized or module.weight.dtype in PLAIN_DTYPES for module in group.modules)
+        seen = (layout or "unknown") if module.quantized else "none" if module.plain else "other"
+        found = module.scale or module.block_scale
+        yield PartitionView(partition.name, module.name, partition.rows, seen, scale, found.dtype if found else "")
 
 
 def _ignore_survives_renaming(model: Model) -> bool:

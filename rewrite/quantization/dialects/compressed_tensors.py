@@ -18,6 +18,8 @@ from rewrite.quantization.scheme import Activations, Dequantized, Layers, ScaleL
 
 _WHERE = "config.json: quantization_config"
 _LINEAR = "Linear"  # the class name that every producer uses for torch.nn.Linear
+_CLASS = "MergedColumnParallelLinear"  # what engines call a fused layer; the others end in Linear, too
+_DIGIT = re.compile(r"[0-9]")
 _LAYOUTS: dict[str, ScaleLayout] = {"tensor": "tensor", "channel": "channel", "block": "block"}
 
 
@@ -54,10 +56,45 @@ class CompressedTensors:
         self._ignored = frozenset(self._ignore)  # lists of 10,000 names are real
         self._ignore_patterns = [entry for entry in self._ignore if entry.startswith("re:")]
         self._patterns = Patterns()
+        self._found: dict[str, str | None] = {}  # the group of each name that no list has
+        self._blind = not any(re.search(r"\d", target.replace("[0-9]", "")) for target in self._all_patterns())
 
     def scheme(self, module: str) -> Scheme | None:
         group = self._group_of(module)
         return None if group is None else self._schemes[group]
+
+    def scheme_of_group(self, group: str) -> Scheme | None:
+        """The scheme that a config group states."""
+        return self._schemes[group]
+
+    def ignores(self, module: str, served: str, *, exactly: bool = False) -> bool:
+        """Whether ``ignore`` has the ``module`` or, unless ``exactly``, a pattern for its name as it is ``served``."""
+        return module in self._ignored or (not exactly and self._is_target(self._ignore_patterns, served))
+
+    def first_group(self, module: str, served: str) -> str | None:
+        """The group of the first target, in the order of the config, that is the ``module`` or a pattern for its name
+        as it is ``served``."""
+        stated = ((target, name) for name, group in self._groups.items() for target in group["targets"])
+        found = (g for t, g in stated if t == module or (t.startswith("re:") and self._patterns.matches(t, served)))
+        return next(found, None)
+
+    def class_group(self) -> str | None:
+        """The group of the first target, in the order of the config, that is in the name of an engine's class."""
+        stated = ((target, name) for name, group in self._groups.items() for target in group["targets"])
+        named = (
+            group
+            for target, group in stated
+            if (
+                self._patterns.matches(target, _CLASS) if target.startswith("re:") else target.lower() in _CLASS.lower()
+            )
+        )
+        return next(named, None)
+
+    def shape_of(self, module: str) -> str:
+        """What the patterns can see of a name: with each digit a 0, unless they have digits in them. Names that the
+        config lists one by one are kept."""
+        listed = module in self._ignored or module in self._by_name
+        return module if listed or not self._blind else _DIGIT.sub("0", module)
 
     def as_compressed_tensors(self, _layers: Layers) -> CompressedTensors:
         return self
@@ -104,6 +141,10 @@ class CompressedTensors:
     def without(self, plain: Dequantized) -> CompressedTensors:
         return CompressedTensors({**deepcopy(self.value), "ignore": [*self._ignore, *plain.targets]})
 
+    def _all_patterns(self) -> Iterator[str]:
+        yield from self._ignore_patterns
+        yield from (target.pattern for target in self._targets)
+
     def _is_target(self, targets: Iterable[str], module: str) -> bool:
         """Whether one of the targets (exact names or ``re:`` patterns) matches the module."""
         return any(self._patterns.matches(target, module) for target in targets)
@@ -140,6 +181,12 @@ class CompressedTensors:
     def _group_of(self, module: str) -> str | None:
         if module in self._ignored or _LINEAR in self._ignored:
             return None
+        shape = self.shape_of(module)
+        if shape not in self._found:
+            self._found[shape] = self._find_group(module)
+        return self._found[shape]
+
+    def _find_group(self, module: str) -> str | None:
         if self._is_target(self._ignore_patterns, module):
             return None
         if module in self._by_name:

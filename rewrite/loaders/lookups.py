@@ -1,0 +1,135 @@
+"""How engines find the scheme of a layer in a compressed-tensors config: by their own rules, not by the library's.
+
+Read in vLLM 0.19.1 to 0.32.0 and SGLang 0.5.9 to 0.5.23 (``compressed_tensors/utils.py``: ``should_ignore_layer``,
+``find_matched_target``), and run with random configs (``scripts/loader_matrix``):
+
+- Targets are tried in the order of the config; compressed-tensors tries names, then patterns in alphabetical order.
+- A fused layer is looked up under its own name, its class (``…Linear``) and its parts: in this order before vLLM 0.27
+  and in SGLang, its parts before its class from there on.
+- A layer that no target matches, and no entry of ``ignore``, raises in SGLang and before vLLM 0.21.
+- vLLM gives modules other names than the stored ones: patterns see its names, exact entries are renamed with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rewrite.loaders.outcome import Outcome
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.model import Model, StoredModule
+from rewrite.quantization.scheme import Scheme
+
+#: Linears that engines never quantize, whatever the config says, and what is not loaded with the language model.
+_NEVER_LOOKED_UP = ("mlp.gate", "shared_expert_gate", "embed_tokens", "lm_head")
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The rules of some engine versions."""
+
+    parts_before_class: bool
+    unmatched_raises: bool
+    served_name: Callable[[str], str]  # of a module, by its stored name
+
+
+def stored_name(name: str) -> str:
+    """SGLang keeps the names of modules."""
+    return name
+
+
+def vllm_name(name: str) -> str:
+    """vLLM ``hf_to_vllm_mapper`` of vision-language models; the others keep their names."""
+    if name.startswith("model.language_model."):
+        return "language_model.model." + name.removeprefix("model.language_model.")
+    return name.removeprefix("model.") if name.startswith("model.visual.") else name
+
+
+VLLM_RAISES = Lookup(False, True, vllm_name)  # to 0.20
+VLLM_CLASS_FIRST = Lookup(False, False, vllm_name)  # 0.21 to 0.26
+VLLM = Lookup(True, False, vllm_name)  # from 0.27
+SGLANG = Lookup(False, True, stored_name)
+LOOKUPS = (VLLM_RAISES, VLLM_CLASS_FIRST, VLLM, SGLANG)
+
+
+@dataclass(frozen=True)
+class ServedLayer:
+    """A layer as engines build it: the name it is looked up by, and the stored modules that become it."""
+
+    name: str
+    parts: tuple[str, ...]
+
+
+def served_layers(model: Model) -> Iterator[ServedLayer]:
+    """Every linear layer that engines look up: fused groups, and all other modules on their own."""
+    grouped: set[str] = set()
+    for group in model.groups.whole:
+        parts = tuple(module.name for module in group.modules)
+        grouped.update(parts)
+        yield ServedLayer(group.name, parts)
+    for name in model.modules:
+        if name not in grouped and not name.startswith("mtp.") and not name.endswith(_NEVER_LOOKED_UP):
+            if ".experts." in name and ".experts.0." not in name:
+                continue  # engines look the first expert of a layer up for all of them
+            yield ServedLayer(name, (name,))
+
+
+def misread(model: Model) -> dict[Lookup, Outcome]:
+    """What goes wrong with each way of looking layers up; those by which all is well are left out."""
+    dialect = model.dialect
+    if not isinstance(dialect, CompressedTensors):
+        return {}
+    alike: dict[tuple[object, ...], ServedLayer] = {}  # layers that no pattern of the config can tell apart
+    for layer in served_layers(model):
+        modules = [model.modules[part] for part in layer.parts if part in model.modules]
+        key = (dialect.shape_of(layer.name), *((dialect.shape_of(m.name), m.scheme, m.plain) for m in modules))
+        alike.setdefault(key, layer)
+    found = {}
+    for lookup in LOOKUPS:
+        problems = (_problem(layer, model, dialect, lookup) for layer in alike.values())
+        worst = max((p for p in problems if p is not None), key=lambda p: p.severity, default=None)
+        if worst is not None:
+            found[lookup] = worst
+    return found
+
+
+def _problem(layer: ServedLayer, model: Model, dialect: CompressedTensors, lookup: Lookup) -> Outcome | None:
+    modules = [model.modules[part] for part in layer.parts if part in model.modules]
+    if not modules:
+        return None
+    ignored = _ignored(layer, dialect, lookup)
+    if ignored is None:
+        return Outcome("fails to load", f"ignore names some parts of {layer.name} only")
+    if ignored:
+        return _unless_alike(layer, modules, None)
+    group = _group(layer, dialect, lookup)
+    if group is None and lookup.unmatched_raises:
+        return Outcome("fails to load", f"finds no target for {layer.name}")
+    return _unless_alike(layer, modules, None if group is None else dialect.scheme_of_group(group))
+
+
+def _unless_alike(layer: ServedLayer, modules: Sequence[StoredModule], found: Scheme | None) -> Outcome | None:
+    """What happens with the parts of a layer whose scheme is not the one that the engine finds is not modeled."""
+    if all(module.scheme == found or (module.plain and found is None) for module in modules):
+        return None
+    said = "not quantized" if found is None else found.text
+    return Outcome("not known", f"looks {layer.name} up as {said}, which is not how all of it is stored")
+
+
+def _ignored(layer: ServedLayer, dialect: CompressedTensors, lookup: Lookup) -> bool | None:
+    """Whether ``ignore`` names the layer; None: some of its parts only."""
+    if dialect.ignores(layer.name, lookup.served_name(layer.name), exactly=not lookup.parts_before_class):
+        return True
+    answers = {dialect.ignores(part, lookup.served_name(part)) for part in layer.parts}
+    return answers.pop() if len(answers) == 1 else None
+
+
+def _group(layer: ServedLayer, dialect: CompressedTensors, lookup: Lookup) -> str | None:
+    """The config group of the layer."""
+    by_name = dialect.first_group(layer.name, lookup.served_name(layer.name))
+    if by_name is not None:
+        return by_name
+    of_parts = [dialect.first_group(part, lookup.served_name(part)) for part in layer.parts]
+    by_parts = of_parts[0] if all(of_parts) else None
+    by_class = dialect.class_group()
+    return (by_parts or by_class) if lookup.parts_before_class else (by_class or by_parts)

@@ -15,17 +15,17 @@ if [[ ! -f $venv/ready ]]; then
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement scripts/fuzz/requirements.txt
   touch "$venv/ready"
 fi
-export PYTHONPATH=$PWD
+export PYTHONPATH=$PWD/scripts:$PWD
 
 mkdir -p .cache/fuzz
-"$venv/bin/python" scripts/fuzz/seeds.py .cache/fuzz
+"$venv/bin/python" -m fuzz.seeds .cache/fuzz
 fuzz() { # target, runs, options
   local target=$1 budget=-runs=$2
   shift 2
   [[ -z $seconds ]] || budget=-max_total_time=$seconds
-  "$venv/bin/python" "scripts/fuzz/$target.py" "$budget" -timeout=20 -rss_limit_mb=400 -print_final_stats=1 \
+  "$venv/bin/python" -m "fuzz.$target" "$budget" -timeout=20 -rss_limit_mb=400 -print_final_stats=1 \
     -artifact_prefix=.cache/fuzz/ "$@" ".cache/fuzz/$target"
 }
 fuzz header 1000000 -max_len=2048 "$@"
 fuzz checkpoint 100000 -max_len=12000 "$@"
-"$venv/bin/python" scripts/fuzz/crafted.py 0 "$([[ -n $seconds ]] && echo 1000 || echo 10000)"
+"$venv/bin/python" -m fuzz.crafted 0 "$([[ -n $seconds ]] && echo 1000 || echo 10000)"

@@ -22,7 +22,7 @@ from rewrite import make_plan, open_checkpoint
 from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from rewrite.errors import StorageError
 from rewrite.writing import publish
-from scripts.fuzz import cases
+from tests import crafted_cases as cases
 from tests.support import tree
 from tests.test_publish import before_call, converter, fork, kill_self, leftovers
 

@@ -31,7 +31,7 @@ from rewrite.checkpoint.local import LocalDirectory
 from rewrite.cli.commands import main
 from rewrite.errors import CheckpointError, ConfigError, StorageError
 from rewrite.quantization.patterns import Patterns
-from scripts.fuzz import cases
+from tests import crafted_cases as cases
 from tests.support import edit_json, tree
 
 ROOT = Path(__file__).parents[1]
@@ -130,10 +130,11 @@ def test_crafted_cases(tmp_path: Path) -> None:
 def test_the_fuzzer_finds_nothing_in_a_few_seconds(target: str, tmp_path: Path) -> None:
     """Where atheris is installed; ``scripts/fuzz.sh`` brings its own."""
     pytest.importorskip("atheris")
-    seeds = [sys.executable, str(ROOT / "scripts/fuzz/seeds.py"), str(tmp_path)]
-    subprocess.run(seeds, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    fuzz = [sys.executable, f"scripts/fuzz/{target}.py", "-max_total_time=3", "-timeout=20", str(tmp_path / target)]
-    subprocess.run(fuzz, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), str(ROOT)])}
+    seeds = [sys.executable, "-m", "fuzz.seeds", str(tmp_path)]
+    subprocess.run(seeds, check=True, env=environment)
+    fuzz = [sys.executable, "-m", f"fuzz.{target}", "-max_total_time=3", "-timeout=20", str(tmp_path / target)]
+    subprocess.run(fuzz, check=True, env=environment, capture_output=True)
 
 
 # --- patterns that never end

@@ -9,8 +9,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["rewrite", "json"]):
-    from cases import CONFIG, INDEX, SHARDS, judge
-from seeds import SEPARATOR
+    from tests.crafted_cases import CONFIG, INDEX, SHARDS, judge
+from fuzz.seeds import SEPARATOR
 
 MEMORY = tempfile.TemporaryDirectory(dir="/dev/shm")
 DIRECTORY = Path(MEMORY.name)

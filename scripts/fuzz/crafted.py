@@ -1,4 +1,4 @@
-"""Crafted cases, the same every time: ``crafted.py [FIRST COUNT]``. Prints how they ended; stops at a find."""
+"""Crafted cases, the same every time: ``-m fuzz.crafted [FIRST COUNT]``. Prints how they ended; stops at a find."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
 
-from cases import crafted, judge
+from tests.crafted_cases import crafted, judge
 
 first, count = [int(argument) for argument in sys.argv[1:3]] or [0, 10_000]
 outcomes: Counter[str] = Counter()

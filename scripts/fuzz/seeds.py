@@ -1,4 +1,4 @@
-"""The first inputs of the fuzzer, ``seeds.py DIRECTORY``: small sound files, and the tensors of every fixture."""
+"""The first inputs of the fuzzer, ``-m fuzz.seeds DIRECTORY``: small sound files, and the tensors of every fixture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from cases import CONFIG, INDEX, SHARDS, file_of, sound
+from tests.crafted_cases import CONFIG, INDEX, SHARDS, file_of, sound
 
 SEPARATOR = b"\n=8<=\n"
 FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"

@@ -1,6 +1,7 @@
 """A tiny sound checkpoint, faults to put into it, and the judgement of what rewrite makes of the result.
 
-Shared by the fuzzer (``checkpoint.py``), by ``crafted.py`` and by the tests. Needs nothing but the project.
+Shared by the tests and by the fuzzer (``scripts/fuzz``), whose environment is small: this file needs nothing but the
+project.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""Fuzzing of what reads checkpoints. Run by scripts/fuzz.sh."""

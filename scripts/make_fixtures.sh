@@ -22,4 +22,4 @@ fi
 
 # Nothing is looked up on a hub and no accelerator is used, so that every machine builds the same.
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES=
-exec "$venv/bin/python" "$root/scripts/make_fixtures.py" "$@"
+PYTHONPATH=$root/scripts exec "$venv/bin/python" -m fixtures "$@"

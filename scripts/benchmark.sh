@@ -21,14 +21,7 @@ while (($#)); do
   esac
 done
 
-if [[ -z $python ]]; then
-  python=$root/.cache/benchmark-venv/bin/python
-  [[ -x $python ]] || "${PYTHON:-python3}" -m venv "$root/.cache/benchmark-venv"
-  pins=()
-  [[ ! -f $root/scripts/constraints.txt ]] || pins=(--constraint "$root/scripts/constraints.txt")
-  "$python" -m pip install --quiet "${pins[@]}" \
-    torch==2.13.0 compressed-tensors==0.20.0 safetensors==0.8.0 --editable "$root"
-fi
+[[ -n $python ]] || python=$("${PYTHON:-python3}" "$root/scripts/environments.py" project)
 
 # The modules are imported from the checkout; rewrite too, so that an environment of yours need not have it.
 export PYTHONPATH=$root/scripts:$root${PYTHONPATH:+:$PYTHONPATH}

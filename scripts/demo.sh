@@ -2,11 +2,12 @@
 # The main job on a real checkpoint: convert it, show what changed, prove that the model still computes the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. scripts/environment.sh test
+python=$("${PYTHON:-python3}" scripts/environments.py project)
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export PATH=$venv/bin:$PATH
+export PATH=${python%/*}:$PATH
 in=tests/fixtures/llmcompressor-qwen3_5-vl
 out=$work/converted
 

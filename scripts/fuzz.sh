@@ -9,23 +9,18 @@ cd "$(dirname "$0")/.."
 seconds=${1:-}
 shift || true
 
-venv=.cache/fuzz-venv
-if [[ ! -f $venv/ready ]]; then
-  "${PYTHON:-python3}" -m venv "$venv"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --requirement scripts/fuzz/requirements.txt
-  touch "$venv/ready"
-fi
+python=$("${PYTHON:-python3}" scripts/environments.py project)
 export PYTHONPATH=$PWD/scripts:$PWD
 
 mkdir -p .cache/fuzz
-"$venv/bin/python" -m fuzz.seeds .cache/fuzz
+"$python" -m fuzz.seeds .cache/fuzz
 fuzz() { # target, runs, options
   local target=$1 budget=-runs=$2
   shift 2
   [[ -z $seconds ]] || budget=-max_total_time=$seconds
-  "$venv/bin/python" -m "fuzz.$target" "$budget" -timeout=20 -rss_limit_mb=400 -print_final_stats=1 \
+  "$python" -m "fuzz.$target" "$budget" -timeout=20 -rss_limit_mb=400 -print_final_stats=1 \
     -artifact_prefix=.cache/fuzz/ "$@" ".cache/fuzz/$target"
 }
 fuzz header 1000000 -max_len=2048 "$@"
 fuzz checkpoint 100000 -max_len=12000 "$@"
-"$venv/bin/python" -m fuzz.crafted 0 "$([[ -n $seconds ]] && echo 1000 || echo 10000)"
+"$python" -m fuzz.crafted 0 "$([[ -n $seconds ]] && echo 1000 || echo 10000)"

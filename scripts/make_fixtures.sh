@@ -11,15 +11,8 @@ set -euo pipefail
 
 # --out is relative to where the caller stands, so the script does not change folder.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-venv=$root/.cache/fixtures-venv
-
-if [[ ! -x $venv/bin/python ]]; then
-  "${PYTHON:-python3.11}" -m venv "$venv"
-fi
-# --no-deps: the list is complete (pip check proves it), and a resolver could pull a torch with a GPU runtime.
-"$venv/bin/python" -m pip install --quiet --no-deps --requirement "$root/scripts/constraints-fixtures.txt"
-"$venv/bin/python" -m pip check
+python=$("${PYTHON:-python3.11}" "$root/scripts/environments.py" fixtures)
 
 # Nothing is looked up on a hub and no accelerator is used, so that every machine builds the same.
 export HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1 TOKENIZERS_PARALLELISM=false CUDA_VISIBLE_DEVICES=
-PYTHONPATH=$root/scripts exec "$venv/bin/python" -m fixtures "$@"
+PYTHONPATH=$root/scripts exec "$python" -m fixtures "$@"

@@ -1,7 +1,6 @@
 """A tiny sound checkpoint, faults to put into it, and the judgement of what rewrite makes of the result.
 
-Shared by the tests and by the fuzzer (``scripts/fuzz``), whose environment is small: this file needs nothing but the
-project.
+Shared by the tests and by the fuzzer (``scripts/fuzz``).
 """
 
 from __future__ import annotations

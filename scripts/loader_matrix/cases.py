@@ -1,61 +1,17 @@
-"""What the matrix covers: engines, fixtures and profiles. Adding one is one line here."""
+"""What the matrix covers: which engine (see `engines.toml`) loads which fixtures, converted by which profiles."""
 
 from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from loader_matrix.engines import Engine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIXTURES = REPOSITORY / "tests" / "fixtures"
 RECORD = REPOSITORY / "tests" / "loader_matrix.json"
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A released engine. `serves_tp` and `generates` say which of the extra rows it gets; one that is there for a
-    `boundary`, because it is the first to know something or the last not to, loads only what shows that."""
-
-    name: str
-    version: str
-    serves_tp: bool = False
-    generates: bool = False
-    boundary: bool = False
-
-    @property
-    def slug(self) -> str:
-        return f"{self.name}-{self.version}"
-
-    @property
-    def spec(self) -> str:
-        return f"{self.name}=={self.version}"
-
-
-ENGINES = (
-    Engine("vllm", "0.17.0", boundary=True),  # the first with Qwen3.5
-    Engine("vllm", "0.17.1", boundary=True),  # the release of issue #38197
-    Engine("vllm", "0.19.1", serves_tp=True),  # the last release with the fault
-    Engine("vllm", "0.20.0"),  # the first with the fix (PR #38517)
-    Engine("vllm", "0.21.0", boundary=True),  # the last without MiniCPM-V 4.6
-    Engine("vllm", "0.22.0", boundary=True),
-    Engine("vllm", "0.26.0", boundary=True),  # the last without text-only Qwen3.5
-    Engine("vllm", "0.27.0", boundary=True),
-    Engine("vllm", "0.32.0", serves_tp=True, generates=True),  # the newest; the first that runs Qwen3.5 on CPU
-    Engine("sglang", "0.5.9"),  # serves in_proj_qkv and in_proj_z as separate modules
-    Engine("sglang", "0.5.10", boundary=True),  # the first that fuses them
-    Engine("sglang", "0.5.10.post1"),
-    Engine("sglang", "0.5.11"),  # the first that loads a shared scalar into the fused module
-    Engine("sglang", "0.5.12", boundary=True),  # the first with MiniCPM-V 4.6
-    Engine("sglang", "0.5.14", boundary=True),  # the last without MIXED_PRECISION of Qwen3.5
-    Engine("sglang", "0.5.15", boundary=True),
-    Engine("sglang", "0.5.16", boundary=True),  # the last without text-only Qwen3.5
-    Engine("sglang", "0.5.17", boundary=True),
-    Engine("sglang", "0.5.22", boundary=True),  # the last that misses the names of MiniCPM-V's vision tower
-    Engine("sglang", "0.5.23"),  # the newest
-    Engine("transformers", "5.17.0"),  # with compressed-tensors
-)
 
 # `original` is the fixture as it is; every other name stands for what `rewrite convert` is told.
 ORIGINAL = "original"
@@ -111,11 +67,3 @@ def _header(shard: Path) -> dict[str, Any]:
     with shard.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         return dict(json.loads(file.read(length)))
-
-
-def engine(spec: str) -> Engine:
-    """The engine that `NAME==VERSION` means; KeyError names the known ones."""
-    known = {each.spec: each for each in ENGINES}
-    if spec not in known:
-        raise KeyError(f"unknown engine {spec!r}; known: {', '.join(known)}")
-    return known[spec]

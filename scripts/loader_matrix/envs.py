@@ -6,21 +6,19 @@ of their own that comes first on PYTHONPATH, so that no engine sees another's.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import platform
-import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from loader_matrix.cases import REPOSITORY, Engine
+from environments import Failed, exact, overlay, read_pins
+
+from loader_matrix.cases import REPOSITORY
+from loader_matrix.engines import Engine
 
 HOME = REPOSITORY / ".cache" / "loaders"
-CONSTRAINTS = REPOSITORY / "scripts" / "constraints-loaders"
 SCRIPTS = REPOSITORY / "scripts"
-PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--no-deps", "--only-binary", ":all:")
+# A CUDA build needs GPU libraries that are not installed here, and fails to import without them.
+IS_CPU_BUILD = ("-c", "import torch; assert torch.version.cuda is None, 'torch has to be a CPU build'")
 
 
 class Unavailable(Exception):
@@ -35,61 +33,15 @@ class Environment:
     variables: dict[str, str]
 
 
-def _stamp(requirements: Path) -> str:
-    seed = requirements.read_bytes() + platform.python_version().encode()
-    return hashlib.sha256(seed).hexdigest()
-
-
-def _ready(folder: Path, requirements: Path) -> bool:
-    stamp = folder / ".stamp"
-    return stamp.exists() and stamp.read_text() == _stamp(requirements)
-
-
-def _checked(command: list[str], purpose: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
-        raise Unavailable(f"{purpose}: {lines[-1].strip()[:200]}")
-    return done.stdout
-
-
-def _base() -> Path:
-    """The shared base's Python, made if its pins have changed."""
-    folder, requirements = HOME / "base", CONSTRAINTS / "base.txt"
-    python = folder / "bin" / "python"
-    if _ready(folder, requirements):
-        return python
-    print("loader matrix: building the shared environment (once)", file=sys.stderr)
-    shutil.rmtree(folder, ignore_errors=True)
-    _checked([sys.executable, "-m", "venv", str(folder)], "python -m venv")
-    _checked([str(python), *PIP, "-r", str(requirements)], "installing base.txt")
-    # A CUDA build needs GPU libraries that are not installed here, and fails to import without them.
-    _checked([str(python), "-c", "import torch; assert torch.version.cuda is None"], "torch has to be a CPU build")
-    (folder / ".stamp").write_text(_stamp(requirements))
-    return python
-
-
-def _overlay(engine: Engine, python: Path) -> Path:
-    """The folder with the engine's own packages, made if its pins have changed."""
-    folder, requirements = HOME / engine.slug, CONSTRAINTS / f"{engine.slug}.txt"
-    if _ready(folder, requirements):
-        return folder
-    print(f"loader matrix: installing {engine.spec} (once)", file=sys.stderr)
-    partial = folder.with_suffix(".partial")
-    for stale in (folder, partial):
-        shutil.rmtree(stale, ignore_errors=True)
-    _checked([str(python), *PIP, "--target", str(partial), "-r", str(requirements)], f"installing {engine.spec}")
-    (partial / ".stamp").write_text(_stamp(requirements))
-    partial.rename(folder)
-    return folder
-
-
 def environment(engine: Engine) -> Environment:
     """The environment of `engine`, ready to run; Unavailable where it can't be installed."""
     HOME.mkdir(parents=True, exist_ok=True)
-    python = _base()
-    overlay = _overlay(engine, python)
-    path = (SCRIPTS, SCRIPTS / "loader_matrix" / "site", overlay)
+    try:
+        python = exact(HOME / "base", read_pins(SCRIPTS / "loader_matrix" / "base.txt"), IS_CPU_BUILD)
+        packages = overlay(HOME / engine.slug, python, engine.pins)
+    except Failed as failure:
+        raise Unavailable(f"{failure.purpose}: {failure.reason[:200]}") from failure
+    path = (SCRIPTS, SCRIPTS / "loader_matrix" / "site", packages)
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
     return Environment(
         python,

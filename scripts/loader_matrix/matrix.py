@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from loader_matrix import cases, results, table
-from loader_matrix.cases import ORIGINAL, Engine
+from loader_matrix.cases import ORIGINAL
 from loader_matrix.driver import LIMIT, Batch, Task
+from loader_matrix.engines import ENGINES, Engine, find_engine
 from loader_matrix.envs import HOME, Unavailable, environment
 from loader_matrix.results import Cell, Generation
 
-CONVERTER = cases.engine("transformers==5.17.0")  # has everything the project needs
+CONVERTER = find_engine("transformers==5.17.0")  # has everything the project needs
 T = TypeVar("T")
 Load = tuple[Engine, str, str, int]  # engine, fixture, profile, ranks
 
@@ -240,9 +241,9 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
 
 def select(given: argparse.Namespace) -> Selection:
     """What the command line asks for."""
-    default = cases.CI_ENGINES if given.ci else tuple(each.spec for each in cases.ENGINES)
+    default = cases.CI_ENGINES if given.ci else tuple(each.spec for each in ENGINES)
     return Selection(
-        tuple(cases.engine(spec) for spec in given.engine or default),
+        tuple(find_engine(spec) for spec in given.engine or default),
         tuple(given.fixture or (cases.CI_FIXTURES if given.ci else cases.fixtures())),
         tuple(given.profile) if given.profile else cases.CI_PROFILES if given.ci else None,
         extras=not given.ci,

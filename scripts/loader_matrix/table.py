@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from loader_matrix.cases import ENGINES, ORIGINAL
+from loader_matrix.cases import ORIGINAL
+from loader_matrix.engines import ENGINES
 from loader_matrix.results import Cell, Generation
 
 # The fused layers, and the order in which their partitions are shown.

@@ -77,7 +77,8 @@ def logits(directory: Path) -> torch.Tensor:
     # Several progress bars; an error is raised, not printed.
     with contextlib.redirect_stderr(io.StringIO()), torch.no_grad():
         model = getattr(transformers, config.architectures[0]).from_pretrained(directory, dtype=torch.bfloat16)
-        return model(input_ids=torch.arange(10, 40)[None]).logits
+        found: torch.Tensor = model(input_ids=torch.arange(10, 40)[None]).logits
+    return found
 
 
 if __name__ == "__main__":

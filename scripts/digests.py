@@ -7,7 +7,6 @@ changes no line. The manifest is left out of the digests. A refusal is a line wi
 from __future__ import annotations
 
 import hashlib
-import sys
 import tempfile
 from pathlib import Path
 
@@ -42,4 +41,4 @@ def _digest(directory: Path) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -120,7 +120,7 @@ def _finish(folder: Path, stamp: str) -> None:
 
 def _has_this_python(folder: Path) -> bool:
     """Whether the environment is there and has the version that runs now."""
-    ask = [_python(folder), "-c", "import platform; print(platform.python_version())"]
+    ask: list[str | Path] = [_python(folder), "-c", "import platform; print(platform.python_version())"]
     try:
         return (
             subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip() == platform.python_version()

@@ -79,8 +79,8 @@ def check(source: Path, out: Path, device: str, tokens: int) -> list[list[str]]:
     seconds = time.monotonic() - started
     rows = []
     for row in worst(found.numbers):
-        errors = (row.weights_before, row.weights_fixed, row.weights_out)
-        errors += (row.outputs_before, row.outputs_fixed, row.outputs_out)
+        errors = [row.weights_before, row.weights_fixed, row.weights_out]
+        errors += [row.outputs_before, row.outputs_fixed, row.outputs_out]
         used = "-" if row.bound_used is None else f"{row.bound_used:.2f}"
         cells = [f"{error:.2e}" if error > 1e-12 else "0" for error in errors]
         rows.append([source.name, row.layer, row.partition, *cells, used, row.verdict, f"{seconds:.1f}"])

@@ -19,7 +19,7 @@ settings.load_profile("default")
 @pytest.fixture(params=["llmcompressor-qwen3_5-text", "llmcompressor-qwen3_5-vl", "llmcompressor-qwen3_5-moe"])
 def real(request: pytest.FixtureRequest) -> Path:
     """Each checkpoint that llm-compressor wrote. Read only."""
-    return FIXTURES / request.param
+    return FIXTURES / str(request.param)
 
 
 @pytest.fixture

@@ -291,7 +291,7 @@ def _load(raw: bytes) -> Any:
         return None
 
 
-def _put(path: Path, content: bytes) -> None:
+def _put(path: Path, content: bytes | bytearray) -> None:
     """Only into what is a file still: an earlier fault may have put a device there."""
     if path.is_file() and not path.is_symlink():
         path.write_bytes(content)

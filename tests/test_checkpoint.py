@@ -26,7 +26,7 @@ def edit_index(directory: Path, **changes: str | None) -> None:
 
 
 def any_tensor(directory: Path) -> tuple[str, str]:
-    weight_map = json.loads((directory / INDEX_NAME).read_text())["weight_map"]
+    weight_map: dict[str, str] = json.loads((directory / INDEX_NAME).read_text())["weight_map"]
     return sorted(weight_map.items())[0]
 
 

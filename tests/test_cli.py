@@ -167,7 +167,7 @@ def test_progress_bar_on_a_terminal(monkeypatch: Any) -> None:
     """In bytes, on stderr; --quiet turns it off."""
     from rewrite.cli import commands as cli
 
-    monkeypatch.setattr(cli.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with cli._progress_bar(quiet=False) as progress:
         assert progress is not None
         progress(400, 1000)

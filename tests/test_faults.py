@@ -132,6 +132,11 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
 
+def add_directory(source: Path) -> None:
+    (source / "sub").mkdir()
+    (source / "sub" / "x").touch()
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "config edited": lambda source: (source / CONFIG_NAME).write_bytes(cases.sound()[CONFIG_NAME] + b" "),
     "config touched": lambda source: touch(source / CONFIG_NAME),
@@ -144,7 +149,7 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "other file appended": lambda source: (source / "tokenizer.json").write_bytes(b"{} "),
     "other file gone": lambda source: (source / "tokenizer.json").unlink(),
     "file came": lambda source: (source / "chat_template.jinja").write_bytes(b"x"),
-    "file came into a new directory": lambda source: ((source / "sub").mkdir(), (source / "sub" / "x").touch()),
+    "file came into a new directory": add_directory,
     "device came": lambda source: (source / "x").symlink_to("/dev/zero"),
 }
 

@@ -543,7 +543,8 @@ def large(directory: Path, shards: int, tensors: int) -> None:
                 entries[f"{module}.weight"] = ("F8_E4M3", [rows, 4], rows * 4)
         for j in range(tensors - len(entries)):
             entries[f"model.language_model.layers.{i}.mlp.experts.{j}.gate_proj.weight"] = ("BF16", [64, 32], 4096)
-        header, end = {}, 0
+        header: dict[str, dict[str, Any]] = {}
+        end = 0
         for tensor, (dtype, shape, size) in entries.items():
             header[tensor] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
             weight_map[tensor] = name

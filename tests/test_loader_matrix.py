@@ -154,7 +154,7 @@ def test_the_readme_shows_the_recorded_table(option: str) -> None:
     """Generated, not written."""
     pytest.importorskip("tomllib")  # the script is for Python 3.11; the project's tests also run on 3.10
     root = Path(__file__).parents[1]
-    command = [root / "scripts" / "loader_matrix.sh", option]
+    command = [str(root / "scripts" / "loader_matrix.sh"), option]
     table = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, check=True)
     assert table.stdout.decode().strip() in (root / "README.md").read_text()
 

@@ -210,9 +210,9 @@ def test_block_scales_need_nothing(copy: Path) -> None:
     """Qwen's own FP8 releases: weight_scale_inv per 128 x 128 block."""
     checkpoint = open_checkpoint(copy)
     raw = raw_tensors(copy)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in checkpoint.shards.values():
-        tensors = {}
+        tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
         for t in shard.header.tensors:
             if t.name.endswith("_scale"):
                 if t.name.endswith("weight_scale"):

@@ -51,19 +51,19 @@ def under_new_names(directory: Path, manifest: rewrite.Manifest) -> dict[str, tu
 
 @pytest.fixture(params=CONVERTIBLE)
 def any_fixture(request: pytest.FixtureRequest) -> Path:
-    return FIXTURES / request.param
+    return FIXTURES / str(request.param)
 
 
 @pytest.fixture(params=SPLIT_QKVZ)
 def qwen3_5(request: pytest.FixtureRequest) -> Path:
     """The checkpoints with in_proj_qkv and in_proj_z. Read only."""
-    return FIXTURES / request.param
+    return FIXTURES / str(request.param)
 
 
 @pytest.fixture(params=OTHER_FAMILIES)
 def other_family(request: pytest.FixtureRequest) -> Path:
     """The checkpoints without. Read only."""
-    return FIXTURES / request.param
+    return FIXTURES / str(request.param)
 
 
 def has_work(name: str, profile: str, selection: str) -> bool:
@@ -192,7 +192,7 @@ def test_bf16_keeps_modelopts_dialect_and_both_its_files(tmp_path: Path) -> None
 def test_bf16_mends_groups_that_were_quantized_in_part(copy: Path, tmp_path: Path) -> None:
     """AngelSlim leaves in_proj_z alone by default: no engine that fuses can serve that, and no FP8 layout mends it."""
     left = [f"model.layers.{i}.linear_attn.in_proj_z" for i in (0, 1)]
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for path in sorted(copy.glob("*.safetensors")):
         kept = {n: v[1:] for n, v in raw_tensors(copy).items() if v[0] == path.name}
         for name in left:
@@ -524,7 +524,7 @@ def test_kv_cache_quantization_carries_over(
 @pytest.mark.parametrize("profile", rewrite.PROFILES)
 def test_the_fp8_dialect(profile: str, activations: str, copy: Path, tmp_path: Path) -> None:
     """AutoFP8's and vLLM's own: assembled from llm-compressor's tensors, F32 scales of shape ()."""
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for path in sorted(copy.glob("*.safetensors")):
         kept = {n: v[1:] for n, v in raw_tensors(copy).items() if v[0] == path.name}
         if activations == "dynamic":

@@ -21,7 +21,8 @@ def logits(directory: Path) -> torch.Tensor:
     kind = getattr(transformers, config.architectures[0])
     model = kind.from_pretrained(directory, dtype=torch.bfloat16)
     with torch.no_grad():
-        return model(input_ids=torch.arange(10, 40)[None]).logits
+        found: torch.Tensor = model(input_ids=torch.arange(10, 40)[None]).logits
+    return found
 
 
 def test_logits_are_bit_identical(real: Path, tmp_path: Path) -> None:

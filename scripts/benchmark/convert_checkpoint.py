@@ -13,7 +13,7 @@ from compressed_tensors.quantization import QuantizationConfig
 from benchmark.expansion import TARGET, expand_scales, read_rows
 
 
-class ExplicitScales(Converter):
+class ExplicitScales(Converter):  # type: ignore[misc] # a class without types
     def __init__(self, rows: dict[str, int]) -> None:
         self._rows = rows
 

@@ -68,7 +68,8 @@ def mounted(kind: str, work: Path, size: int) -> Iterator[Path]:
         with image.open("wb") as file:
             file.truncate(size)
         mount.mkdir()
-        for command in ([tool, "-q", image], ["mount", "-o", "loop", image, mount]):
+        commands: tuple[list[str | Path], ...] = ([tool, "-q", image], ["mount", "-o", "loop", image, mount])
+        for command in commands:
             done = subprocess.run(command, check=False, capture_output=True, text=True)
             if done.returncode:
                 raise Skipped(f"{command[0]}: {done.stderr.strip()}")

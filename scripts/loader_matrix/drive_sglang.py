@@ -7,7 +7,6 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from loader_matrix import driver, mocks
@@ -34,7 +33,7 @@ def start() -> str:
     _replace_nvfp4_layout()
     driver.preload("sglang.srt.models.registry")  # imports every model
     _keep_resampler_on_cpu()
-    return sglang.__version__
+    return str(sglang.__version__)
 
 
 def _keep_resampler_on_cpu() -> None:
@@ -42,13 +41,14 @@ def _keep_resampler_on_cpu() -> None:
     everything else goes where the loader is told to."""
     import torch
 
-    sys.modules["sglang.srt.models.minicpmv"].get_device = lambda *_: "cpu"
-    stock = torch.nn.Module.to
+    model: Any = sys.modules["sglang.srt.models.minicpmv"]
+    model.get_device = lambda *_: "cpu"
+    stock: Any = torch.nn.Module.to
 
-    def to(module: torch.nn.Module, *arguments: Any, device: Any = None, **others: Any) -> torch.nn.Module:
+    def to(module: torch.nn.Module, *arguments: Any, device: Any = None, **others: Any) -> Any:
         return stock(module, *arguments, **({} if device is None else {"device": "cpu"}), **others)
 
-    torch.nn.Module.to = to  # type: ignore[method-assign]
+    torch.nn.Module.to = to  # type: ignore[method-assign, assignment] # fewer overloads
 
 
 def _replace_nvfp4_layout() -> None:
@@ -59,7 +59,7 @@ def _replace_nvfp4_layout() -> None:
     modelopt_quant.ModelOptFp4LinearMethod.process_weights_after_loading = lambda *_: None
 
 
-def _kernels() -> ModuleType:
+def _kernels() -> Any:
     """The module that wraps the FP8 kernels; 0.5.23 has it in another place."""
     try:
         return importlib.import_module("sglang.kernels.ops.quantization.fp8_kernel")
@@ -78,7 +78,9 @@ def load(job: Job) -> torch.nn.Module:
     config = ModelConfig.from_server_args(arguments)
     _state_interval(config.hf_config, job.model)
     _one_rank(arguments, config, job.rendezvous)
-    return DefaultModelLoader(LoadConfig()).load_model(model_config=config, device_config=DeviceConfig("cpu"))
+    loader = DefaultModelLoader(LoadConfig())
+    model: torch.nn.Module = loader.load_model(model_config=config, device_config=DeviceConfig("cpu"))
+    return model
 
 
 def _server_arguments(model: Path) -> Any:
@@ -106,9 +108,9 @@ def _server_arguments(model: Path) -> Any:
 
     arguments = ServerArgs.__new__(ServerArgs)
     for field in dataclasses.fields(ServerArgs):
-        missing = field.default_factory is dataclasses.MISSING
-        default = field.default if missing else field.default_factory()
-        setattr(arguments, field.name, None if default is dataclasses.MISSING else default)
+        default = None if field.default is dataclasses.MISSING else field.default
+        made = default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        setattr(arguments, field.name, made)
     for name, value in given.items():
         setattr(arguments, name, value)
     set_global_server_args_for_scheduler(arguments)

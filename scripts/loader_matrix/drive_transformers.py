@@ -35,7 +35,7 @@ def load(job: Job) -> torch.nn.Module:
 
     config = transformers.AutoConfig.from_pretrained(job.model)
     model_class = getattr(transformers, config.architectures[0])
-    model = model_class.from_pretrained(job.model)
+    model: torch.nn.Module = model_class.from_pretrained(job.model)
     with torch.no_grad():
         copy.deepcopy(model)(input_ids=torch.arange(10, 20)[None])
     return model

@@ -39,7 +39,7 @@ def start() -> str:
         "vllm.model_executor.layers.quantization.modelopt",
         *(f"vllm.model_executor.models.{family}" for family in ("llama", "qwen3_5", "qwen3_next")),
     )
-    return vllm.__version__
+    return str(vllm.__version__)
 
 
 def _replace_expert_kernels() -> None:
@@ -127,7 +127,8 @@ def load(job: Job) -> torch.nn.Module:
     with set_current_vllm_config(config):
         init_distributed_environment(job.world, job.rank, job.rendezvous, job.rank, "gloo")
         initialize_model_parallel(job.world, 1)
-        return get_model(vllm_config=config)
+        model: torch.nn.Module = get_model(vllm_config=config)
+    return model
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def start() -> str:
     ops.scaled_fp8_quant = scaled_fp8_quant
     torch.library.define("_C::silu_and_mul_quant", "(Tensor! result, Tensor input, Tensor scale) -> ()")
     torch.library.impl("_C::silu_and_mul_quant", "cpu", silu_and_mul_quant)
-    return vllm.__version__
+    return str(vllm.__version__)
 
 
 def generate(job: Job) -> dict[str, Any]:

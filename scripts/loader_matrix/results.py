@@ -179,7 +179,7 @@ def differences(now: Cell, recorded: Cell) -> list[str]:
 
 def read(path: Path) -> Record:
     """The recorded matrix; an empty one where there is none of this schema: its cells have to be run again."""
-    data = json.loads(path.read_text()) if path.exists() else {"schema": None}
+    data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"schema": None}
     if data["schema"] != SCHEMA:
         return Record("", [], [])
     return Record(

@@ -48,7 +48,8 @@ SOURCES: dict[str, tuple[dict[str, tuple[str, ...]], ...]] = {
     "in_proj_ba": ({"in_proj_b": ("b",), "in_proj_a": ("a",)}, {"in_proj_ba": ("ba",)}),
     "qkv_proj": ({"q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",)}, {"qkv_proj": ("q", "k", "v")}),
     "gate_up_proj": ({"gate_proj": ("gate",), "up_proj": ("up",)}, {"gate_up_proj": ("gate", "up")}),
-} | {f"{part}_proj": ({f"{part}_proj": (part,)},) for part in ("q", "k", "v", "gate", "up")}
+    **{f"{part}_proj": ({f"{part}_proj": (part,)},) for part in ("q", "k", "v", "gate", "up")},
+}
 
 
 @dataclass(frozen=True)
@@ -158,14 +159,20 @@ def _errors(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) -> d
     return {part.name: rel(*each) for part, *each in zip(layer.parts, rows, true, strict=True)}
 
 
+def _tensor(module: torch.nn.Module, name: str) -> torch.Tensor:
+    """A parameter, or another attribute of the module that is a tensor."""
+    held: torch.Tensor = getattr(module, name)
+    return held
+
+
 def _measure(name: str, module: torch.nn.Module, layer: Layer) -> dict[str, Any]:
-    weight = module.weight.detach()
+    weight = _tensor(module, "weight").detach()
     quantized = weight.dtype == FP8
     return {
         "module": name,
         "layer": FUSED.get(name.rpartition(".")[2]),
         "sources": layer.sources,
-        "errors": _errors(weight, module.weight_scale if quantized else None, layer),
+        "errors": _errors(weight, _tensor(module, "weight_scale") if quantized else None, layer),
         "input_scale": _input_scale(getattr(module, "input_scale", None), layer.input_scale) if quantized else "absent",
         "quantized": quantized,
         "quantized_on_disk": layer.quantized,

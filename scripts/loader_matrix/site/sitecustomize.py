@@ -22,4 +22,4 @@ for operator in OPERATORS:
         torch.library.define(f"torchvision::{operator}", "(Tensor x) -> Tensor")
 
 if not hasattr(torch._C._cpu, "_is_avx512_supported"):
-    torch._C._cpu._is_avx512_supported = lambda: False
+    torch._C._cpu._is_avx512_supported = lambda: False  # type: ignore[attr-defined]

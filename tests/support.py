@@ -10,7 +10,12 @@ from rewrite import open_checkpoint
 from rewrite.checkpoint.checkpoint import Shard
 from rewrite.checkpoint.header import TensorInfo, build_header
 
-FIXTURES = Path(__file__).parent / "fixtures"
+#: Of the repository. Every test that reads a file of it starts here, wherever the test itself lies.
+ROOT = Path(__file__).resolve().parents[1]
+FIXTURES = ROOT / "tests" / "fixtures"
+README = ROOT / "README.md"
+#: What the engines made of the fixtures, recorded by scripts/loader_matrix.sh.
+LOADER_MATRIX = ROOT / "tests" / "loader_matrix.json"
 #: FP8 beside NVFP4: no channel scales there, so ``exact`` and ``portable`` refuse it.
 MIXED_PRECISION = "modelopt-qwen3_5-mixed"
 CONVERTIBLE = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir() and path.name != MIXED_PRECISION)
@@ -18,6 +23,12 @@ CONVERTIBLE = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir() a
 SPLIT_QKVZ = [name for name in CONVERTIBLE if "qwen3_5" in name or "minicpmv4_6" in name]
 OTHER_FAMILIES = [name for name in CONVERTIBLE if name not in SPLIT_QKVZ]
 QKVZ = r"re:.*linear_attn\.in_proj_(qkv|z|qkvz)$"
+#: Scales of the KV cache in modelopt-llama, and their names in compressed-tensors' dialect.
+KV_SCALES = {
+    f"model.layers.{i}.self_attn.{kind}_proj.{kind}_scale": f"model.layers.{i}.self_attn.{kind}_scale"
+    for i in (0, 1)
+    for kind in "kv"
+}
 
 
 def raw_tensors(directory: Path) -> dict[str, tuple[str, str, tuple[int, ...], bytes]]:

@@ -32,9 +32,8 @@ from rewrite.cli.commands import main
 from rewrite.errors import CheckpointError, ConfigError, StorageError
 from rewrite.quantization.patterns import Patterns
 from tests import crafted_cases as cases
-from tests.support import edit_json, tree
+from tests.support import ROOT, edit_json, tree
 
-ROOT = Path(__file__).parents[1]
 LIMIT = 200  # MB
 
 

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from compressed_tensors.entrypoints.convert import convert_checkpoint
 
 import rewrite
-from rewrite.integrations.compressed_tensors import ExplicitScales
 from rewrite.quantization.dialects import read_dialect
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dtypes import dequantize
@@ -21,6 +19,7 @@ from rewrite.quantization.scheme import Layers
 from tests.support import (
     CONVERTIBLE,
     FIXTURES,
+    KV_SCALES,
     MIXED_PRECISION,
     OTHER_FAMILIES,
     QKVZ,
@@ -445,13 +444,6 @@ def test_modelopts_two_configs_disagree(copy_of: Callable[[str], Path], tmp_path
     assert any("config.json counted" in note for note in manifest.notes)
 
 
-KV_SCALES = {
-    f"model.layers.{i}.self_attn.{kind}_proj.{kind}_scale": f"model.layers.{i}.self_attn.{kind}_scale"
-    for i in (0, 1)
-    for kind in "kv"
-}
-
-
 def with_index(directory: Path) -> Path:
     """A checkpoint of one shard with the index that it needs not have."""
     weight_map = {name: entry[0] for name, entry in sorted(raw_tensors(directory).items())}
@@ -569,38 +561,6 @@ def test_portable_from_exact(text: Path, tmp_path: Path) -> None:
     rewrite.convert(text, tmp_path / "exact")
     with pytest.raises(rewrite.Unsupported, match="different config groups"):
         rewrite.convert(tmp_path / "exact", tmp_path / "portable", profile="portable")
-
-
-@pytest.mark.parametrize("name", CONVERTIBLE)
-def test_the_converter_gives_the_same_tensors(name: str, tmp_path: Path) -> None:
-    """Through compressed-tensors' convert_checkpoint, for pipelines that chain converters."""
-    source = FIXTURES / name
-    selection: rewrite.Selection = "qkvz" if name in SPLIT_QKVZ else "all"
-    rewrite.convert(source, tmp_path / "ours", selection=selection)
-    convert_checkpoint(source, tmp_path / "theirs", ExplicitScales(source, selection=selection), device="cpu")
-    ours, theirs = raw_tensors(tmp_path / "ours"), raw_tensors(tmp_path / "theirs")
-    assert {n: v[1:] for n, v in ours.items()} == {n: v[1:] for n, v in theirs.items()}
-    assert compressed_tensors_schemes(tmp_path / "ours") == compressed_tensors_schemes(tmp_path / "theirs")
-
-
-def test_the_converter_restates_other_dialects_where_nothing_is_to_be_done(tmp_path: Path) -> None:
-    """convert_checkpoint would else leave FP8 weights behind without any config: it writes compressed-tensors only."""
-    source = FIXTURES / "modelopt-llama"
-    convert_checkpoint(source, tmp_path / "out", ExplicitScales(source), device="cpu")
-    before, after = raw_tensors(source), raw_tensors(tmp_path / "out")
-    assert {KV_SCALES.get(name, name) for name in before} == after.keys()
-    assert all(after[name] == entry for name, entry in before.items() if name not in KV_SCALES)
-    scheme = compressed_tensors_schemes(tmp_path / "out")["model.layers.0.mlp.up_proj"]
-    assert (scheme.weights.strategy, scheme.input_activations.dynamic) == ("tensor", False)
-
-
-def test_the_converter_leaves_other_checkpoints_alone(text: Path, tmp_path: Path) -> None:
-    """Nothing to do: nothing done."""
-    rewrite.convert(text, tmp_path / "done")
-    converter = ExplicitScales(tmp_path / "done")
-    tensors = {"a": torch.zeros(2)}
-    assert converter.process(tensors) == tensors
-    assert converter.update_config(None) is None
 
 
 def test_patterns_never_catch_quantized_layers() -> None:

@@ -23,8 +23,8 @@ from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from rewrite.errors import StorageError
 from rewrite.writing import publish
 from tests import crafted_cases as cases
-from tests.support import tree
-from tests.test_publish import before_call, converter, fork, kill_self, leftovers
+from tests.support import ROOT, tree
+from tests.writing.interruptions import before_call, converter, fork, kill_self, leftovers
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def test_many_processes_at_once(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for options, codes in (([], {0, 4}), (["--overwrite"], {0, 4})):
         command = [sys.executable, "-m", "rewrite", "convert", str(text), str(out), *options]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         children = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) for _ in range(4)]
         ends = [(child.communicate(timeout=60)[1], child.returncode) for child in children]
         assert {code for _, code in ends} <= codes

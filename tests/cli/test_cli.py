@@ -17,9 +17,7 @@ from click.testing import CliRunner, Result
 
 import rewrite
 from rewrite.cli.commands import main
-from tests.support import tree
-
-README = Path(__file__).parents[1] / "README.md"
+from tests.support import README, tree
 
 
 def run(*arguments: object) -> Result:

@@ -18,7 +18,7 @@ from rewrite.checkpoint.header import read_header
 from rewrite.checkpoint.local import open_regular
 from rewrite.errors import StorageError
 from tests.support import replace_tensor, tree
-from tests.test_publish import before_call, converter, count_calls, fork, kill_self, leftovers
+from tests.writing.interruptions import before_call, converter, count_calls, fork, kill_self, leftovers
 
 pytestmark = pytest.mark.slow
 WEIGHT = "model.layers.0.mlp.up_proj.weight"

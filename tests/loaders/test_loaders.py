@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from rewrite.loaders import behaviors
 from rewrite.loaders.versions import LOADERS, find_loaders
 from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
+from tests.support import LOADER_MATRIX
 
 S = 0.5
 
@@ -186,7 +186,7 @@ def test_find_loaders(wanted: str, versions: list[str]) -> None:
 
 def test_every_row_cites_runs_that_are_recorded() -> None:
     """Of its first and its last version."""
-    cells = json.loads((Path(__file__).parent / "loader_matrix.json").read_text())["cells"]
+    cells = json.loads(LOADER_MATRIX.read_text())["cells"]
     recorded = {(cell["engine"], cell["version"]) for cell in cells}
     for loader in LOADERS:
         versions = re.findall(r"[\d.]+\d(?:\.post\d)?", loader.source.partition("run: ")[2].partition(" with ")[0])

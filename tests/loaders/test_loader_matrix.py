@@ -19,9 +19,9 @@ import pytest
 import rewrite
 from rewrite.loaders.outcome import E4M3_ROUNDING, Outcome
 from rewrite.loaders.versions import find_loaders
-from tests.support import FIXTURES, SPLIT_QKVZ
+from tests.support import FIXTURES, LOADER_MATRIX, README, ROOT, SPLIT_QKVZ
 
-RECORD = json.loads((Path(__file__).parent / "loader_matrix.json").read_text())
+RECORD = json.loads(LOADER_MATRIX.read_text())
 CELLS = [cell for cell in RECORD["cells"] if cell["outcome"] != "not run"]
 
 
@@ -153,10 +153,9 @@ def test_no_other_layer_is_served_worse() -> None:
 def test_the_readme_shows_the_recorded_table(option: str) -> None:
     """Generated, not written."""
     pytest.importorskip("tomllib")  # the script is for Python 3.11; the project's tests also run on 3.10
-    root = Path(__file__).parents[1]
-    command = [str(root / "scripts" / "loader_matrix.sh"), option]
+    command = [str(ROOT / "scripts" / "loader_matrix.sh"), option]
     table = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, check=True)
-    assert table.stdout.decode().strip() in (root / "README.md").read_text()
+    assert table.stdout.decode().strip() in README.read_text()
 
 
 def test_the_record_covers_every_fixture_profile_and_engine() -> None:

@@ -23,6 +23,7 @@ from tests.support import (
     FIXTURES,
     MIXED_PRECISION,
     OTHER_FAMILIES,
+    ROOT,
     edit_json,
     raw_tensors,
     replace_tensor,
@@ -266,7 +267,7 @@ def test_neither_torch_nor_weights_are_needed(vl: Path) -> None:
         "except SystemExit: pass\n"
         "assert not {'torch', 'compressed_tensors', 'numpy', 'safetensors'} & sys.modules.keys()"
     )
-    environment = {**os.environ, "PYTHONPATH": str(FIXTURES.parents[1])}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", script, "inspect", str(vl)], check=True, env=environment)
 
 

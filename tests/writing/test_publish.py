@@ -11,8 +11,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,67 +22,7 @@ from rewrite import make_plan, open_checkpoint
 from rewrite.errors import StorageError, UsageError
 from rewrite.writing import publish
 from tests.support import tree
-
-_OF_OS = (
-    "open mkdir rename copy_file_range pread pwrite fsync fchmod chmod unlink rmdir close statvfs scandir stat utime"
-)
-#: Every system call through which write.py and publish.py touch the disk.
-CALLS: tuple[tuple[Any, str], ...] = (*((os, name) for name in _OF_OS.split()), (fcntl, "ioctl"))
-
-
-def leftovers(out: Path) -> list[str]:
-    return sorted(path.name for path in out.parent.iterdir() if path.name.startswith(f".{out.name}."))
-
-
-def fork(action: Callable[[], object]) -> int:
-    """Run ``action`` in a child and return its exit status; 0 when it returned."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            action()
-            status = 0
-        finally:
-            os._exit(status)
-    return os.waitpid(child, 0)[1]
-
-
-@contextmanager
-def before_call(number: int, then: Callable[[], object]) -> Iterator[list[int]]:
-    """Count the calls of :data:`CALLS`; at the given one, run ``then`` first. Yields a list of one: the count."""
-    count = [0]
-    originals = {call: getattr(*call) for call in CALLS}
-
-    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            count[0] += 1
-            if count[0] == number:
-                then()
-            return original(*args, **kwargs)
-
-        return call
-
-    try:
-        for (module, name), original in originals.items():
-            setattr(module, name, counted(original))
-        yield count
-    finally:
-        for (module, name), original in originals.items():
-            setattr(module, name, original)
-
-
-def kill_self() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def converter(source: Path, out: Path, **options: Any) -> Callable[[], object]:
-    return lambda: rewrite.convert(source, out, workers=1, **options)
-
-
-def count_calls(action: Callable[[], object]) -> int:
-    with before_call(-1, kill_self) as count:
-        action()
-    return count[0]
+from tests.writing.interruptions import before_call, converter, count_calls, fork, kill_self, leftovers
 
 
 @pytest.fixture

@@ -39,8 +39,8 @@ FUSED = {
     "gate_proj": "gate_up_proj",
     "up_proj": "gate_up_proj",
 }
-# Which stored linears a served one may hold, in order, with the names of their partitions (those of rewrite/groups.py):
-# stored one by one, or fused on disk.
+# Which stored linears a served one may hold, in order, with the names of their partitions (those that
+# rewrite/quantization has): stored one by one, or fused on disk.
 SOURCES: dict[str, tuple[dict[str, tuple[str, ...]], ...]] = {
     "in_proj_qkvz": ({"in_proj_qkv": ("q", "k", "v"), "in_proj_z": ("z",)}, {"in_proj_qkvz": ("qkvz",)}),
     "in_proj_qkv": ({"in_proj_qkv": ("q", "k", "v")},),

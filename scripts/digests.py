@@ -18,7 +18,7 @@ FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 def main() -> None:
     """Print a line for each fixture, profile and selection of groups."""
     for fixture in sorted(path for path in FIXTURES.iterdir() if path.is_dir()):
-        for profile in ("exact", "portable", "bf16", "partition"):
+        for profile in rewrite.PROFILES:
             for selection in rewrite.SELECTIONS:
                 print(f"{fixture.name:28} {profile:9} {selection:4} {_outcome(fixture, profile, selection)}")
 

@@ -1,4 +1,4 @@
-"""The matrix as text: aligned for a terminal, Markdown for the README."""
+"""The matrix as text: aligned for a terminal, Markdown for rewrite/loaders/README.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loader_matrix.results import Cell, Generation
 PARTITIONS = {"in_proj_qkvz": ("q", "k", "v", "z", "qkvz"), "qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
 LOADS = ("loader", "fixture", "profile", "outcome", *PARTITIONS, "KV cache", "detail")
 GENERATES = ("loader", "fixture", "profile", "outcome", "detail")
-# The columns of the README's first table.
+# The columns of the first table of rewrite/loaders/README.md.
 SHOWN = (ORIGINAL, "exact", "exact-all", "portable", "bf16", "partition")
 # Of its table of families: what leaves no fused layer to be requantized, the preferred first.
 MENDS = ("exact-all", "portable", "bf16-all")

@@ -1,4 +1,4 @@
-"""The command line: output, exit codes, signals, and that everything is documented."""
+"""The command line: output, exit codes, signals, help texts."""
 
 from __future__ import annotations
 
@@ -175,10 +175,8 @@ def test_progress_bar_on_a_terminal(monkeypatch: Any) -> None:
 
 
 @pytest.mark.parametrize("command", main.commands.values(), ids=lambda c: c.name)
-def test_every_command_and_option_is_documented(command: Any) -> None:
-    """In its own help and in the README."""
-    assert f"rewrite {command.name}" in README.read_text()
+def test_every_option_has_a_help_text(command: Any) -> None:
+    """That every option is in the command reference is tested in test_documents.py."""
     for parameter in command.params:
         if parameter.param_type_name == "option":
             assert parameter.help, parameter.name
-            assert parameter.opts[0] in README.read_text(), f"{parameter.opts[0]} is not in the README"

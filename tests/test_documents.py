@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -275,6 +276,15 @@ def test_the_table_of_the_readme_is_a_part_of_the_recorded_one() -> None:
     assert short
     for row in short:
         assert row.items() <= recorded[row["engine"]].items()
+
+
+def test_the_number_of_recorded_loads_is_right() -> None:
+    """As the README of the loaders says it."""
+    cells = json.loads((ROOT / "tests/loader_matrix.json").read_text())["cells"]
+    loads = [cell for cell in cells if cell["outcome"] != "not run"]
+    versions = {(cell["engine"], cell["version"]) for cell in loads}
+    text = (ROOT / "rewrite/loaders/README.md").read_text()
+    assert f"The record has {len(loads)} loads by {len(versions)} engine versions." in text
 
 
 # --- the tests above can fail

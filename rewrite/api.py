@@ -115,12 +115,12 @@ def verify(
 def _predict(source: Checkpoint, out: Checkpoint, expected: Expected) -> tuple[Served, ...]:
     """What every known loader makes of IN and OUT."""
     models = [interpret(checkpoint) for checkpoint in (source, out)]
-    views = [view_model(model, model.select(expected.selection)) for model in models]
+    views = [view_model(model, expected.selection) for model in models]
     rows = []
     for loader in LOADERS:
         old, new = (loader.predict(view) for view in views)
         judged = loader.takes_vectors or not expected.promise.vectors
-        change = new.severity - old.severity
+        change = 0 if old.kind == "not known" else new.severity - old.severity
         rows.append(
             Served(loader.name, loader.versions, judged, old.kind, new.kind, new.detail, change, new.partitions)
         )

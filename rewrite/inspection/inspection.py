@@ -72,7 +72,7 @@ def inspect_model(model: Model, selection: Selection = "qkvz", *, weights: bool 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
     groups = model.select(selection)
-    view = view_model(model, groups)
+    view = view_model(model, selection)
     converted, refusals = _after_convert(model, selection)
     rows = tuple(
         LoaderRow(
@@ -111,7 +111,7 @@ def _after_convert(model: Model, selection: Selection) -> tuple[dict[str, Checkp
         except Refused as refusal:
             views[profile], refusals[profile] = None, refusal.what
         else:
-            views[profile] = view_model(after, after.select(selection))
+            views[profile] = view_model(after, selection)
     return views, refusals
 
 

@@ -113,6 +113,8 @@ def _unless_per_tensor(group: GroupView) -> Outcome | None:
     layouts = {p.layout for p in group.partitions}
     if "other" in layouts:
         return OTHER_FORMAT
+    if group.experts and layouts in ({"tensor"}, {"channel"}):
+        return _expert_scheme(group, layouts.pop())
     if layouts == {"tensor"}:
         return None
     if "partition" in layouts or "unknown" in layouts:
@@ -121,6 +123,14 @@ def _unless_per_tensor(group: GroupView) -> Outcome | None:
         mix = ", ".join(sorted(layouts)).replace("none", "not quantized")
         return Outcome("fails to load", f"has one scheme for the whole fused layer, not {mix}")
     return Outcome("exact")
+
+
+def _expert_scheme(group: GroupView, layout: str) -> Outcome | None:
+    """Experts have two FP8 schemes: one scale a weight with one for all tokens, or channel scales with one for each
+    token (vLLM 0.19.1 and 0.32.0 ``compressed_tensors_moe_w8a8_fp8.py``: AssertionError for others)."""
+    if group.token_activations != (layout == "channel"):
+        return Outcome("fails to load", f"has no scheme for experts with {layout} scales and such activations")
+    return Outcome("exact") if layout == "channel" else None
 
 
 def _requantized(group: GroupView, slots: Slots) -> Outcome:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rewrite.loaders.experts import Experts, find_experts
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
-from rewrite.quantization.groups import FusedGroup, Module
+from rewrite.quantization.groups import FusedGroup, Module, Selection
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
 
@@ -37,6 +38,8 @@ class GroupView:
     partitions: tuple[PartitionView, ...]
     columns: int
     static_activations: bool
+    experts: int = 0  # how many of them this layer is: gate and up are those of the expert furthest from equal
+    token_activations: bool = False  # quantized by a scale for each token
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,15 @@ class CheckpointView:
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
 
 
-def view_model(model: Model, groups: Iterable[FusedGroup]) -> CheckpointView:
-    """The checkpoint with these groups. Reads scales of one value a module or partition, no others."""
+def view_model(model: Model, selection: Selection) -> CheckpointView:
+    """The checkpoint with the groups that ``selection`` is about; "all": with the experts of every layer, too.
+
+    Reads scales of one value a module or partition, no others. Raises :class:`rewrite.errors.Refused` for a broken
+    group.
+    """
+    groups = [_view_group(group, model) for group in model.select(selection)]
+    if selection == "all":
+        groups += [_view_experts(experts) for experts in find_experts(model)]
     tensors = model.checkpoint.tensors
     return CheckpointView(
         model_type=str(model.checkpoint.config.value.get("model_type")),
@@ -65,7 +75,7 @@ def view_model(model: Model, groups: Iterable[FusedGroup]) -> CheckpointView:
         dtype=model_dtype(model.checkpoint.config.value),
         fp8_with_scales=any(module.fp8 and f"{name}.weight_scale" in tensors for name, module in model.modules.items()),
         ignore_survives_renaming=_ignore_survives_renaming(model),
-        groups=tuple(_view_group(group, model) for group in groups),
+        groups=tuple(groups),
         misread=misread(model),
     )
 
@@ -82,6 +92,27 @@ def _view_group(group: FusedGroup, model: Model) -> GroupView:
     # A config that says nothing of it: loaders go by the tensor.
     static = first.scheme.activations == "static" if first.scheme else any(m.input_scale for m in group.modules)
     return GroupView(group.name, group.layer.name, partitions, group.modules[0].weight.shape[1], static)
+
+
+def _view_experts(experts: Experts) -> GroupView:
+    layout = "none" if experts.plain else "other" if not experts.fp8 else experts.layout or "unknown"
+    if not experts.alike:
+        layout = "none" if experts.plain else "other"  # what engines make of several schemes is not modeled
+    named = (("gate", experts.gate), ("up", experts.up))
+    partitions = tuple(
+        PartitionView(name, f"{experts.name}.{name}", experts.rows, layout, scale, experts.scale_dtype)
+        for name, scale in named
+    )
+    scheme = experts.scheme
+    return GroupView(
+        experts.name,
+        "experts",
+        partitions,
+        experts.columns,
+        scheme is not None and scheme.activations == "static",
+        experts.count,
+        scheme is not None and scheme.per_token,
+    )
 
 
 def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:

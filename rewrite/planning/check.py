@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from rewrite.errors import Unsupported
+from rewrite.loaders.lookups import misread
 from rewrite.planning.profiles.base import PlannedScheme
 from rewrite.quantization.fit import misfit
 from rewrite.quantization.model import Model, StoredModule
@@ -34,6 +35,7 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
                 hint="loaders follow the config and then fail on the tensors: export the model again",
             )
     _check_fused_names(before, after)
+    _check_lookups(before, after)
     if before.second_dialect is not None and after.second_dialect is not None:
         _check_second(before.second_dialect, after.second_dialect, after.modules.values(), planned)
 
@@ -74,6 +76,17 @@ def _check_fused_names(before: Model, after: Model) -> None:
         if agreed and not all(after.modules[name].scheme == new for name in names):
             found = after.modules[names[0]].scheme
             raise _refusal(group.name, f"as its modules: {_text(found)}", _text(new))
+
+
+def _check_lookups(before: Model, after: Model) -> None:
+    """Engines look layers up by rules of their own: those that found the right scheme must still find it."""
+    found = misread(after)
+    if not found:
+        return
+    known = misread(before)
+    for lookup, outcome in found.items():
+        if lookup not in known:
+            raise Unsupported("Engines would find another scheme in the new config", found=outcome.detail)
 
 
 def _check_second(

@@ -22,6 +22,7 @@ class Scheme:
     activations: Activations
     text: str  # for people
     stated: str = ""  # everything that the config says of it, in a form that can be compared
+    per_token: bool = False  # whether the activations get a scale for each token
 
     @property
     def fp8(self) -> bool:

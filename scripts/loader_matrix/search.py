@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loader_matrix import cases
 from loader_matrix.driver import LIMIT, Batch, Task
+from loader_matrix.engines import ENGINES, find_engine
 from loader_matrix.envs import HOME, environment
 from loader_matrix.results import Cell, cell
 
-ENGINES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23")
+JUDGES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23")
 #: One rounding to e4m3 moves a weight by at most a sixteenth; the worst partition is off by less.
 LOST = 2.0**-4
 NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers"}
@@ -76,7 +76,7 @@ def predict(folder: Path, engines: Iterable[str]) -> dict[str, str]:
 
 def load(spec: str, checkpoints: Sequence[Checkpoint], folder: Path) -> Iterator[tuple[Checkpoint, Cell]]:
     """Every checkpoint through one engine."""
-    engine = cases.engine(spec)
+    engine = find_engine(spec)
     where = environment(engine)
     logs = HOME / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def load(spec: str, checkpoints: Sequence[Checkpoint], folder: Path) -> Iterator
     with suppress(subprocess.TimeoutExpired):
         subprocess.run(command, env=where.variables, check=False, timeout=LIMIT, stderr=subprocess.DEVNULL)
     for each, task in zip(checkpoints, tasks, strict=True):
-        key = {
+        key: dict[str, Any] = {
             "engine": engine.name,
             "version": engine.version,
             "fixture": str(each.seed),
@@ -175,13 +175,13 @@ def main(words: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="search", description=__doc__)
     parser.add_argument("recipes", type=int, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--engine", action="append", choices=[e.spec for e in cases.ENGINES], help="NAME==VERSION")
+    parser.add_argument("--engine", action="append", choices=[e.spec for e in ENGINES], help="NAME==VERSION")
     parser.add_argument("--kind", action="append", help="schemes of tests/recipes.py; all by default")
     given = parser.parse_args(words)
     from tests.recipes import KINDS
 
     seeds = range(given.seed, given.seed + given.recipes)
-    return 1 if search(seeds, given.engine or ENGINES, given.kind or tuple(KINDS)) else 0
+    return 1 if search(seeds, given.engine or JUDGES, given.kind or tuple(KINDS)) else 0
 
 
 if __name__ == "__main__":

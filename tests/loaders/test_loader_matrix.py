@@ -19,7 +19,7 @@ import pytest
 import rewrite
 from rewrite.loaders.outcome import E4M3_ROUNDING, Outcome
 from rewrite.loaders.versions import find_loaders
-from tests.support import FIXTURES, LOADER_MATRIX, README, ROOT, SPLIT_QKVZ
+from tests.support import FIXTURES, LOADER_MATRIX, ROOT, SPLIT_QKVZ
 
 RECORD = json.loads(LOADER_MATRIX.read_text())
 CELLS = [cell for cell in RECORD["cells"] if cell["outcome"] != "not run"]

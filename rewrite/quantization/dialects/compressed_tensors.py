@@ -128,10 +128,12 @@ class CompressedTensors:
         list gains patterns that survive the renaming of modules: SGLang 0.5.9 and 0.5.10 look for other names than the
         stored ones.
         """
-        chosen = {self._group_of(module) for module in converted}
+        # By scheme, not by name: where two groups say the same, engines may find the other one for a fused layer.
+        chosen = {self._stated(module) for module in converted}
         groups: dict[str, Any] = {}
         for name, group in self._groups.items():
-            changed = _channel_group(group, group["targets"], per_token=True) if name in chosen else deepcopy(group)
+            is_chosen = _stated(group) in chosen
+            changed = _channel_group(group, group["targets"], per_token=True) if is_chosen else deepcopy(group)
             _add(groups, name, changed)
         patterns = [*fused_plain, *_renaming_patterns(self._ignore, layers)]
         ignore = list(dict.fromkeys([*self._ignore, *patterns]))
@@ -344,6 +346,7 @@ def _scheme(group: dict[str, Any], name: str) -> Scheme | None:
         activations,
         f"{kind}{bits} weights per {strategy}, {activations} activations",
         _stated(group),
+        inputs is not None and inputs.get("strategy") == "token",
     )
 
 

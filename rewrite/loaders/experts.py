@@ -1,0 +1,108 @@
+"""The experts of a mixture-of-experts layer as engines see them: one layer, however many there are.
+
+vLLM and SGLang put gate (w1) and up (w3) of an expert into one weight, ``w13``, and requantize it to the larger of the
+two scales (``CompressedTensorsW8A8Fp8MoEMethod``, ``ModelOptFp8MoEMethod``; recorded in ``tests/loader_matrix.json``
+under ``others``). They take the scheme of a layer's first expert for all of its projections.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from rewrite.quantization.dtypes import decode
+from rewrite.quantization.model import Model, StoredModule
+from rewrite.quantization.scales import layout_of_shape
+from rewrite.quantization.scheme import ScaleLayout, Scheme
+
+#: Of a stored expert: the layer's experts, the number, the projection.
+_EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
+_GATE, _UP = ("gate_proj", "w1"), ("up_proj", "w3")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of one layer. ``gate`` and ``up`` are the scales of the expert whose two are furthest apart; None
+    where there is not one for each. ``alike``: all of them have one scheme and one layout."""
+
+    name: str
+    count: int
+    rows: int
+    columns: int
+    scheme: Scheme | None
+    layout: ScaleLayout | None
+    fp8: bool
+    plain: bool
+    alike: bool
+    gate: float | None
+    up: float | None
+    scale_dtype: str
+
+
+def find_experts(model: Model) -> Iterator[Experts]:
+    """The experts of every layer of the language model."""
+    found = ((match, module) for name, module in model.modules.items() if (match := _EXPERT.fullmatch(name)))
+    by_layer = sorted(
+        ((match[1], int(match[2]), match[3], module) for match, module in found if not match[1].startswith("mtp.")),
+        key=lambda each: each[:3],
+    )
+    for layer, own in groupby(by_layer, key=lambda each: each[0]):
+        projections = {(number, projection): module for _, number, projection, module in own}
+        yield _experts(layer, projections, model)
+
+
+def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model: Model) -> Experts:
+    modules = list(projections.values())
+    layouts = {_layout(module, model) for module in modules}
+    kinds = {(module.scheme, module.weight.dtype) for module in modules}
+    gate, up = _furthest(projections, model) if layouts == {"tensor"} and modules[0].fp8 else (None, None)
+    first = next((m for (_, kind), m in projections.items() if kind in _GATE), modules[0])
+    scale = model.checkpoint.tensors.get(f"{first.name}.weight_scale")
+    return Experts(
+        name=layer,
+        count=len({number for number, _ in projections}),
+        rows=first.weight.shape[0],
+        columns=first.weight.shape[1],
+        scheme=first.scheme,
+        layout=next(iter(layouts)),
+        fp8=first.fp8,
+        plain=all(module.plain for module in modules),
+        alike=len(kinds) == 1 and len(layouts) == 1,
+        gate=gate,
+        up=up,
+        scale_dtype=scale.dtype if scale else "",
+    )
+
+
+def _layout(module: StoredModule, model: Model) -> ScaleLayout | None:
+    scale = model.checkpoint.tensors.get(f"{module.name}.weight_scale")
+    if scale is None:
+        return "block" if f"{module.name}.weight_scale_inv" in model.checkpoint.tensors else None
+    return layout_of_shape(scale.shape, module.weight.shape[0])
+
+
+def _furthest(projections: dict[tuple[int, str], StoredModule], model: Model) -> tuple[float | None, float | None]:
+    """Scales of gate and up of the expert where they differ most."""
+    gates, ups = (
+        {number: module.name for (number, kind), module in projections.items() if kind in kinds}
+        for kinds in (_GATE, _UP)
+    )
+    if gates.keys() != ups.keys() or not gates:
+        return None, None
+    values = _values([*gates.values(), *ups.values()], model)
+    pairs = [(values[gates[number]], values[ups[number]]) for number in gates]
+    return max(pairs, key=_apart)
+
+
+def _values(names: Iterable[str], model: Model) -> dict[str, float]:
+    tensors = model.checkpoint.tensors
+    scales = [tensors[f"{name}.weight_scale"] for name in names]
+    read = model.checkpoint.read_tensors(scales)
+    return {info.name.removesuffix(".weight_scale"): decode(info.dtype, raw, info.name)[0] for info, raw in read}
+
+
+def _apart(pair: tuple[float, float]) -> float:
+    smaller, larger = sorted(pair)
+    return larger / smaller if smaller > 0 else float("inf")

@@ -1,0 +1,48 @@
+"""Checkpoints that nobody chose: inspect, convert and verify agree with each other on every one of them.
+
+``scripts/loader_matrix.sh --search`` runs the same recipes through the real engines.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import rewrite
+from rewrite import PROFILES, Refused, Selection
+from tests.recipes import draw, make
+
+SEEDS = range(24)
+
+
+@pytest.mark.parametrize("selection", ["qkvz", "all"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_inspect_convert_and_verify_agree(seed: int, selection: Selection, tmp_path: Path) -> None:
+    assert not list(disagreements(seed, selection, tmp_path))
+
+
+def disagreements(seed: int, selection: Selection, folder: Path) -> list[str]:
+    """What inspect says of a profile is what convert does, and verify agrees with what convert wrote."""
+    source = folder / "in"
+    make(draw(seed), source)
+    try:
+        refusals = rewrite.inspect_checkpoint(source, selection=selection).refusals
+    except Refused as refusal:
+        refusals = dict.fromkeys(PROFILES, refusal.what)
+    found = []
+    for profile in PROFILES:
+        out = folder / profile
+        try:
+            rewrite.convert(source, out, profile=profile, selection=selection)
+        except Refused as refusal:
+            if refusals.get(profile) != refusal.what:
+                found.append(f"{seed} {selection} {profile}: inspect says {refusals.get(profile)!r}, convert {refusal}")
+            continue
+        if profile in refusals:
+            found.append(f"{seed} {selection} {profile}: inspect says {refusals[profile]!r}, convert converts")
+        result = rewrite.verify(source, out, device="cpu", tokens=4)
+        problems = [problem for check in result.checks for problem in check.problems]
+        if not result.ok:
+            found.append(f"{seed} {selection} {profile}: verify: {problems[0][:300]}")
+    return found

@@ -175,7 +175,9 @@ def _groups(inspection: Inspection) -> list[str]:
 
 
 def _layers(inspection: Inspection) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(group.layer for group in inspection.groups))
+    """The fused layers of which some group is quantized."""
+    quantized = (group for group in inspection.groups if any(p.layout != "none" for p in group.partitions))
+    return tuple(dict.fromkeys(group.layer for group in quantized))
 
 
 def _groups_of_layer(groups: Sequence[GroupView]) -> list[str]:

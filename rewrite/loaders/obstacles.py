@@ -99,6 +99,13 @@ def dialect_is_not_read(checkpoint: CheckpointView) -> Outcome | None:
     return Outcome("not known", f"no loader was run with the dialect {checkpoint.dialect!r}")
 
 
+def vocabulary_is_quantized(checkpoint: CheckpointView) -> Outcome | None:
+    """vLLM 0.32 raises on the ``input_scale`` of an FP8 ``lm_head`` that no target names; other cases were not run."""
+    if not checkpoint.vocabulary_is_quantized:
+        return None
+    return Outcome("not known", "lm_head or embed_tokens is quantized: loaders were not run with that")
+
+
 def _quantized_names(checkpoint: CheckpointView) -> tuple[str, ...]:
     named = ((group.layer, p) for group in checkpoint.groups for p in group.partitions)
     return tuple(dict.fromkeys(f"{layer}.{p.name}" for layer, p in named if p.layout != "none"))

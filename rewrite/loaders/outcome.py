@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["exact", "not known", "loses precision", "garbled", "fails to load"]
-#: What is known to be wrong says more than what is not known.
-SEVERITY: tuple[Kind, ...] = ("exact", "not known", "loses precision", "garbled", "fails to load")
+Kind = Literal["exact", "loses precision", "not known", "garbled", "fails to load"]
+#: What is not known may be worse than a loss of precision.
+SEVERITY: tuple[Kind, ...] = ("exact", "loses precision", "not known", "garbled", "fails to load")
 
 #: The magnitude of what engines create scale slots with (the least finite float32).
 SENTINEL = 3.4e38

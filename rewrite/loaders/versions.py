@@ -31,6 +31,7 @@ from rewrite.loaders.obstacles import (
     scales_are_left_out,
     scales_are_rounded,
     text_only_is_unknown,
+    vocabulary_is_quantized,
 )
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.views import CheckpointView
@@ -92,7 +93,8 @@ class Loader:
         outcomes = [outcome for outcome in met if outcome is not None]
         if not outcomes:
             outcomes = [_qualified(self.behavior(group), group.layer) for group in checkpoint.groups]
-            outcomes += [outcome for caveat in self.caveats if (outcome := caveat(checkpoint)) is not None]
+            caveats = (*self.caveats, vocabulary_is_quantized)
+            outcomes += [outcome for caveat in caveats if (outcome := caveat(checkpoint)) is not None]
         worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
         alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
         names = {name for outcome in alike for name in outcome.partitions}

@@ -52,6 +52,7 @@ class CheckpointView:
     dialect: str
     dialect_is_read: bool  # False: a quantization config that is known by its name only
     dtype: str
+    vocabulary_is_quantized: bool  # lm_head or the embeddings
     fp8_with_scales: bool
     ignore_survives_renaming: bool
     groups: tuple[GroupView, ...]
@@ -72,6 +73,9 @@ def view_model(model: Model, selection: Selection) -> CheckpointView:
         model_type=str(model.checkpoint.config.value.get("model_type")),
         dialect=model.dialect.name,
         dialect_is_read=not isinstance(model.dialect, Other) or not model.layers.quantized,
+        vocabulary_is_quantized=any(
+            not module.plain and name.endswith(("lm_head", "embed_tokens")) for name, module in model.modules.items()
+        ),
         dtype=model_dtype(model.checkpoint.config.value),
         fp8_with_scales=any(module.fp8 and f"{name}.weight_scale" in tensors for name, module in model.modules.items()),
         ignore_survives_renaming=_ignore_survives_renaming(model),

@@ -61,6 +61,12 @@ QKVZ = FusedLayer(
         "in_proj_z": (PartitionSpec("z", _VALUE_DIM),),
     },
 )
+#: Its two small projections, nearly always left in BF16.
+_BA = FusedLayer(
+    name="in_proj_ba",
+    parent="linear_attn",
+    modules={"in_proj_b": (PartitionSpec("b"),), "in_proj_a": (PartitionSpec("a"),)},
+)
 #: Gated DeltaNet of Qwen3-Next: fused on disk, rows interleaved per key head, so one partition for all of it.
 _QKVZ_ON_DISK = FusedLayer("in_proj_qkvz", "linear_attn", {"in_proj_qkvz": (PartitionSpec("qkvz"),)})
 _QKV = FusedLayer(
@@ -90,7 +96,9 @@ _GATE_UP_ON_DISK = FusedLayer(
 )
 
 ARCHITECTURES = (
-    Architecture(("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "minicpmv4_6"), (QKVZ, _QKV, _GATE_UP)),
+    Architecture(
+        ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "minicpmv4_6"), (QKVZ, _BA, _QKV, _GATE_UP)
+    ),
     Architecture(("qwen3_next",), (_QKVZ_ON_DISK, _QKV, _GATE_UP)),
     Architecture(("llama", "mistral", "qwen2", "qwen3"), (_QKV, _GATE_UP)),
     Architecture(("phi3",), (_QKV_ON_DISK, _GATE_UP_ON_DISK)),

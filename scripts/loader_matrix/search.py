@@ -67,7 +67,7 @@ def predict(folder: Path, engines: Iterable[str]) -> dict[str, str]:
         rows = rewrite.inspect_checkpoint(folder, selection="all").rows
     except rewrite.Refused:
         return dict.fromkeys(engines, "refused")
-    kinds = {}
+    kinds: dict[str, str] = {}
     for spec in engines:
         name, _, version = spec.partition("==")
         kinds[spec] = next(r.as_is.kind for r in rows if r.loader.name == NAMES[name] and r.loader.covers(version))

@@ -144,7 +144,7 @@ def draw(seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Recipe:
     linears = sorted(_linears(base))
     count = chance.choice((1, 1, 2, 2, 3))
     weights = [WEIGHTS.get(kind, 1) for kind in kinds]
-    groups = []
+    groups: list[tuple[str, tuple[str, ...]]] = []
     for _ in range(count):
         kind = chance.choices(kinds, weights)[0]
         targets = _targets(chance, linears, alone=count == 1)
@@ -267,10 +267,11 @@ def _config(recipe: Recipe) -> dict[str, Any]:
         f"group_{i}": QuantizationScheme(
             targets=list(targets),
             weights=QuantizationArgs(**KINDS[kind].weights),
-            input_activations=None if KINDS[kind].inputs is None else QuantizationArgs(**KINDS[kind].inputs),
+            input_activations=None if inputs is None else QuantizationArgs(**inputs),
             format=KINDS[kind].format,
         )
         for i, (kind, targets) in enumerate(recipe.groups)
+        for inputs in (KINDS[kind].inputs,)
     }
     formats = {KINDS[kind].format for kind, _ in recipe.groups}
     config = QuantizationConfig(

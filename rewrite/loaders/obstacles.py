@@ -99,6 +99,13 @@ def dialect_is_not_read(checkpoint: CheckpointView) -> Outcome | None:
     return Outcome("not known", f"no loader was run with the dialect {checkpoint.dialect!r}")
 
 
+def is_quark_per_tensor(checkpoint: CheckpointView) -> bool:
+    """AMD Quark's dialect, which vLLM 0.19.1 and 0.32.0 were run with: groups that are plain, or have one scale for a
+    module, go the way of the other dialects."""
+    layouts = {p.layout for group in checkpoint.groups for p in group.partitions}
+    return checkpoint.dialect == "quark" and "tensor" in layouts and layouts <= {"tensor", "none"}
+
+
 def vocabulary_is_quantized(checkpoint: CheckpointView) -> Outcome | None:
     """vLLM 0.32 raises on the ``input_scale`` of an FP8 ``lm_head`` that no target names; other cases were not run."""
     if not checkpoint.vocabulary_is_quantized:

@@ -24,6 +24,7 @@ from rewrite.loaders.obstacles import (
     attention_is_cast,
     dialect_is_not_read,
     ignore_must_survive_renaming,
+    is_quark_per_tensor,
     minicpmv_is_unknown,
     minicpmv_vision_is_cast,
     mixed_is_unknown,
@@ -52,6 +53,7 @@ class Loader:
     source: str
     obstacles: tuple[Obstacle, ...] = ()  # end the load before any group is looked at
     caveats: tuple[Obstacle, ...] = ()  # come on top of what is made of the groups
+    runs_quark: bool = False  # per tensor, as it runs other dialects
     lookup: Lookup | None = None  # of schemes in a compressed-tensors config; None: as the library does
 
     @property
@@ -79,7 +81,7 @@ class Loader:
 
     def predict(self, checkpoint: CheckpointView) -> Outcome:
         """The worst over all groups, naming every partition that is affected that way."""
-        if unknown := dialect_is_not_read(checkpoint):
+        if (unknown := dialect_is_not_read(checkpoint)) and not (self.runs_quark and is_quark_per_tensor(checkpoint)):
             return unknown
         if (
             self.lookup is not None
@@ -87,14 +89,14 @@ class Loader:
             and not any(obstacle(checkpoint) for obstacle in self.obstacles)
         ):
             return checkpoint.misread[self.lookup]
-        if not checkpoint.groups:
-            return Outcome("exact")
         met = (obstacle(checkpoint) for obstacle in self.obstacles)
         outcomes = [outcome for outcome in met if outcome is not None]
         if not outcomes:
             outcomes = [_qualified(self.behavior(group), group.layer) for group in checkpoint.groups]
             caveats = (*self.caveats, vocabulary_is_quantized)
             outcomes += [outcome for caveat in caveats if (outcome := caveat(checkpoint)) is not None]
+        if not outcomes:
+            return Outcome("exact")
         worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
         alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
         names = {name for outcome in alike for name in outcome.partitions}
@@ -112,6 +114,7 @@ LOADERS = (
         slot_zero_only,
         "issue #38197; run: 0.17.0, 0.17.1, 0.19.1",
         (text_only_is_unknown, minicpmv_is_unknown),
+        runs_quark=True,
         lookup=VLLM_RAISES,
     ),
     Loader(
@@ -119,8 +122,9 @@ LOADERS = (
         "0.20.0",
         "0.20.2",
         every_slot,
-        "PR #38517; run: 0.20.0",
+        "PR #38517; run: 0.20.0, 0.20.2",
         (text_only_is_unknown, minicpmv_is_unknown),
+        runs_quark=True,
         lookup=VLLM_RAISES,
     ),
     Loader(
@@ -130,6 +134,7 @@ LOADERS = (
         every_slot,
         "run: 0.21.0",
         (text_only_is_unknown, minicpmv_is_unknown),
+        runs_quark=True,
         lookup=VLLM_CLASS_FIRST,
     ),
     Loader(
@@ -139,9 +144,10 @@ LOADERS = (
         every_slot,
         "run: 0.22.0, 0.26.0",
         (text_only_is_unknown,),
+        runs_quark=True,
         lookup=VLLM_CLASS_FIRST,
     ),
-    Loader("vLLM", "0.27.0", None, every_slot, "run: 0.27.0, 0.32.0", lookup=VLLM),
+    Loader("vLLM", "0.27.0", None, every_slot, "run: 0.27.0, 0.32.0", runs_quark=True, lookup=VLLM),
     Loader(
         "SGLang",
         "0.5.9",

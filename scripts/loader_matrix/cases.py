@@ -18,6 +18,8 @@ ORIGINAL = "original"
 CONVERSIONS = {
     "exact": ("--profile", "exact"),
     "exact-all": ("--profile", "exact", "--groups", "all"),
+    "dynamic": ("--profile", "dynamic"),
+    "dynamic-all": ("--profile", "dynamic", "--groups", "all"),
     "portable": ("--profile", "portable"),
     "bf16": ("--profile", "bf16"),
     "bf16-all": ("--profile", "bf16", "--groups", "all"),
@@ -27,8 +29,8 @@ CONVERSIONS = {
 PROFILES = (ORIGINAL, *CONVERSIONS)
 # What a fixture gets unless told otherwise: where in_proj_qkv and in_proj_z lie on disk, the group that loaders garble,
 # on its own; elsewhere only `--groups all` has something to convert. `portable` converts all layers in any case.
-GDN_PROFILES = (ORIGINAL, "exact", "exact-all", "portable", "bf16", "bf16-all", "partition")
-OTHER_PROFILES = (ORIGINAL, "exact-all", "portable", "bf16-all", "partition-all")
+GDN_PROFILES = (ORIGINAL, "exact", "exact-all", "dynamic", "portable", "bf16", "bf16-all", "partition")
+OTHER_PROFILES = (ORIGINAL, "exact-all", "dynamic-all", "portable", "bf16-all", "partition-all")
 
 BOUNDARY_FIXTURES = (
     *("llmcompressor-qwen3_5-vl", "llmcompressor-qwen3_5-text", "llmcompressor-qwen3_next"),

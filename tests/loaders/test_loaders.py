@@ -123,7 +123,7 @@ def test_an_empty_last_slot_means_fused_on_disk() -> None:
 
 def checkpoint(*groups: GroupView, **changes: Any) -> CheckpointView:
     """A vision-language checkpoint of llm-compressor's, but for ``changes``."""
-    base = CheckpointView("qwen3_5", "compressed-tensors", "BF16", True, True, groups)
+    base = CheckpointView("qwen3_5", "compressed-tensors", True, "BF16", False, True, True, groups)
     return replace(base, **changes)
 
 
@@ -170,9 +170,9 @@ def test_obstacles(loader: str, view: CheckpointView, kind: str) -> None:
     [
         ("vllm@0.17.1", ["0.17.0 to 0.19.1"]),
         ("vLLM@0.19.1", ["0.17.0 to 0.19.1"]),
-        ("vllm@0.20.0", ["0.20.0 to 0.21.0"]),
+        ("vllm@0.20.0", ["0.20.0 to 0.20.2"]),
         ("vllm@1.0", ["0.27.0+"]),
-        ("vllm", [loader.versions for loader in LOADERS[:4]]),
+        ("vllm", [loader.versions for loader in LOADERS[:5]]),
         ("sglang@0.5.10.post1", ["0.5.10 to 0.5.10.post1"]),
         ("sglang@0.5.11", ["0.5.11"]),
         ("vllm@0.16", []),

@@ -10,6 +10,8 @@ import pytest
 
 import rewrite
 from rewrite import Unsupported
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.model import Model, interpret
 from tests.support import edit_json
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -41,18 +43,41 @@ def mixed(directory: Path, kind: str) -> None:
     edit_json(directory / "model.safetensors.index.json", weight_map=index["weight_map"])
 
 
+@pytest.mark.parametrize("profile", ["exact", "dynamic", "portable"])
 @pytest.mark.parametrize("kind", ARGUMENTS)
-def test_portable_does_not_swallow_other_formats(kind: str, copy: Path, tmp_path: Path) -> None:
-    """One group for all layers would make FP8 of them: refused, and inspect says so. exact leaves them alone."""
+def test_other_formats_stay(kind: str, profile: str, copy: Path, tmp_path: Path) -> None:
+    """The config group of another format is there afterwards, word for word, and its module is read by it."""
     mixed(copy, kind)
+    before = open_model(copy).modules["model.layers.0.mlp.extra"].scheme
+    assert rewrite.convert(copy, tmp_path / "out", profile=profile).changed
+    assert open_model(tmp_path / "out").modules["model.layers.0.mlp.extra"].scheme == before
+    assert before is not None and before.format == kind
+    assert rewrite.verify(copy, tmp_path / "out", device="cpu").ok
+
+
+@pytest.mark.parametrize("kind", ARGUMENTS)
+def test_a_profile_that_swallows_other_formats_is_refused(
+    kind: str, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One group ``Linear`` for all would make FP8 of them. No profile plans that; the check does not rely on it."""
+    mixed(copy, kind)
+    stated = CompressedTensors.portable
+
+    def one_group(*arguments: Any) -> CompressedTensors:
+        value = stated(*arguments).value
+        group = {**next(iter(value["config_groups"].values())), "targets": ["Linear"]}
+        return CompressedTensors({**value, "config_groups": {"group_0": group}})
+
+    monkeypatch.setattr(CompressedTensors, "portable", one_group)
     with pytest.raises(Unsupported, match="change how a module is read") as caught:
         rewrite.convert(copy, tmp_path / "out", profile="portable")
-    assert caught.value.where == "model.layers.0.mlp.extra" and caught.value.hint
+    assert caught.value.where == "model.layers.0.mlp.extra"
+    assert caught.value.hint == "--profile exact or dynamic or bf16 or partition converts it"
     assert "portable" in rewrite.inspect_checkpoint(copy).refusals
-    assert rewrite.convert(copy, tmp_path / "out").changed
 
 
-def test_portable_does_not_quantize_plain_layers(copy: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("profile", ["exact", "dynamic", "portable"])
+def test_plain_layers_stay_plain(profile: str, copy: Path, tmp_path: Path) -> None:
     """Targets by pattern and a short ignore list: everything else is plain, and must stay so."""
     config = json.loads((copy / "config.json").read_text())
     value = config["quantization_config"]
@@ -60,9 +85,13 @@ def test_portable_does_not_quantize_plain_layers(copy: Path, tmp_path: Path) -> 
     patterns = (r".*linear_attn\.(in_proj_qkv|in_proj_z|out_proj)$", ".*self_attn.*", r".*mlp\..*_proj$")
     value["config_groups"]["group_0"]["targets"] = [f"re:{pattern}" for pattern in patterns]
     edit_json(copy / "config.json", quantization_config=value)
-    with pytest.raises(Unsupported, match="change how a module is read"):
-        rewrite.convert(copy, tmp_path / "out", profile="portable")
-    assert rewrite.convert(copy, tmp_path / "out").changed
+    assert rewrite.convert(copy, tmp_path / "out", profile=profile).changed
+    assert open_model(tmp_path / "out").modules["model.layers.0.linear_attn.in_proj_a"].scheme is None
+    assert rewrite.verify(copy, tmp_path / "out", device="cpu").ok
+
+
+def open_model(directory: Path) -> Model:
+    return interpret(rewrite.open_checkpoint(directory))
 
 
 def test_every_scheme_must_fit_its_tensors(copy: Path, tmp_path: Path) -> None:

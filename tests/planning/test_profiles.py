@@ -548,27 +548,34 @@ def test_dequantized_codes_are_torchs(scale: float, dtype: str) -> None:
 def test_profiles_refuse_what_they_cannot_carry(text: Path, copy: Path, tmp_path: Path) -> None:
     """With a reason, naming what can."""
     rewrite.convert(text, tmp_path / "exact")
-    with pytest.raises(rewrite.Unsupported, match="original checkpoint with --profile bf16"):
+    with pytest.raises(rewrite.Unsupported, match="not dequantized") as caught:
         rewrite.convert(tmp_path / "exact", tmp_path / "out", profile="bf16")
+    assert caught.value.hint is not None
+    assert caught.value.hint.endswith("--profile dynamic or portable converts it")
     edit_json(copy / "config.json", quantization_config={"quant_method": "quark"})
     for profile in rewrite.PROFILES:
         with pytest.raises(rewrite.Refused):
             rewrite.convert(copy, tmp_path / "out", profile=profile)
 
 
-def test_portable_from_exact(text: Path, tmp_path: Path) -> None:
-    """Profiles can follow each other where one is a step towards the other."""
+@pytest.mark.parametrize("profile", ["dynamic", "portable"])
+def test_profiles_follow_each_other(profile: str, text: Path, tmp_path: Path) -> None:
+    """What exact wrote can be taken a step further: the result is what a direct conversion gives."""
     rewrite.convert(text, tmp_path / "exact")
-    with pytest.raises(rewrite.Unsupported, match="different config groups"):
-        rewrite.convert(tmp_path / "exact", tmp_path / "portable", profile="portable")
+    rewrite.convert(tmp_path / "exact", tmp_path / "further", profile=profile)
+    rewrite.convert(text, tmp_path / "direct", profile=profile)
+    further, direct = (raw_tensors(tmp_path / name) for name in ("further", "direct"))
+    assert {name: value[1:] for name, value in further.items()} == {n: value[1:] for n, value in direct.items()}
+    assert rewrite.verify(tmp_path / "exact", tmp_path / "further", device="cpu").ok
 
 
 def test_patterns_never_catch_quantized_layers() -> None:
     """An exact name is generalized to all layers only where that is true of all layers."""
-    layers = Layers(frozenset({"model.layers.1.mlp.up_proj"}), frozenset({"model.layers.0.mlp.up_proj"}))
+    quantized = frozenset({"model.layers.1.mlp.up_proj"})
+    layers = Layers(quantized, ("model.layers.0.mlp.up_proj",), quantized)
     base = json.loads((FIXTURES / "llmcompressor-qwen3_5-text" / "config.json").read_text())["quantization_config"]
     value = {**base, "ignore": ["model.layers.0.mlp.up_proj"]}
-    after = CompressedTensors(value).portable(layers, [])
+    after = CompressedTensors(value).portable(quantized, layers, [])
     assert after.scheme("model.layers.1.mlp.up_proj") is not None
     assert after.scheme("language_model.model.layers.0.mlp.up_proj") is None
     assert QKVZ not in after.value["ignore"]

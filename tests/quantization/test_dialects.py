@@ -28,8 +28,8 @@ MODULES = [
     "lm_head",
 ]
 QKVZ_MODULES = {name for name in MODULES if name.endswith(("qkv", "z"))}
-LAYERS = Layers(frozenset(MODULES), frozenset())
-ONLY = Layers(frozenset(QKVZ_MODULES), frozenset())
+LAYERS = Layers(frozenset(MODULES), (), frozenset(MODULES))
+ONLY = Layers(frozenset(QKVZ_MODULES), (), frozenset(QKVZ_MODULES))
 TARGETS = [
     "Linear",
     "re:.*",
@@ -87,7 +87,7 @@ def test_converted_modules_become_channel_and_the_rest_stay(targets: list[str]) 
     dialect = CompressedTensors(value)
     if any(dialect.scheme(module) is None for module in QKVZ_MODULES):
         return
-    after = dialect.with_channel_scales([QKVZ], QKVZ_MODULES, LAYERS)
+    after = dialect.with_channel_scales({QKVZ: QKVZ_MODULES}, LAYERS)
     for module in MODULES:
         expected = "channel" if module in QKVZ_MODULES else stock_strategy(value, module)
         assert stock_strategy(after.value, module) == expected
@@ -107,7 +107,7 @@ def test_converted_modules_become_channel_and_the_rest_stay(targets: list[str]) 
 def test_everything_else_of_the_config_stays() -> None:
     """The new group is a copy of the old one but for targets and strategy; other keys and their order are kept."""
     value = config_of([["Linear"]], ["lm_head"])
-    after = CompressedTensors(value).with_channel_scales([QKVZ], QKVZ_MODULES, ONLY).value
+    after = CompressedTensors(value).with_channel_scales({QKVZ: QKVZ_MODULES}, ONLY).value
     assert list(after) == list(value)
     assert {k: v for k, v in after.items() if k != "config_groups"} == {
         k: v for k, v in value.items() if k != "config_groups"
@@ -122,22 +122,24 @@ def test_everything_else_of_the_config_stays() -> None:
 def test_status_becomes_compressed() -> None:
     """The weights are stored compressed, whatever the config said."""
     value = {k: v for k, v in config_of([["Linear"]]).items() if k != "quantization_status"}
-    after = CompressedTensors(value).with_channel_scales([QKVZ], QKVZ_MODULES, ONLY).value
+    after = CompressedTensors(value).with_channel_scales({QKVZ: QKVZ_MODULES}, ONLY).value
     assert after["quantization_status"] == "compressed"
 
 
 def test_modules_of_different_groups_are_refused() -> None:
     """Nobody can say which activations the fused layer should have."""
     value = config_of([["re:.*in_proj_qkv$"], ["re:.*in_proj_z$"]])
+    CompressedTensors(value).with_channel_scales({QKVZ: QKVZ_MODULES}, ONLY)  # both groups say the same
+    value["config_groups"]["group_1"]["input_activations"] = None
     with pytest.raises(Unsupported, match="different config groups"):
-        CompressedTensors(value).with_channel_scales([QKVZ], QKVZ_MODULES, ONLY)
+        CompressedTensors(value).with_channel_scales({QKVZ: QKVZ_MODULES}, ONLY)
 
 
 def test_modules_of_the_same_name_left_behind_are_refused() -> None:
     """The regex would catch them."""
     some = {name for name in QKVZ_MODULES if "layers.0" in name}
     with pytest.raises(Unsupported, match="different ways"):
-        CompressedTensors(config_of([["Linear"]])).with_channel_scales([QKVZ], some, LAYERS)
+        CompressedTensors(config_of([["Linear"]])).with_channel_scales({QKVZ: some}, LAYERS)
 
 
 @pytest.mark.parametrize(

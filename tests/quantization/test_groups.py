@@ -81,4 +81,4 @@ def test_vision_towers_are_left_alone() -> None:
     """MiniCPM-V's has q_proj, k_proj and v_proj too; what engines make of it is another question."""
     groups = find_groups(open_checkpoint(FIXTURES / "llmcompressor-minicpmv4_6")).select("all")
     assert {group.name.partition(".layers.")[0] for group in groups} == {"model.language_model"}
-    assert {group.layer.name for group in groups} == {"in_proj_qkvz", "qkv_proj", "gate_up_proj"}
+    assert {group.layer.name for group in groups} == {"in_proj_qkvz", "in_proj_ba", "qkv_proj", "gate_up_proj"}

@@ -91,10 +91,10 @@ class CompressedTensors:
         return next(named, None)
 
     def shape_of(self, module: str) -> str:
-        """What the patterns can see of a name: with each digit a 0, unless they have digits in them. Names that the
-        config lists one by one are kept."""
+        """The same for names that the config cannot tell apart: that differ in digits only, where no pattern has one.
+        Names that the config lists one by one are like no other."""
         listed = module in self._ignored or module in self._by_name
-        return module if listed or not self._blind else _DIGIT.sub("0", module)
+        return f"={module}" if listed or not self._blind else "~" + _DIGIT.sub("0", module)
 
     def as_compressed_tensors(self, _layers: Layers) -> CompressedTensors:
         return self

@@ -15,6 +15,7 @@ from rewrite.planning.profiles import PROFILES
 from rewrite.planning.profiles.base import Changes, Profile
 from rewrite.planning.shards import plan_shard, touches
 from rewrite.planning.side_files import new_index, new_texts, notes, stale_files
+from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.groups import Selection, find_lookalikes
 from rewrite.quantization.model import Model, interpret
 
@@ -38,6 +39,8 @@ def plan_changes(model: Model, profile: str, selection: Selection) -> Checked:
     if profile not in PROFILES:
         raise UsageError("Unknown profile", expected=", ".join(PROFILES), found=profile)
     _refuse_lookalikes(model)
+    if isinstance(model.dialect, Other) and model.dialect.value:
+        model.dialect.as_compressed_tensors(model.layers)  # refuses: not even "nothing to do" is known of it
     chosen, files = PROFILES[profile], model.checkpoint.files
     changes = chosen.plan(model, selection)
     texts = tuple(new_texts(model, changes))
@@ -74,7 +77,7 @@ def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz
         groups=changes.groups,
         dropped=tuple(name for name, new in changes.edits.items() if new is None),
         renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
-        notes=tuple(_notes(model, checked)),
+        notes=tuple(_notes(model, checked, selection)),
         files=_manifest_files(shards, copies, texts),
     )
     return Plan(manifest, shards, copies, texts, checked.left_out)
@@ -108,8 +111,14 @@ def _refuse_lookalikes(model: Model) -> None:
             )
 
 
-def _notes(model: Model, checked: Checked) -> Iterator[str]:
+def _notes(model: Model, checked: Checked, selection: Selection) -> Iterator[str]:
     yield from notes(model, checked.changes)
+    others = [group for group in model.select(selection) if any(not m.plain and not m.quantized for m in group.modules)]
+    if others:
+        yield (
+            f"{len(others)} fused groups of other formats than FP8 stay as they are ({others[0].name} is the first): "
+            "what loaders make of them is not known"
+        )
     if checked.changes.edits and checked.profile.note:
         yield checked.profile.note
 

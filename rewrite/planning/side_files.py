@@ -15,6 +15,8 @@ from rewrite.planning.shards import Edits
 from rewrite.quantization.dialects import config_path, hf_quant_config
 from rewrite.quantization.model import Model
 
+CONFIG_COPY_NAME = "quantization_config.json"
+
 
 def new_texts(model: Model, changes: Changes) -> Iterator[TextFile]:
     """Config and ModelOpt's own file, where they change."""
@@ -49,6 +51,14 @@ def stale_files(model: Model, changes: Changes) -> Iterator[str]:
             yield MANIFEST_NAME
         if contradicts(model, changes):
             yield hf_quant_config.NAME
+        if _copy_is_stale(model, changes):
+            yield CONFIG_COPY_NAME
+
+
+def _copy_is_stale(model: Model, changes: Changes) -> bool:
+    """Whether a copy of the quantization config lies beside config.json (AutoRound writes one), which has changed."""
+    changed = changes.dialect is not None and changes.dialect.value != model.dialect.value
+    return changed and CONFIG_COPY_NAME in model.checkpoint.files
 
 
 def contradicts(model: Model, changes: Changes) -> bool:
@@ -80,6 +90,8 @@ def notes(model: Model, changes: Changes) -> Iterator[str]:
         yield (f"the config is stated as {changes.dialect.name} now: {model.dialect.name} has no words for this layout")
     if contradicts(model, changes):
         yield f"{hf_quant_config.NAME} is left out: it would contradict the new config"
+    if _copy_is_stale(model, changes):
+        yield f"{CONFIG_COPY_NAME} is left out: it would contradict the new config"
 
 
 def _changed(file: JsonFile, text: str, checkpoint: Checkpoint) -> Iterator[TextFile]:

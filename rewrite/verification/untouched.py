@@ -19,6 +19,7 @@ from rewrite.verification.expected import MANIFEST_NAME, Expected
 from rewrite.verification.result import Check, judge
 
 _CHUNK = 1 << 20  # both sides of a comparison stay in the processor's cache
+CONFIG_COPY_NAME = "quantization_config.json"
 _MAY_CHANGE = {CONFIG_NAME, INDEX_NAME, QUANT_FILE_NAME, MANIFEST_NAME}
 
 
@@ -96,7 +97,7 @@ def _run(old_shard: Shard, new_shard: Shard, pairs: list[tuple[TensorInfo, Tenso
 
 def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[str]:
     for name in source.files.keys() - out.files.keys():
-        if name != QUANT_FILE_NAME or not _may_be_gone(source, out):
+        if not _may_be_gone(name, source, out):
             yield f"{name}: missing"
     for name in out.files.keys() - source.files.keys() - {MANIFEST_NAME}:
         yield f"{name}: not in the source"
@@ -109,9 +110,13 @@ def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[st
             yield f"{shard.name}: the metadata differs"
 
 
-def _may_be_gone(source: Checkpoint, out: Checkpoint) -> bool:
-    """ModelOpt's own file goes where it contradicts OUT's config: it states another dialect."""
+def _may_be_gone(name: str, source: Checkpoint, out: Checkpoint) -> bool:
+    """Files that contradict the config of OUT: ModelOpt's own, of another dialect, and AutoRound's copy."""
     old, new = quantization_of(source), quantization_of(out)
+    if name == CONFIG_COPY_NAME:
+        return new != old
+    if name != QUANT_FILE_NAME:
+        return False
     try:
         file = source.read_json(QUANT_FILE_NAME)
         stated = None if file is None else stated_by(file)

@@ -111,7 +111,7 @@ def load(spec: str, checkpoints: Sequence[Checkpoint], folder: Path) -> Iterator
 
 def disagreement(predicted: str, found: Cell) -> str | None:
     """What is wrong with a prediction, or None."""
-    if found.outcome == "not run":
+    if found.outcome == "not run" and predicted != "not known":
         return f"nothing learnt: {found.reason}"
     if predicted in ("not known", "refused"):
         return None

@@ -109,7 +109,7 @@ class Truth:
         """Scales of the KV cache: (`layers.N.`, "k" or "v") to the scale."""
         found = {}
         for name, tensor in self._tensors.items():
-            if match := _KV_SCALE.fullmatch(name):
+            if (match := _KV_SCALE.fullmatch(name)) and tensor.numel() == 1:  # not one for each head
                 found[match.group(1), match.group(2)] = tensor.float().item()
         return found
 

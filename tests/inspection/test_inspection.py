@@ -85,6 +85,9 @@ def test_families_without_the_split_group(fixture: str) -> None:
         kinds = {outcome.kind for outcome in (row.as_is, *row.converted.values()) if outcome}
         # SGLang from 0.5.11 has four slots for the one scale.
         raises = is_next and row.loader.behavior is every_slot_or_vector
+        if row.as_is.detail == "leaves the scales of the other layers out":
+            assert (row.loader.name, inspection.dialect) == ("transformers", "modelopt")
+            continue
         assert kinds == ({"exact", "fails to load"} if raises else {"exact"}), row.loader
 
 

@@ -19,13 +19,13 @@ SEEDS = range(24)
 @pytest.mark.parametrize("selection", ["qkvz", "all"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_inspect_convert_and_verify_agree(seed: int, selection: Selection, tmp_path: Path) -> None:
-    assert not list(disagreements(seed, selection, tmp_path))
+    """On any checkpoint."""
+    make(draw(seed), tmp_path / "in")
+    assert not disagreements(tmp_path / "in", selection, tmp_path)
 
 
-def disagreements(seed: int, selection: Selection, folder: Path) -> list[str]:
-    """What inspect says of a profile is what convert does, and verify agrees with what convert wrote."""
-    source = folder / "in"
-    make(draw(seed), source)
+def disagreements(source: Path, selection: Selection, folder: Path) -> list[str]:
+    """What inspect says of a profile is what convert does, and verify agrees with what convert wrote to ``folder``."""
     try:
         refusals = rewrite.inspect_checkpoint(source, selection=selection).refusals
     except Refused as refusal:
@@ -37,12 +37,12 @@ def disagreements(seed: int, selection: Selection, folder: Path) -> list[str]:
             rewrite.convert(source, out, profile=profile, selection=selection)
         except Refused as refusal:
             if refusals.get(profile) != refusal.what:
-                found.append(f"{seed} {selection} {profile}: inspect says {refusals.get(profile)!r}, convert {refusal}")
+                found.append(f"{source.name} {selection} {profile}: inspect says {refusals.get(profile)!r}, convert {refusal}")
             continue
         if profile in refusals:
-            found.append(f"{seed} {selection} {profile}: inspect says {refusals[profile]!r}, convert converts")
+            found.append(f"{source.name} {selection} {profile}: inspect says {refusals[profile]!r}, convert converts")
         result = rewrite.verify(source, out, device="cpu", tokens=4)
         problems = [problem for check in result.checks for problem in check.problems]
         if not result.ok:
-            found.append(f"{seed} {selection} {profile}: verify: {problems[0][:300]}")
+            found.append(f"{source.name} {selection} {profile}: verify: {problems[0][:300]}")
     return found

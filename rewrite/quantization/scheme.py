@@ -97,10 +97,16 @@ class ChannelDialect(Dialect, Protocol):
     """A dialect that can state channel scales and dynamic activations: compressed-tensors."""
 
     def with_channel_scales(
-        self, targets: Mapping[str, Collection[str]], layers: Layers, *, per_token: bool = False
+        self,
+        targets: Mapping[str, Collection[str]],
+        layers: Layers,
+        *,
+        per_token: bool = False,
+        fused_plain: Collection[str] = (),
     ) -> ChannelDialect:
         """The config after some modules got one scale per row, by target: a ``re:`` pattern for the modules and for the
-        layer that engines fuse them to. ``per_token``: their activations become dynamic."""
+        layer that engines fuse them to. ``per_token``: their activations become dynamic. ``fused_plain`` are ``re:``
+        patterns for plain layers that engines fuse."""
 
     def portable(self, converted: Collection[str], layers: Layers, fused_plain: Collection[str]) -> ChannelDialect:
         """The config after the modules ``converted`` got channel scales and dynamic activations per token.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -161,6 +161,13 @@ def affected_groups(model: Model, selection: Selection, *, per_token: bool = Fal
         if modules:
             affected.append((group, modules))
     return affected
+
+
+def fused_plain(model: Model) -> Collection[str]:
+    """Patterns for plain layers under their fused name: SGLang looks ``in_proj_ba`` up, not its parts."""
+    parts = ("linear_attn.in_proj_a", "linear_attn.in_proj_b")
+    plain = {module.plain for name, module in model.modules.items() if name.endswith(parts)}
+    return (r"re:.*linear_attn\.in_proj_(a|b|ba)$",) if plain == {True} else ()
 
 
 def check_scheme(module: Module, model: Model) -> None:

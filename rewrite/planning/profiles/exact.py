@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from rewrite.planning.profiles.base import Affected, Builder, Changes, Profile, affected_groups
+from rewrite.planning.profiles.base import Affected, Builder, Changes, Profile, affected_groups, fused_plain
 from rewrite.promise import Promise
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
@@ -27,8 +27,11 @@ def _plan(model: Model, selection: Selection, *, per_token: bool) -> Changes:
                 builder.keep_input_scale(module)
                 builder.scheme(module.name, "channel")
     dialect = model.dialect.as_compressed_tensors(model.layers)
-    changed = dialect.with_channel_scales(modules_by_target(affected), model.layers, per_token=per_token)
-    return builder.changes(changed)
+    targets = modules_by_target(affected)
+    if not per_token:
+        return builder.changes(dialect.with_channel_scales(targets, model.layers))
+    plain = fused_plain(model)
+    return builder.changes(dialect.with_channel_scales(targets, model.layers, per_token=True, fused_plain=plain))
 
 
 def modules_by_target(affected: Affected) -> dict[str, list[str]]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from rewrite.planning.profiles.base import Builder, Changes, Profile, affected_groups, check_scheme
+from rewrite.planning.profiles.base import Builder, Changes, Profile, affected_groups, check_scheme, fused_plain
 from rewrite.promise import Promise
 from rewrite.quantization.groups import FusedGroup, Module, Selection, single_module
 from rewrite.quantization.model import Model
@@ -29,7 +27,7 @@ def _plan(model: Model, selection: Selection) -> Changes:
         builder.scheme(module.name, "channel", "dynamic")
     dialect = model.dialect.as_compressed_tensors(model.layers)
     names = [module.name for module in modules]
-    return builder.changes(dialect.portable(names, model.layers, _fused_plain(model)))
+    return builder.changes(dialect.portable(names, model.layers, fused_plain(model)))
 
 
 def _module_of(name: str, grouped: dict[str, FusedGroup], model: Model) -> Module:
@@ -41,13 +39,6 @@ def _module_of(name: str, grouped: dict[str, FusedGroup], model: Model) -> Modul
 def _is_dynamic(name: str, model: Model) -> bool:
     scheme = model.modules[name].scheme
     return scheme is not None and scheme.activations == "dynamic"
-
-
-def _fused_plain(model: Model) -> Collection[str]:
-    """Patterns for plain layers under their fused name: SGLang looks ``in_proj_ba`` up, not its parts."""
-    parts = ("linear_attn.in_proj_a", "linear_attn.in_proj_b")
-    plain = {module.plain for name, module in model.modules.items() if name.endswith(parts)}
-    return (r"re:.*linear_attn\.in_proj_(a|b|ba)$",) if plain == {True} else ()
 
 
 PORTABLE = Profile(

@@ -100,7 +100,12 @@ class CompressedTensors:
         return self
 
     def with_channel_scales(
-        self, targets: Mapping[str, Collection[str]], layers: Layers, *, per_token: bool = False
+        self,
+        targets: Mapping[str, Collection[str]],
+        layers: Layers,
+        *,
+        per_token: bool = False,
+        fused_plain: Collection[str] = (),
     ) -> CompressedTensors:
         """Put groups for ``targets`` with ``strategy: channel`` before the others; all else stays.
 
@@ -119,14 +124,14 @@ class CompressedTensors:
             narrowed = list(self._narrow(group["targets"], targets, converted, others))
             if narrowed:
                 groups[name] = {**deepcopy(group), "targets": narrowed}
-        return CompressedTensors({**deepcopy(self.value), "config_groups": groups, "quantization_status": "compressed"})
+        changes = {"config_groups": groups, "quantization_status": "compressed"}
+        ignore = {"ignore": self._lasting_ignore(layers, fused_plain)} if fused_plain else {}
+        return CompressedTensors({**deepcopy(self.value), **changes, **ignore})
 
     def portable(self, converted: Collection[str], layers: Layers, fused_plain: Collection[str]) -> CompressedTensors:
         """Channel scales and activations per token for the groups of the ``converted`` modules; the others stay.
 
-        Neighboring groups that say the same afterwards become one: some consumers take one group only. The ``ignore``
-        list gains patterns that survive the renaming of modules: SGLang 0.5.9 and 0.5.10 look for other names than the
-        stored ones.
+        Neighboring groups that say the same afterwards become one: some consumers take one group only.
         """
         # By scheme, not by name: where two groups say the same, engines may find the other one for a fused layer.
         chosen = {self._stated(module) for module in converted}
@@ -135,8 +140,7 @@ class CompressedTensors:
             is_chosen = _stated(group) in chosen
             changed = _channel_group(group, group["targets"], per_token=True) if is_chosen else deepcopy(group)
             _add(groups, name, changed)
-        patterns = [*fused_plain, *_renaming_patterns(self._ignore, layers)]
-        ignore = list(dict.fromkeys([*self._ignore, *patterns]))
+        ignore = self._lasting_ignore(layers, fused_plain)
         changes = {"config_groups": groups, "ignore": ignore, "quantization_status": "compressed"}
         return CompressedTensors({**deepcopy(self.value), **changes})
 
@@ -150,6 +154,12 @@ class CompressedTensors:
     def _is_target(self, targets: Iterable[str], module: str) -> bool:
         """Whether one of the targets (exact names or ``re:`` patterns) matches the module."""
         return any(self._patterns.matches(target, module) for target in targets)
+
+    def _lasting_ignore(self, layers: Layers, fused_plain: Collection[str]) -> list[str]:
+        """The ``ignore`` list, and patterns for it that survive the renaming of modules: SGLang 0.5.9 and 0.5.10 look
+        for other names than the stored ones."""
+        patterns = [*fused_plain, *_renaming_patterns(self._ignore, layers)]
+        return list(dict.fromkeys([*self._ignore, *patterns]))
 
     def _refuse_strays(self, target: str, group: dict[str, Any], others: Iterable[str]) -> None:
         """A target must match no module that is quantized in another way than its group says."""

@@ -7,8 +7,15 @@
 #   scripts/loader_matrix.sh --ci                               a few cells; exit 1 where one differs from the record
 #   scripts/loader_matrix.sh --readme                           only prints the README's table from the record; its
 #                                                               second one: --readme-families
+#   scripts/loader_matrix.sh --search 50 --seed 0               random checkpoints through the engines; exit 1 where one
+#                                                               serves something else than was predicted
 #
 # PYTHON chooses the interpreter; the pinned wheels are for CPython 3.11.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+if [[ ${1:-} == --search ]]; then
+  python=$("${PYTHON:-python3}" scripts/environments.py project)
+  shift
+  PYTHONPATH=scripts:. PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 exec "$python" -m loader_matrix.search "$@"
+fi
 PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 exec "${PYTHON:-python3}" -m loader_matrix.matrix "$@"

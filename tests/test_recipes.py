@@ -37,7 +37,9 @@ def disagreements(source: Path, selection: Selection, folder: Path) -> list[str]
             rewrite.convert(source, out, profile=profile, selection=selection)
         except Refused as refusal:
             if refusals.get(profile) != refusal.what:
-                found.append(f"{source.name} {selection} {profile}: inspect says {refusals.get(profile)!r}, convert {refusal}")
+                found.append(
+                    f"{source.name} {selection} {profile}: inspect says {refusals.get(profile)!r}, convert {refusal}"
+                )
             continue
         if profile in refusals:
             found.append(f"{source.name} {selection} {profile}: inspect says {refusals[profile]!r}, convert converts")

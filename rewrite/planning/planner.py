@@ -121,6 +121,9 @@ def _notes(model: Model, checked: Checked, selection: Selection) -> Iterator[str
         )
     if checked.changes.edits and checked.profile.note:
         yield checked.profile.note
+    schemes = checked.changes.schemes.values()
+    if checked.profile.static_note and any(scheme and scheme.activations == "static" for scheme in schemes):
+        yield checked.profile.static_note
 
 
 def _manifest_files(

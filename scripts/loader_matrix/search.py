@@ -27,36 +27,48 @@ from loader_matrix.envs import HOME, environment
 from loader_matrix.results import Cell, cell
 
 JUDGES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23")
+#: Schemes of ``tests/recipes.py`` that engines load on CPU. Blocks and INT4 need other kernels.
+KINDS = (
+    *("fp8-tensor-static", "fp8-tensor-dynamic", "fp8-tensor-token", "fp8-channel-token", "fp8-channel-static"),
+    *("int8", "nvfp4a16"),
+)
 #: One rounding to e4m3 moves a weight by at most a sixteenth; the worst partition is off by less.
 LOST = 2.0**-4
+_AT_A_TIME = 20  # checkpoints on disk, with their conversions
 NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint of a recipe: the original, or what a profile makes of it, and the predictions by loader."""
+    """One checkpoint: the original, or what a profile makes of it, and the predictions by loader."""
 
-    seed: int
+    name: str
     profile: str
     folder: str
     truth: str
     predictions: dict[str, str]  # NAME==VERSION → kind of outcome
 
 
-def prepare(seed: int, folder: Path, engines: Sequence[str], kinds: Sequence[str]) -> list[Checkpoint]:
-    """Make the recipe's checkpoint, convert it with every profile, and predict what each engine makes of all."""
+def converted(source: Path, folder: Path, engines: Sequence[str]) -> list[Checkpoint]:
+    """The checkpoint ``source`` and its conversions with every profile, and what is predicted of all."""
     import rewrite
-    from tests.recipes import draw, make
 
-    source = folder / f"{seed}-original"
-    make(draw(seed, tuple(kinds)), source)
-    found = [Checkpoint(seed, "original", str(source), str(source), predict(source, engines))]
+    found = [Checkpoint(source.name, "original", str(source), str(source), predict(source, engines))]
     for profile in rewrite.PROFILES:
-        out = folder / f"{seed}-{profile}"
+        out = folder / f"{source.name}-{profile}"
         with suppress(rewrite.Refused):
             if rewrite.convert(source, out, profile=profile, selection="all").changed:
-                found.append(Checkpoint(seed, profile, str(out), str(source), predict(out, engines)))
+                found.append(Checkpoint(source.name, profile, str(out), str(source), predict(out, engines)))
     return found
+
+
+def from_recipe(seed: int, folder: Path, kinds: Sequence[str]) -> Path:
+    """The checkpoint of a recipe."""
+    from tests.recipes import draw, make
+
+    source = folder / f"seed {seed}"
+    make(draw(seed, tuple(kinds)), source)
+    return source
 
 
 def predict(folder: Path, engines: Iterable[str]) -> dict[str, str]:
@@ -84,7 +96,7 @@ def load(spec: str, checkpoints: Sequence[Checkpoint], folder: Path) -> Iterator
     for number, each in enumerate(checkpoints):
         own = folder / f"{folder.name}-{engine.slug}-{number}"
         own.mkdir()
-        label = f"search-{engine.slug}-{each.seed}-{each.profile}"
+        label = f"search-{engine.slug}-{each.name}-{each.profile}"
         (logs / f"{label}.log").unlink(missing_ok=True)
         tasks.append(Task(label, each.folder, each.truth, str(own), str(logs / f"{label}.log"), 1))
     batch = folder / f"{engine.slug}.json"
@@ -96,7 +108,7 @@ def load(spec: str, checkpoints: Sequence[Checkpoint], folder: Path) -> Iterator
         key: dict[str, Any] = {
             "engine": engine.name,
             "version": engine.version,
-            "fixture": str(each.seed),
+            "fixture": each.name,
             "profile": each.profile,
             "ranks": 1,
         }
@@ -149,39 +161,42 @@ def _errors(found: Cell) -> Iterator[tuple[str, Any]]:
         yield kind, other["error"]
 
 
-def search(seeds: Sequence[int], engines: Sequence[str], kinds: Sequence[str]) -> int:
-    """Run the search; the number of disagreements."""
+def search(sources: Sequence[Path | int], engines: Sequence[str], kinds: Sequence[str]) -> int:
+    """Run the search over checkpoints and seeds of recipes; the number of disagreements."""
     counts: Counter[tuple[str, str]] = Counter()
-    wrong = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        made = [each for seed in seeds for each in prepare(seed, folder, engines, kinds)]
-        for spec in engines:
-            for each, found in load(spec, made, folder):
-                predicted = each.predictions[spec]
-                counts[spec, predicted] += 1
-                problem = disagreement(predicted, found)
-                if problem is not None:
-                    wrong += 1
-                    print(f"seed {each.seed}, {each.profile}, {spec}: predicted {predicted}; {problem}", flush=True)
+    wrong = loads = 0
+    for start in range(0, len(sources), _AT_A_TIME):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            some = sources[start : start + _AT_A_TIME]
+            folders = [each if isinstance(each, Path) else from_recipe(each, folder, kinds) for each in some]
+            made = [each for source in folders for each in converted(source, folder, engines)]
+            for spec in engines:
+                for each, found in load(spec, made, folder):
+                    predicted = each.predictions[spec]
+                    counts[spec, predicted] += 1
+                    loads += 1
+                    problem = disagreement(predicted, found)
+                    if problem is not None:
+                        wrong += 1
+                        print(f"{each.name}, {each.profile}, {spec}: predicted {predicted}; {problem}", flush=True)
     for (spec, predicted), count in sorted(counts.items()):
         print(f"{spec:16} {predicted:16} {count}")
-    print(f"{len(seeds)} recipes, {len(made)} checkpoints, {sum(counts.values())} loads, {wrong} disagreements")
+    print(f"{len(sources)} checkpoints, {loads} loads with their conversions, {wrong} disagreements")
     return wrong
 
 
 def main(words: Sequence[str]) -> int:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="search", description=__doc__)
-    parser.add_argument("recipes", type=int, help="how many")
+    parser = argparse.ArgumentParser(prog="loader_matrix.sh --search", description=__doc__)
+    parser.add_argument("recipes", type=int, help="how many recipes")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
+    parser.add_argument("--checkpoint", action="append", type=Path, default=[], help="a directory, as well")
     parser.add_argument("--engine", action="append", choices=[e.spec for e in ENGINES], help="NAME==VERSION")
-    parser.add_argument("--kind", action="append", help="schemes of tests/recipes.py; all by default")
+    parser.add_argument("--kind", action="append", help="schemes of tests/recipes.py; all that the matrix reads")
     given = parser.parse_args(words)
-    from tests.recipes import KINDS
-
-    seeds = range(given.seed, given.seed + given.recipes)
-    return 1 if search(seeds, given.engine or JUDGES, given.kind or tuple(KINDS)) else 0
+    sources = [*given.checkpoint, *range(given.seed, given.seed + given.recipes)]
+    return 1 if search(sources, given.engine or JUDGES, given.kind or KINDS) else 0
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ class Profile:
     promise: Promise
     closing: str  # of {modules} and {groups}
     note: str | None = None
+    static_note: str | None = None  # the same, where converted layers keep static activations
 
 
 class Builder:

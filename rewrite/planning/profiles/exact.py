@@ -42,12 +42,20 @@ def modules_by_target(affected: Affected) -> dict[str, list[str]]:
     return targets
 
 
+#: The engines' own choice of kernels, run with the platform mocked, without a GPU: vLLM's kernel of torch for channel
+#: scales narrows a scale without dimensions; SGLang's ``_scaled_mm`` up to 0.5.17 refuses it for more than one token.
+_NO_KERNEL = (
+    "vLLM on CPU and ROCm, and SGLang 0.5.11 to 0.5.17, load this but cannot compute with it: --profile dynamic can be "
+    "served there"
+)
+
 EXACT = Profile(
     name="exact",
     summary="one scale for every row of the fused layers; nothing else changes",
     plan=partial(_plan, per_token=False),
     promise=Promise(scale="channel"),
     closing="{modules} in {groups} made explicit",
+    static_note=_NO_KERNEL,
 )
 DYNAMIC = Profile(
     name="dynamic",

@@ -21,7 +21,7 @@ from rewrite.quantization.model import Model, StoredModule
 from rewrite.quantization.scheme import Scheme
 
 #: Linears that engines never quantize, whatever the config says, and what is not loaded with the language model.
-_NEVER_LOOKED_UP = ("mlp.gate", "shared_expert_gate", "embed_tokens", "lm_head")
+_NEVER_LOOKED_UP = ("mlp.gate", "shared_expert_gate", "lm_head")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def served_layers(model: Model) -> Iterator[ServedLayer]:
         grouped.update(parts)
         yield ServedLayer(group.name, parts)
     for name in model.modules:
-        if name not in grouped and not name.startswith("mtp.") and not name.endswith(_NEVER_LOOKED_UP):
+        is_table = "embed" in name.rpartition(".")[2]  # of tokens, of positions
+        if name not in grouped and not is_table and not name.startswith("mtp.") and not name.endswith(_NEVER_LOOKED_UP):
             if ".experts." in name and ".experts.0." not in name:
                 continue  # engines look the first expert of a layer up for all of them
             yield ServedLayer(name, (name,))

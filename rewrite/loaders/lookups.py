@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.groups import is_table
 from rewrite.quantization.model import Model, StoredModule
 from rewrite.quantization.scheme import Scheme
 
@@ -68,8 +69,12 @@ def served_layers(model: Model) -> Iterator[ServedLayer]:
         grouped.update(parts)
         yield ServedLayer(group.name, parts)
     for name in model.modules:
-        is_table = "embed" in name.rpartition(".")[2]  # of tokens, of positions
-        if name not in grouped and not is_table and not name.startswith("mtp.") and not name.endswith(_NEVER_LOOKED_UP):
+        if (
+            name not in grouped
+            and not is_table(name)
+            and not name.startswith("mtp.")
+            and not name.endswith(_NEVER_LOOKED_UP)
+        ):
             if ".experts." in name and ".experts.0." not in name:
                 continue  # engines look the first expert of a layer up for all of them
             yield ServedLayer(name, (name,))

@@ -121,6 +121,12 @@ def single_module(name: str, checkpoint: Checkpoint) -> Module:
     return _module(name, (PartitionSpec(name.rpartition(".")[2]),), checkpoint)
 
 
+def is_table(module: str) -> bool:
+    """Whether a module is a table of embeddings, by its name (``embed_tokens``, ``pos_embed``): a checkpoint says nothing
+    else of it."""
+    return "embed" in module.rpartition(".")[2]
+
+
 def find_lookalikes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Modules named like the parts of ``in_proj_qkvz``, in a checkpoint whose architecture is not known."""
     if find_architecture(checkpoint.config.value) is not None:

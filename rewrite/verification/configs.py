@@ -15,6 +15,7 @@ from typing import Any
 from rewrite.checkpoint.bounded_json import JsonFile
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import ConfigError
+from rewrite.quantization.groups import is_table
 
 QUANT_FILE_NAME = "hf_quant_config.json"  # ModelOpt's
 #: Where loaders look for the quantization part of config.json, in their order (vLLM ``get_quant_config``).
@@ -40,6 +41,7 @@ class CompressedTensorsSchemes:
         self._targets = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
         self._ignore = config.ignore or []
         self._linear = torch.nn.Linear(1, 1, device="meta")
+        self._table = torch.nn.Embedding(1, 1, device="meta")
 
     def of_module(self, name: str) -> Found | None:
         """The scheme of a linear layer, or None."""
@@ -67,9 +69,10 @@ class CompressedTensorsSchemes:
         """compressed-tensors' own object."""
         from compressed_tensors.utils.match import is_match, match_targets
 
-        if not is_match(name, self._linear, self._targets, self._ignore):
+        module = self._table if is_table(name) else self._linear
+        if not is_match(name, module, self._targets, self._ignore):
             return None
-        return self._targets[match_targets(name, self._linear, self._targets)[0]]
+        return self._targets[match_targets(name, module, self._targets)[0]]
 
 
 def _matches(target: str, name: str) -> bool:

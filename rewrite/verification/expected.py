@@ -11,7 +11,7 @@ from rewrite.errors import Refused
 from rewrite.promise import Promise
 from rewrite.quantization.architectures import FusedLayer
 from rewrite.quantization.dtypes import FP8_DTYPES
-from rewrite.quantization.groups import FusedGroup, Module, Selection, find_groups, single_module
+from rewrite.quantization.groups import FusedGroup, Module, Selection, find_groups, is_table, single_module
 from rewrite.verification.configs import states_compressed_tensors
 
 #: dtype and shape that a tensor may have in OUT; None: it may be missing.
@@ -109,7 +109,7 @@ def _others(source: Checkpoint, groups: tuple[FusedGroup, ...]) -> tuple[FusedGr
     singles = []
     for name, info in source.tensors.items():
         module = name.removesuffix(".weight")
-        if module != name and module not in grouped and info.dtype in FP8_DTYPES:
+        if module != name and module not in grouped and not is_table(module) and info.dtype in FP8_DTYPES:
             layer = FusedLayer(module.rpartition(".")[2], "", {})
             singles.append(FusedGroup(module, layer, (single_module(module, source),)))
     return tuple(g for g in singles if g.modules[0].scale and not _has_blocks(g.modules[0]))

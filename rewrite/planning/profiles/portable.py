@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from rewrite.planning.profiles.base import Builder, Changes, Profile, affected_groups, check_scheme, fused_plain
 from rewrite.promise import Promise
-from rewrite.quantization.groups import FusedGroup, Module, Selection, single_module
+from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table, single_module
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import known_layout
 
 
 def _plan(model: Model, selection: Selection) -> Changes:
-    """Layers with block scales stay: every known loader reads these right."""
+    """Layers with block scales stay, since every known loader reads these right; so do tables of embeddings."""
     grouped = {module.name: group for group in model.select(selection) for module in group.modules}
-    found = [_module_of(name, grouped, model) for name in sorted(model.layers.fp8)]
+    found = [_module_of(name, grouped, model) for name in sorted(model.layers.fp8) if not is_table(name)]
     layouts = {module.name: known_layout(module) for module in found}
     modules = [module for module in found if layouts[module.name] != "block"]
     if all(layouts[module.name] == "channel" and _is_dynamic(module.name, model) for module in modules):

@@ -13,11 +13,14 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from rewrite.errors import ConfigError, Unsupported
+from rewrite.quantization.groups import is_table
 from rewrite.quantization.patterns import Patterns
 from rewrite.quantization.scheme import Activations, Dequantized, Layers, ScaleLayout, Scheme, strings
 
 _WHERE = "config.json: quantization_config"
 _LINEAR = "Linear"  # the class name that every producer uses for torch.nn.Linear
+_EMBEDDING = "Embedding"
+_CLASSES = (_LINEAR, _EMBEDDING)
 _CLASS = "MergedColumnParallelLinear"  # what engines call a fused layer; the others end in Linear, too
 _DIGIT = re.compile(r"[0-9]")
 _LAYOUTS: dict[str, ScaleLayout] = {"tensor": "tensor", "channel": "channel", "block": "block"}
@@ -30,7 +33,7 @@ class _Target(NamedTuple):
     @property
     def rank(self) -> tuple[int, str]:
         """Position in the order in which compressed-tensors tries targets."""
-        return (2 if self.pattern == _LINEAR else int(self.pattern.startswith("re:")), self.pattern)
+        return (2 if self.pattern in _CLASSES else int(self.pattern.startswith("re:")), self.pattern)
 
 
 class CompressedTensors:
@@ -191,7 +194,7 @@ class CompressedTensors:
                 yield f"re:{lookahead}(?:{pattern})" if "|" in pattern else f"re:{lookahead}{pattern}"
 
     def _group_of(self, module: str) -> str | None:
-        if module in self._ignored or _LINEAR in self._ignored:
+        if module in self._ignored or _class_of(module) in self._ignored:
             return None
         shape = self.shape_of(module)
         if shape not in self._found:
@@ -203,7 +206,8 @@ class CompressedTensors:
             return None
         if module in self._by_name:
             return self._by_name[module]
-        targets = (t for t in self._targets if t.pattern == _LINEAR or self._patterns.matches(t.pattern, module))
+        own = _class_of(module)
+        targets = (t for t in self._targets if t.pattern == own or self._patterns.matches(t.pattern, module))
         return next((target.group for target in targets), None)
 
     def _common_group(self, modules: Collection[str]) -> str:
@@ -298,7 +302,8 @@ def _add(groups: dict[str, Any], name: str, group: dict[str, Any]) -> None:
         groups[name] = group
         return
     targets = list(dict.fromkeys([*groups[last]["targets"], *group["targets"]]))
-    groups[last]["targets"] = [_LINEAR] if _LINEAR in targets else targets  # the class includes all others
+    others = [target for target in targets if target == _EMBEDDING]
+    groups[last]["targets"] = [_LINEAR, *others] if _LINEAR in targets else targets  # the class includes all its layers
 
 
 def _stated(group: dict[str, Any]) -> str:
@@ -325,6 +330,10 @@ def _renaming_patterns(ignore: Iterable[str], layers: Layers) -> list[str]:
                 patterns.append(f"re:{pattern}")
                 break
     return list(dict.fromkeys(patterns))
+
+
+def _class_of(module: str) -> str:
+    return _EMBEDDING if is_table(module) else _LINEAR
 
 
 def _free_name(groups: Collection[str]) -> str:

@@ -307,6 +307,8 @@ def _group_table(groups: Iterable[GroupChange]) -> list[str]:
     tables: dict[tuple[str, ...], list[list[str]]] = {}
     for group in groups:
         partitions = [p for module in group.modules for p in module.partitions]
+        if not partitions:
+            continue  # its scales were explicit already
         names = tuple(p.name for p in partitions) if len(partitions) > 1 else ("",)
         tables.setdefault(names, []).append([group.name, *(f"{p.scale:.4g}" for p in partitions)])
     lines = []

@@ -30,7 +30,7 @@ class ExplicitScales:
     """One scale for every row of the fused groups of ``source``.
 
     Raises :class:`rewrite.errors.Refused` for a checkpoint that ``convert`` refuses. It implements
-    ``compressed_tensors.entrypoints.convert.Converter`` (compressed-tensors 0.15 and later).
+    ``compressed_tensors.entrypoints.convert.Converter`` (compressed-tensors 0.19 and later).
     """
 
     def __init__(self, source: str | os.PathLike[str], *, selection: Selection = "qkvz") -> None:

@@ -69,15 +69,14 @@ def served_layers(model: Model) -> Iterator[ServedLayer]:
         grouped.update(parts)
         yield ServedLayer(group.name, parts)
     for name in model.modules:
-        if (
-            name not in grouped
-            and not is_table(name)
-            and not name.startswith("mtp.")
-            and not name.endswith(_NEVER_LOOKED_UP)
-        ):
-            if ".experts." in name and ".experts.0." not in name:
-                continue  # engines look the first expert of a layer up for all of them
+        if name not in grouped and _is_looked_up(name):
             yield ServedLayer(name, (name,))
+
+
+def _is_looked_up(name: str) -> bool:
+    """Whether engines look a module of its own up. Of the experts of a layer they look up the first, for all of them."""
+    never = is_table(name) or name.startswith("mtp.") or name.endswith(_NEVER_LOOKED_UP)
+    return not never and (".experts." not in name or ".experts.0." in name)
 
 
 def misread(model: Model) -> dict[Lookup, Outcome]:

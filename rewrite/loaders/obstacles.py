@@ -101,9 +101,11 @@ def dialect_is_not_read(checkpoint: CheckpointView) -> Outcome | None:
 
 def is_quark_per_tensor(checkpoint: CheckpointView) -> bool:
     """AMD Quark's dialect, which vLLM 0.19.1 and 0.32.0 were run with: groups that are plain, or have one scale for a
-    module, go the way of the other dialects."""
+    module and one for its input, go the way of the other dialects. (Without input scales, vLLM finds no scheme.)"""
     layouts = {p.layout for group in checkpoint.groups for p in group.partitions}
-    return checkpoint.dialect == "quark" and "tensor" in layouts and layouts <= {"tensor", "none"}
+    quantized = [group for group in checkpoint.groups if any(p.layout != "none" for p in group.partitions)]
+    alike = layouts <= {"tensor", "none"} and all(group.static_activations for group in quantized)
+    return checkpoint.dialect == "quark" and bool(quantized) and alike
 
 
 def vocabulary_is_quantized(checkpoint: CheckpointView) -> Outcome | None:

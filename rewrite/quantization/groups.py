@@ -122,8 +122,7 @@ def single_module(name: str, checkpoint: Checkpoint) -> Module:
 
 
 def is_table(module: str) -> bool:
-    """Whether a module is a table of embeddings, by its name (``embed_tokens``, ``pos_embed``): a checkpoint says nothing
-    else of it."""
+    """Whether a module is a table of embeddings, by its name (``embed_tokens``, ``pos_embed``): nothing else tells."""
     return "embed" in module.rpartition(".")[2]
 
 

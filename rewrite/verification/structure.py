@@ -107,8 +107,10 @@ def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator
     except ValueError as error:  # pydantic's
         yield f"config.json: compressed-tensors cannot parse it: {str(error).splitlines()[0]}"
         return
+    known = {problem for name, info in _matrices(source) for problem in _module_scheme(name, info, source, old)}
     for name, info in _matrices(out):
-        yield from _module_scheme(name, info, out, new)
+        # What IN's config says of a module that stays is no fault of OUT's.
+        yield from (problem for problem in _module_scheme(name, info, out, new) if problem not in known)
     if isinstance(new, CompressedTensorsSchemes):
         for group in expected.groups:
             if not isinstance(old, CompressedTensorsSchemes) or not any(_fused_scheme(group, source, old)):

@@ -59,12 +59,14 @@ def _groups(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _modifier(recipe: Mapping[str, Any]) -> Any:
-    from llmcompressor.modifiers import quantization as modifiers
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    arguments = {k: v for k, v in recipe.items() if k not in ("groups", "max_shard_size", "modifier", "before")}
+    modifier = GPTQModifier if recipe.get("modifier") == "GPTQModifier" else QuantizationModifier
+    arguments = {k: v for k, v in recipe.items() if k not in ("groups", "max_shard_size", "modifier")}
     if "groups" in recipe:
         arguments["config_groups"] = _groups(recipe)
-    return getattr(modifiers, recipe.get("modifier", "QuantizationModifier"))(**arguments)
+    return modifier(**arguments)
 
 
 def oneshot(_model: str, base: Path, out: Path, recipe: Mapping[str, Any]) -> None:
@@ -74,8 +76,6 @@ def oneshot(_model: str, base: Path, out: Path, recipe: Mapping[str, Any]) -> No
 
     model, tokenizer = load(base), byte_tokenizer()
     samples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in calibration_ids().tolist()]
-    if recipe.get("before") == "untie":
-        model.config.tie_word_embeddings = False
     run(
         model=model,
         dataset=Dataset.from_list(samples),
@@ -168,7 +168,7 @@ TABLE = (
         {"groups": {"fp8": ("tensor+static", [GDN]), "nvfp4": ("NVFP4", [ATTENTION, MLP])}, "ignore": USUAL},
     ),
     Entry(
-        "llmc-mixed-lm_head-only-qwen3_5-vl", "qwen3_5-vl", oneshot,
+        "llmc-mixed-lm_head-only-qwen3_5-vl", "qwen3_5-vl-wide", oneshot,
         {
             "groups": {
                 "attention": ("tensor+static", [r"re:.*linear_attn.*", r"re:.*self_attn.*"]),
@@ -220,6 +220,19 @@ TABLE = (
             "ignore": USUAL,
         },
         "both patterns match linear_attn.out_proj: the first in alphabetical order counts",
+    ),
+    Entry(
+        "llmc-nvfp4-lm_head-only-qwen3_5-vl", "qwen3_5-vl-wide", oneshot, _fp8(scheme="NVFP4", ignore=["lm_head"]),
+        "in_proj_a, in_proj_b and the vision tower, too",
+    ),
+    Entry(
+        "llmc-gptq-mixed-qwen3_5-text", "qwen3_5-text", oneshot,
+        {
+            "modifier": "GPTQModifier",
+            "groups": {"a": ("W8A16", [GDN, ATTENTION]), "m": ("W4A16", [MLP])},
+            "ignore": USUAL,
+        },
+        "GPTQ, integers only",
     ),
     Entry("llmc-qkv-only-qwen3_5-vl", "qwen3_5-vl", oneshot, _fp8(ignore=[*USUAL, "re:.*in_proj_z$"])),
     Entry(
@@ -275,7 +288,7 @@ TABLE = (
     ),
     Entry(
         "mfree-tensor-qwen3_5-vl-lm_head-only", "qwen3_5-vl", model_free,
-        {"named": "tensor+token", "ignore": ["lm_head"]}, "conv1d and embeddings are quantized, too",
+        {"named": "tensor+token", "ignore": ["lm_head", "re:.*conv1d$", "re:.*norm.*"]}, "embeddings and vision are quantized, too",
     ),
     Entry(
         "mfree-nvfp4a16-qwen3_5-text", "qwen3_5-text", model_free,

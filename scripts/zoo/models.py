@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,9 @@ _MLA = {
 }
 
 
-def _qwen_vl() -> PreTrainedModel:
+def _qwen_vl(geometry: Geometry = DENSE) -> PreTrainedModel:
     config = Qwen3_5Config(
-        text_config=dense_settings(DENSE), vision_config=vision_settings(DENSE), **multimodal_settings()
+        text_config=dense_settings(geometry), vision_config=vision_settings(geometry), **multimodal_settings()
     )
     return Qwen3_5ForConditionalGeneration(config)
 
@@ -94,6 +95,7 @@ def _tied() -> dict[str, Any]:
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_5-text": lambda: Qwen3_5ForCausalLM(Qwen3_5TextConfig(**dense_settings(DENSE))),
     "qwen3_5-vl": _qwen_vl,
+    "qwen3_5-vl-wide": lambda: _qwen_vl(replace(DENSE, vision_hidden=128)),
     "qwen3_5-moe": lambda: Qwen3_5MoeForCausalLM(Qwen3_5MoeTextConfig(**moe_settings(MOE))),
     "qwen3_5-moe-vl": _qwen_moe_vl,
     "qwen3_next": _next,

@@ -38,9 +38,17 @@ def ask(command: list[str], shown: str) -> tuple[Answer, str]:
     """Run one command; ``shown`` is how it is written without the machine's paths. Also its standard output."""
     result = CliRunner().invoke(main, command)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
-        text = "".join(traceback.format_exception(result.exception))
-        return Answer(shown, None, f"traceback: {type(result.exception).__name__}", text), result.stdout
+        return Answer(shown, None, f"traceback: {type(result.exception).__name__}", _where(result)), result.stdout
     return Answer(shown, result.exit_code, _closing(result), result.output), result.stdout
+
+
+def _where(result: Result) -> str:
+    """The frames of a traceback that are ours."""
+    assert result.exc_info is not None
+    root = Path(rewrite.__file__).parent
+    frames = [f for f in traceback.extract_tb(result.exc_info[2]) if Path(f.filename).is_relative_to(root)]
+    lines = [f"{Path(f.filename).relative_to(root.parent)}:{f.lineno} {f.name}: {f.line}" for f in frames]
+    return "\n".join([*lines, "".join(traceback.format_exception_only(result.exception)).strip()])
 
 
 def _closing(result: Result) -> str:

@@ -288,7 +288,7 @@ TABLE = (
     ),
     Entry(
         "mfree-tensor-qwen3_5-vl-lm_head-only", "qwen3_5-vl", model_free,
-        {"named": "tensor+token", "ignore": ["lm_head", "re:.*conv1d$", "re:.*norm.*"]}, "embeddings and vision are quantized, too",
+        {"named": "tensor+token", "ignore": ["lm_head", "re:.*conv1d$", "re:.*norm.*", "re:.*patch_embed.*"]}, "embeddings and vision are quantized, too",
     ),
     Entry(
         "mfree-nvfp4a16-qwen3_5-text", "qwen3_5-text", model_free,

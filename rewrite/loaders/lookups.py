@@ -74,7 +74,7 @@ def served_layers(model: Model) -> Iterator[ServedLayer]:
 
 
 def _is_looked_up(name: str) -> bool:
-    """Whether engines look a module of its own up. Of the experts of a layer they look up the first, for all of them."""
+    """Whether engines look a module of its own up. Of the experts of a layer they look up the first only."""
     never = is_table(name) or name.startswith("mtp.") or name.endswith(_NEVER_LOOKED_UP)
     return not never and (".experts." not in name or ".experts.0." in name)
 

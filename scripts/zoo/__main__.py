@@ -19,8 +19,8 @@ from pathlib import Path
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from zoo.entry import Entry  # noqa: E402 - after the environment is set
-from zoo.strip import strip  # noqa: E402
+from zoo.entry import Entry
+from zoo.strip import strip
 
 #: The package of each producer's module, whose version is kept with the entry.
 PRODUCERS = {
@@ -30,6 +30,7 @@ PRODUCERS = {
     "autoround": "auto-round",
     "torchao": "torchao",
 }
+REPOSITORY = Path(__file__).resolve().parents[2]
 _BESIDE = ("transformers", "compressed-tensors", "safetensors", "torch")
 
 
@@ -38,7 +39,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m zoo", description=__doc__)
     parser.add_argument("producer", choices=PRODUCERS)
     parser.add_argument("name", nargs="*", help="entries (default: all of the producer)")
-    parser.add_argument("--work", type=Path, default=Path("/work/zoo-full"), help="base models and whole exports")
+    parser.add_argument(
+        "--work", type=Path, default=REPOSITORY / ".cache" / "zoo", help="base models and whole exports"
+    )
     parser.add_argument("--missing", action="store_true", help="only what is not there yet")
     parser.add_argument("--restrip", action="store_true", help="strip the exports that are there again")
     arguments = parser.parse_args()
@@ -72,6 +75,7 @@ def main() -> int:
 def _produce(entry: Entry, full: Path, work: Path) -> None:
     import torch
     from fixtures.constants import SEED
+
     from zoo.models import base_model
 
     base = base_model(entry.model, work / "base")

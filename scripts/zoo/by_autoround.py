@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from fixtures.inputs import calibration_ids
+
 from zoo.entry import Entry
 from zoo.models import load
 
@@ -25,8 +26,10 @@ def quantize(model: str, base: Path, out: Path, recipe: Mapping[str, Any]) -> No
     tokenizer = AutoTokenizer.from_pretrained(base)
     samples = [ids.clone() for ids in calibration_ids()]
     arguments = {k: v for k, v in recipe.items() if k != "format"}
-    masks = [torch.ones_like(ids) if "moe" not in model and "text" not in model else torch.ones_like(ids).bool()
-             for ids in samples]
+    masks = [
+        torch.ones_like(ids) if "moe" not in model and "text" not in model else torch.ones_like(ids).bool()
+        for ids in samples
+    ]
     data = torch.utils.data.DataLoader(
         [{"input_ids": ids, "attention_mask": mask} for ids, mask in zip(samples, masks, strict=True)], batch_size=1
     )  # type: ignore[arg-type,var-annotated]

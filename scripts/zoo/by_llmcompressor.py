@@ -8,6 +8,7 @@ from typing import Any
 
 from fixtures.constants import CALIBRATION_SAMPLES, SEQUENCE_LENGTH
 from fixtures.inputs import byte_tokenizer, calibration_ids
+
 from zoo.entry import Entry
 from zoo.models import load
 
@@ -119,7 +120,10 @@ TABLE = (
     Entry("llmc-fp8-qwen3_5-text", "qwen3_5-text", oneshot, _fp8()),
     Entry("llmc-fp8-qwen3_5-vl-shards", "qwen3_5-vl", oneshot, _fp8(max_shard_size="40KB")),
     Entry(
-        "llmc-fp8-qwen3_5-vl-lm_head-only", "qwen3_5-vl", oneshot, _fp8(ignore=["lm_head"]),
+        "llmc-fp8-qwen3_5-vl-lm_head-only",
+        "qwen3_5-vl",
+        oneshot,
+        _fp8(ignore=["lm_head"]),
         "everything that is a Linear: in_proj_a, in_proj_b and the vision tower too",
     ),
     Entry("llmc-fp8-qwen3_5-text-in_proj_ba", "qwen3_5-text", oneshot, _fp8(ignore=["lm_head", "re:.*visual.*"])),
@@ -136,25 +140,37 @@ TABLE = (
     Entry("llmc-w4a16-asym-phi3", "phi3", oneshot, _fp8(scheme="W4A16_ASYM", ignore=["lm_head"])),
     # FP8 that no preset has
     Entry(
-        "llmc-tensor-token-qwen3_5-vl", "qwen3_5-vl", oneshot,
+        "llmc-tensor-token-qwen3_5-vl",
+        "qwen3_5-vl",
+        oneshot,
         {"groups": {"group_0": ("tensor+token", ["Linear"])}, "ignore": USUAL},
         "one scale for a matrix, activations dynamic per token",
     ),
     Entry(
-        "llmc-tensor-dynamic-qwen3_5-text", "qwen3_5-text", oneshot,
+        "llmc-tensor-dynamic-qwen3_5-text",
+        "qwen3_5-text",
+        oneshot,
         {"groups": {"group_0": ("tensor+dynamic-tensor", ["Linear"])}, "ignore": USUAL},
     ),
     Entry(
-        "llmc-weight-only-llama", "llama", oneshot,
-        {"groups": {"group_0": ("tensor", ["Linear"])}, "ignore": ["lm_head"]}, "FP8 W8A16",
+        "llmc-weight-only-llama",
+        "llama",
+        oneshot,
+        {"groups": {"group_0": ("tensor", ["Linear"])}, "ignore": ["lm_head"]},
+        "FP8 W8A16",
     ),
     Entry(
-        "llmc-channel-static-qwen3_5-text", "qwen3_5-text", oneshot,
+        "llmc-channel-static-qwen3_5-text",
+        "qwen3_5-text",
+        oneshot,
         {"groups": {"group_0": ("channel+static", ["Linear"])}, "ignore": USUAL},
     ),
     Entry(
-        "llmc-channel-only-qwen3_5-text", "qwen3_5-text", oneshot,
-        {"groups": {"group_0": ("channel", ["Linear"])}, "ignore": USUAL}, "channel scales, FP8 W8A16",
+        "llmc-channel-only-qwen3_5-text",
+        "qwen3_5-text",
+        oneshot,
+        {"groups": {"group_0": ("channel", ["Linear"])}, "ignore": USUAL},
+        "channel scales, FP8 W8A16",
     ),
     # mixed
     Entry("llmc-mixed-int4-qwen3_5-vl", "qwen3_5-vl", oneshot, _mixed("W4A16")),
@@ -164,11 +180,15 @@ TABLE = (
     Entry("llmc-mixed-block-qwen3_5-text", "qwen3_5-text", oneshot, _mixed("FP8_BLOCK")),
     Entry("llmc-mixed-mxfp4-qwen3_5-text", "qwen3_5-text", oneshot, _mixed("MXFP4")),
     Entry(
-        "llmc-mixed-nvfp4-attention-qwen3_5-text", "qwen3_5-text", oneshot,
+        "llmc-mixed-nvfp4-attention-qwen3_5-text",
+        "qwen3_5-text",
+        oneshot,
         {"groups": {"fp8": ("tensor+static", [GDN]), "nvfp4": ("NVFP4", [ATTENTION, MLP])}, "ignore": USUAL},
     ),
     Entry(
-        "llmc-mixed-lm_head-only-qwen3_5-vl", "qwen3_5-vl-wide", oneshot,
+        "llmc-mixed-lm_head-only-qwen3_5-vl",
+        "qwen3_5-vl-wide",
+        oneshot,
         {
             "groups": {
                 "attention": ("tensor+static", [r"re:.*linear_attn.*", r"re:.*self_attn.*"]),
@@ -179,28 +199,40 @@ TABLE = (
         "wide patterns: they match conv1d, norms and the vision tower's MLP, too",
     ),
     Entry(
-        "llmc-mixed-llama", "llama", oneshot,
+        "llmc-mixed-llama",
+        "llama",
+        oneshot,
         {"groups": {"a": ("tensor+static", [ATTENTION]), "m": ("W4A16", [MLP])}, "ignore": ["lm_head"]},
     ),
     Entry(
-        "llmc-mixed-phi3", "phi3", oneshot,
+        "llmc-mixed-phi3",
+        "phi3",
+        oneshot,
         {"groups": {"a": ("tensor+static", [ATTENTION]), "m": ("W8A8", [MLP])}, "ignore": ["lm_head"]},
         "the pattern for MLPs matches gate_up_proj and down_proj",
     ),
     # targets
     Entry(
-        "llmc-regex-targets-qwen3_5-vl", "qwen3_5-vl", oneshot,
-        {"targets": [r"re:.*layers.*"], "scheme": "FP8", "ignore": ["lm_head"]}, "matches norms, conv1d, attention",
+        "llmc-regex-targets-qwen3_5-vl",
+        "qwen3_5-vl",
+        oneshot,
+        {"targets": [r"re:.*layers.*"], "scheme": "FP8", "ignore": ["lm_head"]},
+        "matches norms, conv1d, attention",
     ),
     Entry(
         "llmc-gdn-only-qwen3_5-vl", "qwen3_5-vl", oneshot, {"targets": [GDN], "scheme": "FP8", "ignore": ["lm_head"]}
     ),
     Entry(
-        "llmc-exact-targets-qwen3_5-text", "qwen3_5-text", oneshot,
-        {"targets": _LAYER_1, "scheme": "FP8", "ignore": []}, "one layer, by exact names",
+        "llmc-exact-targets-qwen3_5-text",
+        "qwen3_5-text",
+        oneshot,
+        {"targets": _LAYER_1, "scheme": "FP8", "ignore": []},
+        "one layer, by exact names",
     ),
     Entry(
-        "llmc-overlapping-qwen3_5-text", "qwen3_5-text", oneshot,
+        "llmc-overlapping-qwen3_5-text",
+        "qwen3_5-text",
+        oneshot,
         {
             "groups": {
                 "first": ("channel+token", [r"re:.*layers\.1\..*_proj$", r"re:.*layers\.1\..*(qkv|z)$"]),
@@ -211,7 +243,9 @@ TABLE = (
         "a pattern for a layer beside the class of all",
     ),
     Entry(
-        "llmc-overlapping-regex-qwen3_5-vl", "qwen3_5-vl", oneshot,
+        "llmc-overlapping-regex-qwen3_5-vl",
+        "qwen3_5-vl",
+        oneshot,
         {
             "groups": {
                 "b": ("tensor+static", [r"re:.*linear_attn\..*"]),
@@ -222,11 +256,16 @@ TABLE = (
         "both patterns match linear_attn.out_proj: the first in alphabetical order counts",
     ),
     Entry(
-        "llmc-nvfp4-lm_head-only-qwen3_5-vl", "qwen3_5-vl-wide", oneshot, _fp8(scheme="NVFP4", ignore=["lm_head"]),
+        "llmc-nvfp4-lm_head-only-qwen3_5-vl",
+        "qwen3_5-vl-wide",
+        oneshot,
+        _fp8(scheme="NVFP4", ignore=["lm_head"]),
         "in_proj_a, in_proj_b and the vision tower, too",
     ),
     Entry(
-        "llmc-gptq-mixed-qwen3_5-text", "qwen3_5-text", oneshot,
+        "llmc-gptq-mixed-qwen3_5-text",
+        "qwen3_5-text",
+        oneshot,
         {
             "modifier": "GPTQModifier",
             "groups": {"a": ("W8A16", [GDN, ATTENTION]), "m": ("W4A16", [MLP])},
@@ -236,13 +275,18 @@ TABLE = (
     ),
     Entry("llmc-qkv-only-qwen3_5-vl", "qwen3_5-vl", oneshot, _fp8(ignore=[*USUAL, "re:.*in_proj_z$"])),
     Entry(
-        "llmc-no-gdn-qwen3_5-text", "qwen3_5-text", oneshot, _fp8(ignore=["re:.*lm_head", "re:.*linear_attn.*"]),
+        "llmc-no-gdn-qwen3_5-text",
+        "qwen3_5-text",
+        oneshot,
+        _fp8(ignore=["re:.*lm_head", "re:.*linear_attn.*"]),
         "the recipe of llm-compressor's own example",
     ),
     Entry("llmc-fp8-lm_head-llama", "llama", oneshot, _fp8(ignore=[])),
     Entry("llmc-fp8-lm_head-qwen3_5-text", "qwen3_5-text", oneshot, _fp8(ignore=USUAL[1:])),
     Entry(
-        "llmc-embeddings-llama", "llama", oneshot,
+        "llmc-embeddings-llama",
+        "llama",
+        oneshot,
         {
             "groups": {"l": ("tensor+static", ["Linear"]), "e": ("channel", ["Embedding"])},
             "ignore": ["lm_head"],
@@ -257,11 +301,15 @@ TABLE = (
     Entry("llmc-fp8-qwen3_5-moe-vl", "qwen3_5-moe-vl", oneshot, {**_MOE, "scheme": "FP8"}),
     Entry("llmc-fp8-dynamic-qwen3_5-moe", "qwen3_5-moe", oneshot, {**_MOE, "scheme": "FP8_DYNAMIC"}),
     Entry(
-        "llmc-channel-static-qwen3_5-moe", "qwen3_5-moe", oneshot,
+        "llmc-channel-static-qwen3_5-moe",
+        "qwen3_5-moe",
+        oneshot,
         {"groups": {"group_0": ("channel+static", ["Linear"])}, "ignore": [*USUAL, *ROUTERS]},
     ),
     Entry(
-        "llmc-nvfp4-experts-qwen3_5-moe-vl", "qwen3_5-moe-vl", oneshot,
+        "llmc-nvfp4-experts-qwen3_5-moe-vl",
+        "qwen3_5-moe-vl",
+        oneshot,
         {
             "groups": {"fp8": ("tensor+static", [GDN, ATTENTION, SHARED]), "nvfp4": ("NVFP4", [EXPERTS])},
             "ignore": [*USUAL, *ROUTERS],
@@ -275,34 +323,50 @@ TABLE = (
     Entry("llmc-fp8-phi3-shards", "phi3", oneshot, _fp8(ignore=["lm_head"], max_shard_size="30KB")),
     # file to file
     Entry(
-        "mfree-fp8-block-qwen3_5-vl-mtp", "qwen3_5-vl+mtp", model_free,
-        {"scheme": "FP8_BLOCK", "ignore": [*USUAL, *NO_LINEARS]}, "with MTP layers, quantized like the rest",
+        "mfree-fp8-block-qwen3_5-vl-mtp",
+        "qwen3_5-vl+mtp",
+        model_free,
+        {"scheme": "FP8_BLOCK", "ignore": [*USUAL, *NO_LINEARS]},
+        "with MTP layers, quantized like the rest",
     ),
     Entry(
-        "mfree-fp8-dynamic-qwen3_5-text", "qwen3_5-text", model_free,
+        "mfree-fp8-dynamic-qwen3_5-text",
+        "qwen3_5-text",
+        model_free,
         {"scheme": "FP8_DYNAMIC", "ignore": [*USUAL, *NO_LINEARS]},
     ),
     Entry(
-        "mfree-tensor-qwen3_5-vl-mtp", "qwen3_5-vl+mtp", model_free,
+        "mfree-tensor-qwen3_5-vl-mtp",
+        "qwen3_5-vl+mtp",
+        model_free,
         {"named": "tensor+token", "ignore": [*USUAL, *NO_LINEARS]},
     ),
     Entry(
-        "mfree-tensor-qwen3_5-vl-lm_head-only", "qwen3_5-vl", model_free,
-        {"named": "tensor+token", "ignore": ["lm_head", "re:.*conv1d$", "re:.*norm.*", "re:.*patch_embed.*"]}, "embeddings and vision are quantized, too",
+        "mfree-tensor-qwen3_5-vl-lm_head-only",
+        "qwen3_5-vl",
+        model_free,
+        {"named": "tensor+token", "ignore": ["lm_head", "re:.*conv1d$", "re:.*norm.*", "re:.*patch_embed.*"]},
+        "embeddings and vision are quantized, too",
     ),
     Entry(
-        "mfree-nvfp4a16-qwen3_5-text", "qwen3_5-text", model_free,
+        "mfree-nvfp4a16-qwen3_5-text",
+        "qwen3_5-text",
+        model_free,
         {"scheme": "NVFP4A16", "ignore": [*USUAL, *NO_LINEARS]},
     ),
     Entry(
-        "mfree-mixed-qwen3_5-vl", "qwen3_5-vl", model_free,
+        "mfree-mixed-qwen3_5-vl",
+        "qwen3_5-vl",
+        model_free,
         {
             "groups": {"a": ("tensor+token", [GDN, ATTENTION]), "b": ("NVFP4A16", [MLP])},
             "ignore": [*USUAL, *NO_LINEARS],
         },
     ),
     Entry(
-        "mfree-tensor-qwen3_5-moe-vl", "qwen3_5-moe-vl", model_free,
+        "mfree-tensor-qwen3_5-moe-vl",
+        "qwen3_5-moe-vl",
+        model_free,
         {"named": "tensor+token", "ignore": [*USUAL, *ROUTERS, *NO_LINEARS]},
     ),
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from fixtures.inputs import byte_tokenizer, calibration_ids
+
 from zoo.entry import Entry
 from zoo.models import load
 
@@ -61,19 +62,29 @@ TABLE = (
     Entry("modelopt-nvfp4-qwen3_5-text", "qwen3_5-text", export, _of("NVFP4_DEFAULT_CFG")),
     Entry("modelopt-nvfp4-mlp-llama", "llama", export, _of("NVFP4_MLP_ONLY_CFG", ["*lm_head*"])),
     Entry(
-        "modelopt-nvfp4-experts-qwen3_5-moe-vl", "qwen3_5-moe-vl", export,
+        "modelopt-nvfp4-experts-qwen3_5-moe-vl",
+        "qwen3_5-moe-vl",
+        export,
         _of("NVFP4_EXPERTS_ONLY_CFG", OFF + ROUTERS_OFF, kv="FP8_KV_CFG"),
     ),
     Entry(
-        "modelopt-mixed-qwen3_5-text", "qwen3_5-text", export,
+        "modelopt-mixed-qwen3_5-text",
+        "qwen3_5-text",
+        export,
         _of("NVFP4_DEFAULT_CFG", fp8=["linear_attn", "self_attn"]),
     ),
     Entry(
-        "modelopt-mixed-qwen3_5-moe-vl", "qwen3_5-moe-vl", export,
+        "modelopt-mixed-qwen3_5-moe-vl",
+        "qwen3_5-moe-vl",
+        export,
         _of("NVFP4_DEFAULT_CFG", OFF + ROUTERS_OFF, fp8=["linear_attn", "self_attn", "shared_expert"]),
     ),
-    Entry("modelopt-mixed-kv-llama", "llama", export, _of("NVFP4_DEFAULT_CFG", ["*lm_head*"], fp8=["self_attn"],
-                                                          kv="FP8_KV_CFG")),
+    Entry(
+        "modelopt-mixed-kv-llama",
+        "llama",
+        export,
+        _of("NVFP4_DEFAULT_CFG", ["*lm_head*"], fp8=["self_attn"], kv="FP8_KV_CFG"),
+    ),
     Entry("modelopt-w4a8-awq-llama", "llama", export, _of("W4A8_AWQ_BETA_CFG", ["*lm_head*"])),
     Entry("modelopt-mxfp8-llama", "llama", export, _of("MXFP8_DEFAULT_CFG", ["*lm_head*"])),
     Entry("modelopt-int8-sq-llama", "llama", export, _of("INT8_SMOOTHQUANT_CFG", ["*lm_head*"])),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from fixtures.inputs import calibration_ids
+
 from zoo.entry import Entry
 from zoo.models import load
 
@@ -19,7 +20,7 @@ _EXPORT = ("mode", "weight_format")
 def _config(model: str, recipe: Mapping[str, Any]) -> Any:
     from quark.torch import LLMTemplate
 
-    kind = {"qwen3_5-moe": "qwen3_5_moe", "qwen3_5-moe-vl": "qwen3_5_moe"}.get(model, model.split("-")[0])
+    kind = {"qwen3_5-moe": "qwen3_5_moe", "qwen3_5-moe-vl": "qwen3_5_moe"}.get(model, model.split("-", maxsplit=1)[0])
     arguments = {k: v for k, v in recipe.items() if k not in _EXPORT}
     return LLMTemplate.get(kind).get_config(**arguments)
 
@@ -63,11 +64,19 @@ TABLE = (
     Entry("quark-fp8-kv-qwen3_5-vl", "qwen3_5-vl", quantize, _of(kv_cache_scheme="fp8")),
     Entry("quark-fp8-mode-qwen3_5-vl", "qwen3_5-vl", quantize, _of(mode="fp8"), "exported as quant_method fp8"),
     Entry("quark-ptpc-qwen3_5-vl", "qwen3_5-vl", quantize, _of("ptpc_fp8")),
-    Entry("quark-fp8-llama-attention", "llama", quantize, _of(exclude=["lm_head"], kv_cache_scheme="fp8",
-                                                             attention_scheme="fp8")),
+    Entry(
+        "quark-fp8-llama-attention",
+        "llama",
+        quantize,
+        _of(exclude=["lm_head"], kv_cache_scheme="fp8", attention_scheme="fp8"),
+    ),
     Entry("quark-fp8-mode-llama", "llama", quantize, _of(exclude=["lm_head"], mode="fp8")),
-    Entry("quark-mxfp4-fp8-qwen3_5-vl", "qwen3_5-vl", quantize, _of("mxfp4", layer_config={
-        "*linear_attn*": "fp8", "*self_attn*": "fp8"})),
+    Entry(
+        "quark-mxfp4-fp8-qwen3_5-vl",
+        "qwen3_5-vl",
+        quantize,
+        _of("mxfp4", layer_config={"*linear_attn*": "fp8", "*self_attn*": "fp8"}),
+    ),
     Entry("quark-mxfp4-llama", "llama", quantize, _of("mxfp4", ["lm_head"])),
     Entry("quark-int8-llama", "llama", quantize, _of("int8", ["lm_head"])),
     Entry("quark-uint4-llama", "llama", quantize, _of("uint4_wo_64", ["lm_head"])),

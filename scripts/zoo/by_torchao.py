@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from fixtures.inputs import byte_tokenizer
-from zoo.entry import Entry
 
+from zoo.entry import Entry
 
 _DYNAMIC = "Float8DynamicActivationFloat8WeightConfig"
 
@@ -19,7 +19,6 @@ def save(_model: str, base: Path, out: Path, recipe: Mapping[str, Any]) -> None:
     """``config`` by its class, with ``arguments``; ``granularity`` by its class."""
     import torchao.quantization as ao
     import transformers
-
     from torchao.quantization import quant_api
 
     if recipe["config"] == _DYNAMIC:  # it asks for a GPU that multiplies FP8; only the quantization runs here

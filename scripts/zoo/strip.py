@@ -9,7 +9,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from tests.zoo.rebuild import ENTRIES, FILES, INDEX, SMALL, header, nbytes, rebuild
+from tests.zoo.rebuild import ENTRIES, FILES, INDEX, SMALL, nbytes, rebuild
 
 #: Of these a checkpoint of the zoo has none: nothing reads them here, and they are the same in all.
 _LEFT_OUT = re.compile(r"token|special|vocab|merges|chat_template|preprocessor|\.(pt|bin|log|png|html|csv)$")

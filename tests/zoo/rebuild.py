@@ -1,9 +1,9 @@
 """Rebuilds a checkpoint of the zoo from what is stored of it. Pure Python, nothing but the standard library.
 
-An entry is a folder: ``entry.json`` (where it comes from, its shards and their tensors), ``small.bin`` (the tensors that
-were kept, byte for byte, in the order of ``entry.json``), and ``files``: the producer's small files as they were. The
-tensors that were left out are made up: seeded by entry and name, finite, of plausible size. The headers come out as
-the producer wrote them, to the byte.
+An entry is a folder: ``entry.json`` (where it comes from, its shards and their tensors), ``small.bin`` (the tensors
+that were kept, byte for byte, in the order of ``entry.json``), and ``files``: the small files of the producer as they
+were. The tensors that were left out are made up: seeded by entry and name, finite, of plausible size. The headers come
+out as the producer wrote them, to the byte.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def find_faults(model: Model, groups: Iterable[FusedGroup]) -> Iterator[Finding]
         if group.quantized_in_part:
             yield Finding("quantized in part: no loader that fuses these modules can serve them", group.name)
     yield from _find_orphans(model.checkpoint)
-    yield from _find_bad_values(model.checkpoint)
+    yield from _find_bad_values(model)
 
 
 def find_nan_codes(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -74,13 +74,21 @@ def _has_scale(module: str, checkpoint: Checkpoint) -> bool:
     return f"{module}.weight_scale" in checkpoint.tensors or f"{module}.weight_scale_inv" in checkpoint.tensors
 
 
-def _find_bad_values(checkpoint: Checkpoint) -> Iterator[Finding]:
-    scales = (info for info in checkpoint.tensors.values() if _is_scale(info))
-    for info, raw in checkpoint.read_tensors(scales):
+def _find_bad_values(model: Model) -> Iterator[Finding]:
+    scales = (
+        info for info in model.checkpoint.tensors.values() if _is_scale(info) and not _may_be_negative(info, model)
+    )
+    for info, raw in model.checkpoint.read_tensors(scales):
         bad = bad_values(decode(info.dtype, raw, info.name))
         if bad:
             many = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
             yield Finding(f"a scale of {bad[0]}{many}", f"{info.shard}: {info.name}")
+
+
+def _may_be_negative(info: TensorInfo, model: Model) -> bool:
+    """Whether the scale belongs to integers: AutoRound gives these negative scales on purpose (-8 to 7 is not even)."""
+    module = model.modules.get(info.name.rpartition(".")[0])
+    return module is not None and module.scheme is not None and module.scheme.format.startswith("INT")
 
 
 def _is_scale(info: TensorInfo) -> bool:

@@ -44,7 +44,8 @@ def mixed_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
 def ignore_must_survive_renaming(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.9 and 0.5.10 rename the entries of ``ignore``, but not the modules: exact names miss, the BF16
     ``in_proj_ba`` gets an FP8 parameter, and 0.5.9 refuses to load it ("Downcasting not allowed")."""
-    if checkpoint.dialect == "compressed-tensors" and not checkpoint.ignore_survives_renaming:
+    fp8 = checkpoint.dialect == "compressed-tensors" and checkpoint.fp8_with_scales  # of other formats nothing was run
+    if fp8 and not checkpoint.ignore_survives_renaming:
         return Outcome("fails to load", "takes in_proj_ba for quantized: exact names in ignore miss it")
     return None
 

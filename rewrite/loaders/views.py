@@ -15,6 +15,8 @@ from rewrite.quantization.groups import FusedGroup, Module, Selection
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
 
+_POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
+
 
 @dataclass(frozen=True)
 class PartitionView:
@@ -72,7 +74,7 @@ def view_model(model: Model, selection: Selection) -> CheckpointView:
     return CheckpointView(
         model_type=str(model.checkpoint.config.value.get("model_type")),
         dialect=model.dialect.name,
-        dialect_is_read=not isinstance(model.dialect, Other) or not model.layers.quantized,
+        dialect_is_read=not isinstance(model.dialect, Other) or not (model.dialect.value or model.layers.quantized),
         vocabulary_is_quantized=any(
             not module.plain and name.endswith(("lm_head", "embed_tokens")) for name, module in model.modules.items()
         ),
@@ -128,6 +130,8 @@ def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
     for partition, scale in zip(module.partitions, scales, strict=True):
         seen = (layout or "unknown") if module.quantized else "none" if module.plain else "other"
         found = module.scale or module.block_scale
+        if found and found.dtype in _POWERS_OF_TWO:
+            seen = "other"
         yield PartitionView(partition.name, module.name, partition.rows, seen, scale, found.dtype if found else "")
 
 

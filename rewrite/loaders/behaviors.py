@@ -9,7 +9,9 @@ from rewrite.loaders.outcome import E4M3_ROUNDING, Outcome
 from rewrite.loaders.views import GroupView
 
 Behavior = Callable[[GroupView], Outcome]
-OTHER_FORMAT = Outcome("not known", "weights of another format than FP8: no loader was run with these")
+OTHER_FORMAT = Outcome(
+    "not known", "weights of another format than FP8, or of several schemes: no loader was run with these"
+)
 Slots = tuple[float | None, ...]  # None: the sentinel that the slot was created with
 
 

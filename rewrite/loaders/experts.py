@@ -25,7 +25,8 @@ _GATE, _UP = ("gate_proj", "w1"), ("up_proj", "w3")
 @dataclass(frozen=True)
 class Experts:
     """The experts of one layer. ``gate`` and ``up`` are the scales of the expert whose two are furthest apart; None
-    where there is not one for each. ``alike``: all of them have one scheme and one layout."""
+    where there is not one for each. ``alike``: all of them have one scheme and one layout, and gate and up of each have
+    one input scale (vLLM 0.32 ``routed_experts.py`` raises where they differ)."""
 
     name: str
     count: int
@@ -69,7 +70,7 @@ def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model
         layout=next(iter(layouts)),
         fp8=first.fp8,
         plain=all(module.plain for module in modules),
-        alike=len(kinds) == 1 and len(layouts) == 1,
+        alike=len(kinds) == 1 and len(layouts) == 1 and _inputs_alike(projections, model),
         gate=gate,
         up=up,
         scale_dtype=scale.dtype if scale else "",
@@ -94,6 +95,17 @@ def _furthest(projections: dict[tuple[int, str], StoredModule], model: Model) ->
     values = _values([*gates.values(), *ups.values()], model)
     pairs = [(values[gates[number]], values[ups[number]]) for number in gates]
     return max(pairs, key=_apart)
+
+
+def _inputs_alike(projections: dict[tuple[int, str], StoredModule], model: Model) -> bool:
+    """Whether gate and up of each expert have the same input scale, to the bit, or none."""
+    tensors = model.checkpoint.tensors
+    named = {(number, module.name) for (number, kind), module in projections.items() if kind in (*_GATE, *_UP)}
+    scales = {f"{name}.input_scale": number for number, name in named if f"{name}.input_scale" in tensors}
+    found: dict[int, set[bytes]] = {}
+    for info, raw in model.checkpoint.read_tensors(tensors[name] for name in scales):
+        found.setdefault(scales[info.name], set()).add(raw)
+    return all(len(values) == 1 for values in found.values())
 
 
 def _values(names: Iterable[str], model: Model) -> dict[str, float]:

@@ -91,10 +91,11 @@ class Loader:
             return checkpoint.misread[self.lookup]
         met = (obstacle(checkpoint) for obstacle in self.obstacles)
         outcomes = [outcome for outcome in met if outcome is not None]
+        if not outcomes and (unknown := vocabulary_is_quantized(checkpoint)):
+            return unknown
         if not outcomes:
             outcomes = [_qualified(self.behavior(group), group.layer) for group in checkpoint.groups]
-            caveats = (*self.caveats, vocabulary_is_quantized)
-            outcomes += [outcome for caveat in caveats if (outcome := caveat(checkpoint)) is not None]
+            outcomes += [outcome for caveat in self.caveats if (outcome := caveat(checkpoint)) is not None]
         if not outcomes:
             return Outcome("exact")
         worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))

@@ -150,7 +150,7 @@ def test_patterns_that_could_take_for_ever_end(pattern: str) -> None:
     started = time.monotonic()
     with suppress(ConfigError):
         Patterns(1.0).matches(f"re:{pattern}", "a" * 200)
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 30, "not the speed: whether it ends"
 
 
 @pytest.mark.parametrize("pattern", ["(a|a)" * 40 + "b", "(((((a{1,1000}){1,1000}){1,1000}){1,1000}){1,1000})b"])

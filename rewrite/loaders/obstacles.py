@@ -100,6 +100,13 @@ def dialect_is_not_read(checkpoint: CheckpointView) -> Outcome | None:
     return Outcome("not known", f"no loader was run with the dialect {checkpoint.dialect!r}")
 
 
+def family_is_not_known(checkpoint: CheckpointView) -> Outcome | None:
+    """A model family whose fused layers are not known here: engines may requantize some of them."""
+    if checkpoint.family_is_known:
+        return None
+    return Outcome("not known", f"which layers of model_type {checkpoint.model_type!r} engines fuse is not known")
+
+
 def is_quark_per_tensor(checkpoint: CheckpointView) -> bool:
     """AMD Quark's dialect, which vLLM 0.19.1 and 0.32.0 were run with: groups that are plain, or have one scale for a
     module and one for its input, go the way of the other dialects. (Without input scales, vLLM finds no scheme.)"""

@@ -23,6 +23,7 @@ from rewrite.loaders.obstacles import (
     Obstacle,
     attention_is_cast,
     dialect_is_not_read,
+    family_is_not_known,
     ignore_must_survive_renaming,
     is_quark_per_tensor,
     minicpmv_is_unknown,
@@ -91,7 +92,7 @@ class Loader:
             return checkpoint.misread[self.lookup]
         met = (obstacle(checkpoint) for obstacle in self.obstacles)
         outcomes = [outcome for outcome in met if outcome is not None]
-        if not outcomes and (unknown := vocabulary_is_quantized(checkpoint)):
+        if not outcomes and (unknown := vocabulary_is_quantized(checkpoint) or family_is_not_known(checkpoint)):
             return unknown
         if not outcomes:
             outcomes = [_qualified(self.behavior(group), group.layer) for group in checkpoint.groups]

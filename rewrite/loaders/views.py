@@ -9,6 +9,7 @@ from typing import Literal
 from rewrite.loaders.experts import Experts, find_experts
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
+from rewrite.quantization.architectures import find_architecture
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection
@@ -58,6 +59,7 @@ class CheckpointView:
     fp8_with_scales: bool
     ignore_survives_renaming: bool
     groups: tuple[GroupView, ...]
+    family_is_known: bool = True  # False: which layers engines fuse is not known, and some are quantized
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
 
 
@@ -82,6 +84,7 @@ def view_model(model: Model, selection: Selection) -> CheckpointView:
         fp8_with_scales=any(module.fp8 and f"{name}.weight_scale" in tensors for name, module in model.modules.items()),
         ignore_survives_renaming=_ignore_survives_renaming(model),
         groups=tuple(groups),
+        family_is_known=find_architecture(model.checkpoint.config.value) is not None or not model.layers.quantized,
         misread=misread(model),
     )
 

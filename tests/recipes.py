@@ -113,6 +113,7 @@ KINDS: dict[str, Kind] = {
     "fp8-tensor-static": Kind(_args(), _args(), "float-quantized", _per_tensor),
     "fp8-tensor-dynamic": Kind(_args(), _args(dynamic=True), "float-quantized", _per_tensor),
     "fp8-tensor-token": Kind(_args(), _TOKEN, "float-quantized", _per_tensor),
+    "fp8-weight-only": Kind(_args(), None, "float-quantized", _per_tensor),
     "fp8-channel-token": Kind(_args(strategy="channel"), _TOKEN, "float-quantized", _per_channel),
     "fp8-channel-static": Kind(_args(strategy="channel"), _args(), "float-quantized", _per_channel),
     "fp8-block": Kind(
@@ -135,6 +136,7 @@ class Recipe:
     ignore: tuple[str, ...]
     kv_cache: bool
     shards: int
+    alike_inputs: bool = False  # one input scale for all modules; else each has its own
 
 
 def draw(seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Recipe:
@@ -235,7 +237,8 @@ def make(recipe: Recipe, folder: Path) -> dict[str, str]:
     for name, tensor in plain.items():
         module = name.removesuffix(".weight")
         if module in kinds and name != module:
-            tensors |= _store(module, tensor, KINDS[kinds[module]], generator)
+            chance = torch.Generator().manual_seed(recipe.seed) if recipe.alike_inputs else generator
+            tensors |= _store(module, tensor, KINDS[kinds[module]], chance)
         else:
             tensors[name] = tensor
     if recipe.kv_cache:

@@ -75,7 +75,7 @@ def _loader_table(inspection: Inspection) -> list[str]:
         inspection.rows, lambda row: [say(outcome) for outcome in (row.as_is, *(row.converted[p] for p in profiles))]
     )
     command = "rewrite convert" + (" --groups all" if inspection.selection == "all" else "")
-    notes = (PROFILES[profile].static_note for profile in profiles)
+    notes = (PROFILES[profile].notes.get("static") for profile in profiles)
     static = any(group.static_activations for group in inspection.groups)
     said = [f"note: {p}: {note}" for p, note in zip(profiles, notes, strict=True) if note and static]
     head = f"What loaders make of the fused groups, as they are and after `{command}`:"

@@ -10,7 +10,7 @@ from rewrite.loaders.views import GroupView
 
 Behavior = Callable[[GroupView], Outcome]
 OTHER_FORMAT = Outcome(
-    "not known", "weights of another format than FP8, or of several schemes: no loader was run with these"
+    "not known", "no loader was run with this scheme: not FP8, weights only, or several in one layer"
 )
 Slots = tuple[float | None, ...]  # None: the sentinel that the slot was created with
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from rewrite.quantization.dtypes import decode
+from rewrite.quantization.groups import single_module
 from rewrite.quantization.model import Model, StoredModule
-from rewrite.quantization.scales import layout_of_shape
+from rewrite.quantization.scales import layout_of
 from rewrite.quantization.scheme import ScaleLayout, Scheme
 
 #: Of a stored expert: the layer's experts, the number, the projection.
@@ -56,7 +57,7 @@ def find_experts(model: Model) -> Iterator[Experts]:
 
 def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model: Model) -> Experts:
     modules = list(projections.values())
-    layouts = {_layout(module, model) for module in modules}
+    layouts = {layout_of(single_module(module.name, model.checkpoint)) for module in modules}
     kinds = {(module.scheme, module.weight.dtype) for module in modules}
     gate, up = _furthest(projections, model) if layouts == {"tensor"} and modules[0].fp8 else (None, None)
     first = next((m for (_, kind), m in projections.items() if kind in _GATE), modules[0])
@@ -75,13 +76,6 @@ def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model
         up=up,
         scale_dtype=scale.dtype if scale else "",
     )
-
-
-def _layout(module: StoredModule, model: Model) -> ScaleLayout | None:
-    scale = model.checkpoint.tensors.get(f"{module.name}.weight_scale")
-    if scale is None:
-        return "block" if f"{module.name}.weight_scale_inv" in model.checkpoint.tensors else None
-    return layout_of_shape(scale.shape, module.weight.shape[0])
 
 
 def _furthest(projections: dict[tuple[int, str], StoredModule], model: Model) -> tuple[float | None, float | None]:

@@ -15,6 +15,7 @@ from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
+from rewrite.quantization.scheme import Scheme
 
 _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
 
@@ -22,7 +23,7 @@ _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weight
 @dataclass(frozen=True)
 class PartitionView:
     """A partition as a loader sees it. ``layout`` is that of its module's scale; "none": not quantized; "other": of
-    another format than FP8, which no prediction is made of."""
+    a scheme that no loader was run with."""
 
     name: str
     module: str
@@ -104,9 +105,8 @@ def _view_group(group: FusedGroup, model: Model) -> GroupView:
 
 
 def _view_experts(experts: Experts) -> GroupView:
-    layout = "none" if experts.plain else "other" if not experts.fp8 else experts.layout or "unknown"
-    if not experts.alike:
-        layout = "none" if experts.plain else "other"  # what engines make of several schemes is not modeled
+    is_known = experts.fp8 and experts.alike and _is_run(experts.scheme, experts.scale_dtype)
+    layout = "none" if experts.plain else (experts.layout or "unknown") if is_known else "other"
     named = (("gate", experts.gate), ("up", experts.up))
     partitions = tuple(
         PartitionView(name, f"{experts.name}.{name}", experts.rows, layout, scale, experts.scale_dtype)
@@ -130,12 +130,17 @@ def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
     if module.quantized and module.scale is not None and layout in ("tensor", "partition"):
         values = decode(module.scale.dtype, model.checkpoint.read_tensor(module.scale.name), module.scale.name)
         scales = values if layout == "partition" else values * len(module.partitions)
+    found = module.scale or module.block_scale
+    dtype = found.dtype if found else ""
+    is_known = module.quantized and _is_run(model.modules[module.name].scheme, dtype)
+    seen = "none" if module.plain else (layout or "unknown") if is_known else "other"
     for partition, scale in zip(module.partitions, scales, strict=True):
-        seen = (layout or "unknown") if module.quantized else "none" if module.plain else "other"
-        found = module.scale or module.block_scale
-        if found and found.dtype in _POWERS_OF_TWO:
-            seen = "other"
-        yield PartitionView(partition.name, module.name, partition.rows, seen, scale, found.dtype if found else "")
+        yield PartitionView(partition.name, module.name, partition.rows, seen, scale, dtype)
+
+
+def _is_run(scheme: Scheme | None, scale_dtype: str) -> bool:
+    """Whether loaders were run with FP8 weights of this scheme: not with MX scales, nor with plain activations."""
+    return scale_dtype not in _POWERS_OF_TWO and (scheme is None or scheme.activations != "none")
 
 
 def _ignore_survives_renaming(model: Model) -> bool:

@@ -119,11 +119,8 @@ def _notes(model: Model, checked: Checked, selection: Selection) -> Iterator[str
             f"{len(others)} fused groups of other formats than FP8 stay as they are ({others[0].name} is the first): "
             "what loaders make of them is not known"
         )
-    if checked.changes.edits and checked.profile.note:
-        yield checked.profile.note
-    schemes = checked.changes.schemes.values()
-    if checked.profile.static_note and any(scheme and scheme.activations == "static" for scheme in schemes):
-        yield checked.profile.static_note
+    planned = {scheme.activations for scheme in checked.changes.schemes.values() if scheme is not None}
+    yield from (note for activations, note in checked.profile.notes.items() if activations in planned)
 
 
 def _manifest_files(

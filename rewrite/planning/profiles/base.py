@@ -43,7 +43,7 @@ class Profile:
     """A layout of the output, with all that is special about it.
 
     ``plan`` decides which tensors change and what the config must say; it writes nothing. ``closing`` is the closing
-    line of a conversion, ``note`` what those who serve the output must know.
+    line of a conversion, ``notes`` what those who serve the output must know, by the activations of converted layers.
     """
 
     name: str
@@ -51,8 +51,7 @@ class Profile:
     plan: Callable[[Model, Selection], Changes]
     promise: Promise
     closing: str  # of {modules} and {groups}
-    note: str | None = None
-    static_note: str | None = None  # the same, where converted layers keep static activations
+    notes: Mapping[Activations, str] = field(default_factory=dict)
 
 
 class Builder:
@@ -70,10 +69,12 @@ class Builder:
         """A group whose modules change."""
         self._groups.append(GroupChange(name, tuple(modules)))
 
-    def scheme(self, module: str, layout: ScaleLayout, activations: Activations | None = None) -> None:
-        """The scheme that the config must give the module; its activations as they were, unless told otherwise."""
+    def scheme(self, module: str, layout: ScaleLayout, *, per_token: bool = False) -> None:
+        """The scheme that the config must give the module. With ``per_token`` its activations, where they are quantized
+        at all, become dynamic; else they stay."""
         old = self._model.modules[module].scheme
-        self._schemes[module] = PlannedScheme(layout, activations or (old.activations if old else "none"))
+        activations = old.activations if old else "none"
+        self._schemes[module] = PlannedScheme(layout, "dynamic" if per_token and activations != "none" else activations)
 
     def changes(self, dialect: Dialect) -> Changes:
         """All that was collected, with the config that goes with it."""
@@ -155,7 +156,7 @@ def affected_groups(model: Model, selection: Selection, *, per_token: bool = Fal
     affected = []
     for group in model.select(selection):
         modules = _implicit(group)
-        if per_token and not _is_left_alone(group) and (modules or any(_is_static(m, model) for m in group.modules)):
+        if per_token and not _is_left_alone(group) and (modules or any(is_static(m, model) for m in group.modules)):
             modules = group.modules
         for module in modules:
             check_scheme(module, model)
@@ -211,7 +212,8 @@ def _is_left_alone(group: FusedGroup) -> bool:
     return plain or _is_one_partition(group) or all(known_layout(module) == "block" for module in group.modules)
 
 
-def _is_static(module: Module, model: Model) -> bool:
+def is_static(module: Module, model: Model) -> bool:
+    """Whether the config gives the module's activations a stored scale."""
     scheme = model.modules[module.name].scheme
     return scheme is not None and scheme.activations == "static"
 

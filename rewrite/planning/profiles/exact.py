@@ -20,12 +20,11 @@ def _plan(model: Model, selection: Selection, *, per_token: bool) -> Changes:
         implicit = (module for module in modules if layout_of(module) != "channel")
         builder.group(group.name, (builder.channel(module) for module in implicit))
         for module in modules:
+            builder.scheme(module.name, "channel", per_token=per_token)
             if per_token:
                 builder.drop(module.input_scale)
-                builder.scheme(module.name, "channel", "dynamic")
             else:
                 builder.keep_input_scale(module)
-                builder.scheme(module.name, "channel")
     dialect = model.dialect.as_compressed_tensors(model.layers)
     targets = modules_by_target(affected)
     if not per_token:
@@ -55,7 +54,7 @@ EXACT = Profile(
     plan=partial(_plan, per_token=False),
     promise=Promise(scale="channel"),
     closing="{modules} in {groups} made explicit",
-    static_note=_NO_KERNEL,
+    notes={"static": _NO_KERNEL},
 )
 DYNAMIC = Profile(
     name="dynamic",
@@ -63,5 +62,5 @@ DYNAMIC = Profile(
     plan=partial(_plan, per_token=True),
     promise=Promise(scale="channel", input_scale="dropped"),
     closing="{modules} in {groups} made explicit, dynamic activations",
-    note="activations of the fused layers are now quantized dynamically, per token: outputs differ slightly",
+    notes={"dynamic": "activations of the fused layers are now dynamic, per token: outputs differ slightly"},
 )

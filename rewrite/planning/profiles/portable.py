@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from rewrite.planning.profiles.base import Builder, Changes, Profile, affected_groups, check_scheme, fused_plain
+from rewrite.planning.profiles.base import (
+    Builder,
+    Changes,
+    Profile,
+    affected_groups,
+    check_scheme,
+    fused_plain,
+    is_static,
+)
 from rewrite.promise import Promise
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table, single_module
 from rewrite.quantization.model import Model
@@ -15,7 +23,7 @@ def _plan(model: Model, selection: Selection) -> Changes:
     found = [_module_of(name, grouped, model) for name in sorted(model.layers.fp8) if not is_table(name)]
     layouts = {module.name: known_layout(module) for module in found}
     modules = [module for module in found if layouts[module.name] != "block"]
-    if all(layouts[module.name] == "channel" and _is_dynamic(module.name, model) for module in modules):
+    if all(layouts[module.name] == "channel" and not is_static(module, model) for module in modules):
         return Changes()
     affected_groups(model, selection)  # refuses groups that are quantized in part
     builder = Builder(model, modules)
@@ -24,7 +32,7 @@ def _plan(model: Model, selection: Selection) -> Changes:
         if layouts[module.name] != "channel":
             builder.group(module.name, [builder.channel(module)])
         builder.drop(module.input_scale)
-        builder.scheme(module.name, "channel", "dynamic")
+        builder.scheme(module.name, "channel", per_token=True)
     dialect = model.dialect.as_compressed_tensors(model.layers)
     names = [module.name for module in modules]
     return builder.changes(dialect.portable(names, model.layers, fused_plain(model)))
@@ -36,16 +44,11 @@ def _module_of(name: str, grouped: dict[str, FusedGroup], model: Model) -> Modul
     return single_module(name, model.checkpoint)
 
 
-def _is_dynamic(name: str, model: Model) -> bool:
-    scheme = model.modules[name].scheme
-    return scheme is not None and scheme.activations == "dynamic"
-
-
 PORTABLE = Profile(
     name="portable",
     summary="a scale for every row of every FP8 layer, activations quantized per token",
     plan=_plan,
     promise=Promise(scale="channel", input_scale="dropped", every_layer=True),
     closing="{layers} with a scale for every row, dynamic activations",
-    note="activations are now quantized dynamically, per token: outputs differ slightly from static activations",
+    notes={"dynamic": "activations are now quantized dynamically, per token: outputs differ slightly from static ones"},
 )

@@ -23,6 +23,7 @@ _EMBEDDING = "Embedding"
 _CLASSES = (_LINEAR, _EMBEDDING)
 _CLASS = "MergedColumnParallelLinear"  # what engines call a fused layer; the others end in Linear, too
 _DIGIT = re.compile(r"[0-9]")
+_SEES_DIGITS = re.compile(r"\d|\(\?P=")  # a digit, or the same text once more: what can tell two numbers apart
 _LAYOUTS: dict[str, ScaleLayout] = {"tensor": "tensor", "channel": "channel", "block": "block"}
 
 
@@ -60,7 +61,7 @@ class CompressedTensors:
         self._ignore_patterns = [entry for entry in self._ignore if entry.startswith("re:")]
         self._patterns = Patterns()
         self._found: dict[str, str | None] = {}  # the group of each name that no list has
-        self._blind = not any(re.search(r"\d", target.replace("[0-9]", "")) for target in self._all_patterns())
+        self._blind = not any(_SEES_DIGITS.search(pattern.replace("[0-9]", "")) for pattern in self._all_patterns())
 
     def scheme(self, module: str) -> Scheme | None:
         group = self._group_of(module)
@@ -287,10 +288,11 @@ def _per_token(base: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _channel_group(base: dict[str, Any], targets: Iterable[str], *, per_token: bool = False) -> dict[str, Any]:
-    """The group ``base`` with channel scales, for ``targets``."""
+    """The group ``base`` with channel scales, for ``targets``. ``per_token``: activations that are quantized get a
+    scale for each token; those of weight-only groups stay plain."""
     group = {**deepcopy(base), "targets": list(targets)}
     group["weights"]["strategy"] = "channel"
-    if per_token:
+    if per_token and base.get("input_activations") is not None:
         group["input_activations"] = _per_token(base.get("input_activations"))
     return group
 

@@ -18,7 +18,9 @@ README = ROOT / "README.md"
 LOADER_MATRIX = ROOT / "tests" / "loader_matrix.json"
 #: FP8 beside NVFP4: no channel scales there, so ``exact`` and ``portable`` refuse it.
 MIXED_PRECISION = "modelopt-qwen3_5-mixed"
-CONVERTIBLE = sorted(path.name for path in FIXTURES.iterdir() if path.is_dir() and path.name != MIXED_PRECISION)
+#: Every matrix of the language model is NVFP4.
+NVFP4 = sorted(path.name for path in FIXTURES.glob("*nvfp4*"))
+CONVERTIBLE = sorted({path.parent.name for path in FIXTURES.glob("*/config.json")} - {MIXED_PRECISION, *NVFP4})
 #: The layer that loaders garble: in_proj_qkv and in_proj_z. The other families have no such group.
 SPLIT_QKVZ = [name for name in CONVERTIBLE if "qwen3_5" in name or "minicpmv4_6" in name]
 OTHER_FAMILIES = [name for name in CONVERTIBLE if name not in SPLIT_QKVZ]

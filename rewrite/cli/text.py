@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def _loader_table(inspection: Inspection) -> list[str]:
     )
     command = "rewrite convert" + (" --groups all" if inspection.selection == "all" else "")
     notes = (PROFILES[profile].notes.get("static") for profile in profiles)
-    static = any(group.static_activations for group in inspection.groups)
+    static = any(group.static_activations and not group.nvfp4 for group in inspection.groups)
     said = [f"note: {p}: {note}" for p, note in zip(profiles, notes, strict=True) if note and static]
     head = f"What loaders make of the fused groups, as they are and after `{command}`:"
     return [head, *table([title, *rows]), *said]
@@ -196,7 +197,8 @@ def _groups_of_layer(groups: Sequence[GroupView]) -> list[str]:
         layouts = ", ".join(dict.fromkeys(p.layout for p in group.partitions))
         scales = ["-" if p.scale is None else f"{p.scale:.4g}" for p in group.partitions]
         ratio = spread(group)
-        body.append([group.name, layouts, *scales, "-" if ratio is None else f"{ratio:.2f}"])
+        name = f"{group.name} (most apart: {group.furthest.rpartition('.')[2]})" if group.furthest else group.name
+        body.append([name, layouts, *scales, "-" if ratio is None else f"{ratio:.2f}"])
     return table([header, *body], right=range(2, len(header)))
 
 
@@ -237,7 +239,7 @@ def _by_versions(rows: Iterable[LoaderRow], say: Callable[[LoaderRow], list[str]
 
 def _wording(inspection: Inspection) -> Callable[[Outcome], str]:
     """How to say an outcome: with the layers' names where there are several."""
-    return _outcome_by_layer if len(_layers(inspection)) > 1 else _outcome
+    return partial(_with_factors, by_layer=len(_layers(inspection)) > 1)
 
 
 def _kind(outcome: Outcome | None) -> str:
@@ -254,11 +256,18 @@ def _outcome_by_layer(outcome: Outcome) -> str:
     return _worded(outcome.kind, outcome.partitions, by_layer=True)
 
 
+def _with_factors(outcome: Outcome, *, by_layer: bool) -> str:
+    """The same with what each partition is multiplied by, where that is all: ``garbled: q x0.15, k x0.15``."""
+    factors = dict(outcome.factors)
+    said = [f"{name} x{factors[name]:.3g}" if name in factors else name for name in outcome.partitions]
+    return _worded(outcome.kind, said, by_layer=by_layer)
+
+
 def _worded(kind: str, partitions: Sequence[str], *, by_layer: bool) -> str:
     if not partitions:
         return kind
     if not by_layer:
-        return f"{kind}: {', '.join(name.rpartition('.')[2] for name in partitions)}"
+        return f"{kind}: {', '.join(name.partition('.')[2] for name in partitions)}"
     hurt: dict[str, list[str]] = {}
     for layer, _, name in (partition.partition(".") for partition in partitions):
         hurt.setdefault(layer, []).append(name)

@@ -12,7 +12,10 @@ from rewrite.quantization.groups import WEIGHTS, FusedGroup, find_lookalikes
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import bad_values
 
-_SCALES = ("weight_scale", "weight_scale_inv", "input_scale")
+_SCALES = (
+    *("weight_scale", "weight_scale_inv", "input_scale"),
+    *("weight_scale_2", "weight_global_scale", "input_global_scale"),
+)
 _CHUNK = 8 << 20
 
 
@@ -92,4 +95,4 @@ def _may_be_negative(info: TensorInfo, model: Model) -> bool:
 
 
 def _is_scale(info: TensorInfo) -> bool:
-    return info.name.endswith(("_scale", "_scale_inv")) and info.dtype in PLAIN_DTYPES
+    return info.name.endswith(("_scale", "_scale_inv", "_scale_2")) and info.dtype in PLAIN_DTYPES

@@ -15,6 +15,7 @@ from itertools import groupby
 from rewrite.quantization.dtypes import decode
 from rewrite.quantization.groups import single_module
 from rewrite.quantization.model import Model, StoredModule
+from rewrite.quantization.nvfp4 import find_nvfp4
 from rewrite.quantization.scales import layout_of
 from rewrite.quantization.scheme import ScaleLayout, Scheme
 
@@ -25,9 +26,10 @@ _GATE, _UP = ("gate_proj", "w1"), ("up_proj", "w3")
 
 @dataclass(frozen=True)
 class Experts:
-    """The experts of one layer. ``gate`` and ``up`` are the scales of the expert whose two are furthest apart; None
-    where there is not one for each. ``alike``: all of them have one scheme and one layout, and gate and up of each have
-    one input scale (vLLM 0.32 ``routed_experts.py`` raises where they differ)."""
+    """The experts of one layer. ``gate`` and ``up`` are the scales (of NVFP4: global, to multiply with) of the expert
+    whose two are furthest apart, ``furthest``; None where there is not one for each. ``alike``: all of them have one
+    scheme and one layout, and gate and up of each have one input scale (vLLM 0.32 ``routed_experts.py`` raises where
+    they differ)."""
 
     name: str
     count: int
@@ -41,10 +43,13 @@ class Experts:
     gate: float | None
     up: float | None
     scale_dtype: str
+    nvfp4: bool = False
+    divides: bool = False  # of NVFP4: the stored global scales are divisors
+    furthest: str = ""
 
 
-def find_experts(model: Model) -> Iterator[Experts]:
-    """The experts of every layer of the language model."""
+def find_experts(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts]:
+    """The experts of every layer of the language model; with ``nvfp4_only`` no scale of other layers is read."""
     found = ((match, module) for name, module in model.modules.items() if (match := _EXPERT.fullmatch(name)))
     by_layer = sorted(
         ((match[1], int(match[2]), match[3], module) for match, module in found if not match[1].startswith("mtp.")),
@@ -52,6 +57,9 @@ def find_experts(model: Model) -> Iterator[Experts]:
     )
     for layer, own in groupby(by_layer, key=lambda each: each[0]):
         projections = {(number, projection): module for _, number, projection, module in own}
+        first = next(iter(projections.values()))
+        if nvfp4_only and find_nvfp4(first.name, model.checkpoint.tensors) is None:
+            continue
         yield _experts(layer, projections, model)
 
 
@@ -59,14 +67,17 @@ def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model
     modules = list(projections.values())
     layouts = {layout_of(single_module(module.name, model.checkpoint)) for module in modules}
     kinds = {(module.scheme, module.weight.dtype) for module in modules}
-    gate, up = _furthest(projections, model) if layouts == {"tensor"} and modules[0].fp8 else (None, None)
+    packed = [find_nvfp4(module.name, model.checkpoint.tensors) for module in modules]
+    nvfp4 = all(packed) and len({each.divides for each in packed if each}) == 1
+    comparable = nvfp4 or (layouts == {"tensor"} and modules[0].fp8)
+    furthest, gate, up = _furthest(projections, model) if comparable else ("", None, None)
     first = next((m for (_, kind), m in projections.items() if kind in _GATE), modules[0])
     scale = model.checkpoint.tensors.get(f"{first.name}.weight_scale")
     return Experts(
         name=layer,
         count=len({number for number, _ in projections}),
         rows=first.weight.shape[0],
-        columns=first.weight.shape[1],
+        columns=first.weight.shape[1] * (2 if nvfp4 else 1),
         scheme=first.scheme,
         layout=next(iter(layouts)),
         fp8=first.fp8,
@@ -74,28 +85,37 @@ def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model
         alike=len(kinds) == 1 and len(layouts) == 1 and _inputs_alike(projections, model),
         gate=gate,
         up=up,
-        scale_dtype=scale.dtype if scale else "",
+        scale_dtype="F32" if nvfp4 else scale.dtype if scale else "",
+        nvfp4=nvfp4,
+        divides=nvfp4 and any(each.divides for each in packed if each),
+        furthest=furthest,
     )
 
 
-def _furthest(projections: dict[tuple[int, str], StoredModule], model: Model) -> tuple[float | None, float | None]:
-    """Scales of gate and up of the expert where they differ most."""
+def _furthest(projections: dict[tuple[int, str], StoredModule], model: Model) -> tuple[str, float | None, float | None]:
+    """The expert where the scales of gate and up differ most, and these two."""
     gates, ups = (
         {number: module.name for (number, kind), module in projections.items() if kind in kinds}
         for kinds in (_GATE, _UP)
     )
     if gates.keys() != ups.keys() or not gates:
-        return None, None
+        return "", None, None
     values = _values([*gates.values(), *ups.values()], model)
-    pairs = [(values[gates[number]], values[ups[number]]) for number in gates]
-    return max(pairs, key=_apart)
+    pairs = {number: (values[gates[number]], values[ups[number]]) for number in gates}
+    number = max(pairs, key=lambda each: _apart(pairs[each]))
+    return gates[number].rpartition(".")[0], *pairs[number]
 
 
 def _inputs_alike(projections: dict[tuple[int, str], StoredModule], model: Model) -> bool:
     """Whether gate and up of each expert have the same input scale, to the bit, or none."""
     tensors = model.checkpoint.tensors
     named = {(number, module.name) for (number, kind), module in projections.items() if kind in (*_GATE, *_UP)}
-    scales = {f"{name}.input_scale": number for number, name in named if f"{name}.input_scale" in tensors}
+    scales = {
+        full: number
+        for number, name in named
+        for kind in ("input_scale", "input_global_scale")
+        if (full := f"{name}.{kind}") in tensors
+    }
     found: dict[int, set[bytes]] = {}
     for info, raw in model.checkpoint.read_tensors(tensors[name] for name in scales):
         found.setdefault(scales[info.name], set()).add(raw)
@@ -104,9 +124,14 @@ def _inputs_alike(projections: dict[tuple[int, str], StoredModule], model: Model
 
 def _values(names: Iterable[str], model: Model) -> dict[str, float]:
     tensors = model.checkpoint.tensors
-    scales = [tensors[f"{name}.weight_scale"] for name in names]
-    read = model.checkpoint.read_tensors(scales)
-    return {info.name.removesuffix(".weight_scale"): decode(info.dtype, raw, info.name)[0] for info, raw in read}
+    packed = {name: find_nvfp4(name, tensors) for name in names}
+    scales = [own.scale if own else tensors[f"{name}.weight_scale"] for name, own in packed.items()]
+    values = {}
+    for info, raw in model.checkpoint.read_tensors(scales):
+        name = info.name.rpartition(".")[0]
+        own = packed[name]
+        values[name] = own.multiplier(raw) if own else decode(info.dtype, raw, info.name)[0]
+    return values
 
 
 def _apart(pair: tuple[float, float]) -> float:

@@ -10,7 +10,7 @@ from rewrite.loaders.views import CheckpointView
 Obstacle = Callable[[CheckpointView], Outcome | None]
 
 
-_NOT_SCALED = ("none", "block", "other")  # layouts without a scale for a module, a partition or a row
+_NOT_SCALED = ("none", "block", "nvfp4", "other")  # layouts without a scale for a module, a partition or a row
 
 
 def unknown(detail: str, *model_types: str) -> Obstacle:
@@ -71,7 +71,7 @@ def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
     """transformers knows no ``quant_method: modelopt``, and takes ``fp8`` for block-wise: of per-tensor checkpoints it
     loads FP8 values and leaves the scales out. NVFP4 packs two weights a byte: matrices of half the width, which it
     refuses."""
-    if checkpoint.dialect == "modelopt MIXED_PRECISION":
+    if checkpoint.dialect in ("modelopt MIXED_PRECISION", "modelopt NVFP4"):
         return Outcome("fails to load", "takes packed NVFP4 weights for matrices of another shape")
     if checkpoint.dialect not in ("modelopt", "fp8") or not checkpoint.fp8_with_scales:
         return None
@@ -91,6 +91,17 @@ def scales_are_rounded(checkpoint: CheckpointView) -> Outcome | None:
         error = 2.0**-8 if checkpoint.dtype == "BF16" else 2.0**-11
         return Outcome("loses precision", f"rounds F32 scales to {checkpoint.dtype}: up to {error:.1%}", names, error)
     return None
+
+
+def experts_lose_their_scale(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers 5.17 puts the experts of a layer into one BF16 tensor and leaves the global scales of NVFP4 out:
+    weights are as many times too large as the stored divisors say."""
+    if not checkpoint.nvfp4_experts or checkpoint.dialect != "compressed-tensors":
+        return None
+    partitions = [p for group in checkpoint.groups if group.experts for p in group.partitions if p.scale]
+    names = tuple(dict.fromkeys(f"experts.{p.name}" for p in partitions))
+    factor = max((1 / p.scale for p in partitions if p.scale), default=SENTINEL)
+    return Outcome("garbled", "leaves the global scales of NVFP4 experts out", names, factor)
 
 
 def dialect_is_not_read(checkpoint: CheckpointView) -> Outcome | None:

@@ -19,12 +19,14 @@ E4M3_ROUNDING = 2.0**-4
 class Outcome:
     """What a loader serves. ``error`` is the relative error of the weights of the worst partition: a bound where
     precision is lost, an estimate (see :func:`saturation`) where weights are garbled. ``partitions`` names those that
-    are hurt: ``z`` of one group, ``in_proj_qkvz.z`` of a checkpoint."""
+    are hurt: ``z`` of one group, ``in_proj_qkvz.z`` of a checkpoint. ``factors``: what the weights of a
+    partition are multiplied by, where all that is wrong with them is one number."""
 
     kind: Kind
     detail: str = ""
     partitions: tuple[str, ...] = ()
     error: float = 0.0
+    factors: tuple[tuple[str, float], ...] = ()
 
     @property
     def severity(self) -> int:

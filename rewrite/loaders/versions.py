@@ -6,7 +6,7 @@ The recorded runs of the real loaders (tests/loader_matrix.json) are what the pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from rewrite.loaders.behaviors import (
@@ -19,10 +19,12 @@ from rewrite.loaders.behaviors import (
     split_by_sizes,
 )
 from rewrite.loaders.lookups import SGLANG, VLLM, VLLM_CLASS_FIRST, VLLM_RAISES, Lookup
+from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_or_refused, separate, unset_slots
 from rewrite.loaders.obstacles import (
     Obstacle,
     attention_is_cast,
     dialect_is_not_read,
+    experts_lose_their_scale,
     family_is_not_known,
     ignore_must_survive_renaming,
     is_quark_per_tensor,
@@ -36,11 +38,20 @@ from rewrite.loaders.obstacles import (
     vocabulary_is_quantized,
 )
 from rewrite.loaders.outcome import Outcome
-from rewrite.loaders.views import CheckpointView
+from rewrite.loaders.views import CheckpointView, GroupView
 
 
 def _qualified(outcome: Outcome, layer: str) -> Outcome:
-    return replace(outcome, partitions=tuple(f"{layer}.{name}" for name in outcome.partitions))
+    partitions = tuple(f"{layer}.{name}" for name in outcome.partitions)
+    factors = tuple((f"{layer}.{name}", factor) for name, factor in outcome.factors)
+    return replace(outcome, partitions=partitions, factors=factors)
+
+
+def _furthest(outcomes: Iterable[Outcome]) -> tuple[tuple[str, float], ...]:
+    """For each partition the factor that is furthest from 1, of all groups."""
+    factors = [each for outcome in outcomes for each in outcome.factors]
+    found = dict(sorted(factors, key=lambda each: abs(each[1] - 1)))  # the last one counts
+    return tuple(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -56,6 +67,7 @@ class Loader:
     caveats: tuple[Obstacle, ...] = ()  # come on top of what is made of the groups
     runs_quark: bool = False  # per tensor, as it runs other dialects
     lookup: Lookup | None = None  # of schemes in a compressed-tensors config; None: as the library does
+    nvfp4: Nvfp4Behavior = not_run
 
     @property
     def takes_vectors(self) -> bool:
@@ -95,7 +107,7 @@ class Loader:
         if not outcomes and (unknown := vocabulary_is_quantized(checkpoint) or family_is_not_known(checkpoint)):
             return unknown
         if not outcomes:
-            outcomes = [_qualified(self.behavior(group), group.layer) for group in checkpoint.groups]
+            outcomes = [_qualified(self._of_group(group), group.layer) for group in checkpoint.groups]
             outcomes += [outcome for caveat in self.caveats if (outcome := caveat(checkpoint)) is not None]
         if not outcomes:
             return Outcome("exact")
@@ -104,7 +116,10 @@ class Loader:
         names = {name for outcome in alike for name in outcome.partitions}
         in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
         hurt = tuple(name for name in in_order if name in names)
-        return Outcome(worst.kind, worst.detail, hurt, worst.error)
+        return Outcome(worst.kind, worst.detail, hurt, worst.error, _furthest(alike))
+
+    def _of_group(self, group: GroupView) -> Outcome:
+        return self.nvfp4(group) if group.nvfp4 else self.behavior(group)
 
 
 #: Every loader version that was run or read. One row each; the source says where the behavior comes from.
@@ -118,6 +133,7 @@ LOADERS = (
         (text_only_is_unknown, minicpmv_is_unknown),
         runs_quark=True,
         lookup=VLLM_RAISES,
+        nvfp4=unset_slots,
     ),
     Loader(
         "vLLM",
@@ -128,6 +144,7 @@ LOADERS = (
         (text_only_is_unknown, minicpmv_is_unknown),
         runs_quark=True,
         lookup=VLLM_RAISES,
+        nvfp4=one_global_scale,
     ),
     Loader(
         "vLLM",
@@ -138,6 +155,7 @@ LOADERS = (
         (text_only_is_unknown, minicpmv_is_unknown),
         runs_quark=True,
         lookup=VLLM_CLASS_FIRST,
+        nvfp4=one_global_scale,
     ),
     Loader(
         "vLLM",
@@ -148,8 +166,18 @@ LOADERS = (
         (text_only_is_unknown,),
         runs_quark=True,
         lookup=VLLM_CLASS_FIRST,
+        nvfp4=one_global_scale,
     ),
-    Loader("vLLM", "0.27.0", None, every_slot, "run: 0.27.0, 0.32.0", runs_quark=True, lookup=VLLM),
+    Loader(
+        "vLLM",
+        "0.27.0",
+        None,
+        every_slot,
+        "run: 0.27.0, 0.32.0",
+        runs_quark=True,
+        lookup=VLLM,
+        nvfp4=one_global_scale,
+    ),
     Loader(
         "SGLang",
         "0.5.9",
@@ -205,14 +233,15 @@ LOADERS = (
         (minicpmv_vision_is_cast,),
         lookup=SGLANG,
     ),
-    Loader("SGLang", "0.5.23", None, every_slot_or_vector, "run: 0.5.23", lookup=SGLANG),
+    Loader("SGLang", "0.5.23", None, every_slot_or_vector, "run: 0.5.23", lookup=SGLANG, nvfp4=one_or_refused),
     Loader(
         "transformers",
         "5.17.0",
         None,
         separate_modules,
         "run: 5.17.0 with compressed-tensors 0.20.0",
-        (scales_are_left_out, scales_are_rounded),
+        (scales_are_left_out, scales_are_rounded, experts_lose_their_scale),
+        nvfp4=separate,
     ),
 )
 

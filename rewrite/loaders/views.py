@@ -17,20 +17,23 @@ from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
 from rewrite.quantization.scheme import Scheme
 
+SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4", "unknown", "other"]
 _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
 
 
 @dataclass(frozen=True)
 class PartitionView:
     """A partition as a loader sees it. ``layout`` is that of its module's scale; "none": not quantized; "other": of
-    a scheme that no loader was run with."""
+    a scheme that no loader was run with; "nvfp4": ``scale`` and ``input_scale`` are the global ones, to multiply
+    with."""
 
     name: str
     module: str
     rows: int
-    layout: Literal["none", "tensor", "partition", "channel", "block", "unknown", "other"]
+    layout: SeenLayout
     scale: float | None  # None for layouts with more than one value a partition
     scale_dtype: str = "BF16"
+    input_scale: float | None = None  # of NVFP4 only
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,13 @@ class GroupView:
     static_activations: bool
     experts: int = 0  # how many of them this layer is: gate and up are those of the expert furthest from equal
     token_activations: bool = False  # quantized by a scale for each token
+    furthest: str = ""  # of experts: the one whose gate and up are furthest from equal
+    divides: bool = False  # of NVFP4: the stored global scales are divisors (compressed-tensors)
+
+    @property
+    def nvfp4(self) -> bool:
+        """Whether all of it is NVFP4 of a kind that loaders were run with."""
+        return all(p.layout == "nvfp4" for p in self.partitions)
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,7 @@ class CheckpointView:
     groups: tuple[GroupView, ...]
     family_is_known: bool = True  # False: which layers engines fuse is not known, and some are quantized
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
+    nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
 
 
 def view_model(model: Model, selection: Selection) -> CheckpointView:
@@ -71,8 +82,8 @@ def view_model(model: Model, selection: Selection) -> CheckpointView:
     group.
     """
     groups = [_view_group(group, model) for group in model.select(selection)]
-    if selection == "all":
-        groups += [_view_experts(experts) for experts in find_experts(model)]
+    experts = list(find_experts(model, nvfp4_only=selection != "all"))
+    groups += [_view_experts(e) for e in experts if selection == "all" or e.gate != e.up]
     tensors = model.checkpoint.tensors
     return CheckpointView(
         model_type=str(model.checkpoint.config.value.get("model_type")),
@@ -87,6 +98,7 @@ def view_model(model: Model, selection: Selection) -> CheckpointView:
         groups=tuple(groups),
         family_is_known=find_architecture(model.checkpoint.config.value) is not None or not model.layers.quantized,
         misread=misread(model),
+        nvfp4_experts=any(each.nvfp4 for each in experts),
     )
 
 
@@ -97,6 +109,8 @@ def spread(group: GroupView) -> float | None:
 
 
 def _view_group(group: FusedGroup, model: Model) -> GroupView:
+    if group.nvfp4 and all(_is_nvfp4(model.modules[module.name].scheme) for module in group.modules):
+        return _view_nvfp4(group, model)
     partitions = tuple(p for module in group.modules for p in _view_partitions(module, model))
     first = model.modules[group.modules[0].name]
     # A config that says nothing of it: loaders go by the tensor.
@@ -104,9 +118,36 @@ def _view_group(group: FusedGroup, model: Model) -> GroupView:
     return GroupView(group.name, group.layer.name, partitions, group.modules[0].weight.shape[1], static)
 
 
+def _is_nvfp4(scheme: Scheme | None) -> bool:
+    return scheme is not None and scheme.format == "NVFP4"
+
+
+def _view_nvfp4(group: FusedGroup, model: Model) -> GroupView:
+    scales = [(module, module.nvfp4) for module in group.modules if module.nvfp4]
+    read = model.checkpoint.read_tensor
+    partitions = tuple(
+        PartitionView(
+            partition.name,
+            module.name,
+            partition.rows,
+            "nvfp4",
+            own.multiplier(read(own.scale.name)),
+            "F32",
+            None if own.input_scale is None else own.multiplier(read(own.input_scale.name)),
+        )
+        for module, own in scales
+        for partition in module.partitions
+    )
+    (_, first), columns = scales[0], group.modules[0].weight.shape[1] * 2
+    static = first.input_scale is not None
+    return GroupView(group.name, group.layer.name, partitions, columns, static, divides=first.divides)
+
+
 def _view_experts(experts: Experts) -> GroupView:
     is_known = experts.fp8 and experts.alike and _is_run(experts.scheme, experts.scale_dtype)
-    layout = "none" if experts.plain else (experts.layout or "unknown") if is_known else "other"
+    layout: SeenLayout = "none" if experts.plain else (experts.layout or "unknown") if is_known else "other"
+    if experts.nvfp4 and experts.alike and _is_nvfp4(experts.scheme):
+        layout = "nvfp4"
     named = (("gate", experts.gate), ("up", experts.up))
     partitions = tuple(
         PartitionView(name, f"{experts.name}.{name}", experts.rows, layout, scale, experts.scale_dtype)
@@ -121,6 +162,8 @@ def _view_experts(experts: Experts) -> GroupView:
         scheme is not None and scheme.activations == "static",
         experts.count,
         scheme is not None and scheme.per_token,
+        experts.furthest,
+        experts.divides,
     )
 
 

@@ -113,11 +113,18 @@ def _refuse_lookalikes(model: Model) -> None:
 
 def _notes(model: Model, checked: Checked, selection: Selection) -> Iterator[str]:
     yield from notes(model, checked.changes)
-    others = [group for group in model.select(selection) if any(not m.plain and not m.quantized for m in group.modules)]
+    packed = [group for group in model.select(selection) if any(not m.plain and not m.quantized for m in group.modules)]
+    unequal = [group for group in packed if group in model.unequal_nvfp4]
+    if unequal:
+        yield (
+            f"{len(unequal)} fused NVFP4 layers have different global scales and stay as they are "
+            f"({unequal[0].name} is the first): engines take one for all, see `rewrite inspect`"
+        )
+    others = [group for group in packed if not group.nvfp4]
     if others:
         yield (
-            f"{len(others)} fused groups of other formats than FP8 stay as they are ({others[0].name} is the first): "
-            "what loaders make of them is not known"
+            f"{len(others)} fused groups of other formats than FP8 and NVFP4 stay as they are "
+            f"({others[0].name} is the first): what loaders make of them is not known"
         )
     planned = {scheme.activations for scheme in checked.changes.schemes.values() if scheme is not None}
     yield from (note for activations, note in checked.profile.notes.items() if activations in planned)

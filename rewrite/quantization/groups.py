@@ -13,6 +13,7 @@ from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, ConfigError, Refused
 from rewrite.quantization.architectures import QKVZ, FusedLayer, PartitionSpec, find_architecture, text_config
 from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
+from rewrite.quantization.nvfp4 import Nvfp4, find_nvfp4
 
 #: What a module's weights are stored as: ``weight_packed`` where several of them share a byte.
 WEIGHTS = ("weight", "weight_packed")
@@ -49,6 +50,7 @@ class Module:
     scale: TensorInfo | None
     input_scale: TensorInfo | None
     block_scale: TensorInfo | None
+    nvfp4: Nvfp4 | None = None  # of an NVFP4 module: its scales in the words of both dialects
 
     @property
     def quantized(self) -> bool:
@@ -73,6 +75,12 @@ class FusedGroup:
     def quantized_in_part(self) -> bool:
         """Whether some of the modules are FP8 and some are not: no engine that fuses them can serve that."""
         return len({module.quantized for module in self.modules}) > 1
+
+    @property
+    def nvfp4(self) -> bool:
+        """Whether all of the modules are NVFP4, with the same scales."""
+        kinds = {None if m.nvfp4 is None else (m.nvfp4.divides, m.nvfp4.input_scale is None) for m in self.modules}
+        return None not in kinds and len(kinds) == 1
 
 
 @dataclass(frozen=True)
@@ -200,8 +208,10 @@ def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint)
             found=f"shape {list(weight.shape)}",
             hint="config.json and weights are of different models, or the rows are stored in another order",
         )
-    scales = (tensors.get(f"{name}.{kind}") for kind in ("weight_scale", "input_scale", "weight_scale_inv"))
-    return Module(name, tuple(partitions), weight, *scales)
+    scale, input_scale, block_scale = (
+        tensors.get(f"{name}.{kind}") for kind in ("weight_scale", "input_scale", "weight_scale_inv")
+    )
+    return Module(name, tuple(partitions), weight, scale, input_scale, block_scale, find_nvfp4(name, tensors))
 
 
 _HEADS = PartitionSpec("", ("num_attention_heads",))

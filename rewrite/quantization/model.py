@@ -60,8 +60,24 @@ class Model:
         return Layers(fp8, tuple(name for name in self.modules if name not in fp8), quantized)
 
     def select(self, selection: Selection) -> tuple[FusedGroup, ...]:
-        """The fused groups that ``selection`` is about. Raises :class:`rewrite.errors.Refused` for a broken one."""
-        return self.groups.select(selection)
+        """The fused groups that ``selection`` is about: with "qkvz" also those of NVFP4 modules whose global scales
+        differ, which loaders garble, too. Raises :class:`rewrite.errors.Refused` for a broken one."""
+        chosen = self.groups.select(selection)
+        names = {group.name for group in chosen}
+        return (*chosen, *(group for group in self.unequal_nvfp4 if group.name not in names))
+
+    @cached_property
+    def unequal_nvfp4(self) -> tuple[FusedGroup, ...]:
+        """The fused groups of NVFP4 modules whose global scales, or those of their activations, are not the same to the
+        bit. Reads these scales."""
+        groups = [group for group in self.groups.whole if group.nvfp4 and len(group.modules) > 1]
+        layouts = [(group, module.nvfp4) for group in groups for module in group.modules if module.nvfp4]
+        scales = {info.name: group for group, own in layouts for info in (own.scale, own.input_scale) if info}
+        found: dict[tuple[str, str], set[bytes]] = {}
+        for info, raw in self.checkpoint.read_tensors(self.checkpoint.tensors[name] for name in scales):
+            found.setdefault((scales[info.name].name, info.name.rpartition(".")[2]), set()).add(raw)
+        unequal = {group for (group, _), values in found.items() if len(values) > 1}
+        return tuple(group for group in groups if group.name in unequal)
 
 
 def interpret(checkpoint: Checkpoint, earlier: Model | None = None) -> Model:

@@ -31,10 +31,17 @@ PROFILES = (ORIGINAL, *CONVERSIONS)
 # on its own; elsewhere only `--groups all` has something to convert. `portable` converts all layers in any case.
 GDN_PROFILES = (ORIGINAL, "exact", "exact-all", "dynamic", "portable", "bf16", "bf16-all", "partition")
 OTHER_PROFILES = (ORIGINAL, "exact-all", "dynamic-all", "portable", "bf16-all", "partition-all")
+NVFP4_FIXTURES = (
+    "llmcompressor-qwen3_5-nvfp4",
+    "modelfree-qwen3_5-moe-nvfp4a16",
+    "modelopt-qwen3_5-moe-nvfp4",
+)
+NVFP4_PROFILES = (ORIGINAL,)
 
 BOUNDARY_FIXTURES = (
     *("llmcompressor-qwen3_5-vl", "llmcompressor-qwen3_5-text", "llmcompressor-qwen3_next"),
     *("llmcompressor-minicpmv4_6", "modelopt-qwen3_5-mixed"),
+    *NVFP4_FIXTURES,
 )
 BOUNDARY_PROFILES = (ORIGINAL, "exact-all", "portable", "bf16-all")
 
@@ -56,6 +63,8 @@ def fixtures() -> tuple[str, ...]:
 
 def profiles(fixture: str) -> tuple[str, ...]:
     """The profiles that a fixture is loaded with."""
+    if fixture in NVFP4_FIXTURES:
+        return NVFP4_PROFILES
     stored = {name for shard in sorted((FIXTURES / fixture).glob("*.safetensors")) for name in _header(shard)}
     return GDN_PROFILES if any(name.endswith(".in_proj_z.weight") for name in stored) else OTHER_PROFILES
 

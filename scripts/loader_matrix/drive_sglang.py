@@ -8,6 +8,7 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 from loader_matrix import driver, mocks
 from loader_matrix.driver import Job
@@ -30,7 +31,7 @@ def start() -> str:
     # Both ask for the card's compute capability; FP8 checkpoints are made for 8.9 and newer.
     loader.get_device_capability = lambda *_, **__: (9, 0)
     CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
-    _replace_nvfp4_layout()
+    _replace_nvfp4_layouts()
     driver.preload("sglang.srt.models.registry")  # imports every model
     _keep_resampler_on_cpu()
     return str(sglang.__version__)
@@ -51,12 +52,30 @@ def _keep_resampler_on_cpu() -> None:
     torch.nn.Module.to = to  # type: ignore[method-assign, assignment] # fewer overloads
 
 
-def _replace_nvfp4_layout() -> None:
+def _replace_nvfp4_layouts() -> None:
+    """What shuffles NVFP4 weights for a GPU's kernel once they are loaded, and what asks which GPU there is: a card of
+    Blackwell's generation, which these checkpoints are made for. Reading, placing and merging scales stay as they are.
+    """
     from sglang.srt.layers.quantization import modelopt_quant
 
-    # Shuffles NVFP4 weights for a GPU's kernel, once they are loaded, and raises where there is no such GPU. They are
-    # not compared.
-    modelopt_quant.ModelOptFp4LinearMethod.process_weights_after_loading = lambda *_: None
+    if not hasattr(modelopt_quant, "prepare_nvfp4_layer_for_marlin"):  # before 0.5.23: not compared
+        modelopt_quant.ModelOptFp4LinearMethod.process_weights_after_loading = lambda *_: None
+        return
+    # Of ModelOpt's: Marlin's way, the only one whose layout is not shuffled before Marlin's own repacking.
+    modelopt_quant.prepare_nvfp4_layer_for_marlin = lambda *_: None
+    modelopt_quant.prepare_moe_nvfp4_layer_for_marlin = lambda *_: None
+    modelopt_quant.get_fp4_gemm_runner_backend = lambda: MagicMock(is_marlin=lambda: True)
+    modelopt_quant.get_moe_runner_backend = lambda: modelopt_quant.MoeRunnerBackend.MARLIN
+    schemes = "sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors"
+    w4a4, w4a16 = (_module(f"{schemes}_{kind}_nvfp4") for kind in ("w4a4", "w4a16"))
+    w4a4.swizzle_blockscale = lambda scale: scale.data.clone()
+    w4a4.get_fp4_gemm_runner_backend = lambda: MagicMock(is_flashinfer_trtllm=lambda: False, is_marlin=lambda: False)
+    w4a16._use_flashinfer_bf16_fp4 = lambda *_: False
+    w4a16.prepare_nvfp4_layer_for_marlin = lambda *_: None
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
 
 
 def _kernels() -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from typing import TYPE_CHECKING, Any
+from unittest.mock import MagicMock
 
 from loader_matrix import driver
 from loader_matrix.driver import Job
@@ -29,8 +30,9 @@ def start() -> str:
     with contextlib.suppress(RuntimeError):
         torch.library.define("_C::silu_and_mul", "(Tensor! result, Tensor input) -> ()")
     _replace_expert_kernels()
-    _replace_linear_kernels()
     _offer_nvfp4_kernel()
+    _replace_nvfp4_layouts()
+    _replace_linear_kernels()
     _keep_fp8_weights_as_loaded()
     _offer_fp8_cache()
     driver.preload(
@@ -72,7 +74,40 @@ def _offer_nvfp4_kernel() -> None:
     # 0.19.1 has it behind this variable, later ones in a list for each platform that lacks the CPU.
     os.environ["VLLM_USE_NVFP4_CT_EMULATIONS"] = "1"
     if hasattr(linear, "EmulationNvFp4LinearKernel"):
-        linear._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [linear.EmulationNvFp4LinearKernel]
+        kernels: Any = linear
+        kernels._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [kernels.EmulationNvFp4LinearKernel]
+        # Weight-only layers get Marlin, whatever is in the list (0.32). It is looked for when a layer is made.
+        kernels.init_nvfp4_linear_kernel = lambda **_: kernels.EmulationNvFp4LinearKernel(
+            kernels.NvFp4LinearLayerConfig()
+        )
+
+
+def _replace_nvfp4_layouts() -> None:
+    """What shuffles NVFP4 weights for an accelerator's kernel once they are loaded. vLLM's emulation of experts leaves
+    them as they are; 0.19.1 has none, so there Marlin's repacking is left out, of experts and of weight-only layers."""
+    import vllm.model_executor.layers.fused_moe.oracle.nvfp4 as oracle
+
+    backends = oracle.NvFp4MoeBackend
+    backend = getattr(backends, "EMULATION", backends.MARLIN)
+    oracle.select_nvfp4_moe_backend = lambda *_, **__: (backend, MagicMock())
+    oracle.make_nvfp4_moe_kernel = lambda *_, **__: MagicMock()
+    oracle.prepare_nvfp4_moe_layer_for_marlin = _as_loaded
+    with contextlib.suppress(ImportError):  # 0.32 has one scheme for both
+        from vllm.model_executor.layers.quantization.compressed_tensors.schemes import compressed_tensors_w4a16_nvfp4
+
+        compressed_tensors_w4a16_nvfp4.prepare_fp4_layer_for_marlin = lambda *_: None
+
+
+def _as_loaded(**given: Any) -> tuple[Any, ...]:
+    return tuple(given[name] for name in ("w13", "w13_scale", "w13_scale_2", "w2", "w2_scale", "w2_scale_2"))
+
+
+def _show_unset_memory() -> None:
+    """Parameters are created in memory that holds anything. What nothing fills is NaN in this process, so that it shows
+    in every run: torch does it where deterministic algorithms are asked for."""
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _keep_fp8_weights_as_loaded() -> None:
@@ -124,6 +159,7 @@ def load(job: Job) -> torch.nn.Module:
         dtype="bfloat16",
         language_model_only=True,
     ).create_engine_config()
+    _show_unset_memory()
     with set_current_vllm_config(config):
         init_distributed_environment(job.world, job.rank, job.rendezvous, job.rank, "gloo")
         initialize_model_parallel(job.world, 1)

@@ -233,6 +233,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ci", action="store_true", help="a few cells; exit 1 where one differs from the record")
     parser.add_argument("--readme", action="store_true", help="print the README's table from the record; runs nothing")
     parser.add_argument("--readme-families", action="store_true", help="the same of its table of all other fixtures")
+    parser.add_argument("--readme-nvfp4", action="store_true", help="the same of its table of NVFP4 fixtures")
     parser.add_argument(
         "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="engines at a time (about 2 GB each)"
     )
@@ -270,6 +271,9 @@ def run(runner: Runner, selection: Selection, jobs: int) -> tuple[list[Cell], li
 def main(words: Sequence[str]) -> int:
     """Run, print, record or compare; the exit status."""
     given = arguments(words)
+    if given.readme_nvfp4:
+        print(table.readme_nvfp4(results.read(cases.RECORD).cells, cases.NVFP4_FIXTURES))
+        return 0
     if given.readme or given.readme_families:
         form = table.readme if given.readme else table.readme_families
         print(form(results.read(cases.RECORD).cells, cases.CI_FIXTURES[0]))

@@ -13,7 +13,8 @@ tests/loader_matrix.json:
                    partition; input_scale equal, differs or absent (activations quantized dynamically, or not at all)
       others       worst error of every other kind of linear, routed experts too, and the same of its input_scale
       cast         modules served in FP8 that are not FP8 on disk
-      not_compared kinds of stored linears whose format (NVFP4) is not read: nothing is known of their errors
+      not_compared kinds of stored linears whose format, or order in the engine, is not read: of their errors nothing is
+                   known
       kv_cache     scales of the KV cache: none (on disk), equal, rounded (to BF16), differs or absent (on disk, but not
                    served: left out, or left at 1); null where nothing was loaded
     generation   one for each generation: outcome runs, raises or not run; the tokens and their log-probabilities; how

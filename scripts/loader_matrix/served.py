@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from loader_matrix import nvfp4
 from loader_matrix.results import worst, worst_kv
 from loader_matrix.truth import Linear, Truth, canonical
 
@@ -159,6 +160,24 @@ def _errors(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) -> d
     return {part.name: rel(*each) for part, *each in zip(layer.parts, rows, true, strict=True)}
 
 
+def _packed_errors(packed: nvfp4.Packed, layer: Layer) -> dict[str, float]:
+    """Of each partition of a served NVFP4 weight."""
+    rows = packed.dequantized().split([len(part.weight) for part in layer.parts])
+    return {part.name: rel(served, part.weight) for part, served in zip(layer.parts, rows, strict=True)}
+
+
+def _measure_packed(name: str, packed: nvfp4.Packed, layer: Layer) -> dict[str, Any]:
+    return {
+        "module": name,
+        "layer": FUSED.get(name.rpartition(".")[2]),
+        "sources": layer.sources,
+        "errors": _packed_errors(packed, layer),
+        "input_scale": _input_scale(packed.input_scale, layer.input_scale),
+        "quantized": True,
+        "quantized_on_disk": layer.quantized,
+    }
+
+
 def _tensor(module: torch.nn.Module, name: str) -> torch.Tensor:
     """A parameter, or another attribute of the module that is a tensor."""
     held: torch.Tensor = getattr(module, name)
@@ -183,6 +202,7 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
     """The experts' weights [E, N, K], with scales [E] or [E, N]: the worst error over the experts."""
     weight_name, scale_name, input_name, projections = EXPERTS[which]
     weights = getattr(module, weight_name).detach()
+    packed = [nvfp4.served_expert(module, which, expert) for expert in range(len(weights))]
     quantized = weights.dtype == FP8
     scales = getattr(module, scale_name) if quantized else [None] * len(weights)
     found: list[dict[str, float]] = []
@@ -191,8 +211,12 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
         own = {f"{name}.{expert}.{projection}": projection for projection in projections}
         linears |= {module: truth.linear(module) for module in own}
         parts = tuple(Part(projection, linears[module].weight) for module, projection in own.items())
-        found.append(_errors(weight, scale, Layer(tuple(own), parts, quantized, None)))
+        layer = Layer(tuple(own), parts, quantized, None)
+        served = packed[expert]
+        found.append(_errors(weight, scale, layer) if served is None else _packed_errors(served, layer))
     inputs = [linear.input_scale for linear in linears.values() if linear.input_scale is not None]
+    if packed[0] is not None:  # of the activations engines keep what their kernels want: not compared
+        quantized, inputs, input_name = True, [], ""
     return {
         "module": f"{name}.{which}",
         "layer": None,
@@ -206,9 +230,13 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
 
 def _expert_layers(served: str, module: torch.nn.Module, truth: Truth) -> list[dict[str, Any]]:
     name = served.removesuffix(".routed_experts")  # vLLM 0.32's name for the module inside `experts`
-    if f"{name}.0.down_proj" in truth.packed():
-        return []
+    stored = f"{name}.0.down_proj"
     held = [which for which, (weight, *_) in EXPERTS.items() if getattr(getattr(module, weight, None), "ndim", 0) == 3]
+    if stored in truth.packed():
+        return []
+    if stored in truth.nvfp4():  # BF16 where they are dequantized on loading; else in an order that must be known
+        is_packed = {which: getattr(module, EXPERTS[which][0]).dtype == torch.uint8 for which in held}
+        held = [which for which in held if not is_packed[which] or nvfp4.served_expert(module, which, 0) is not None]
     return [_expert_layer(name, module, which, truth) for which in held]
 
 
@@ -255,19 +283,26 @@ def measure(model: torch.nn.Module, truth: Truth, rank: Rank) -> dict[str, Any]:
         if name is not None:
             layers += _expert_layers(name, module, truth)
         weight = getattr(module, "weight", None)
+        weight = getattr(module, "weight_packed", None) if weight is None else weight
         if not isinstance(weight, torch.Tensor) or weight.ndim != 2:
             continue
         sources = {source for source, _ in _sources(name, truth)} if name is not None else set()
         if sources & packed:
             continue
         layer = expected(name, truth, rank) if name is not None else None
-        if layer is not None:
+        if layer is None:
+            if weight.dtype == FP8:
+                strays.append(served)
+        elif (held := nvfp4.served(module)) is not None:
+            layers.append(_measure_packed(name or "", held, layer))
+        elif weight.dtype != torch.uint8:
             layers.append(_measure(name or "", module, layer))
-        elif weight.dtype == FP8:
-            strays.append(served)
-    missing = sorted(truth.quantized() - {source for layer in layers for source in layer["sources"]})
-    if missing:  # nothing that was not compared may pass
-        raise ValueError(f"{len(missing)} quantized modules are not in the loaded model: {', '.join(missing[:3])}")
+    missing = truth.quantized() - {source for layer in layers for source in layer["sources"]}
+    unread = missing & truth.nvfp4()  # engines may shuffle NVFP4 weights for their kernels: that is not read here
+    if missing - unread:  # nothing that was not compared may pass
+        names = sorted(missing - unread)
+        raise ValueError(f"{len(names)} quantized modules are not in the loaded model: {', '.join(names[:3])}")
+    packed |= unread
     return {
         "layers": [{**layer, "rank": rank.rank} for layer in layers],
         "strays": strays,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from loader_matrix.cases import ORIGINAL
+from loader_matrix.cases import NVFP4_FIXTURES, ORIGINAL, PROFILES
 from loader_matrix.engines import ENGINES
 from loader_matrix.results import Cell, Generation
 
@@ -149,7 +150,8 @@ def readme_families(cells: list[Cell], but: str) -> str:
     An entry is the worst error over all fused layers, of the original and after a conversion: `exact-all`, or the first
     other profile of `MENDS` that loads where it does not.
     """
-    chosen = {(_loader(c), c.fixture, c.profile): c for c in _shown(cells) if c.fixture != but}
+    shown = [cell for cell in _shown(cells) if cell.fixture not in (but, *NVFP4_FIXTURES)]
+    chosen = {(_loader(c), c.fixture, c.profile): c for c in shown}
     engines = sorted({engine for engine, _, _ in chosen}, key=_by_version)
     rows = []
     for fixture in sorted({fixture for _, fixture, _ in chosen}):
@@ -163,6 +165,21 @@ def readme_families(cells: list[Cell], but: str) -> str:
             entries.append(f"{original} → {mended}" if original != "raises" or best else "raises")
         rows.append((fixture, *entries))
     return markdown(("fixture", *engines), rows)
+
+
+def readme_nvfp4(cells: list[Cell], fixtures: Sequence[str]) -> str:
+    """The README's third table: a row for each load of these fixtures, the worst errors of each fused layer."""
+    order = {profile: i for i, profile in enumerate(PROFILES)}
+    chosen = [c for c in _shown(cells) if c.fixture in fixtures and c.outcome != "not run"]
+    chosen.sort(key=lambda c: (fixtures.index(c.fixture), order[c.profile], _by_version(_loader(c))))
+    rows = []
+    for cell in chosen:
+        layers = [_layer(cell, layer) for layer in PARTITIONS]
+        if cell.outcome == "raises":
+            layers = ["raises"] * len(PARTITIONS)
+        experts = cell.others.get("experts.w13") or cell.others.get("experts.gate_up_proj")
+        rows.append((cell.fixture, cell.profile, _loader(cell), *layers, figure(experts["error"]) if experts else "-"))
+    return markdown(("fixture", "profile", "engine", *PARTITIONS, "experts"), rows)
 
 
 def _all(cell: Cell) -> str:

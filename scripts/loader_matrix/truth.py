@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from loader_matrix import nvfp4
+
 _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -60,7 +62,7 @@ def _shards(checkpoint: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Linear:
-    """One stored linear: dequantized `weight` F32 [N, K], and whether FP8 lies on disk.
+    """One stored linear: dequantized `weight` F32 [N, K], and whether FP8 or NVFP4 lies on disk.
 
     `input_scale` is the static activation scale, None where the checkpoint has none.
     """
@@ -87,23 +89,31 @@ class Truth:
                 self._tensors[name] = tensor
 
     def __contains__(self, name: str) -> bool:
-        return f"{name}.weight" in self._tensors
+        return self._weight(name) is not None
+
+    def _weight(self, name: str) -> torch.Tensor | None:
+        found = self._tensors.get(f"{name}.weight")
+        return self._tensors.get(f"{name}.weight_packed") if found is None else found
 
     def _weights(self, dtype: torch.dtype) -> set[str]:
         return {
-            name.removesuffix(".weight")
+            name.rpartition(".")[0]
             for name, tensor in self._tensors.items()
-            if name.endswith(".weight") and tensor.dtype == dtype
+            if name.endswith((".weight", ".weight_packed")) and tensor.dtype == dtype
         }
 
     def quantized(self) -> set[str]:
-        """Names of all FP8 linears."""
-        return self._weights(torch.float8_e4m3fn)
+        """Names of all FP8 and NVFP4 linears."""
+        return self._weights(torch.float8_e4m3fn) | self.nvfp4()
+
+    def nvfp4(self) -> set[str]:
+        """Names of all NVFP4 linears."""
+        return {name for name in self._weights(torch.uint8) if nvfp4.stored(self._tensors, name) is not None}
 
     def packed(self) -> set[str]:
-        """Names of all NVFP4 linears, two weights a byte. Engines shuffle them for their kernels: nothing here reads
-        them, and results list them as not compared."""
-        return self._weights(torch.uint8)
+        """Names of all other linears of two weights a byte: nothing here reads them, and results list them as not
+        compared."""
+        return self._weights(torch.uint8) - self.nvfp4()
 
     def kv_scales(self) -> dict[tuple[str, str], float]:
         """Scales of the KV cache: (`layers.N.`, "k" or "v") to the scale."""
@@ -115,7 +125,8 @@ class Truth:
 
     def rows(self, name: str, parts: int) -> list[int]:
         """Rows of the `parts` partitions of a stored linear, by the config where it is several."""
-        rows = self._tensors[f"{name}.weight"].shape[0]
+        weight = self._weight(name)
+        rows = 0 if weight is None else weight.shape[0]
         if parts == 1:
             return [rows]
         sizes = _PARTITIONS[name.rpartition(".")[2]](self._config)
@@ -125,6 +136,10 @@ class Truth:
 
     def linear(self, name: str) -> Linear:
         """The linear `name`, dequantized: FP8 value x scale, both in F32, which is exact for one product."""
+        packed = nvfp4.stored(self._tensors, name)
+        if packed is not None:
+            inputs = packed.input_scale
+            return Linear(packed.dequantized(), quantized=True, input_scale=None if inputs is None else inputs.item())
         weight = self._tensors[f"{name}.weight"]
         if weight.dtype == torch.uint8:
             raise ValueError(f"{name}: packed weights, which truth.py can't read")

@@ -99,14 +99,16 @@ def test_mixed_precision_is_explained() -> None:
     assert inspection.findings == ()
     layers = [(group.layer, [p.name for p in group.partitions]) for group in inspection.groups]
     assert layers[:2] == [("in_proj_qkvz", ["q", "k", "v", "z"])] * 2
-    nvfp4 = {group.layer for group in inspection.groups if any(p.layout == "other" for p in group.partitions)}
-    assert nvfp4 == {"gate_up_proj"}
+    assert {group.layer for group in inspection.groups if group.nvfp4} == {"gate_up_proj"}
     assert outcomes(inspection)["transformers 5.17.0+"] == "fails to load"
     assert inspection.refusals.keys() == {"exact", "dynamic", "portable"}
     (vllm,) = [row for row in inspection.rows if row.loader.covers("0.19.1") and row.loader.name == "vLLM"]
     assert (vllm.as_is.kind, vllm.as_is.partitions) == ("garbled", ("in_proj_qkvz.k", "in_proj_qkvz.v"))
     assert vllm.converted["bf16"] is not None
-    assert vllm.converted["bf16"].kind == "not known", "the fused NVFP4 layers stay"
+    assert vllm.converted["bf16"].kind == "exact", "the fused NVFP4 layers stay, with one global scale each"
+    (unrun,) = [row for row in inspection.rows if row.loader.covers("0.20.0") and row.loader.name == "vLLM"]
+    assert unrun.converted["bf16"] is not None
+    assert unrun.converted["bf16"].kind == "not known"
     (qkvz,) = [row for row in rewrite.inspect_checkpoint(FIXTURES / MIXED_PRECISION).rows if row.loader == vllm.loader]
     assert qkvz.converted["bf16"] == Outcome("exact")
 

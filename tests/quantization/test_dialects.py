@@ -172,7 +172,7 @@ def test_schemes_of_the_wrong_shape_are_refused(group: dict[str, Any]) -> None:
     [
         (None, "none"),
         ({"quant_method": "awq"}, "awq"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "modelopt NVFP4"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "modelopt W4A8_AWQ"),
         ({}, "None"),
     ],
 )

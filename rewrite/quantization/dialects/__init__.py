@@ -13,6 +13,7 @@ from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.fp8 import Fp8
 from rewrite.quantization.dialects.modelopt import ModelOpt
 from rewrite.quantization.dialects.modelopt_mixed import ModelOptMixed
+from rewrite.quantization.dialects.modelopt_nvfp4 import ModelOptNvfp4
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.scheme import Dialect
 
@@ -28,7 +29,7 @@ class _DialectClass(Protocol):
     def __call__(self, value: dict[str, Any]) -> Dialect: ...
 
 
-DIALECTS: tuple[_DialectClass, ...] = (CompressedTensors, Fp8, ModelOpt, ModelOptMixed)
+DIALECTS: tuple[_DialectClass, ...] = (CompressedTensors, Fp8, ModelOpt, ModelOptMixed, ModelOptNvfp4)
 
 
 def config_path(config: dict[str, Any]) -> tuple[str, ...] | None:

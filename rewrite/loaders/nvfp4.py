@@ -1,0 +1,93 @@
+"""What loaders make of a fused group of NVFP4 modules: how many global scales they keep of those that are stored.
+
+Kernels multiply a fused layer with one global scale. Where the modules have different ones, all weights but those of
+one module are served too large or too small, by the ratio of two scales; block scales and codes stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from rewrite.loaders.outcome import E4M3_ROUNDING, SENTINEL, Outcome
+from rewrite.loaders.views import GroupView
+
+#: What is made of a group whose global scales are positive numbers.
+Nvfp4Behavior = Callable[[GroupView], Outcome]
+
+
+def not_run(_group: GroupView) -> Outcome:
+    """Versions that were not run with NVFP4."""
+    return Outcome("not known", "this version was not run with NVFP4")
+
+
+def one_global_scale(group: GroupView) -> Outcome:
+    """vLLM 0.32, ``compressed_tensors_w4a4_nvfp4.py``: the largest divisor of the layer, so the smallest scale;
+    ``modelopt.py``: the largest multiplier; of experts gate's, ``[:, 0]`` (``compressed_tensors_moe_w4a4_nvfp4.py``,
+    ``ModelOptNvFp4FusedMoE``). It only warns."""
+    return _unless_odd(group) or _served_with(group, _taken(group))
+
+
+def unset_slots(group: GroupView) -> Outcome:
+    """vLLM to 0.19.1: the same, but the one scale of ``in_proj_qkv`` is loaded into the first slot of three (issue
+    #38197). The other two keep what memory held, and the largest number of all slots is taken."""
+    if group.layer == "in_proj_qkvz" and len({p.module for p in group.partitions}) < len(group.partitions):
+        names = tuple(p.name for p in group.partitions)
+        return Outcome("garbled", "takes a global scale from memory that nothing has filled", names, SENTINEL)
+    return one_global_scale(group)
+
+
+def one_or_refused(group: GroupView) -> Outcome:
+    """SGLang 0.5.23: as :func:`one_global_scale`, but weight-only layers of compressed-tensors with different scales
+    raise (``compressed_tensors_w4a16_nvfp4.py``). Which scale experts get depends on the kernel."""
+    odd = _unless_odd(group)
+    if odd is not None or _is_equal(group):
+        return odd or Outcome("exact")
+    if group.divides and not group.static_activations:
+        return Outcome("fails to load", "wants one global scale for all of a fused layer (Re-export the checkpoint)")
+    if group.experts:
+        return Outcome("not known", "which global scale experts get depends on the kernel")
+    return one_global_scale(group)
+
+
+def separate(group: GroupView) -> Outcome:
+    """transformers with compressed-tensors does not fuse."""
+    return _unless_odd(group) or Outcome("exact", "does not fuse")
+
+
+def _unless_odd(group: GroupView) -> Outcome | None:
+    """The outcome for scales that loaders were not run with."""
+    scales = [p.scale for p in group.partitions]
+    if any(scale is None or not (math.isfinite(scale) and scale > 0) for scale in scales):
+        return Outcome("not known", "a global scale is missing, or not a positive number")
+    if _is_equal(group) and len({p.input_scale for p in group.partitions}) > 1:
+        return Outcome("not known", "the global scales of the activations differ")
+    return None
+
+
+def _is_equal(group: GroupView) -> bool:
+    return len({p.scale for p in group.partitions}) == 1
+
+
+def _taken(group: GroupView) -> float:
+    scales = [p.scale for p in group.partitions if p.scale is not None]
+    if group.experts:
+        return scales[0]
+    return min(scales) if group.divides else max(scales)
+
+
+def _served_with(group: GroupView, taken: float) -> Outcome:
+    factors = tuple((p.name, taken / p.scale) for p in group.partitions if p.scale and p.scale != taken)
+    if not factors:
+        return Outcome("exact")
+    furthest = max((factor for _, factor in factors), key=lambda factor: abs(factor - 1))
+    error = abs(furthest - 1)
+    where = f"gate's, of {group.furthest}" if group.experts else group.name
+    names = tuple(name for name, _ in factors)
+    return Outcome(
+        "garbled" if error > E4M3_ROUNDING else "loses precision",
+        f"takes one global scale for the whole layer: weights are served {furthest:.3g} times as large ({where})",
+        names,
+        error,
+        factors,
+    )

@@ -1,0 +1,83 @@
+"""NVFP4 weights: as they are stored, and as an engine holds them once it has loaded them.
+
+A weight is code x block scale x global scale: E2M1 codes, two a byte with the first in the low half; an E4M3 scale for
+every 16 of them; one F32 for the matrix, which compressed-tensors stores as a divisor and ModelOpt as a multiplier.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+_BLOCK = 16
+
+
+@dataclass(frozen=True)
+class Packed:
+    """``codes`` U8 [N, K / 2], ``blocks`` F8_E4M3 [N, K / 16], ``scale`` F32, one value, to multiply with;
+    ``input_scale`` the same of the activations, None where they are not quantized."""
+
+    codes: torch.Tensor
+    blocks: torch.Tensor
+    scale: torch.Tensor
+    input_scale: torch.Tensor | None
+
+    def dequantized(self) -> torch.Tensor:
+        """F32 [N, K]. Code times block is exact; the product with the global scale is rounded once."""
+        codes = torch.stack([self.codes & 15, self.codes >> 4], -1).flatten(-2).long()
+        products = _E2M1[codes].unflatten(-1, (-1, _BLOCK)) * self.blocks.float().unsqueeze(-1)
+        weight: torch.Tensor = products.flatten(-2) * self.scale.float()
+        return weight
+
+
+def stored(tensors: dict[str, torch.Tensor], name: str) -> Packed | None:
+    """The NVFP4 linear ``name`` of a checkpoint, or None where it is no such."""
+    divisor, multiplier = tensors.get(f"{name}.weight_global_scale"), tensors.get(f"{name}.weight_scale_2")
+    blocks = tensors.get(f"{name}.weight_scale")
+    if blocks is None or blocks.dtype != torch.float8_e4m3fn:
+        return None
+    if divisor is not None and f"{name}.weight_packed" in tensors:
+        given = tensors.get(f"{name}.input_global_scale")
+        inputs = None if given is None else 1 / given
+        return Packed(tensors[f"{name}.weight_packed"], blocks, 1 / divisor, inputs)
+    if multiplier is not None and tensors[f"{name}.weight"].dtype == torch.uint8:
+        return Packed(tensors[f"{name}.weight"], blocks, multiplier, tensors.get(f"{name}.input_scale"))
+    return None
+
+
+def served(module: torch.nn.Module) -> Packed | None:
+    """What a loaded linear layer multiplies with, or None where it holds no NVFP4 in an order that is known here.
+
+    vLLM names the codes `weight` and turns divisors into multipliers. SGLang's W4A4 of compressed-tensors (it has
+    `alpha`) and transformers keep `weight_packed` and the divisor.
+    """
+    packed = _tensor(module, "weight_packed")
+    codes = packed if packed is not None else _tensor(module, "weight")
+    blocks, scale = _tensor(module, "weight_scale"), _tensor(module, "weight_global_scale")
+    if codes is None or codes.dtype != torch.uint8 or codes.ndim != 2 or blocks is None or scale is None:
+        return None
+    if blocks.shape != (codes.shape[0], codes.shape[1] * 2 // _BLOCK) or scale.numel() != 1:
+        return None
+    inputs = _tensor(module, "input_global_scale")
+    if packed is not None:
+        return Packed(codes, blocks, 1 / scale, None if inputs is None else 1 / inputs)
+    return Packed(codes, blocks, scale, inputs)
+
+
+def served_expert(module: torch.nn.Module, which: str, expert: int) -> Packed | None:
+    """The same of one expert's weight ``which`` (`w13`, `w2`) in a module of all experts of a layer."""
+    codes, blocks = _tensor(module, f"{which}_weight"), _tensor(module, f"{which}_weight_scale")
+    scales = _tensor(module, f"{which}_weight_scale_2")
+    if codes is None or codes.dtype != torch.uint8 or blocks is None or scales is None or scales.ndim != 1:
+        return None
+    if blocks.shape != (*codes.shape[:2], codes.shape[2] * 2 // _BLOCK):
+        return None
+    return Packed(codes[expert], blocks[expert], scales[expert], None)
+
+
+def _tensor(module: torch.nn.Module, name: str) -> torch.Tensor | None:
+    found: Any = getattr(module, name, None)
+    return found.detach() if isinstance(found, torch.Tensor) else None

@@ -144,7 +144,6 @@ LOADERS = (
         (text_only_is_unknown, minicpmv_is_unknown),
         runs_quark=True,
         lookup=VLLM_RAISES,
-        nvfp4=one_global_scale,
     ),
     Loader(
         "vLLM",
@@ -155,7 +154,6 @@ LOADERS = (
         (text_only_is_unknown, minicpmv_is_unknown),
         runs_quark=True,
         lookup=VLLM_CLASS_FIRST,
-        nvfp4=one_global_scale,
     ),
     Loader(
         "vLLM",
@@ -166,7 +164,6 @@ LOADERS = (
         (text_only_is_unknown,),
         runs_quark=True,
         lookup=VLLM_CLASS_FIRST,
-        nvfp4=one_global_scale,
     ),
     Loader(
         "vLLM",

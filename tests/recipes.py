@@ -2,7 +2,9 @@
 
 A recipe is what a user of llm-compressor writes: config groups with targets by class, pattern or name, an ``ignore``
 list, a KV-cache scheme, a number of shards. compressed-tensors' own matcher says which module gets which scheme, and
-its own compressors pack what is not a plain cast. The weights are those of a fixture, dequantized.
+its own compressors pack what is not a plain cast. Or it is what a user of ModelOpt or of vLLM's ``fp8`` gets: one scheme
+for all that is not left out, by names or globs; or, in mixed precision, one for each module. The weights are those of a
+fixture, dequantized.
 """
 
 from __future__ import annotations
@@ -27,11 +29,17 @@ FP8 = torch.float8_e4m3fn
 Tensors = dict[str, torch.Tensor]
 #: Fixtures to take weights from, and how often each is chosen.
 BASES = {
-    "llmcompressor-qwen3_5-text": 3,
-    "llmcompressor-qwen3_5-vl": 4,
-    "llmcompressor-qwen3_5-moe": 2,
-    "llmcompressor-llama": 1,
+    "llmcompressor-qwen3_5-text": 2,
+    "llmcompressor-qwen3_5-vl": 1,
+    "llmcompressor-qwen3_5-moe": 1,
+    "llmcompressor-llama": 2,
+    "llmcompressor-phi3": 1,
+    "llmcompressor-qwen3_next": 1,
+    "modelopt-qwen3_5-vl": 5,  # smaller than llm-compressor's, and known to every engine
+    "modelopt-qwen3_5-moe": 2,
 }
+#: Dialects, and how often each is chosen. Quantized by ModelOpt and ``fp8`` are all linears but those left out.
+DIALECTS = {"compressed-tensors": 8, "modelopt": 2, "fp8": 1, "modelopt MIXED_PRECISION": 1}
 #: Patterns as recipes have them.
 PATTERNS = (
     *("re:.*self_attn.*", "re:.*mlp.*", "re:.*linear_attn.*", "re:.*(gate|up)_proj$", "re:.*down_proj$"),
@@ -121,6 +129,7 @@ KINDS: dict[str, Kind] = {
     ),
     "int8": Kind(_args(type="int", strategy="channel"), {**_TOKEN, "type": "int"}, "int-quantized", _per_channel),
     "int4": Kind(_args(type="int", num_bits=4, strategy="group", group_size=32), None, "pack-quantized", _int4, 32),
+    "nvfp4": Kind(_FP4, {**_FP4, "dynamic": "local"}, "nvfp4-pack-quantized", _nvfp4, 16),
     "nvfp4a16": Kind(_FP4, None, "nvfp4-pack-quantized", _nvfp4, 16),
 }
 WEIGHTS = {"fp8-tensor-static": 8, "fp8-tensor-dynamic": 2}  # how often a kind is chosen; 1 for the others
@@ -137,13 +146,30 @@ class Recipe:
     kv_cache: bool
     shards: int
     alike_inputs: bool = False  # one input scale for all modules; else each has its own
+    dialect: str = "compressed-tensors"
 
 
 def draw(seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Recipe:
     """The recipe of a seed."""
     chance = random.Random(seed)
     base = chance.choices(list(BASES), list(BASES.values()))[0]
+    dialect = chance.choices(list(DIALECTS), list(DIALECTS.values()))[0]
     linears = sorted(_linears(base))
+    ignore = [name for name in ("lm_head",) if chance.random() < 0.8]
+    ignore += _left_alone(chance, linears)
+    if dialect == "compressed-tensors":
+        groups = _groups(chance, linears, kinds)
+        ignore += [pattern for pattern in IGNORED if chance.random() < 0.08]
+    else:
+        groups = _groups_of_others(chance, dialect, linears)
+        ignore += chance.sample(linears, chance.choice((0, 0, 1, 2)))
+    chance.shuffle(ignore)
+    kv_cache = chance.random() < 0.2 and dialect == "compressed-tensors"
+    shards, alike = chance.choice((1, 1, 2, 5)), chance.random() < 0.3
+    return Recipe(seed, base, tuple(groups), tuple(dict.fromkeys(ignore)), kv_cache, shards, alike, dialect)
+
+
+def _groups(chance: random.Random, linears: list[str], kinds: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
     count = chance.choice((1, 1, 2, 2, 3))
     weights = [WEIGHTS.get(kind, 1) for kind in kinds]
     groups: list[tuple[str, tuple[str, ...]]] = []
@@ -153,11 +179,25 @@ def draw(seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Recipe:
         taken = {target for _, own in groups for target in own}
         if left := tuple(target for target in targets if target not in taken):
             groups.append((kind, left))
-    ignore = [name for name in ("lm_head",) if chance.random() < 0.8]
-    ignore += _left_alone(chance, linears)
-    ignore += [pattern for pattern in IGNORED if chance.random() < 0.08]
-    chance.shuffle(ignore)
-    return Recipe(seed, base, tuple(groups), tuple(ignore), chance.random() < 0.2, chance.choice((1, 1, 2, 5)))
+    return groups
+
+
+def _groups_of_others(chance: random.Random, dialect: str, linears: list[str]) -> list[tuple[str, tuple[str, ...]]]:
+    """ModelOpt and ``fp8`` have one scheme; in mixed precision each class of modules has one."""
+    if dialect == "modelopt":
+        return [("fp8-tensor-static", ("Linear",))]
+    if dialect == "fp8":
+        return [(chance.choice(("fp8-tensor-static", "fp8-tensor-static", "fp8-tensor-dynamic")), ("Linear",))]
+    named = [name for name in linears if "visual" not in name and "lm_head" not in name and "experts" not in name]
+    lasts = sorted({name.rpartition(".")[2] for name in named})
+    given = {last: chance.choices(("fp8-tensor-static", "nvfp4", None), (6, 3, 1))[0] for last in lasts}
+    for together in (("in_proj_qkv", "in_proj_z"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
+        if chance.random() < 0.85:  # ModelOpt gives the parts of a fused layer one format
+            given |= {last: given[together[0]] for last in together if last in given and together[0] in given}
+    kinds = dict.fromkeys(kind for kind in given.values() if kind is not None)
+    return [
+        (kind, tuple(sorted(name for name in named if given[name.rpartition(".")[2]] == kind))) for kind in kinds
+    ] or [("fp8-tensor-static", tuple(named))]
 
 
 def _targets(chance: random.Random, linears: list[str], *, alone: bool) -> tuple[str, ...]:
@@ -233,12 +273,13 @@ def make(recipe: Recipe, folder: Path) -> dict[str, str]:
     recipe = replace(recipe, ignore=(*recipe.ignore, *misfits))
     kinds = {name: kind for name, kind in kinds.items() if name not in misfits}
     generator = torch.Generator().manual_seed(recipe.seed)
+    store = _store if recipe.dialect == "compressed-tensors" else _store_as_modelopt
     tensors: Tensors = {}
     for name, tensor in plain.items():
         module = name.removesuffix(".weight")
         if module in kinds and name != module:
             chance = torch.Generator().manual_seed(recipe.seed) if recipe.alike_inputs else generator
-            tensors |= _store(module, tensor, KINDS[kinds[module]], chance)
+            tensors |= store(module, tensor, KINDS[kinds[module]], chance)
         else:
             tensors[name] = tensor
     if recipe.kv_cache:
@@ -248,8 +289,10 @@ def make(recipe: Recipe, folder: Path) -> dict[str, str]:
         for layer in layers:
             for which in "kv":
                 tensors[f"{layer}.{which}_scale"] = (torch.rand(1, generator=generator) + 0.01).bfloat16()
-    quantization = _config(recipe)
+    quantization = _CONFIGS[recipe.dialect](recipe, kinds)
     folder.mkdir(parents=True)
+    if recipe.dialect.startswith("modelopt"):
+        (folder / "hf_quant_config.json").write_text(json.dumps(_hf_quant_config(quantization), indent=2))
     for extra in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(FIXTURES / recipe.base / extra, folder / extra)
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}, indent=2))
@@ -260,12 +303,88 @@ def make(recipe: Recipe, folder: Path) -> dict[str, str]:
 def _store(module: str, weight: torch.Tensor, kind: Kind, generator: torch.Generator) -> Tensors:
     arguments = QuantizationArgs(**kind.weights)
     stored = {f"{module}.{name}": tensor for name, tensor in kind.store(weight.float(), arguments, generator).items()}
-    if kind.inputs is not None and not kind.inputs["dynamic"]:
-        stored[f"{module}.input_scale"] = (torch.rand(1, generator=generator) * 0.05 + 0.01).bfloat16()
+    if kind.inputs is not None and kind.inputs["dynamic"] is not True:
+        scale = (torch.rand(1, generator=generator) * 0.05 + 0.01).bfloat16()
+        if kind.inputs["strategy"] == "tensor_group":
+            stored[f"{module}.input_global_scale"] = scale.float().reciprocal()
+        else:
+            stored[f"{module}.input_scale"] = scale
     return stored
 
 
-def _config(recipe: Recipe) -> dict[str, Any]:
+def _store_as_modelopt(module: str, weight: torch.Tensor, kind: Kind, generator: torch.Generator) -> Tensors:
+    """Scales F32 ``()``; of NVFP4 the packed weight's own name, and global scales by which values are multiplied."""
+    stored = _store(module, weight, kind, generator)
+    tensors: Tensors = {}
+    for name, tensor in stored.items():
+        own, _, last = name.rpartition(".")
+        if last == "weight_packed":
+            tensors[f"{own}.weight"] = tensor
+        elif last in _GLOBAL:
+            tensors[f"{own}.{_GLOBAL[last]}"] = tensor.float().reciprocal().reshape(())
+        elif tensor.numel() == 1:
+            tensors[name] = tensor.float().reshape(())
+        else:
+            tensors[name] = tensor
+    return tensors
+
+
+def _ignored_linears(recipe: Recipe, kinds: Mapping[str, str]) -> list[str]:
+    """Every linear that is left alone, by name."""
+    return sorted(name for name in _linears(recipe.base) if name not in kinds)
+
+
+def _modelopt_config(recipe: Recipe, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """As ModelOpt writes it: names, and globs for whole subtrees where all in them are left alone."""
+    ignored = _ignored_linears(recipe, kinds)
+    if any("visual" in name for name in ignored) and not any("visual" in name for name in kinds):
+        ignored = [*(name for name in ignored if "visual" not in name), "model.visual*"]
+    groups = {"group_0": {"input_activations": _MODELOPT_FP8, "weights": _MODELOPT_FP8, "targets": ["Linear"]}}
+    return {
+        "config_groups": groups,
+        "ignore": ignored,
+        "quant_algo": "FP8",
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+        "quant_method": "modelopt",
+    }
+
+
+def _mixed_config(recipe: Recipe, kinds: Mapping[str, str]) -> dict[str, Any]:
+    fp4 = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": 16}
+    algorithms = {"nvfp4": {"quant_algo": "NVFP4", "group_size": 16}, "fp8-tensor-static": {"quant_algo": "FP8"}}
+    groups = {
+        f"group_{number}": {
+            "input_activations": form,
+            "weights": form,
+            "targets": sorted(name for name, own in kinds.items() if own == kind),
+        }
+        for number, (kind, form) in enumerate((("fp8-tensor-static", _MODELOPT_FP8), ("nvfp4", fp4)))
+    }
+    return {
+        "config_groups": {name: group for name, group in groups.items() if group["targets"]},
+        "quantized_layers": {name: algorithms[kind] for name, kind in kinds.items()},
+        "ignore": _ignored_linears(recipe, kinds),
+        "quant_algo": "MIXED_PRECISION",
+        "producer": {"name": "modelopt", "version": "0.47.0"},
+        "quant_method": "modelopt",
+    }
+
+
+def _hf_quant_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    quantization = {"quant_algo": config["quant_algo"], "kv_cache_quant_algo": None}
+    if "quantized_layers" in config:
+        quantization["quantized_layers"] = config["quantized_layers"]
+    else:
+        quantization["exclude_modules"] = config["ignore"]
+    return {"producer": config["producer"], "quantization": quantization}
+
+
+def _fp8_config(recipe: Recipe, kinds: Mapping[str, str]) -> dict[str, Any]:
+    scheme = "static" if recipe.groups[0][0] == "fp8-tensor-static" else "dynamic"
+    return {"quant_method": "fp8", "activation_scheme": scheme, "ignored_layers": _ignored_linears(recipe, kinds)}
+
+
+def _config(recipe: Recipe, _: Mapping[str, str]) -> dict[str, Any]:
     groups = {
         f"group_{i}": QuantizationScheme(
             targets=list(targets),
@@ -285,6 +404,16 @@ def _config(recipe: Recipe) -> dict[str, Any]:
         format=formats.pop() if len(formats) == 1 else "mixed-precision",
     )
     return dict(config.model_dump(mode="json", exclude_none=False))
+
+
+_GLOBAL = {"weight_global_scale": "weight_scale_2", "input_global_scale": "input_scale"}
+_MODELOPT_FP8 = {"dynamic": False, "num_bits": 8, "type": "float"}
+_CONFIGS: dict[str, Callable[[Recipe, Mapping[str, str]], dict[str, Any]]] = {
+    "compressed-tensors": _config,
+    "modelopt": _modelopt_config,
+    "modelopt MIXED_PRECISION": _mixed_config,
+    "fp8": _fp8_config,
+}
 
 
 def _save(tensors: Tensors, folder: Path, recipe: Recipe) -> None:

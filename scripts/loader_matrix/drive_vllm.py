@@ -35,6 +35,7 @@ def start() -> str:
     _replace_linear_kernels()
     _keep_fp8_weights_as_loaded()
     _offer_fp8_cache()
+    _inspect_models_here()
     driver.preload(
         "vllm.engine.arg_utils",
         "vllm.model_executor.model_loader",
@@ -42,6 +43,14 @@ def start() -> str:
         *(f"vllm.model_executor.models.{family}" for family in ("llama", "qwen3_5", "qwen3_next")),
     )
     return str(vllm.__version__)
+
+
+def _inspect_models_here() -> None:
+    """vLLM asks a model's class what it can do in a new process, which imports all of vLLM once more (20 s for every
+    class): so that the engine's own process does not touch CUDA. Here, children are forked anyway."""
+    from vllm.model_executor.models import registry
+
+    registry._run_in_subprocess = lambda ask: ask()
 
 
 def _replace_expert_kernels() -> None:

@@ -1,189 +1,237 @@
 """Random checkpoints through real engines: does each serve what was predicted?
 
 A seed becomes a recipe (tests/recipes.py), the recipe a checkpoint, and each profile a conversion of it. Every one is
-loaded by every engine. Judged for each load: the engine raises where "fails to load" was predicted, and nowhere else;
-what it serves of every module is as far from the original's weights as the prediction says. Where the prediction is
-"not known", nothing is judged. Every disagreement is printed with the seed of its recipe.
+loaded by every engine. Judged, and printed with the seed where it does not hold:
+
+- An engine raises where "fails to load" was predicted, and nowhere else; what it serves of every module is as far from
+  the original's weights as the prediction says.
+- No engine serves worse what ``verify`` holds than it serves the original.
+- ``verify`` holds what ``convert`` wrote, and fails a copy that was damaged on purpose.
+- ``inspect`` promises what ``convert`` does.
+
+Where the prediction is "not known" nothing can be judged; such checkpoints are not loaded, but for ``--survey``. With
+``--shrink`` the recipe of each disagreement is made smaller while it still shows.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from loader_matrix.driver import LIMIT, Batch, Task
-from loader_matrix.engines import ENGINES, find_engine
-from loader_matrix.envs import HOME, environment
-from loader_matrix.results import Cell, cell
+from loader_matrix.engines import ENGINES
+from loader_matrix.fleet import Standing
+from loader_matrix.judging import NOT_LEARNT, disagreement, observed, worse
+from loader_matrix.results import Cell
+from loader_matrix.trials import ORIGINAL, Trial, Tried, attempt
+
+from tests.recipes import KINDS, Recipe, draw, make
+from tests.shrinking import shrink
 
 JUDGES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23")
-#: Schemes of ``tests/recipes.py`` that engines load on CPU. Blocks and INT4 need other kernels.
-KINDS = (
-    *("fp8-tensor-static", "fp8-tensor-dynamic", "fp8-tensor-token", "fp8-channel-token", "fp8-channel-static"),
-    *("int8", "nvfp4a16"),
-)
-#: One rounding to e4m3 moves a weight by at most a sixteenth; the worst partition is off by less.
-LOST = 2.0**-4
-_AT_A_TIME = 20  # checkpoints on disk, with their conversions
-NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers"}
+_AT_A_TIME = 10  # recipes on disk, with their conversions
+Loaded = dict[str, Cell]  # by digest
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """One checkpoint: the original, or what a profile makes of it, and the predictions by loader."""
+class Problem:
+    """A disagreement: who says something else (an engine, "verify", "inspect") of what a profile made of a recipe."""
 
-    name: str
+    source: str
     profile: str
-    folder: str
-    truth: str
-    predictions: dict[str, str]  # NAME==VERSION → kind of outcome
+    who: str
+    what: str
 
 
-def converted(source: Path, folder: Path, engines: Sequence[str]) -> list[Checkpoint]:
-    """The checkpoint ``source`` and its conversions with every profile, and what is predicted of all."""
-    import rewrite
+@dataclass
+class Count:
+    """All that was judged, and all that was not."""
 
-    found = [Checkpoint(source.name, "original", str(source), str(source), predict(source, engines))]
-    for profile in rewrite.PROFILES:
-        out = folder / f"{source.name}-{profile}"
-        with suppress(rewrite.Refused):
-            if rewrite.convert(source, out, profile=profile, selection="all").changed:
-                found.append(Checkpoint(source.name, profile, str(out), str(source), predict(out, engines)))
-    return found
+    predictions: Counter[tuple[str, str]] = field(default_factory=Counter)  # engine, kind
+    surveyed: Counter[tuple[str, str]] = field(default_factory=Counter)  # engine, what was seen of "not known"
+    done: Counter[str] = field(default_factory=Counter)
 
-
-def from_recipe(seed: int, folder: Path, kinds: Sequence[str]) -> Path:
-    """The checkpoint of a recipe."""
-    from tests.recipes import draw, make
-
-    source = folder / f"seed {seed}"
-    make(draw(seed, tuple(kinds)), source)
-    return source
+    def lines(self) -> Iterator[str]:
+        for spec in dict.fromkeys(spec for spec, _ in sorted(self.predictions)):
+            own = {kind: count for (each, kind), count in sorted(self.predictions.items()) if each == spec}
+            total, unjudged = sum(own.values()), own.get("not known", 0) + own.get("refused", 0)
+            said = ", ".join(f"{kind} {count}" for kind, count in own.items())
+            yield f"{spec}: {total - unjudged} of {total} judged ({unjudged / total:.0%} not); predicted: {said}"
+        for (spec, seen), count in sorted(self.surveyed.items()):
+            yield f"{spec}: not known, seen: {seen} {count}"
+        yield ", ".join(f"{what} {count}" for what, count in sorted(self.done.items()))
 
 
-def predict(folder: Path, engines: Iterable[str]) -> dict[str, str]:
-    """The kind of outcome for each engine; "refused" where inspect refuses the checkpoint."""
-    import rewrite
+class Search:
+    """The engines that are asked, what is asked of them, and the counts."""
 
-    try:
-        rows = rewrite.inspect_checkpoint(folder, selection="all").rows
-    except rewrite.Refused:
-        return dict.fromkeys(engines, "refused")
-    kinds: dict[str, str] = {}
-    for spec in engines:
-        name, _, version = spec.partition("==")
-        kinds[spec] = next(r.as_is.kind for r in rows if r.loader.name == NAMES[name] and r.loader.covers(version))
-    return kinds
+    def __init__(self, engines: Sequence[str], *, survey: bool = False) -> None:
+        self.engines = tuple(engines)
+        self.count = Count()
+        self._survey = survey
+        self._standing = {spec: Standing(spec) for spec in engines}
+        self._threads = ThreadPoolExecutor(max(1, len(engines)))
 
+    def run(self, sources: Iterable[Recipe | Path], profiles: Sequence[str] | None = None) -> Iterator[Problem]:
+        """Every disagreement. While engines load some of the checkpoints, the next are made."""
+        waiting: _Chunk | None = None
+        for some in _chunks(list(sources)):
+            chunk = _Chunk(some, self.engines, profiles)
+            chunk.send(self._threads, self._standing, survey=self._survey)
+            if waiting is not None:
+                yield from waiting.problems(self.count)
+            waiting = chunk
+        if waiting is not None:
+            yield from waiting.problems(self.count)
 
-def load(spec: str, checkpoints: Sequence[Checkpoint], folder: Path) -> Iterator[tuple[Checkpoint, Cell]]:
-    """Every checkpoint through one engine."""
-    engine = find_engine(spec)
-    where = environment(engine)
-    logs = HOME / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    tasks = []
-    for number, each in enumerate(checkpoints):
-        own = folder / f"{folder.name}-{engine.slug}-{number}"
-        own.mkdir()
-        label = f"search-{engine.slug}-{each.name}-{each.profile}"
-        (logs / f"{label}.log").unlink(missing_ok=True)
-        tasks.append(Task(label, each.folder, each.truth, str(own), str(logs / f"{label}.log"), 1))
-    batch = folder / f"{engine.slug}.json"
-    Batch(engine.version, str(logs / f"search-{engine.slug}.log"), tuple(tasks)).write(batch)
-    command = [str(where.python), "-m", f"loader_matrix.drive_{engine.name}", str(batch)]
-    with suppress(subprocess.TimeoutExpired):
-        subprocess.run(command, env=where.variables, check=False, timeout=LIMIT, stderr=subprocess.DEVNULL)
-    for each, task in zip(checkpoints, tasks, strict=True):
-        key: dict[str, Any] = {
-            "engine": engine.name,
-            "version": engine.version,
-            "fixture": each.name,
-            "profile": each.profile,
-            "ranks": 1,
+    def close(self) -> None:
+        """End the engines."""
+        for standing in self._standing.values():
+            standing.close()
+        self._threads.shutdown()
+
+    def shows(self, problem: Problem, recipes: Sequence[Recipe]) -> list[bool]:
+        """Whether each recipe shows the same disagreement: of the same profile, by the same engine or command."""
+        numbered = [_Numbered(recipe, number) for number, recipe in enumerate(recipes)]
+        profiles = () if problem.profile == ORIGINAL else (problem.profile,)
+        found = {
+            each.source
+            for each in self._quietly([*numbered], profiles)
+            if (each.profile, each.who) == (problem.profile, problem.who)
         }
-        result = task.out(0)
-        yield (
-            each,
-            cell(key, [json.loads(result.read_text())])
-            if result.exists()
-            else Cell(**key, outcome="not run", reason="the process ended without a result"),
-        )
+        return [each.name in found for each in numbered]
+
+    def _quietly(self, sources: Sequence[_Numbered], profiles: Sequence[str]) -> list[Problem]:
+        """Without counting: what is shrunk was counted before."""
+        count, self.count = self.count, Count()
+        try:
+            return list(self.run(sources, profiles))  # type: ignore[arg-type] # a recipe with a name of its own
+        finally:
+            self.count = count
 
 
-def disagreement(predicted: str, found: Cell) -> str | None:
-    """What is wrong with a prediction, or None."""
-    if found.outcome == "not run" and predicted != "not known":
-        return f"nothing learnt: {found.reason}"
-    if predicted in ("not known", "refused"):
-        return None
-    if found.outcome == "raises":
-        error = found.error or {}
-        if predicted == "fails to load":
-            return None
-        return f"raises {error.get('type')}: {error.get('message', '')[:160]} ({error.get('where')})"
-    seen = observed(found)
-    if seen == predicted:
-        return None
-    return f"serves: {seen}; {worst_of(found)}"
+@dataclass(frozen=True)
+class _Numbered:
+    """A recipe that is one of several with the same seed."""
+
+    recipe: Recipe
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"seed {self.recipe.seed} smaller {self.number}"
 
 
-def observed(found: Cell) -> str:
-    """The kind of outcome that the errors of a load say."""
-    errors = [error for _, error in _errors(found)]
-    if found.cast or any(isinstance(error, str) or error > LOST for error in errors):
-        return "garbled"
-    return "loses precision" if any(errors) else "exact"
+class _Chunk:
+    """Some checkpoints on disk, from the recipe to the verdict."""
+
+    def __init__(
+        self, sources: Sequence[Recipe | Path | _Numbered], engines: Sequence[str], profiles: Sequence[str] | None
+    ) -> None:
+        self._disk = tempfile.TemporaryDirectory(prefix="search-")
+        folder = Path(self._disk.name)
+        self._tried = [_attempt(source, folder, engines, profiles) for source in sources]
+        self._loads: dict[str, tuple[list[Trial], Future[list[Cell]]]] = {}
+
+    def send(self, threads: ThreadPoolExecutor, standing: Mapping[str, Standing], *, survey: bool) -> None:
+        """Let every engine load what can be judged, each of the same bytes once."""
+        folder = Path(self._disk.name)
+        for spec, engine in standing.items():
+            own = [t for t in self._trials() if _is_loaded(t.predictions[spec], survey=survey)]
+            once = list({trial.digest: trial for trial in reversed(own)}.values())[::-1]
+            asked = [(trial.label, trial.folder, trial.truth) for trial in once]
+            self._loads[spec] = once, threads.submit(engine.load, asked, folder)
+
+    def problems(self, count: Count) -> Iterator[Problem]:
+        """Wait for the engines, and judge. The checkpoints are gone then."""
+        loaded = {
+            spec: {trial.digest: cell for trial, cell in zip(trials, cells.result(), strict=True)}
+            for spec, (trials, cells) in self._loads.items()
+        }
+        for tried in self._tried:
+            count.done["recipes"] += 1
+            count.done.update(tried.counts)
+            yield from (Problem(tried.name, *problem) for problem in tried.problems)
+            for spec, cells in loaded.items():
+                yield from _judged(tried, spec, cells, count)
+        count.done["loads"] += sum(len(cells) for cells in loaded.values())
+        self._disk.cleanup()
+
+    def _trials(self) -> Iterator[Trial]:
+        return (trial for tried in self._tried for trial in tried.trials)
 
 
-def worst_of(found: Cell) -> str:
-    """The layer that is furthest off."""
-    worst = max(_errors(found), key=lambda each: math.inf if isinstance(each[1], str) else each[1], default=("-", 0.0))
-    cast = f", cast to FP8: {found.cast[:2]}" if found.cast else ""
-    return f"{worst[0]} off by {worst[1]}{cast}"
+def _is_loaded(predicted: str, *, survey: bool) -> bool:
+    return survey or predicted not in ("not known", "refused")
 
 
-def _errors(found: Cell) -> Iterator[tuple[str, Any]]:
-    for group in found.groups:
-        for part, error in group["errors"].items():
-            yield f"{group['module']}.{part}", error
-    for kind, other in found.others.items():
-        yield kind, other["error"]
+def _attempt(
+    source: Recipe | Path | _Numbered, folder: Path, engines: Sequence[str], profiles: Sequence[str] | None
+) -> Tried:
+    if isinstance(source, Path):
+        return attempt(source, folder, engines, 0, profiles)
+    recipe = source.recipe if isinstance(source, _Numbered) else source
+    name = source.name if isinstance(source, _Numbered) else f"seed {recipe.seed}"
+    made = folder / name
+    make(recipe, made)
+    return attempt(made, folder, engines, recipe.seed, profiles)
 
 
-def search(sources: Sequence[Path | int], engines: Sequence[str], kinds: Sequence[str]) -> int:
-    """Run the search over checkpoints and seeds of recipes; the number of disagreements."""
-    counts: Counter[tuple[str, str]] = Counter()
-    wrong = loads = 0
+def _judged(tried: Tried, spec: str, cells: Loaded, count: Count) -> Iterator[Problem]:
+    """What one engine says of a recipe and its conversions."""
+    before: Cell | None = None
+    for trial in tried.trials:
+        predicted, found = trial.predictions[spec], cells.get(trial.digest)
+        count.predictions[spec, predicted] += 1
+        if trial.profile == ORIGINAL and predicted != "not known":
+            before = found
+        if found is None:
+            continue
+        if predicted in ("not known", "refused"):
+            count.surveyed[spec, observed(found)] += 1
+            continue
+        if observed(found) == NOT_LEARNT:
+            count.done[NOT_LEARNT] += 1
+        if found.not_compared:
+            count.done["loads of which not all was compared"] += 1
+        problem = disagreement(predicted, found)
+        if problem is not None:
+            yield Problem(tried.name, trial.profile, spec, f"predicted {predicted}; {problem}")
+        elif before is not None and trial.profile not in (ORIGINAL, "partition") and (harm := worse(before, found)):
+            # "partition" is made for loaders that take vectors, and verify judges it by these only
+            yield Problem(tried.name, trial.profile, spec, f"verify holds it, served: {harm}")
+
+
+def _chunks(sources: list[Recipe | Path]) -> Iterator[list[Recipe | Path]]:
     for start in range(0, len(sources), _AT_A_TIME):
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            some = sources[start : start + _AT_A_TIME]
-            folders = [each if isinstance(each, Path) else from_recipe(each, folder, kinds) for each in some]
-            made = [each for source in folders for each in converted(source, folder, engines)]
-            for spec in engines:
-                for each, found in load(spec, made, folder):
-                    predicted = each.predictions[spec]
-                    counts[spec, predicted] += 1
-                    loads += 1
-                    problem = disagreement(predicted, found)
-                    if problem is not None:
-                        wrong += 1
-                        print(f"{each.name}, {each.profile}, {spec}: predicted {predicted}; {problem}", flush=True)
-    for (spec, predicted), count in sorted(counts.items()):
-        print(f"{spec:16} {predicted:16} {count}")
-    print(f"{len(sources)} checkpoints, {loads} loads with their conversions, {wrong} disagreements")
-    return wrong
+        yield sources[start : start + _AT_A_TIME]
+
+
+def search(sources: Sequence[Recipe | Path], asked: Search, *, shrinks: bool) -> int:
+    """Print every disagreement, and the counts; how many there were."""
+    recipes = {f"seed {source.seed}": source for source in sources if isinstance(source, Recipe)}
+    problems = []
+    for problem in asked.run(sources):
+        problems.append(problem)
+        print(f"{problem.source}, {problem.profile}, {problem.who}: {problem.what}", flush=True)
+    if shrinks:
+        for problem in _distinct(problems):
+            if (recipe := recipes.get(problem.source)) is not None:
+                smallest = shrink(recipe, lambda some, problem=problem: asked.shows(problem, some))  # type: ignore[misc]
+                print(f"smallest for {problem.profile}, {problem.who} ({problem.what:.90}):\n  {smallest}", flush=True)
+    print("\n".join(asked.count.lines()))
+    print(f"{len(sources)} checkpoints, {len(problems)} disagreements")
+    return len(problems)
+
+
+def _distinct(problems: Sequence[Problem]) -> list[Problem]:
+    """One for each recipe and engine: what shows in one profile often shows in all."""
+    return list({(problem.source, problem.who): problem for problem in reversed(problems)}.values())[::-1]
 
 
 def main(words: Sequence[str]) -> int:
@@ -193,10 +241,26 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--checkpoint", action="append", type=Path, default=[], help="a directory, as well")
     parser.add_argument("--engine", action="append", choices=[e.spec for e in ENGINES], help="NAME==VERSION")
-    parser.add_argument("--kind", action="append", help="schemes of tests/recipes.py; all that the matrix reads")
+    parser.add_argument("--no-engine", action="store_true", help="only inspect, convert and verify against each other")
+    parser.add_argument("--kind", action="append", help="schemes of tests/recipes.py; all of them")
+    parser.add_argument("--survey", action="store_true", help="load what is not known, too, and count what is seen")
+    parser.add_argument("--shrink", action="store_true", help="make the recipe of each disagreement smaller")
     given = parser.parse_args(words)
-    sources = [*given.checkpoint, *range(given.seed, given.seed + given.recipes)]
-    return 1 if search(sources, given.engine or JUDGES, given.kind or KINDS) else 0
+    kinds = tuple(given.kind or KINDS)
+    recipes = [draw(seed, kinds) for seed in range(given.seed, given.seed + given.recipes)]
+    _one_thread()
+    asked = Search(() if given.no_engine else given.engine or JUDGES, survey=given.survey)
+    try:
+        return 1 if search([*given.checkpoint, *recipes], asked, shrinks=given.shrink) else 0
+    finally:
+        asked.close()
+
+
+def _one_thread() -> None:
+    """The weights are small, and the engines want the other cores."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 if __name__ == "__main__":

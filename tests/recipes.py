@@ -2,9 +2,9 @@
 
 A recipe is what a user of llm-compressor writes: config groups with targets by class, pattern or name, an ``ignore``
 list, a KV-cache scheme, a number of shards. compressed-tensors' own matcher says which module gets which scheme, and
-its own compressors pack what is not a plain cast. Or it is what a user of ModelOpt or of vLLM's ``fp8`` gets: one scheme
-for all that is not left out, by names or globs; or, in mixed precision, one for each module. The weights are those of a
-fixture, dequantized.
+its own compressors pack what is not a plain cast. Or it is what a user of ModelOpt or of vLLM's ``fp8`` gets: one
+scheme for all that is not left out, by names or globs; or, in mixed precision, one for each module. The weights are
+those of a fixture, dequantized.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class _Place:
 
 
 def damaged(source: Path, out: Path, seed: int) -> str | None:
-    """A damaged copy of ``source`` at ``out``, and what was done; None where no damage of the drawn kind is possible."""
+    """Make a damaged copy of ``source`` at ``out``; what was done, None where the drawn kind is impossible."""
     chance = random.Random(seed)
     shutil.copytree(source, out)  # copies, no links: what is changed below is changed here only
     return chance.choice(DAMAGES)(out, chance)
@@ -121,7 +121,7 @@ def _drop(folder: Path, chance: random.Random, lists: Callable[[dict[str, Any]],
     for number, entry in places:
         changed = json.loads(json.dumps(quantization))
         gone = lists(changed)[number].pop(entry)
-        if all(lists(changed)) and _schemes(folder, changed) != before:
+        if all(group["targets"] for group in changed["config_groups"].values()) and _schemes(folder, changed) != before:
             path.write_text(json.dumps({**config, "quantization_config": changed}, indent=2))
             return f"{gone} dropped from ignore or targets"
     return None

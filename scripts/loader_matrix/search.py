@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from loader_matrix.engines import ENGINES
@@ -29,13 +30,23 @@ from loader_matrix.fleet import Standing
 from loader_matrix.judging import NOT_LEARNT, disagreement, observed, worse
 from loader_matrix.results import Cell
 from loader_matrix.trials import ORIGINAL, Trial, Tried, attempt
-
 from tests.recipes import KINDS, Recipe, draw, make
 from tests.shrinking import shrink
 
 JUDGES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23")
 _AT_A_TIME = 10  # recipes on disk, with their conversions
 Loaded = dict[str, Cell]  # by digest
+
+
+@dataclass(frozen=True)
+class Named:
+    """A recipe, and what its checkpoint is called."""
+
+    name: str
+    recipe: Recipe
+
+
+Source = Named | Path  # a directory is a checkpoint that is there already
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Search:
         self._standing = {spec: Standing(spec) for spec in engines}
         self._threads = ThreadPoolExecutor(max(1, len(engines)))
 
-    def run(self, sources: Iterable[Recipe | Path], profiles: Sequence[str] | None = None) -> Iterator[Problem]:
+    def run(self, sources: Iterable[Source], profiles: Sequence[str] | None = None) -> Iterator[Problem]:
         """Every disagreement. While engines load some of the checkpoints, the next are made."""
         waiting: _Chunk | None = None
         for some in _chunks(list(sources)):
@@ -97,42 +108,22 @@ class Search:
 
     def shows(self, problem: Problem, recipes: Sequence[Recipe]) -> list[bool]:
         """Whether each recipe shows the same disagreement: of the same profile, by the same engine or command."""
-        numbered = [_Numbered(recipe, number) for number, recipe in enumerate(recipes)]
+        named = [Named(f"{problem.source} smaller {number}", recipe) for number, recipe in enumerate(recipes)]
         profiles = () if problem.profile == ORIGINAL else (problem.profile,)
-        found = {
-            each.source
-            for each in self._quietly([*numbered], profiles)
-            if (each.profile, each.who) == (problem.profile, problem.who)
-        }
-        return [each.name in found for each in numbered]
-
-    def _quietly(self, sources: Sequence[_Numbered], profiles: Sequence[str]) -> list[Problem]:
-        """Without counting: what is shrunk was counted before."""
-        count, self.count = self.count, Count()
+        count, self.count = self.count, Count()  # these were counted before
         try:
-            return list(self.run(sources, profiles))  # type: ignore[arg-type] # a recipe with a name of its own
+            alike = {
+                p.source for p in self.run(named, profiles) if (p.profile, p.who) == (problem.profile, problem.who)
+            }
         finally:
             self.count = count
-
-
-@dataclass(frozen=True)
-class _Numbered:
-    """A recipe that is one of several with the same seed."""
-
-    recipe: Recipe
-    number: int
-
-    @property
-    def name(self) -> str:
-        return f"seed {self.recipe.seed} smaller {self.number}"
+        return [each.name in alike for each in named]
 
 
 class _Chunk:
     """Some checkpoints on disk, from the recipe to the verdict."""
 
-    def __init__(
-        self, sources: Sequence[Recipe | Path | _Numbered], engines: Sequence[str], profiles: Sequence[str] | None
-    ) -> None:
+    def __init__(self, sources: Sequence[Source], engines: Sequence[str], profiles: Sequence[str] | None) -> None:
         self._disk = tempfile.TemporaryDirectory(prefix="search-")
         folder = Path(self._disk.name)
         self._tried = [_attempt(source, folder, engines, profiles) for source in sources]
@@ -170,16 +161,12 @@ def _is_loaded(predicted: str, *, survey: bool) -> bool:
     return survey or predicted not in ("not known", "refused")
 
 
-def _attempt(
-    source: Recipe | Path | _Numbered, folder: Path, engines: Sequence[str], profiles: Sequence[str] | None
-) -> Tried:
+def _attempt(source: Source, folder: Path, engines: Sequence[str], profiles: Sequence[str] | None) -> Tried:
     if isinstance(source, Path):
         return attempt(source, folder, engines, 0, profiles)
-    recipe = source.recipe if isinstance(source, _Numbered) else source
-    name = source.name if isinstance(source, _Numbered) else f"seed {recipe.seed}"
-    made = folder / name
-    make(recipe, made)
-    return attempt(made, folder, engines, recipe.seed, profiles)
+    made = folder / source.name
+    make(source.recipe, made)
+    return attempt(made, folder, engines, source.recipe.seed, profiles)
 
 
 def _judged(tried: Tried, spec: str, cells: Loaded, count: Count) -> Iterator[Problem]:
@@ -207,14 +194,14 @@ def _judged(tried: Tried, spec: str, cells: Loaded, count: Count) -> Iterator[Pr
             yield Problem(tried.name, trial.profile, spec, f"verify holds it, served: {harm}")
 
 
-def _chunks(sources: list[Recipe | Path]) -> Iterator[list[Recipe | Path]]:
+def _chunks(sources: list[Source]) -> Iterator[list[Source]]:
     for start in range(0, len(sources), _AT_A_TIME):
         yield sources[start : start + _AT_A_TIME]
 
 
-def search(sources: Sequence[Recipe | Path], asked: Search, *, shrinks: bool) -> int:
+def search(sources: Sequence[Source], asked: Search, *, shrinks: bool) -> int:
     """Print every disagreement, and the counts; how many there were."""
-    recipes = {f"seed {source.seed}": source for source in sources if isinstance(source, Recipe)}
+    recipes = {source.name: source.recipe for source in sources if isinstance(source, Named)}
     problems = []
     for problem in asked.run(sources):
         problems.append(problem)
@@ -222,7 +209,7 @@ def search(sources: Sequence[Recipe | Path], asked: Search, *, shrinks: bool) ->
     if shrinks:
         for problem in _distinct(problems):
             if (recipe := recipes.get(problem.source)) is not None:
-                smallest = shrink(recipe, lambda some, problem=problem: asked.shows(problem, some))  # type: ignore[misc]
+                smallest = shrink(recipe, partial(asked.shows, problem))
                 print(f"smallest for {problem.profile}, {problem.who} ({problem.what:.90}):\n  {smallest}", flush=True)
     print("\n".join(asked.count.lines()))
     print(f"{len(sources)} checkpoints, {len(problems)} disagreements")
@@ -247,7 +234,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--shrink", action="store_true", help="make the recipe of each disagreement smaller")
     given = parser.parse_args(words)
     kinds = tuple(given.kind or KINDS)
-    recipes = [draw(seed, kinds) for seed in range(given.seed, given.seed + given.recipes)]
+    recipes = [Named(f"seed {seed}", draw(seed, kinds)) for seed in range(given.seed, given.seed + given.recipes)]
     _one_thread()
     asked = Search(() if given.no_engine else given.engine or JUDGES, survey=given.survey)
     try:

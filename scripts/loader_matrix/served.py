@@ -12,9 +12,8 @@ import torch
 
 from loader_matrix import nvfp4
 from loader_matrix.results import worst, worst_kv
-from loader_matrix.truth import Linear, Truth, canonical
+from loader_matrix.truth import SCALED, Linear, Truth, canonical
 
-FP8 = torch.float8_e4m3fn
 # A module that holds all experts of a layer: attribute of the weight, of its scale, and the experts' projections in it.
 # vLLM's and SGLang's is quantized; transformers' is not.
 EXPERTS = {
@@ -186,7 +185,7 @@ def _tensor(module: torch.nn.Module, name: str) -> torch.Tensor:
 
 def _measure(name: str, module: torch.nn.Module, layer: Layer) -> dict[str, Any]:
     weight = _tensor(module, "weight").detach()
-    quantized = weight.dtype == FP8
+    quantized = weight.dtype in SCALED
     return {
         "module": name,
         "layer": FUSED.get(name.rpartition(".")[2]),
@@ -203,7 +202,7 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
     weight_name, scale_name, input_name, projections = EXPERTS[which]
     weights = getattr(module, weight_name).detach()
     packed = [nvfp4.served_expert(module, which, expert) for expert in range(len(weights))]
-    quantized = weights.dtype == FP8
+    quantized = weights.dtype in SCALED
     scales = getattr(module, scale_name) if quantized else [None] * len(weights)
     found: list[dict[str, float]] = []
     linears: dict[str, Linear] = {}
@@ -291,7 +290,7 @@ def measure(model: torch.nn.Module, truth: Truth, rank: Rank) -> dict[str, Any]:
             continue
         layer = expected(name, truth, rank) if name is not None else None
         if layer is None:
-            if weight.dtype == FP8:
+            if weight.dtype in SCALED:
                 strays.append(served)
         elif (held := nvfp4.served(module)) is not None:
             layers.append(_measure_packed(name or "", held, layer))

@@ -1,7 +1,8 @@
 """A recipe becomes trials: the checkpoint itself, and what each profile makes of it, with all that ``rewrite`` says.
 
-No engine is needed for this. What ``rewrite`` says of one checkpoint in two places is compared here already: ``inspect``
-of IN promises what ``convert`` does, and what engines make of OUT; ``verify`` holds OUT, and fails a damaged copy of it.
+No engine is needed for this. What ``rewrite`` says of one checkpoint in two places is compared here already:
+``inspect`` of IN promises what ``convert`` does, and what engines make of OUT; ``verify`` holds OUT, and fails a
+damaged copy of it.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import rewrite
+from loader_matrix.damage import damaged
 from rewrite.loaders.versions import find_loaders
 from rewrite.loaders.views import view_model
 from rewrite.quantization.model import interpret
-
-from loader_matrix.damage import damaged
 
 ORIGINAL = "original"
 _READ_BY_ENGINES = ("*.safetensors", "config.json", "hf_quant_config.json", "*.index.json")
@@ -140,8 +140,9 @@ def _promised(
     for before, now in zip(inspection.rows, after.rows, strict=True):
         promised = before.converted.get(profile)
         if promised is not None and promised.kind != now.as_is.kind:
-            said = f"{before.loader.name} {before.loader.versions}: IN promises {promised.kind}, OUT is {now.as_is.kind}"
-            tried.problems.append((profile, "inspect", said))
+            said = f"promises {promised.kind}, and of OUT says {now.as_is.kind}"
+            loader = f"{before.loader.name} {before.loader.versions}"
+            tried.problems.append((profile, "inspect", f"{loader}: {said}"))
 
 
 def _verified(tried: Tried, source: Path, out: Path, profile: str) -> None:
@@ -193,5 +194,3 @@ def digest(folder: Path) -> str:
         found.update(f"{path.name} {path.stat().st_size} ".encode())
         found.update(path.read_bytes())
     return found.hexdigest()
-
-

@@ -24,7 +24,11 @@ _DTYPES = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "U8": torch.uint8,
+    "I8": torch.int8,
+    "I32": torch.int32,
 }
+#: Of values that are multiplied by ``weight_scale``.
+SCALED = (torch.float8_e4m3fn, torch.int8)
 _LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")
 # Of a cache of keys or values: ModelOpt has it in the projection, llm-compressor in the attention layer.
 _KV_SCALE = re.compile(r"(layers\.\d+\.).*?self_attn\.(?:[kv]_proj\.)?([kv])_scale")
@@ -62,7 +66,7 @@ def _shards(checkpoint: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class Linear:
-    """One stored linear: dequantized `weight` F32 [N, K], and whether FP8 or NVFP4 lies on disk.
+    """One stored linear: dequantized `weight` F32 [N, K], and whether FP8, INT8 or NVFP4 lies on disk.
 
     `input_scale` is the static activation scale, None where the checkpoint has none.
     """
@@ -95,25 +99,30 @@ class Truth:
         found = self._tensors.get(f"{name}.weight")
         return self._tensors.get(f"{name}.weight_packed") if found is None else found
 
-    def _weights(self, dtype: torch.dtype) -> set[str]:
+    def _weights(self, *dtypes: torch.dtype) -> set[str]:
         return {
             name.rpartition(".")[0]
             for name, tensor in self._tensors.items()
-            if name.endswith((".weight", ".weight_packed")) and tensor.dtype == dtype
+            if name.endswith((".weight", ".weight_packed")) and tensor.dtype in dtypes
         }
 
     def quantized(self) -> set[str]:
-        """Names of all FP8 and NVFP4 linears."""
-        return self._weights(torch.float8_e4m3fn) | self.nvfp4()
+        """Names of all FP8, INT8 and NVFP4 linears, but those of ``packed``."""
+        return (self._weights(*SCALED) | self.nvfp4()) - self.packed()
 
     def nvfp4(self) -> set[str]:
         """Names of all NVFP4 linears."""
         return {name for name in self._weights(torch.uint8) if nvfp4.stored(self._tensors, name) is not None}
 
     def packed(self) -> set[str]:
-        """Names of all other linears of two weights a byte: nothing here reads them, and results list them as not
-        compared."""
-        return self._weights(torch.uint8) - self.nvfp4()
+        """Names of all other linears with several weights in a value (INT4), and of FP8 by blocks: nothing here reads
+        them, and results list them as not compared."""
+        by_blocks = {name for name in self._weights(*SCALED) if self._by_blocks(name)}
+        return (self._weights(torch.uint8, torch.int32) - self.nvfp4()) | by_blocks
+
+    def _by_blocks(self, name: str) -> bool:
+        scale = self._tensors.get(f"{name}.weight_scale")
+        return scale is None or (scale.ndim == 2 and scale.shape[1] > 1)
 
     def kv_scales(self) -> dict[tuple[str, str], float]:
         """Scales of the KV cache: (`layers.N.`, "k" or "v") to the scale."""
@@ -135,7 +144,7 @@ class Truth:
         return sizes
 
     def linear(self, name: str) -> Linear:
-        """The linear `name`, dequantized: FP8 value x scale, both in F32, which is exact for one product."""
+        """The linear `name`, dequantized: value x scale, both in F32, which is exact for one product."""
         packed = nvfp4.stored(self._tensors, name)
         if packed is not None:
             inputs = packed.input_scale
@@ -143,7 +152,7 @@ class Truth:
         weight = self._tensors[f"{name}.weight"]
         if weight.dtype == torch.uint8:
             raise ValueError(f"{name}: packed weights, which truth.py can't read")
-        if weight.dtype != torch.float8_e4m3fn:
+        if weight.dtype not in SCALED:
             return Linear(weight.float(), quantized=False, input_scale=None)
         scale = self._tensors[f"{name}.weight_scale"].float()
         if scale.numel() == 1:

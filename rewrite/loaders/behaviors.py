@@ -29,7 +29,7 @@ def every_slot(group: GroupView) -> Outcome:
 def every_slot_or_vector(group: GroupView) -> Outcome:
     """SGLang from 0.5.11: as :func:`every_slot`, and a vector fills one slot each, but of a layer that is stored fused.
 
-    Qwen3-Next's ``in_proj_qkvz`` gets four slots there, and a scale of one value does not fit them.
+    Qwen3-Next's ``in_proj_qkvz`` gets four slots there, its ``in_proj_ba`` two, and a scale of one value does not fit.
     """
     layouts = {p.layout for p in group.partitions}
     if "other" in layouts:
@@ -39,7 +39,7 @@ def every_slot_or_vector(group: GroupView) -> Outcome:
         and layouts != {"none"}
         and (layouts == {"tensor"} or group.static_activations)
     ):
-        return Outcome("fails to load", "has four slots for the one scale of in_proj_qkvz (Shape mismatch)")
+        return Outcome("fails to load", f"has several slots for the one scale of {group.layer} (Shape mismatch)")
     if layouts <= {"tensor", "partition"} and len({p.module for p in group.partitions}) > 1:
         return _requantized(group, fill_every_slot(group))
     return every_slot(group)
@@ -79,8 +79,8 @@ def _is_gated_delta_net(group: GroupView) -> bool:
 
 
 def _is_stored_gated_delta_net(group: GroupView) -> bool:
-    """Qwen3-Next's, stored as one."""
-    return group.layer == "in_proj_qkvz" and len(group.partitions) == 1
+    """Qwen3-Next's, stored as one (SGLang ``models/qwen3_next.py``: ``_override_weight_loader`` of both layers)."""
+    return group.layer in ("in_proj_qkvz", "in_proj_ba") and len(group.partitions) == 1
 
 
 def fill_slot_zero(group: GroupView) -> Slots:

@@ -128,12 +128,16 @@ def _drop(folder: Path, chance: random.Random, lists: Callable[[dict[str, Any]],
 
 
 def _schemes(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """The config group of each linear layer, by compressed-tensors' own matcher."""
+    """The scheme of each linear layer, by compressed-tensors' own matcher."""
     import torch
     from compressed_tensors.utils.match import is_match, match_targets
 
     linear = torch.nn.Linear(1, 1, device="meta")
-    groups = {target: name for name, group in config["config_groups"].items() for target in group["targets"]}
+    groups = {
+        target: json.dumps([group.get("weights"), group.get("input_activations")])
+        for group in config["config_groups"].values()
+        for target in group["targets"]
+    }
     found = {}
     for place in _places(folder, (".weight", ".weight_packed")):
         name = place.name.rpartition(".")[0]

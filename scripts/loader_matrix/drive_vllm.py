@@ -61,6 +61,19 @@ def _replace_expert_kernels() -> None:
     oracle.select_fp8_moe_backend = lambda *_, **__: (oracle.Fp8MoeBackend.TRITON, object)
     # Would build the kernel that computes with the weights once they are loaded.
     oracle.make_fp8_moe_kernel = lambda *_, **__: None
+    _keep_plain_experts_as_loaded()
+
+
+def _keep_plain_experts_as_loaded() -> None:
+    """*Unquantized* experts are repacked for a CPU kernel: they could not be compared."""
+    with contextlib.suppress(ImportError):  # 0.19.1 has no such module
+        from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+        CPUUnquantizedExperts.process_weights_after_loading = lambda *_: None
+    with contextlib.suppress(ImportError):  # nor 0.32 this one
+        from vllm.model_executor.layers.fused_moe import cpu_fused_moe
+
+        cpu_fused_moe.CPUFusedMOE = cpu_fused_moe.SGLFusedMOE = lambda _: None
 
 
 def _replace_linear_kernels() -> None:

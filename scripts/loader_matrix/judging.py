@@ -11,6 +11,9 @@ from loader_matrix.results import Cell
 #: One rounding to e4m3 moves a weight by at most a sixteenth; the worst partition is off by less.
 LOST = 2.0**-4
 NOT_LEARNT = "nothing learnt"
+#: Where engines look for a kernel. Kernels of some formats exist for accelerators only: such a load shows nothing.
+_NO_KERNEL = (":choose_scaled_mm_linear_kernel", ":init_nvfp4_linear_kernel", ":choose_mp_linear_kernel")
+NO_KERNEL = "no kernel on CPU"
 #: From best to worst, as ``rewrite`` orders them. "not known" is a prediction, never seen.
 SEVERITY = ("exact", "loses precision", "garbled", "fails to load")
 
@@ -19,8 +22,8 @@ def observed(found: Cell) -> str:
     """The kind of outcome that a load shows; ``NOT_LEARNT`` where it shows none."""
     if found.outcome == "not run":
         return NOT_LEARNT
-    if found.outcome == "raises":
-        return "fails to load"
+    if found.error is not None:
+        return NO_KERNEL if found.error["where"].endswith(_NO_KERNEL) else "fails to load"
     errors = [error for _, error in _errors(found)]
     if found.cast or any(isinstance(error, str) or error > LOST for error in errors):
         return "garbled"
@@ -30,7 +33,7 @@ def observed(found: Cell) -> str:
 def disagreement(predicted: str, found: Cell) -> str | None:
     """What is wrong with a prediction, or None."""
     seen = observed(found)
-    if predicted in ("not known", "refused") or seen == predicted:
+    if predicted in ("not known", "refused") or seen in (predicted, NO_KERNEL):
         return None
     if seen == NOT_LEARNT:
         return f"{NOT_LEARNT}: {found.reason}"
@@ -42,7 +45,7 @@ def disagreement(predicted: str, found: Cell) -> str | None:
 def worse(before: Cell, after: Cell) -> str | None:
     """Where an engine serves the converted checkpoint worse than the original."""
     kinds = observed(before), observed(after)
-    if NOT_LEARNT in kinds or SEVERITY.index(kinds[1]) <= SEVERITY.index(kinds[0]):
+    if not set(kinds) <= set(SEVERITY) or SEVERITY.index(kinds[1]) <= SEVERITY.index(kinds[0]):
         return None
     return f"{kinds[1]}, the original was {kinds[0]}"
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from loader_matrix.engines import ENGINES
 from loader_matrix.fleet import Standing
-from loader_matrix.judging import NOT_LEARNT, disagreement, observed, worse
+from loader_matrix.judging import NO_KERNEL, NOT_LEARNT, disagreement, observed, worse
 from loader_matrix.results import Cell
 from loader_matrix.trials import ORIGINAL, Trial, Tried, attempt
 from tests.recipes import KINDS, Recipe, draw, make
@@ -182,8 +182,8 @@ def _judged(tried: Tried, spec: str, cells: Loaded, count: Count) -> Iterator[Pr
         if predicted in ("not known", "refused"):
             count.surveyed[spec, observed(found)] += 1
             continue
-        if observed(found) == NOT_LEARNT:
-            count.done[NOT_LEARNT] += 1
+        if (seen := observed(found)) in (NOT_LEARNT, NO_KERNEL):
+            count.done[seen] += 1
         if found.not_compared:
             count.done["loads of which not all was compared"] += 1
         problem = disagreement(predicted, found)

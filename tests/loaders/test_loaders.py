@@ -87,15 +87,17 @@ def test_only_the_gated_delta_net_is_split_or_kept_apart() -> None:
 FAILING = dict.fromkeys(["original", "exact"], "fails to load")
 
 
-def test_one_partition_is_not_split() -> None:
-    """Qwen3-Next stores in_proj_qkvz as one matrix: no loader fuses or splits anything there. But SGLang from 0.5.11
-    has four slots for it, which scales of one value do not fit, be they the weight's or the activations'."""
-    module = PartitionView("qkvz", "in_proj_qkvz", 768, "tensor", S)
+@pytest.mark.parametrize("layer", ["in_proj_qkvz", "in_proj_ba"])
+def test_one_partition_is_not_split(layer: str) -> None:
+    """Qwen3-Next stores in_proj_qkvz as one matrix, and in_proj_ba: no loader fuses or splits anything there. But
+    SGLang from 0.5.11 has four or two slots for it, which scales of one value do not fit, be they the weight's or the
+    activations'."""
+    module = PartitionView(layer.removeprefix("in_proj_"), layer, 768, "tensor", S)
     views = {
-        "original": GroupView("g", "in_proj_qkvz", (module,), 64, True),
-        "exact": GroupView("g", "in_proj_qkvz", (replace(module, layout="channel", scale=None),), 64, True),
-        "portable": GroupView("g", "in_proj_qkvz", (replace(module, layout="channel", scale=None),), 64, False),
-        "bf16": GroupView("g", "in_proj_qkvz", (replace(module, layout="none", scale=None),), 64, True),
+        "original": GroupView("g", layer, (module,), 64, True),
+        "exact": GroupView("g", layer, (replace(module, layout="channel", scale=None),), 64, True),
+        "portable": GroupView("g", layer, (replace(module, layout="channel", scale=None),), 64, False),
+        "bf16": GroupView("g", layer, (replace(module, layout="none", scale=None),), 64, True),
     }
     for loader in LOADERS:
         kinds = {name: loader.behavior(view).kind for name, view in views.items()}

@@ -8,7 +8,8 @@
 #   scripts/loader_matrix.sh --readme                           only prints the README's table from the record; its
 #                                                               second one: --readme-families
 #   scripts/loader_matrix.sh --search 50 --seed 0               random checkpoints through the engines; exit 1 where one
-#                                                               serves something else than was predicted
+#                                                               serves something else than was predicted (--help
+                                                               has more: --survey, --shrink, --no-engine)
 #
 # PYTHON chooses the interpreter; the pinned wheels are for CPython 3.11.
 set -euo pipefail

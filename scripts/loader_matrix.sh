@@ -5,6 +5,7 @@
 #   scripts/loader_matrix.sh --engine vllm==0.19.1 --fixture llmcompressor-qwen3_5-vl
 #   scripts/loader_matrix.sh --record                           also writes tests/loader_matrix.json, prints Markdown
 #   scripts/loader_matrix.sh --ci                               a few cells; exit 1 where one differs from the record
+#   scripts/loader_matrix.sh --ci --amx --engine vllm==0.32.0   the same as on a CPU with AMX, where vLLM repacks weights
 #   scripts/loader_matrix.sh --readme                           only prints the README's table from the record; its
 #                                                               second one: --readme-families
 #   scripts/loader_matrix.sh --search 50 --seed 0               random checkpoints through the engines; exit 1 where one

@@ -33,6 +33,8 @@ def start() -> str:
     _offer_nvfp4_kernel()
     _replace_nvfp4_layouts()
     _replace_linear_kernels()
+    if os.environ.get("LOADER_MATRIX_AMX"):
+        _pretend_amx()
     _keep_fp8_weights_as_loaded()
     _offer_fp8_cache()
     _inspect_models_here()
@@ -130,6 +132,21 @@ def _show_unset_memory() -> None:
     import torch
 
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _pretend_amx() -> None:
+    """A CPU with AMX, as far as the choice of kernels and the repacking of weights go: results must not depend on it.
+
+    The build of vLLM for such CPUs does not run on others. Its repacking is stood in for by another order of the rows.
+    """
+    import torch
+    import vllm._custom_ops as ops
+
+    torch.cpu._is_amx_tile_supported = lambda: True
+    ops._supports_cpu_fp8_w8a16 = True
+    with contextlib.suppress(RuntimeError):  # this CPU has it
+        torch.library.define("_C::convert_weight_packed", "(Tensor weight) -> Tensor")
+        torch.library.impl("_C::convert_weight_packed", "CPU", lambda weight: weight.flip(0).contiguous())
 
 
 def _keep_fp8_weights_as_loaded() -> None:

@@ -42,7 +42,7 @@ def environment(engine: Engine) -> Environment:
     except Failed as failure:
         raise Unavailable(f"{failure.purpose}: {failure.reason[:200]}") from failure
     path = (SCRIPTS, SCRIPTS / "loader_matrix" / "site", packages)
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "LOADER_MATRIX_AMX") if name in os.environ}
     return Environment(
         python,
         kept

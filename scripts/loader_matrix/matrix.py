@@ -231,6 +231,7 @@ def arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--profile", action="append", choices=cases.PROFILES, help="the fixture's own by default")
     parser.add_argument("--record", action="store_true", help="write tests/loader_matrix.json, print Markdown")
     parser.add_argument("--ci", action="store_true", help="a few cells; exit 1 where one differs from the record")
+    parser.add_argument("--amx", action="store_true", help="vLLM takes the CPU for one with AMX: results are the same")
     parser.add_argument("--readme", action="store_true", help="print the README's table from the record; runs nothing")
     parser.add_argument("--readme-families", action="store_true", help="the same of its table of all other fixtures")
     parser.add_argument("--readme-nvfp4", action="store_true", help="the same of its table of NVFP4 fixtures")
@@ -278,6 +279,8 @@ def main(words: Sequence[str]) -> int:
         form = table.readme if given.readme else table.readme_families
         print(form(results.read(cases.RECORD).cells, cases.CI_FIXTURES[0]))
         return 0
+    if given.amx:
+        os.environ["LOADER_MATRIX_AMX"] = "1"  # the drivers' environments have it, too
     selection = select(given)
     whole = given.record and not (given.engine or given.fixture or given.profile or given.ci)
     recorded = results.Record("", [], []) if whole else results.read(cases.RECORD)

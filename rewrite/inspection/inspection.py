@@ -73,7 +73,7 @@ def inspect_model(model: Model, selection: Selection = "qkvz", *, weights: bool 
     """
     groups = model.select(selection)
     view = view_model(model, selection)
-    converted, refusals = _after_convert(model, selection)
+    converted, refusals = _after_convert(model, view, selection)
     rows = tuple(
         LoaderRow(
             loader,
@@ -100,19 +100,24 @@ def inspect_model(model: Model, selection: Selection = "qkvz", *, weights: bool 
     )
 
 
-def _after_convert(model: Model, selection: Selection) -> tuple[dict[str, CheckpointView | None], dict[str, str]]:
+def _after_convert(
+    model: Model, view: CheckpointView, selection: Selection
+) -> tuple[dict[str, CheckpointView | None], dict[str, str]]:
     """The checkpoint as loaders would see it after ``convert`` with each profile, and why some profiles refuse: by the
     code that ``convert`` runs, but for laying out the shards."""
     views: dict[str, CheckpointView | None] = {}
     refusals: dict[str, str] = {}
     for profile in PROFILES:
         try:
-            after = plan_changes(model, profile, selection).after
+            views[profile] = _view_after(model, view, profile, selection)
         except Refused as refusal:
             views[profile], refusals[profile] = None, refusal.what
-        else:
-            views[profile] = view_model(after, selection)
     return views, refusals
+
+
+def _view_after(model: Model, view: CheckpointView, profile: str, selection: Selection) -> CheckpointView:
+    checked = plan_changes(model, profile, selection)
+    return view_model(checked.after, selection, view, checked.changed)
 
 
 def _count_schemes(model: Model) -> dict[str, int]:

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from rewrite.quantization.dtypes import decode
-from rewrite.quantization.groups import single_module
 from rewrite.quantization.model import Model, StoredModule
 from rewrite.quantization.nvfp4 import find_nvfp4
-from rewrite.quantization.scales import layout_of
+from rewrite.quantization.scales import stored_layout
 from rewrite.quantization.scheme import ScaleLayout, Scheme
 
 #: Of a stored expert: the layer's experts, the number, the projection.
@@ -48,9 +47,15 @@ class Experts:
     furthest: str = ""
 
 
+def is_expert(module: str) -> bool:
+    """Whether the module is a projection of an expert, by its name."""
+    return ".experts." in module
+
+
 def find_experts(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts]:
     """The experts of every layer of the language model; with ``nvfp4_only`` no scale of other layers is read."""
-    found = ((match, module) for name, module in model.modules.items() if (match := _EXPERT.fullmatch(name)))
+    named = ((name, module) for name, module in model.modules.items() if is_expert(name))
+    found = ((match, module) for name, module in named if (match := _EXPERT.fullmatch(name)))
     by_layer = sorted(
         ((match[1], int(match[2]), match[3], module) for match, module in found if not match[1].startswith("mtp.")),
         key=lambda each: each[:3],
@@ -65,7 +70,7 @@ def find_experts(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts]
 
 def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model: Model) -> Experts:
     modules = list(projections.values())
-    layouts = {layout_of(single_module(module.name, model.checkpoint)) for module in modules}
+    layouts = {stored_layout(module.name, module.weight.shape[0], model.checkpoint.tensors) for module in modules}
     kinds = {(module.scheme, module.weight.dtype) for module in modules}
     packed = [find_nvfp4(module.name, model.checkpoint.tensors) for module in modules]
     nvfp4 = all(packed) and len({each.divides for each in packed if each}) == 1

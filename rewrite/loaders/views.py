@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rewrite.loaders.experts import Experts, find_experts
+from rewrite.loaders.experts import Experts, find_experts, is_expert
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.architectures import find_architecture
@@ -75,15 +75,27 @@ class CheckpointView:
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
 
 
-def view_model(model: Model, selection: Selection) -> CheckpointView:
+def view_model(
+    model: Model, selection: Selection, before: CheckpointView | None = None, changed: Collection[str] = ()
+) -> CheckpointView:
     """The checkpoint with the groups that ``selection`` is about; "all": with the experts of every layer, too.
 
-    Reads scales of one value a module or partition, no others. Raises :class:`rewrite.errors.Refused` for a broken
-    group.
+    ``before`` is the view of an earlier state, from which the modules ``changed`` differ: groups without any of these
+    are taken from there. Reads scales of one value a module or partition, no others. Raises
+    :class:`rewrite.errors.Refused` for a broken group.
     """
-    groups = [_view_group(group, model) for group in model.select(selection)]
-    experts = list(find_experts(model, nvfp4_only=selection != "all"))
-    groups += [_view_experts(e) for e in experts if selection == "all" or e.gate != e.up]
+    known = {group.name: group for group in before.groups} if before else {}
+    groups = [
+        _view_group(group, model) if _is_new(group, known, changed) else known[group.name]
+        for group in model.select(selection)
+    ]
+    if before is not None and not any(is_expert(name) for name in changed):
+        groups += [group for group in before.groups if group.experts]
+        nvfp4_experts = before.nvfp4_experts
+    else:
+        experts = list(find_experts(model, nvfp4_only=selection != "all"))
+        groups += [_view_experts(each) for each in experts if selection == "all" or each.gate != each.up]
+        nvfp4_experts = any(each.nvfp4 for each in experts)
     tensors = model.checkpoint.tensors
     return CheckpointView(
         model_type=str(model.checkpoint.config.value.get("model_type")),
@@ -98,8 +110,12 @@ def view_model(model: Model, selection: Selection) -> CheckpointView:
         groups=tuple(groups),
         family_is_known=find_architecture(model.checkpoint.config.value) is not None or not model.layers.quantized,
         misread=misread(model),
-        nvfp4_experts=any(each.nvfp4 for each in experts),
+        nvfp4_experts=nvfp4_experts,
     )
+
+
+def _is_new(group: FusedGroup, known: Mapping[str, GroupView], changed: Collection[str]) -> bool:
+    return group.name not in known or any(module.name in changed for module in group.modules)
 
 
 def spread(group: GroupView) -> float | None:

@@ -25,7 +25,9 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
         name = min(before.modules.keys() ^ after.modules.keys())
         raise _refusal(name, "the same modules", "one more" if name in after.modules else "none of this name")
     for name, new in after.modules.items():
-        _check_scheme(name, before.modules[name], new, planned)
+        old = before.modules[name]
+        if new is not old or name in planned:  # the same object: nothing changed
+            _check_scheme(name, old, new, planned)
         if found := misfit(new, after.checkpoint.tensors):
             raise Unsupported(
                 "Config and tensors of a module do not fit",

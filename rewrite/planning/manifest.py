@@ -15,7 +15,7 @@ from rewrite.version import __version__
 MANIFEST_NAME = "rewrite_manifest.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PartitionChange:
     """Rows ``[start, stop)`` of the module now carry ``scale`` each."""
 
@@ -25,7 +25,7 @@ class PartitionChange:
     scale: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ModuleChange:
     """A tensor that changed: a weight scale, or a weight that was dequantized.
 
@@ -70,7 +70,7 @@ class ModuleChange:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GroupChange:
     """A fused group and its modules whose scales became explicit."""
 

@@ -30,6 +30,11 @@ class Checked:
     left_out: tuple[FileCopy, ...]
     after: Model
 
+    @property
+    def changed(self) -> frozenset[str]:
+        """The modules whose tensors or schemes change, by their names."""
+        return frozenset(name.rpartition(".")[0] for name in self.changes.edits).union(self.changes.schemes)
+
 
 def plan_changes(model: Model, profile: str, selection: Selection) -> Checked:
     """What a conversion would change, without laying the shards out.

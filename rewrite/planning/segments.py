@@ -8,7 +8,7 @@ from typing import Any
 from rewrite.planning.placement import BLOCK, whole_blocks
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Copy:
     """``length`` bytes of the source file from the absolute offset ``start``."""
 
@@ -24,7 +24,7 @@ class Copy:
         return Copy(start, length) if length and (self.start - offset) % BLOCK == 0 else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fill:
     """``count`` repetitions of ``data``."""
 
@@ -36,7 +36,7 @@ class Fill:
         return len(self.data) * self.count
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Lookup:
     """Each of ``count`` bytes of the source file from ``start``, replaced by its entry of a table of 256.
 

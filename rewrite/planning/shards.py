@@ -12,7 +12,7 @@ from rewrite.planning.placement import BLOCK, Piece, place
 from rewrite.planning.segments import Copy, Fill, Lookup, Segment
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class NewTensor:
     """What replaces a tensor of the source. ``Lookup.start`` counts from the beginning of the old tensor; ``name`` is
     the new one's, where it has another."""

@@ -24,7 +24,7 @@ Selection = Literal["qkvz", "all"]
 SELECTIONS: tuple[Selection, ...] = ("qkvz", "all")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Partition:
     """Rows ``[start, stop)`` of its module."""
 
@@ -37,7 +37,7 @@ class Partition:
         return self.stop - self.start
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Module:
     """A linear layer as stored. The scales are None when the checkpoint holds none.
 

@@ -89,14 +89,12 @@ def interpret(checkpoint: Checkpoint, earlier: Model | None = None) -> Model:
     """
     dialect = read_dialect(checkpoint)
     shared: Mapping[str, StoredModule] = earlier.modules if earlier else {}
-    found = (StoredModule(name, weight, dialect.scheme(name)) for name, weight in _matrices(checkpoint))
-    modules = {kept.name: kept for module in found for kept in (_kept(module, shared),)}
+    modules = {}
+    for name, weight in _matrices(checkpoint):
+        scheme, old = dialect.scheme(name), shared.get(name)
+        is_kept = old is not None and old.weight is weight and old.scheme == scheme
+        modules[name] = old if old is not None and is_kept else StoredModule(name, weight, scheme)
     return Model(checkpoint, dialect, _second_dialect(checkpoint), find_groups(checkpoint), modules)
-
-
-def _kept(module: StoredModule, shared: Mapping[str, StoredModule]) -> StoredModule:
-    old = shared.get(module.name)
-    return old if old is not None and old == module else module
 
 
 def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:
@@ -112,7 +110,7 @@ def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:
 def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
     """Whatever may be a linear layer, by the name of its module."""
     for name, info in checkpoint.tensors.items():
-        if len(info.shape) == 2 and name.endswith(_SUFFIXES):
+        if name.endswith(_SUFFIXES) and len(info.shape) == 2:
             yield name.rpartition(".")[0], info
 
 

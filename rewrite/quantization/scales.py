@@ -6,6 +6,7 @@ Expanding a scale is repetition of its bytes: exact, dtype kept, nothing compute
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from rewrite.checkpoint.header import DTYPE_BITS, TensorInfo
 from rewrite.errors import CheckpointError
@@ -19,6 +20,14 @@ def layout_of(module: Module) -> ScaleLayout | None:
     if module.scale is None:
         return None if module.block_scale is None else "block"
     return layout_of_shape(module.scale.shape, module.weight.shape[0], len(module.partitions))
+
+
+def stored_layout(name: str, rows: int, tensors: Mapping[str, TensorInfo]) -> ScaleLayout | None:
+    """As :func:`layout_of` for a module ``name`` of ``rows`` rows that is one partition, by its tensors."""
+    scale = tensors.get(f"{name}.weight_scale")
+    if scale is not None:
+        return layout_of_shape(scale.shape, rows)
+    return "block" if f"{name}.weight_scale_inv" in tensors else None
 
 
 def layout_of_shape(shape: tuple[int, ...], rows: int, partitions: int = 1) -> ScaleLayout | None:

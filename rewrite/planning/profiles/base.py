@@ -55,14 +55,18 @@ class Profile:
 
 
 class Builder:
-    """Collects edits and what the manifest says of them. Reads the scales of ``modules``, all at once."""
+    """Collects edits and what the manifest says of them.
 
-    def __init__(self, model: Model, modules: Iterable[Module]) -> None:
+    Reads the weight scales of ``modules``, all at once, and the input scales of those that ``keep_inputs``.
+    """
+
+    def __init__(self, model: Model, modules: Iterable[Module], *, keep_inputs: bool = False) -> None:
         self._model = model
         self._edits: dict[str, NewTensor | None] = {}
         self._schemes: dict[str, PlannedScheme | None] = {}
         self._groups: list[GroupChange] = []
-        scales = (info for module in modules for info in (module.scale, module.input_scale) if info is not None)
+        stored = ((module.scale, module.input_scale if keep_inputs else None) for module in modules)
+        scales = (info for pair in stored for info in pair if info is not None)
         self._raw = {info.name: raw for info, raw in model.checkpoint.read_tensors(scales)}
 
     def group(self, name: str, modules: Iterable[ModuleChange]) -> None:

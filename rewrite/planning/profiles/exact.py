@@ -15,7 +15,8 @@ def _plan(model: Model, selection: Selection, *, per_token: bool) -> Changes:
     affected = affected_groups(model, selection, per_token=per_token)
     if not affected:
         return Changes()
-    builder = Builder(model, (module for _, modules in affected for module in modules))
+    every_module = (module for _, modules in affected for module in modules)
+    builder = Builder(model, every_module, keep_inputs=not per_token)
     for group, modules in affected:
         implicit = (module for module in modules if layout_of(module) != "channel")
         builder.group(group.name, (builder.channel(module) for module in implicit))

@@ -19,7 +19,7 @@ def _plan(model: Model, selection: Selection) -> Changes:
         and all(layout_of(module) in ("tensor", "partition") for module in group.modules)
         and (shared := [m for m in modules if len(m.partitions) > 1 and layout_of(m) == "tensor"])
     ]
-    builder = Builder(model, (module for _, modules in chosen for module in modules))
+    builder = Builder(model, (module for _, modules in chosen for module in modules), keep_inputs=True)
     for group, modules in chosen:
         builder.group(group.name, (builder.vector(module) for module in modules))
         for module in modules:

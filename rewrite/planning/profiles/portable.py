@@ -12,15 +12,16 @@ from rewrite.planning.profiles.base import (
     is_static,
 )
 from rewrite.promise import Promise
-from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table, single_module
+from rewrite.quantization.groups import Selection, is_table, single_module
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import known_layout
 
 
 def _plan(model: Model, selection: Selection) -> Changes:
     """Layers with block scales stay, since every known loader reads these right; so do tables of embeddings."""
-    grouped = {module.name: group for group in model.select(selection) for module in group.modules}
-    found = [_module_of(name, grouped, model) for name in sorted(model.layers.fp8) if not is_table(name)]
+    grouped = {module.name: module for group in model.select(selection) for module in group.modules}
+    names = (name for name in sorted(model.layers.fp8) if not is_table(name))
+    found = [grouped.get(name) or single_module(name, model.checkpoint) for name in names]
     layouts = {module.name: known_layout(module) for module in found}
     modules = [module for module in found if layouts[module.name] != "block"]
     if all(layouts[module.name] == "channel" and not is_static(module, model) for module in modules):
@@ -34,14 +35,8 @@ def _plan(model: Model, selection: Selection) -> Changes:
         builder.drop(module.input_scale)
         builder.scheme(module.name, "channel", per_token=True)
     dialect = model.dialect.as_compressed_tensors(model.layers)
-    names = [module.name for module in modules]
-    return builder.changes(dialect.portable(names, model.layers, fused_plain(model)))
-
-
-def _module_of(name: str, grouped: dict[str, FusedGroup], model: Model) -> Module:
-    if name in grouped:
-        return next(module for module in grouped[name].modules if module.name == name)
-    return single_module(name, model.checkpoint)
+    converted = [module.name for module in modules]
+    return builder.changes(dialect.portable(converted, model.layers, fused_plain(model)))
 
 
 PORTABLE = Profile(

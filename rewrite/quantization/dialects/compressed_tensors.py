@@ -22,7 +22,7 @@ _LINEAR = "Linear"  # the class name that every producer uses for torch.nn.Linea
 _EMBEDDING = "Embedding"
 _CLASSES = (_LINEAR, _EMBEDDING)
 _CLASS = "MergedColumnParallelLinear"  # what engines call a fused layer; the others end in Linear, too
-_DIGIT = re.compile(r"[0-9]")
+_DIGITS = str.maketrans("123456789", "0" * 9)
 _SEES_DIGITS = re.compile(r"\d|\(\?P=")  # a digit, or the same text once more: what can tell two numbers apart
 _LAYOUTS: dict[str, ScaleLayout] = {"tensor": "tensor", "channel": "channel", "block": "block"}
 
@@ -98,7 +98,7 @@ class CompressedTensors:
         """The same for names that the config cannot tell apart: that differ in digits only, where no pattern has one.
         Names that the config lists one by one are like no other."""
         listed = module in self._ignored or module in self._by_name
-        return f"={module}" if listed or not self._blind else "~" + _DIGIT.sub("0", module)
+        return f"={module}" if listed or not self._blind else "~" + module.translate(_DIGITS)
 
     def as_compressed_tensors(self, _layers: Layers) -> CompressedTensors:
         return self

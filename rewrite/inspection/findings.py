@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES, decode
+from rewrite.quantization.fit import lacks_input_scale, odd_weight
 from rewrite.quantization.groups import WEIGHTS, FusedGroup, find_lookalikes
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import bad_values
@@ -35,6 +36,10 @@ def find_faults(model: Model, groups: Iterable[FusedGroup]) -> Iterator[Finding]
             yield Finding("quantized in part: no loader that fuses these modules can serve them", group.name)
     yield from _find_orphans(model.checkpoint)
     yield from _find_bad_values(model)
+    yield from _find_missing_input_scales(model)
+    if (odd := odd_weight(model.checkpoint.tensors.values())) is not None:
+        what = f"a quantized weight that is no matrix {list(odd.shape)}: no loader was seen to read it"
+        yield Finding(what, f"{odd.shard}: {odd.name}")
 
 
 def find_nan_codes(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -71,6 +76,12 @@ def _find_orphans(checkpoint: Checkpoint) -> Iterator[Finding]:
                 yield Finding("a scale without its weight", f"{info.shard}: {name}")
         elif kind == "weight" and info.dtype in FP8_DTYPES and not _has_scale(module, checkpoint):
             yield Finding("an FP8 weight without its scale", f"{info.shard}: {name}")
+
+
+def _find_missing_input_scales(model: Model) -> Iterator[Finding]:
+    lacking = [name for name, m in model.modules.items() if lacks_input_scale(m, model.checkpoint.tensors)]
+    if lacking:
+        yield Finding(f"static activations without an input_scale ({len(lacking)} layers)", lacking[0])
 
 
 def _has_scale(module: str, checkpoint: Checkpoint) -> bool:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.groups import is_table
 from rewrite.quantization.model import Model, StoredModule
 from rewrite.quantization.scheme import Scheme
@@ -82,6 +83,8 @@ def _is_looked_up(name: str) -> bool:
 def misread(model: Model) -> dict[Lookup, Outcome]:
     """What goes wrong with each way of looking layers up; those by which all is well are left out."""
     dialect = model.dialect
+    if isinstance(dialect, Quark):
+        return dict(_misread_quark(model, dialect))
     if not isinstance(dialect, CompressedTensors):
         return {}
     alike: dict[tuple[object, ...], ServedLayer] = {}  # layers that no pattern of the config can tell apart
@@ -96,6 +99,17 @@ def misread(model: Model) -> dict[Lookup, Outcome]:
         if worst is not None:
             found[lookup] = worst
     return found
+
+
+def _misread_quark(model: Model, dialect: Quark) -> Iterator[tuple[Lookup, Outcome]]:
+    for lookup in LOOKUPS:
+        for layer in served_layers(model):
+            modules = [model.modules[part] for part in layer.parts if part in model.modules]
+            wanted = {None if module.plain else module.scheme for module in modules}
+            found = {dialect.scheme_in_engines(module.name, lookup.served_name) for module in modules}
+            if found != wanted or len(found) > 1:
+                yield lookup, Outcome("not known", f"looks {layer.name} up in another way than Quark does")
+                break
 
 
 def _problem(layer: ServedLayer, model: Model, dialect: CompressedTensors, lookup: Lookup) -> Outcome | None:

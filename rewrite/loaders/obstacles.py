@@ -118,13 +118,9 @@ def family_is_not_known(checkpoint: CheckpointView) -> Outcome | None:
     return Outcome("not known", f"which layers of model_type {checkpoint.model_type!r} engines fuse is not known")
 
 
-def is_quark_per_tensor(checkpoint: CheckpointView) -> bool:
-    """AMD Quark's dialect, which vLLM 0.19.1 and 0.32.0 were run with: groups that are plain, or have one scale for a
-    module and one for its input, go the way of the other dialects. (Without input scales, vLLM finds no scheme.)"""
-    layouts = {p.layout for group in checkpoint.groups for p in group.partitions}
-    quantized = [group for group in checkpoint.groups if any(p.layout != "none" for p in group.partitions)]
-    alike = layouts <= {"tensor", "none"} and all(group.static_activations for group in quantized)
-    return checkpoint.dialect == "quark" and bool(quantized) and alike
+def needs_quark(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers loads Quark's checkpoints by Quark's own package only, which was not there when it was run."""
+    return Outcome("fails to load", "needs the package amd-quark") if checkpoint.dialect == "quark" else None
 
 
 def vocabulary_is_quantized(checkpoint: CheckpointView) -> Outcome | None:

@@ -27,10 +27,10 @@ from rewrite.loaders.obstacles import (
     experts_lose_their_scale,
     family_is_not_known,
     ignore_must_survive_renaming,
-    is_quark_per_tensor,
     minicpmv_is_unknown,
     minicpmv_vision_is_cast,
     mixed_is_unknown,
+    needs_quark,
     parts_are_cast,
     scales_are_left_out,
     scales_are_rounded,
@@ -65,7 +65,7 @@ class Loader:
     source: str
     obstacles: tuple[Obstacle, ...] = ()  # end the load before any group is looked at
     caveats: tuple[Obstacle, ...] = ()  # come on top of what is made of the groups
-    runs_quark: bool = False  # per tensor, as it runs other dialects
+    ran_quark: bool = False  # whether a version of the range was run with AMD Quark's dialect
     lookup: Lookup | None = None  # of schemes in a compressed-tensors config; None: as the library does
     nvfp4: Nvfp4Behavior = not_run
 
@@ -92,9 +92,17 @@ class Loader:
     def covers(self, version: str) -> bool:
         return _key(self.first) <= _key(version) and (self.last is None or _key(version) <= _key(self.last))
 
+    def _quark_was_not_run(self, checkpoint: CheckpointView) -> Outcome | None:
+        if checkpoint.dialect != "quark" or needs_quark in self.obstacles:
+            return None
+        if not self.ran_quark:
+            return Outcome("not known", "these versions were not run with AMD Quark's dialect")
+        reason = checkpoint.quark_not_run
+        return None if reason is None else Outcome("not known", f"no loader was run with AMD Quark where {reason}")
+
     def predict(self, checkpoint: CheckpointView) -> Outcome:
         """The worst over all groups, naming every partition that is affected that way."""
-        if (unknown := dialect_is_not_read(checkpoint)) and not (self.runs_quark and is_quark_per_tensor(checkpoint)):
+        if unknown := dialect_is_not_read(checkpoint) or self._quark_was_not_run(checkpoint):
             return unknown
         if (
             self.lookup is not None
@@ -131,7 +139,7 @@ LOADERS = (
         slot_zero_only,
         "issue #38197; run: 0.17.0, 0.17.1, 0.19.1",
         (text_only_is_unknown, minicpmv_is_unknown),
-        runs_quark=True,
+        ran_quark=True,
         lookup=VLLM_RAISES,
         nvfp4=unset_slots,
     ),
@@ -142,7 +150,6 @@ LOADERS = (
         every_slot,
         "PR #38517; run: 0.20.0, 0.20.2",
         (text_only_is_unknown, minicpmv_is_unknown),
-        runs_quark=True,
         lookup=VLLM_RAISES,
     ),
     Loader(
@@ -152,7 +159,6 @@ LOADERS = (
         every_slot,
         "run: 0.21.0",
         (text_only_is_unknown, minicpmv_is_unknown),
-        runs_quark=True,
         lookup=VLLM_CLASS_FIRST,
     ),
     Loader(
@@ -162,7 +168,6 @@ LOADERS = (
         every_slot,
         "run: 0.22.0, 0.26.0",
         (text_only_is_unknown,),
-        runs_quark=True,
         lookup=VLLM_CLASS_FIRST,
     ),
     Loader(
@@ -171,7 +176,7 @@ LOADERS = (
         None,
         every_slot,
         "run: 0.27.0, 0.32.0",
-        runs_quark=True,
+        ran_quark=True,
         lookup=VLLM,
         nvfp4=one_global_scale,
     ),
@@ -230,14 +235,23 @@ LOADERS = (
         (minicpmv_vision_is_cast,),
         lookup=SGLANG,
     ),
-    Loader("SGLang", "0.5.23", None, every_slot_or_vector, "run: 0.5.23", lookup=SGLANG, nvfp4=one_or_refused),
+    Loader(
+        "SGLang",
+        "0.5.23",
+        None,
+        every_slot_or_vector,
+        "run: 0.5.23",
+        ran_quark=True,
+        lookup=SGLANG,
+        nvfp4=one_or_refused,
+    ),
     Loader(
         "transformers",
         "5.17.0",
         None,
         separate_modules,
         "run: 5.17.0 with compressed-tensors 0.20.0",
-        (scales_are_left_out, scales_are_rounded, experts_lose_their_scale),
+        (needs_quark, scales_are_left_out, scales_are_rounded, experts_lose_their_scale),
         nvfp4=separate,
     ),
 )

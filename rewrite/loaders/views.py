@@ -9,13 +9,14 @@ from typing import Literal
 from rewrite.loaders.experts import Experts, find_experts, is_expert
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.quark import what_was_not_run
 from rewrite.quantization.architectures import find_architecture
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
-from rewrite.quantization.scheme import Scheme
+from rewrite.quantization.scheme import ScaleLayout, Scheme
 
 SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4", "unknown", "other"]
 _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
@@ -71,6 +72,7 @@ class CheckpointView:
     ignore_survives_renaming: bool
     groups: tuple[GroupView, ...]
     family_is_known: bool = True  # False: which layers engines fuse is not known, and some are quantized
+    quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
 
@@ -109,6 +111,7 @@ def view_model(
         ignore_survives_renaming=_ignore_survives_renaming(model),
         groups=tuple(groups),
         family_is_known=find_architecture(model.checkpoint.config.value) is not None or not model.layers.quantized,
+        quark_not_run=what_was_not_run(model),
         misread=misread(model),
         nvfp4_experts=nvfp4_experts,
     )
@@ -161,7 +164,9 @@ def _view_nvfp4(group: FusedGroup, model: Model) -> GroupView:
 
 def _view_experts(experts: Experts) -> GroupView:
     is_known = experts.fp8 and experts.alike and _is_run(experts.scheme, experts.scale_dtype)
-    layout: SeenLayout = "none" if experts.plain else (experts.layout or "unknown") if is_known else "other"
+    layout: SeenLayout = (
+        "none" if experts.plain else (_seen(experts.layout, experts.scheme) or "unknown") if is_known else "other"
+    )
     if experts.nvfp4 and experts.alike and _is_nvfp4(experts.scheme):
         layout = "nvfp4"
     named = (("gate", experts.gate), ("up", experts.up))
@@ -184,7 +189,7 @@ def _view_experts(experts: Experts) -> GroupView:
 
 
 def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
-    layout = layout_of(module)
+    layout = _seen(layout_of(module), model.modules[module.name].scheme)
     scales: tuple[float | None, ...] = (None,) * len(module.partitions)
     if module.quantized and module.scale is not None and layout in ("tensor", "partition"):
         values = decode(module.scale.dtype, model.checkpoint.read_tensor(module.scale.name), module.scale.name)
@@ -195,6 +200,13 @@ def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
     seen = "none" if module.plain else (layout or "unknown") if is_known else "other"
     for partition, scale in zip(module.partitions, scales, strict=True):
         yield PartitionView(partition.name, module.name, partition.rows, seen, scale, dtype)
+
+
+def _seen(layout: ScaleLayout | None, scheme: Scheme | None) -> SeenLayout | None:
+    """A scale of ``[N]`` is one for each row where the dialect has that form for it, and no layout elsewhere."""
+    if layout != "rows":
+        return layout
+    return "channel" if scheme is not None and scheme.layout == "rows" else None
 
 
 def _is_run(scheme: Scheme | None, scale_dtype: str) -> bool:

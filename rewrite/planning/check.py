@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from rewrite.errors import Unsupported
 from rewrite.loaders.lookups import misread
 from rewrite.planning.profiles.base import PlannedScheme
-from rewrite.quantization.fit import misfit
+from rewrite.quantization.fit import misfit, odd_weight
 from rewrite.quantization.model import Model, StoredModule
 from rewrite.quantization.scheme import Dialect, Scheme
 
@@ -36,6 +36,7 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
                 found=found,
                 hint="loaders follow the config and then fail on the tensors: export the model again",
             )
+    _refuse_odd_weight(after)
     _check_fused_names(before, after)
     _check_lookups(before, after)
     if before.second_dialect is not None and after.second_dialect is not None:
@@ -48,6 +49,18 @@ def _check_scheme(name: str, old: StoredModule, new: StoredModule, planned: Mapp
             raise _refusal(name, _wording(planned[name]), _text(new.scheme))
     elif not _stays(old.scheme, new.scheme, plain=old.plain):
         raise _refusal(name, f"as it was: {_text(old.scheme)}", _text(new.scheme))
+
+
+def _refuse_odd_weight(after: Model) -> None:
+    weight = odd_weight(after.checkpoint.tensors.values())
+    if weight is not None:
+        raise Unsupported(
+            "A quantized weight is no matrix",
+            where=f"{weight.shard}: {weight.name}",
+            expected="FP8 weights of linear layers only",
+            found=f"{weight.dtype} of shape {list(weight.shape)}",
+            hint="engines load no quantized convolution: exclude it (*conv1d*) and quantize the model again",
+        )
 
 
 def _is_as_planned(scheme: Scheme | None, planned: PlannedScheme | None) -> bool:

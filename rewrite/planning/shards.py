@@ -9,17 +9,17 @@ from rewrite.checkpoint.checkpoint import Shard
 from rewrite.checkpoint.header import DTYPE_BITS, TensorInfo, build_header
 from rewrite.planning.jobs import ShardPlan
 from rewrite.planning.placement import BLOCK, Piece, place
-from rewrite.planning.segments import Copy, Fill, Lookup, Segment
+from rewrite.planning.segments import Copy, Fill, Segment
 
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """What replaces a tensor of the source. ``Lookup.start`` counts from the beginning of the old tensor; ``name`` is
-    the new one's, where it has another."""
+    """What replaces a tensor of the source. The starts of ``segments`` count from the beginning of the old tensor;
+    ``name`` is the new one's, where it has another."""
 
     dtype: str
     shape: tuple[int, ...]
-    segments: tuple[Fill | Lookup, ...]
+    segments: tuple[Segment, ...]
     name: str | None = None
 
     @property
@@ -68,8 +68,8 @@ def _piece(shard: Shard, old: TensorInfo, new: NewTensor | None) -> Piece:
     return Piece(old.name, width, old.nbytes, shard.header.size + old.start, strict=old.start % width == 0)
 
 
-def _placed(segment: Fill | Lookup, begin: int) -> Segment:
-    return replace(segment, start=segment.start + begin) if isinstance(segment, Lookup) else segment
+def _placed(segment: Segment, begin: int) -> Segment:
+    return segment if isinstance(segment, Fill) else replace(segment, start=segment.start + begin)
 
 
 def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:

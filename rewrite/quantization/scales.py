@@ -38,6 +38,8 @@ def layout_of_shape(shape: tuple[int, ...], rows: int, partitions: int = 1) -> S
         return "channel"
     if shape == (partitions,):
         return "partition"
+    if shape == (rows,):
+        return "rows"
     return "block" if len(shape) == 2 else None
 
 

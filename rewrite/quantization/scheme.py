@@ -8,8 +8,9 @@ from typing import Any, Literal, Protocol
 
 from rewrite.errors import ConfigError
 
-#: How a weight scale is stored: one value; one per partition ``[P]``; one per row ``[N, 1]``; one per block.
-ScaleLayout = Literal["tensor", "partition", "channel", "block"]
+#: How a weight scale is stored: one value; one per partition ``[P]``; one per row, ``[N, 1]`` ("channel") or ``[N]``
+#: ("rows"); one per block.
+ScaleLayout = Literal["tensor", "partition", "channel", "rows", "block"]
 Activations = Literal["static", "dynamic", "none"]
 
 
@@ -32,7 +33,9 @@ class Scheme:
         """Whether both are the same quantization. Across dialects, only the parts that all of them state count."""
         if self.stated and other.stated:
             return self.stated == other.stated
-        return (self.format, self.layout, self.activations) == (other.format, other.layout, other.activations)
+        # How a scale for each row is stored is a matter of the dialect.
+        layouts = ["channel" if scheme.layout == "rows" else scheme.layout for scheme in (self, other)]
+        return layouts[0] == layouts[1] and (self.format, self.activations) == (other.format, other.activations)
 
 
 @dataclass(frozen=True)

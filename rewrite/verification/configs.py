@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, ClassVar
 
 from rewrite.checkpoint.bounded_json import JsonFile
 from rewrite.checkpoint.checkpoint import Checkpoint
@@ -104,8 +104,42 @@ class OtherSchemes:
         return Found("tensor", True)
 
 
+class QuarkSchemes:
+    """AMD Quark: names, then globs of names, then the class ``Linear``, then everything (Quark 0.13
+    ``get_layer_quant_config``)."""
+
+    _STRATEGIES: ClassVar = {"per_tensor": "tensor", "per_channel": "channel", "per_block": "block"}
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self._value = value
+        entries = [entry for entry in value.get("exclude") or [] if isinstance(entry, str)]
+        self._exact = frozenset(entries)
+        self._globs = [entry for entry in entries if set(entry) & set("*?[")]
+        self._patterns = [entry for entry in entries if entry.startswith("re:")]  # as engines read it
+
+    def of_module(self, name: str) -> Found | None:
+        """The scheme of a linear layer, or None."""
+        if is_table(name) or name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs):
+            return None
+        if any(_matches(pattern, name) for pattern in self._patterns):
+            return None
+        by_class = (self._value.get("layer_type_quant_config") or {}).get("Linear")
+        stated = by_class or self._value.get("global_quant_config") or {}
+        for pattern, layer in (self._value.get("layer_quant_config") or {}).items():
+            if fnmatchcase(name, pattern):
+                stated = layer
+                break
+        weight = stated.get("weight")
+        if not isinstance(weight, dict):  # a list: NVFP4
+            return None if weight is None else Found("other", False)
+        inputs = stated.get("input_tensors")
+        static = isinstance(inputs, dict) and not inputs.get("is_dynamic")
+        qscheme = str(weight.get("qscheme"))
+        return Found(self._STRATEGIES.get(qscheme, qscheme), static)
+
+
 _LEFT_ALONE = ("ignore", "exclude_modules", "ignored_layers", "modules_to_not_convert")
-Schemes = CompressedTensorsSchemes | OtherSchemes
+Schemes = CompressedTensorsSchemes | QuarkSchemes | OtherSchemes
 
 
 def quantization_of(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -136,7 +170,9 @@ def states_compressed_tensors(checkpoint: Checkpoint) -> bool:
 def read_schemes(checkpoint: Checkpoint) -> Schemes:
     """The schemes by the config that counts."""
     value = quantization_of(checkpoint)
-    return CompressedTensorsSchemes(value) if _is_compressed_tensors(value) else OtherSchemes(value)
+    if _is_compressed_tensors(value):
+        return CompressedTensorsSchemes(value)
+    return QuarkSchemes(value) if value.get("quant_method") == "quark" else OtherSchemes(value)
 
 
 def dialect_key(value: dict[str, Any]) -> tuple[object, ...]:

@@ -31,6 +31,7 @@ class Expected:
     groups: tuple[FusedGroup, ...]
     forms: Mapping[str, frozenset[Form]]
     renamed: Mapping[str, str]  # old name → new name
+    reshaped: frozenset[str] = frozenset()  # scales for each row, [N], that become [N, 1]: the same bytes
 
     def allows(self, old: TensorInfo, new: TensorInfo | None) -> bool:
         """Whether ``old`` may have become ``new``."""
@@ -53,9 +54,12 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
     forms: dict[str, frozenset[Form]] = {}
     for module in (module for group in groups for module in group.modules):
         forms |= _forms(module, promise)
-    renamed = dict(_renamed(source)) if _is_restated(source, out) else {}
+    restated = _is_restated(source, out)
+    renamed = dict(_renamed(source)) if restated else {}
     scalar = {old: frozenset({(source.tensors[old].dtype, (1,))}) for old in renamed}
-    return Expected(promise, selection, groups, forms | scalar, renamed)
+    rows = {name: (info.dtype, (*info.shape, 1)) for name, info in _row_scales(source)} if restated else {}
+    column = {name: frozenset({form}) for name, form in rows.items()}
+    return Expected(promise, selection, groups, forms | scalar | column, renamed, frozenset(rows))
 
 
 def _is_restated(source: Checkpoint, out: Checkpoint) -> bool:
@@ -63,13 +67,21 @@ def _is_restated(source: Checkpoint, out: Checkpoint) -> bool:
 
 
 def _renamed(source: Checkpoint) -> Iterator[tuple[str, str]]:
-    """ModelOpt's names for the scales of the KV cache, as compressed-tensors has them."""
+    """ModelOpt's and Quark's names for the scales of the KV cache, as compressed-tensors has them."""
     for name, info in source.tensors.items():
         for kind in ("k", "v"):
-            if name.endswith(old := f".{kind}_proj.{kind}_scale") and info.numel == 1:
+            for old in (f".{kind}_proj.{kind}_scale", f".{kind}_proj.output_scale"):
                 new = f"{name.removesuffix(old)}.{kind}_scale"
-                if new not in source.tensors:
+                if name.endswith(old) and info.numel == 1 and new not in source.tensors:
                     yield name, new
+
+
+def _row_scales(source: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
+    """Quark's scales for each row, which compressed-tensors has as a column."""
+    for name, info in source.tensors.items():
+        weight = source.tensors.get(name.removesuffix("_scale"))
+        if name.endswith(".weight_scale") and weight is not None and info.shape == weight.shape[:1] != (1,):
+            yield name, info
 
 
 def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:

@@ -80,8 +80,10 @@ class GroupReader:
 
     def is_per_tensor(self) -> bool:
         """Whether every module has one scale: what fusing loaders put into slots and requantize."""
-        shapes = (None if module.scale is None else module.scale.shape for module in self.group.modules)
-        return all(shape in ((), (1,)) or (shape is not None and len(shape) == 1) for shape in shapes)
+        counts = (
+            (m.scale.numel if m.scale and len(m.scale.shape) < 2 else 0, len(m.partitions)) for m in self.group.modules
+        )
+        return all(count in (1, partitions) for count, partitions in counts)
 
     def is_plain(self) -> bool:
         """Whether the weights are not quantized."""
@@ -114,15 +116,17 @@ class GroupReader:
         """
         slots: list[float | None] = []
         for module in self.group.modules:
-            values = [None] if module.scale is None else self._slot_values(module.scale.name)
+            values = [None] if module.scale is None else self._slot_values(module.scale.name, len(module.partitions))
             spread = every_slot and len(self.group.modules) > 1
             for i, _ in enumerate(module.partitions):
                 slots.append(values[i if len(values) > 1 else 0] if spread or i == 0 else None)
         return tuple(slots)
 
-    def _slot_values(self, name: str) -> list[float | None]:
+    def _slot_values(self, name: str, partitions: int) -> list[float | None]:
         stored = self._read(name)
-        return [None] if stored.dim() > 1 else [float(value) for value in stored.float().reshape(-1)]
+        if stored.dim() > 1 or stored.numel() not in (1, partitions):
+            return [None]
+        return [float(value) for value in stored.float().reshape(-1)]
 
     def _read(self, name: str) -> torch.Tensor:
         info = self._checkpoint.tensors[name]

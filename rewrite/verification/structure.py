@@ -16,6 +16,7 @@ from rewrite.verification.configs import (
     QUANT_FILE_NAME,
     CompressedTensorsSchemes,
     OtherSchemes,
+    QuarkSchemes,
     Schemes,
     read_schemes,
     stated_by,
@@ -170,7 +171,9 @@ def _module_scheme(module: str, weight: TensorInfo, out: Checkpoint, new: Scheme
         if not isinstance(new, OtherSchemes):
             yield f"config.json: {module} has no scheme, its scale {list(scale.shape)} says otherwise"
         return
-    if found.strategy != (stored := _strategy(scale.shape, weight.shape)):
+    by_row = isinstance(new, QuarkSchemes) and scale.shape == weight.shape[:1]  # Quark has no second dimension
+    stored = "channel" if by_row and found.strategy == "channel" else _strategy(scale.shape, weight.shape)
+    if found.strategy != stored:
         yield f"config.json: {module} has strategy {found.strategy}, its scale {list(scale.shape)} is {stored}"
     if found.static != (f"{module}.input_scale" in out.tensors):
         kind, stored = ("static", "no input_scale") if found.static else ("dynamic", "an input_scale")

@@ -24,13 +24,15 @@ def start() -> str:
     mocks.install("sgl_kernel", "flashinfer", "vllm")
     import sglang
     from sglang.srt.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
+    from sglang.srt.layers.quantization.quark.quark import QuarkConfig
     from sglang.srt.model_loader import loader
 
     # A CUDA kernel; requantization to the largest scale calls it while loading.
     _kernels().sgl_per_tensor_quant_fp8 = sgl_per_tensor_quant_fp8
-    # Both ask for the card's compute capability; FP8 checkpoints are made for 8.9 and newer.
+    # They ask for the card's compute capability; FP8 checkpoints are made for 8.9 and newer.
     loader.get_device_capability = lambda *_, **__: (9, 0)
     CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
+    QuarkConfig._check_scheme_supported = lambda *_, **__: True
     _replace_nvfp4_layouts()
     driver.preload("sglang.srt.models.registry")  # imports every model
     _keep_resampler_on_cpu()

@@ -81,13 +81,15 @@ def _keep_plain_experts_as_loaded() -> None:
 def _replace_linear_kernels() -> None:
     from vllm.model_executor.layers import utils
     from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
+    from vllm.model_executor.layers.quantization.quark.quark import QuarkConfig
 
     # Repacks *unquantized* weights for a CPU GEMM and drops them: it can't take the 3-D convolution weight of a GDN
     # layer (0.19.1), and what it drops could not be compared.
     utils.dispatch_cpu_unquantized_gemm = lambda *_, **__: None
-    # Asks for a card's compute capability and, where there is none, falls back to weight-only Marlin, another layout.
-    # A card of Ada's generation or newer, which FP8 checkpoints are made for, says yes.
+    # Asks for a card's compute capability and, where there is none, falls back to weight-only Marlin, another layout,
+    # or finds no scheme (Quark). A card of Ada's generation or newer, which FP8 checkpoints are made for, says yes.
     CompressedTensorsConfig._check_scheme_supported = lambda *_, **__: True
+    QuarkConfig._check_scheme_supported = lambda *_, **__: True
 
 
 def _offer_nvfp4_kernel() -> None:

@@ -30,8 +30,9 @@ _DTYPES = {
 #: Of values that are multiplied by ``weight_scale``.
 SCALED = (torch.float8_e4m3fn, torch.int8)
 _LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")
-# Of a cache of keys or values: ModelOpt has it in the projection, llm-compressor in the attention layer.
-_KV_SCALE = re.compile(r"(layers\.\d+\.).*?self_attn\.(?:[kv]_proj\.)?([kv])_scale")
+# Of a cache of keys or values: ModelOpt has it in the projection, llm-compressor in the attention layer, Quark as the
+# scale of the projection's output.
+_KV_SCALE = re.compile(r"(layers\.\d+\.).*?self_attn\.(?:(?:[kv]_proj\.)?([kv])_scale|([kv])_proj\.output_scale)")
 
 
 def canonical(name: str) -> str | None:
@@ -129,7 +130,7 @@ class Truth:
         found = {}
         for name, tensor in self._tensors.items():
             if (match := _KV_SCALE.fullmatch(name)) and tensor.numel() == 1:  # not one for each head
-                found[match.group(1), match.group(2)] = tensor.float().item()
+                found[match.group(1), match.group(2) or match.group(3)] = tensor.float().item()
         return found
 
     def rows(self, name: str, parts: int) -> list[int]:
@@ -157,6 +158,8 @@ class Truth:
         scale = self._tensors[f"{name}.weight_scale"].float()
         if scale.numel() == 1:
             scale = scale.reshape(1, 1)
+        elif scale.shape == (weight.shape[0],):  # Quark's channel scales
+            scale = scale.reshape(-1, 1)
         elif scale.shape != (weight.shape[0], 1):
             raise ValueError(f"{name}: a fixture's scale has shape {tuple(scale.shape)}, which truth.py can't read")
         given = self._tensors.get(f"{name}.input_scale")

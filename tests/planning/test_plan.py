@@ -197,7 +197,7 @@ def test_what_cannot_be_converted_with_certainty_is_refused(
 
 
 @pytest.mark.parametrize(
-    "quantization", [{"quant_method": "quark"}, {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}]
+    "quantization", [{"quant_method": "torchao"}, {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}]
 )
 def test_unknown_dialects_are_refused_by_name(quantization: dict[str, str], copy: Path) -> None:
     """Affected, and in a dialect that is known by name only."""

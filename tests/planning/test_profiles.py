@@ -385,9 +385,9 @@ def test_a_dialect_known_by_name_is_refused_by_name(
 ) -> None:
     """Also where no group is affected, and never as a config that contradicts its tensors."""
     source = copy_of("llmcompressor-llama")
-    edit_json(source / "config.json", quantization_config={"quant_method": "quark"})
+    edit_json(source / "config.json", quantization_config={"quant_method": "torchao"})
     selection: Any = "qkvz" if profile == "portable" else "all"
-    with pytest.raises(rewrite.Unsupported, match=r"dialect cannot be converted[^$]*quark"):
+    with pytest.raises(rewrite.Unsupported, match=r"dialect cannot be converted[^$]*torchao"):
         rewrite.convert(source, tmp_path / "out", profile=profile, selection=selection)
 
 
@@ -552,7 +552,7 @@ def test_profiles_refuse_what_they_cannot_carry(text: Path, copy: Path, tmp_path
         rewrite.convert(tmp_path / "exact", tmp_path / "out", profile="bf16")
     assert caught.value.hint is not None
     assert caught.value.hint.endswith("--profile dynamic or portable converts it")
-    edit_json(copy / "config.json", quantization_config={"quant_method": "quark"})
+    edit_json(copy / "config.json", quantization_config={"quant_method": "torchao"})
     for profile in rewrite.PROFILES:
         with pytest.raises(rewrite.Refused):
             rewrite.convert(copy, tmp_path / "out", profile=profile)

@@ -26,7 +26,7 @@ def module(shape: tuple[int, ...] | None) -> Module:
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [((), "tensor"), ((1,), "tensor"), ((3,), "partition"), ((8, 1), "channel"), ((1, 1), "block"), ((2, 1), "block"),
-     ((8,), None), ((2,), None), (None, None), ((8, 1, 1), None)],
+     ((8,), "rows"), ((2,), None), (None, None), ((8, 1, 1), None)],
 )  # fmt: skip
 def test_layout_of(shape: tuple[int, ...] | None, layout: str | None) -> None:
     """By shape alone; None for what no loader would take."""

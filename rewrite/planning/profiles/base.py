@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, Unsupported
 from rewrite.planning.manifest import GroupChange, ModuleChange, PartitionChange
-from rewrite.planning.segments import Fill, Lookup
+from rewrite.planning.segments import Copy, Fill, Lookup
 from rewrite.planning.shards import Edits, NewTensor
 from rewrite.promise import Promise
 from rewrite.quantization.dialects.compressed_tensors import kv_scale_name
@@ -84,8 +84,9 @@ class Builder:
         """All that was collected, with the config that goes with it."""
         if not self._edits:
             return Changes()
-        renamed = kv_scales(self._model) if dialect.name != self._model.dialect.name else {}
-        return Changes({**self._edits, **renamed}, tuple(self._groups), self._schemes, dialect)
+        restated = dialect.name != self._model.dialect.name
+        others = {**kv_scales(self._model), **row_scales(self._model)} if restated else {}
+        return Changes({**others, **self._edits}, tuple(self._groups), self._schemes, dialect)
 
     def drop(self, info: TensorInfo | None) -> None:
         """The tensor goes."""
@@ -102,6 +103,13 @@ class Builder:
         raw, values, dtype = self._read(module)
         fills = tuple(Fill(*repeated) for repeated in repeated_by_row(module.partitions, dtype, raw))
         return self._scale(module, (module.weight.shape[0], 1), fills, values)
+
+    def reshape(self, module: Module) -> ModuleChange:
+        """A scale for every row as ``[N, 1]``, where it was ``[N]``: the same bytes."""
+        scale = _scale_of(module)
+        new = _reshaped(scale)
+        self._edits[scale.name] = new
+        return ModuleChange(scale.name, scale.shard, scale.dtype, scale.shape, (), scale.dtype, new.shape, ())
 
     def vector(self, module: Module) -> ModuleChange:
         """One scale for every partition, ``[P]``, from one for all of them."""
@@ -148,6 +156,17 @@ def kv_scales(model: Model) -> dict[str, NewTensor]:
     return edits
 
 
+def row_scales(model: Model) -> dict[str, NewTensor]:
+    """The scales for every row as compressed-tensors has them, ``[N, 1]``: Quark has ``[N]``."""
+    stored = ((name, m) for name, m in model.modules.items() if m.scheme is not None and m.scheme.layout == "rows")
+    scales = ((info, m) for name, m in stored if (info := model.checkpoint.tensors.get(f"{name}.weight_scale")))
+    return {info.name: _reshaped(info) for info, m in scales if info.shape == m.weight.shape[:1]}
+
+
+def _reshaped(scale: TensorInfo) -> NewTensor:
+    return NewTensor(scale.dtype, (*scale.shape, 1), (Copy(0, scale.nbytes),))
+
+
 Affected = list[tuple[FusedGroup, tuple[Module, ...]]]
 
 
@@ -159,7 +178,7 @@ def affected_groups(model: Model, selection: Selection, *, per_token: bool = Fal
     """
     affected = []
     for group in model.select(selection):
-        modules = _implicit(group)
+        modules = _implicit(group, model)
         if per_token and not _is_left_alone(group) and (modules or any(is_static(m, model) for m in group.modules)):
             modules = group.modules
         for module in modules:
@@ -192,7 +211,7 @@ def check_scheme(module: Module, model: Model) -> None:
         )
 
 
-def _implicit(group: FusedGroup) -> tuple[Module, ...]:
+def _implicit(group: FusedGroup, model: Model) -> tuple[Module, ...]:
     """The modules of a group that have no scale of their own for each row."""
     if group.quantized_in_part:
         raise Unsupported(
@@ -207,7 +226,13 @@ def _implicit(group: FusedGroup) -> tuple[Module, ...]:
     layouts = {module.name: known_layout(module) for module in group.modules}
     if any(layout == "block" for layout in layouts.values()):
         raise Unsupported("A fused group mixes block scales with others", where=group.name, found=layouts)
-    return tuple(module for module in group.modules if layouts[module.name] != "channel")
+    return tuple(m for m in group.modules if layouts[m.name] != "channel" and not has_rows(m, model))
+
+
+def has_rows(module: Module, model: Model) -> bool:
+    """Whether the module has a scale for each row, in the form ``[N]`` that its dialect has for it."""
+    scheme = model.modules[module.name].scheme
+    return layout_of(module) == "rows" and scheme is not None and scheme.layout == "rows"
 
 
 def _is_left_alone(group: FusedGroup) -> bool:

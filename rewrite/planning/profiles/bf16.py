@@ -34,7 +34,7 @@ def _to_dequantize(group: FusedGroup, model: Model) -> list[Module]:
     if any(known_layout(module) == "block" for module in quantized):
         return []
     for module in quantized:
-        if known_layout(module) == "channel":
+        if known_layout(module) in ("channel", "rows"):
             raise Unsupported(
                 "A scale for every row is not dequantized",
                 where=group.name,

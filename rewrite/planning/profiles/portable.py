@@ -9,6 +9,7 @@ from rewrite.planning.profiles.base import (
     affected_groups,
     check_scheme,
     fused_plain,
+    has_rows,
     is_static,
 )
 from rewrite.promise import Promise
@@ -31,7 +32,8 @@ def _plan(model: Model, selection: Selection) -> Changes:
     for module in modules:
         check_scheme(module, model)
         if layouts[module.name] != "channel":
-            builder.group(module.name, [builder.channel(module)])
+            by_row = has_rows(module, model)
+            builder.group(module.name, [builder.reshape(module) if by_row else builder.channel(module)])
         builder.drop(module.input_scale)
         builder.scheme(module.name, "channel", per_token=True)
     dialect = model.dialect.as_compressed_tensors(model.layers)

@@ -15,6 +15,7 @@ from rewrite.quantization.dialects.modelopt import ModelOpt
 from rewrite.quantization.dialects.modelopt_mixed import ModelOptMixed
 from rewrite.quantization.dialects.modelopt_nvfp4 import ModelOptNvfp4
 from rewrite.quantization.dialects.other import Other
+from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.scheme import Dialect
 
 #: Where loaders look for the quantization part of config.json, in their order (vLLM ``get_quant_config``).
@@ -29,7 +30,7 @@ class _DialectClass(Protocol):
     def __call__(self, value: dict[str, Any]) -> Dialect: ...
 
 
-DIALECTS: tuple[_DialectClass, ...] = (CompressedTensors, Fp8, ModelOpt, ModelOptMixed, ModelOptNvfp4)
+DIALECTS: tuple[_DialectClass, ...] = (CompressedTensors, Fp8, ModelOpt, ModelOptMixed, ModelOptNvfp4, Quark)
 
 
 def config_path(config: dict[str, Any]) -> tuple[str, ...] | None:

@@ -246,16 +246,35 @@ def per_tensor_fp8(
     layers: Layers, ignore: Iterable[str], activations: Activations, kv_cache_fp8: bool
 ) -> CompressedTensors:
     """A config for per-tensor FP8, as llm-compressor 0.14 writes it, for a checkpoint of another dialect."""
-    names = list(ignore)
-    group = {
-        "format": "float-quantized",
-        "input_activations": _arguments("tensor") if activations == "static" else _per_token(None),
-        "output_activations": None,
-        "targets": [_LINEAR],
-        "weights": _arguments("tensor"),
+    group = fp8_group("tensor", activations, [_LINEAR])
+    return fp8_groups(layers, ignore, [group], kv_cache_fp8=kv_cache_fp8)
+
+
+def fp8_group(
+    strategy: str, activations: Activations, targets: Iterable[str], *, dynamic_strategy: str = "token"
+) -> dict[str, Any]:
+    """A config group of FP8 weights: ``strategy`` tensor or channel; dynamic activations by ``dynamic_strategy``."""
+    inputs = {
+        "static": _arguments("tensor"),
+        "dynamic": _arguments(dynamic_strategy, dynamic=True),
+        "none": None,
     }
+    return {
+        "format": "float-quantized",
+        "input_activations": inputs[activations],
+        "output_activations": None,
+        "targets": list(targets),
+        "weights": _arguments(strategy),
+    }
+
+
+def fp8_groups(
+    layers: Layers, ignore: Iterable[str], groups: Iterable[dict[str, Any]], *, kv_cache_fp8: bool
+) -> CompressedTensors:
+    """A config of FP8 groups, as llm-compressor 0.14 writes it, for a checkpoint of another dialect."""
+    names = list(ignore)
     value = {
-        "config_groups": {"group_0": group},
+        "config_groups": {f"group_{i}": group for i, group in enumerate(groups)},
         "format": "float-quantized",
         "ignore": list(dict.fromkeys([*names, *_renaming_patterns(names, layers)])),
         "kv_cache_scheme": _arguments("tensor") if kv_cache_fp8 else None,
@@ -265,16 +284,18 @@ def per_tensor_fp8(
     return CompressedTensors(value)
 
 
-_KV_SCALE = re.compile(r"(.*\.)([kv])_proj\.(\2_scale)")
+_KV_SCALE = re.compile(r"(.*\.)([kv])_proj\.(?:\2_scale|output_scale)")
 
 
 def kv_scale_name(name: str) -> str | None:
-    """ModelOpt's name for a scale of the KV cache, ``….k_proj.k_scale``, as compressed-tensors has it: ``….k_scale``.
+    """ModelOpt's and Quark's names for a scale of the KV cache, ``….k_proj.k_scale`` and ``….k_proj.output_scale``, as
+    compressed-tensors has it: ``….k_scale``.
 
-    vLLM and SGLang read both names (``maybe_remap_kv_scale_name``), transformers this one only. None for other tensors.
+    vLLM and SGLang read ModelOpt's name, too (``maybe_remap_kv_scale_name``), transformers this one only. None for
+    other tensors.
     """
     found = _KV_SCALE.fullmatch(name)
-    return None if found is None else found.group(1) + found.group(3)
+    return None if found is None else f"{found.group(1)}{found.group(2)}_scale"
 
 
 def _arguments(strategy: str, *, dynamic: bool = False) -> dict[str, Any]:

@@ -7,16 +7,14 @@ no word for channel scales with static activations: such checkpoints are restate
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase, translate
 from typing import Any
 
-from rewrite.errors import ConfigError, Unsupported
+from rewrite.errors import Unsupported
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
-from rewrite.quantization.patterns import Patterns
+from rewrite.quantization.globs import as_target, compile_globs, is_glob
 from rewrite.quantization.scheme import Dequantized, Layers, Scheme, strings
 
 _WHERE = "config.json: quantization_config"
-_MAX_GLOBS = 100_000  # characters in all; real lists have a few thousand
 
 #: ``quant_algo: FP8``, of a whole checkpoint or of one layer.
 PER_TENSOR = Scheme("FP8", "tensor", "static", "FP8 weights per tensor, static activations")
@@ -36,13 +34,13 @@ class ModelOpt:
         self._key = "ignore" if "ignore" in value or "exclude_modules" not in value else "exclude_modules"
         self._ignore = strings(value.get(self._key) or [], f"{_WHERE}.{self._key}")
         self._ignored = frozenset(self._ignore)  # lists of 10,000 names are real
-        self._globs = _compile([name for name in self._ignore if _is_glob(name)])
+        self._globs = compile_globs([name for name in self._ignore if is_glob(name)], f"{_WHERE}.{self._key}")
 
     def scheme(self, module: str) -> Scheme | None:
         return None if module in self._ignored or self._globs.match(module) else PER_TENSOR
 
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
-        ignore = [_as_target(pattern, layers) for pattern in self._ignore]
+        ignore = [as_target(pattern, layers.fp8, f"{_WHERE}.ignore") for pattern in self._ignore]
         return per_tensor_fp8(layers, ignore, "static", self._kv_cache_is_fp8())
 
     def without(self, plain: Dequantized) -> ModelOpt:
@@ -62,19 +60,6 @@ class ModelOpt:
         return algorithm == "FP8" or bool(scheme)
 
 
-def _is_glob(name: str) -> bool:
-    return any(character in name for character in "*?[")
-
-
-def _compile(globs: list[str]) -> re.Pattern[str]:
-    """One pattern for all globs. A star of a glob never goes back (``fnmatch.translate``), so it ends in time."""
-    if sum(map(len, globs)) > _MAX_GLOBS:
-        raise ConfigError(
-            "There are too many patterns of ignored layers", where=_WHERE, expected=f"at most {_MAX_GLOBS} characters"
-        )
-    return re.compile("|".join(map(translate, globs)) or "(?!)")
-
-
 def _survives_renaming(name: str) -> str:
     """A glob for a fused name that none of SGLang's renamings touches.
 
@@ -82,23 +67,3 @@ def _survives_renaming(name: str) -> str:
     list, but not in what they look up (``Qwen3VLForConditionalGeneration.hf_to_sglang_mapper``).
     """
     return re.sub(r"^model\.(language_model\.)?", "model.*", name).replace("attn.qkv", "att*.qkv")
-
-
-def _as_target(glob: str, layers: Layers) -> str:
-    """A glob as an ``ignore`` entry. Engines rename ``model.visual`` to ``visual``: the pattern survives that."""
-    if not _is_glob(glob):
-        return glob
-    pattern = "re:.*" + "".join(_GLOB.get(c, c) for c in glob.removeprefix("model.").lstrip("*"))
-    patterns = Patterns()
-    matched = [name for name in layers.fp8 if patterns.matches(pattern, name)]
-    wanted = [name for name in layers.fp8 if fnmatchcase(name, glob)]
-    if sorted(matched) != sorted(wanted):
-        raise Unsupported(
-            "An ignore pattern has no compressed-tensors form",
-            where=f"{_WHERE}.ignore",
-            found=glob,
-        )
-    return pattern
-
-
-_GLOB = {"*": ".*", "?": ".", ".": r"\.", "(": r"\(", ")": r"\)", "+": r"\+"}

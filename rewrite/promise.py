@@ -14,9 +14,10 @@ from typing import Literal
 class Promise:
     """What may become of a converted module ``[N, K]``; everything else of the checkpoint stays as it was."""
 
-    scale: Literal["channel", "partition", "dropped"]  # [N, 1]; [P]; none
+    scale: Literal["kept", "channel", "partition", "dropped"]  # as it was; [N, 1]; [P]; none
     weight: Literal["kept", "plain"] = "kept"  # byte for byte; or a floating-point dtype
     input_scale: Literal["kept", "dropped"] = "kept"
     every_layer: bool = False  # every FP8 layer is converted, not only the fused groups that were chosen
     part_of_group: bool = False  # also groups of which only some modules are quantized
+    nvfp4: Literal["kept", "folded", "rescaled"] = "kept"  # fused layers with several global scales get one
     vectors: bool = False  # made for loaders that read a vector of partitions, and judged by these only

@@ -69,7 +69,8 @@ def render_inspection(inspection: Inspection, affected: Sequence[LoaderRow]) -> 
 
 def _loader_table(inspection: Inspection) -> list[str]:
     """A row for each loader version range: the checkpoint as it is, and after convert with each profile."""
-    profiles = [profile for profile in inspection.rows[0].converted if profile not in inspection.refusals]
+    left_out = {*inspection.refusals, *(p for p in inspection.idle if PROFILES[p].promise.scale == "kept")}
+    profiles = [profile for profile in inspection.rows[0].converted if profile not in left_out]
     title = ["loader", "versions", "as it is", *(f"--profile {profile}" for profile in profiles)]
     say = _kind if len(_layers(inspection)) > 1 else _outcome  # the names would make the table too wide
     rows = _by_versions(
@@ -327,6 +328,7 @@ def _group_table(groups: Iterable[GroupChange]) -> list[str]:
 
 
 def _what_changes(manifest: Manifest) -> str:
+    repaired = _count(len(manifest.scales), "NVFP4 layer") + " with one global scale"
     modules = sum(len(group.modules) for group in manifest.groups)
     shards = [file for file in manifest.files if file.name.endswith(".safetensors")]
     rewritten = sum(file.rewritten for file in shards)
@@ -336,6 +338,8 @@ def _what_changes(manifest: Manifest) -> str:
     )
     if not modules:  # the scales were explicit already
         what = f"{_count(len(manifest.dropped), 'input scale')} dropped, dynamic activations"
+    if manifest.scales:
+        what = f"{what}, {repaired}" if manifest.groups else repaired
     return f"{what}, {rewritten} of {_count(len(shards), 'shard')} rewritten"
 
 

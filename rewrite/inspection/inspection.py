@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ class Inspection:
     findings: tuple[Finding, ...]
     rows: tuple[LoaderRow, ...]
     refusals: dict[str, str]
+    idle: tuple[str, ...] = ()  # profiles that would change nothing
 
     def affected(self, loaders: Iterable[Loader] = LOADERS) -> tuple[LoaderRow, ...]:
         """The rows of ``loaders`` that do not serve the checkpoint exactly as it is."""
@@ -78,7 +79,10 @@ def inspect_model(model: Model, selection: Selection = "qkvz", *, weights: bool 
         LoaderRow(
             loader,
             loader.predict(view),
-            {profile: None if after is None else loader.predict(after) for profile, after in converted.items()},
+            {
+                profile: None if after is None else _with_losses(loader.predict(after.view), after.losses)
+                for profile, after in converted.items()
+            },
         )
         for loader in LOADERS
     )
@@ -97,15 +101,35 @@ def inspect_model(model: Model, selection: Selection = "qkvz", *, weights: bool 
         findings=tuple(findings),
         rows=rows,
         refusals=refusals,
+        idle=tuple(profile for profile, after in converted.items() if after is not None and after.is_idle),
     )
+
+
+@dataclass(frozen=True)
+class _After:
+    """What loaders see after a conversion, and by how much it moved the weights of partitions itself."""
+
+    view: CheckpointView
+    losses: Mapping[str, float]
+    is_idle: bool
+
+
+def _with_losses(outcome: Outcome, losses: Mapping[str, float]) -> Outcome:
+    """Also exact loaders serve what a conversion had to round."""
+    if outcome.kind not in ("exact", "loses precision") or not losses:
+        return outcome
+    worst = max(losses.values())
+    names = tuple(dict.fromkeys([*outcome.partitions, *losses]))
+    detail = f"the conversion rounds: up to {worst:.1%} of each weight"
+    return Outcome("loses precision", detail, names, max(worst, outcome.error))
 
 
 def _after_convert(
     model: Model, view: CheckpointView, selection: Selection
-) -> tuple[dict[str, CheckpointView | None], dict[str, str]]:
+) -> tuple[dict[str, _After | None], dict[str, str]]:
     """The checkpoint as loaders would see it after ``convert`` with each profile, and why some profiles refuse: by the
     code that ``convert`` runs, but for laying out the shards."""
-    views: dict[str, CheckpointView | None] = {}
+    views: dict[str, _After | None] = {}
     refusals: dict[str, str] = {}
     for profile in PROFILES:
         try:
@@ -115,9 +139,10 @@ def _after_convert(
     return views, refusals
 
 
-def _view_after(model: Model, view: CheckpointView, profile: str, selection: Selection) -> CheckpointView:
+def _view_after(model: Model, view: CheckpointView, profile: str, selection: Selection) -> _After:
     checked = plan_changes(model, profile, selection)
-    return view_model(checked.after, selection, view, checked.changed)
+    after = view_model(checked.after, selection, view, checked.changed)
+    return _After(after, checked.changes.repair.losses, not checked.changes.edits)
 
 
 def _count_schemes(model: Model) -> dict[str, int]:

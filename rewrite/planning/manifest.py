@@ -79,6 +79,22 @@ class GroupChange:
 
 
 @dataclass(frozen=True)
+class ScaleChange:
+    """A fused NVFP4 layer, or an expert, whose modules have one global scale now: that of the module ``kept``.
+
+    ``ratios`` are, for each module that had another one, how many times as large that was. Where ``how`` is "folded",
+    the module ``into`` took the ratio; where it is "rescaled", the block scales did; "activations": only the scales of
+    activations differed.
+    """
+
+    name: str
+    how: str
+    kept: str
+    ratios: Mapping[str, float]
+    into: str | None
+
+
+@dataclass(frozen=True)
 class ManifestFile:
     """A file of the output. ``rewritten`` is False for one that is a copy of the source's."""
 
@@ -120,6 +136,7 @@ class Manifest:
     renamed: Mapping[str, str]  # old name → new name
     notes: tuple[str, ...]  # what the profile changes for those who serve the output
     files: tuple[ManifestFile, ...]
+    scales: tuple[ScaleChange, ...] = ()
     tool_version: str = __version__
     created: str | None = None  # ISO 8601, only when asked for
     counts: ByteCounts | None = None
@@ -127,7 +144,7 @@ class Manifest:
     @property
     def changed(self) -> bool:
         """Whether the output differs from the source."""
-        return bool(self.groups or self.dropped or self.renamed)
+        return bool(self.groups or self.dropped or self.renamed or self.scales)
 
     def created_at(self, time: str) -> Manifest:
         return replace(self, created=time)
@@ -147,6 +164,7 @@ class Manifest:
             "source": self.source,
             **created,
             "groups": [{"name": g.name, "modules": [m.to_json() for m in g.modules]} for g in self.groups],
+            **({"global_scales": [asdict(each) for each in self.scales]} if self.scales else {}),
             "dropped": list(self.dropped),
             "renamed": dict(self.renamed),
             "notes": list(self.notes),
@@ -168,6 +186,7 @@ class Manifest:
                 GroupChange(g["name"], tuple(ModuleChange.from_json(m) for m in g["modules"])) for g in value["groups"]
             ),
             files=tuple(ManifestFile(**f) for f in value["files"]),
+            scales=tuple(ScaleChange(**each) for each in value.get("global_scales", ())),
             tool_version=value["tool"]["version"],
             created=value.get("created"),
             counts=ByteCounts(**value["bytes"]) if "bytes" in value else None,

@@ -9,6 +9,7 @@ from rewrite.errors import Refused, Unsupported, UsageError
 from rewrite.planning.check import check_plan
 from rewrite.planning.jobs import FileCopy, ShardPlan, TextFile
 from rewrite.planning.manifest import Manifest, ManifestFile
+from rewrite.planning.nvfp4 import repair, repair_notes
 from rewrite.planning.plan import Plan
 from rewrite.planning.preview import preview
 from rewrite.planning.profiles import PROFILES
@@ -47,7 +48,7 @@ def plan_changes(model: Model, profile: str, selection: Selection) -> Checked:
     if isinstance(model.dialect, Other) and model.dialect.value:
         model.dialect.as_compressed_tensors(model.layers)  # refuses: not even "nothing to do" is known of it
     chosen, files = PROFILES[profile], model.checkpoint.files
-    changes = chosen.plan(model, selection)
+    changes = chosen.plan(model, selection).with_repair(repair(model, chosen.nvfp4))
     texts = tuple(new_texts(model, changes))
     left_out = tuple(FileCopy(name, files[name]) for name in stale_files(model, changes))
     if not changes.edits:
@@ -80,6 +81,7 @@ def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz
         selection=selection,
         source=checkpoint.storage.name,
         groups=changes.groups,
+        scales=changes.repair.changes,
         dropped=tuple(name for name, new in changes.edits.items() if new is None),
         renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
         notes=tuple(_notes(model, checked, selection)),
@@ -119,7 +121,8 @@ def _refuse_lookalikes(model: Model) -> None:
 def _notes(model: Model, checked: Checked, selection: Selection) -> Iterator[str]:
     yield from notes(model, checked.changes)
     packed = [group for group in model.select(selection) if any(not m.plain and not m.quantized for m in group.modules)]
-    unequal = [group for group in packed if group in model.unequal_nvfp4]
+    yield from repair_notes(checked.changes.repair.changes)
+    unequal = [] if checked.profile.nvfp4 else [group for group in packed if group in model.unequal_nvfp4]
     if unequal:
         yield (
             f"{len(unequal)} fused NVFP4 layers have different global scales and stay as they are "

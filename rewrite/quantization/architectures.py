@@ -19,12 +19,24 @@ class PartitionSpec:
 
 
 @dataclass(frozen=True)
+class Absorber:
+    """Where a factor of the output of the module ``folded`` can go: nothing but products with each row of it come
+    before the module ``into``. ``kept`` cannot give a factor away: what follows it is not linear."""
+
+    kept: str
+    folded: str
+    into: str
+    is_convolution: bool = False  # depthwise: a filter for each row; else a linear layer
+
+
+@dataclass(frozen=True)
 class FusedLayer:
     """Stored modules, in the order in which loaders concatenate them, and the name of the layer they become."""
 
     name: str
     parent: str  # regex for the last part of the module's parent
     modules: Mapping[str, tuple[PartitionSpec, ...]]
+    absorber: Absorber | None = None
 
     @property
     def target(self) -> str:
@@ -60,6 +72,8 @@ QKVZ = FusedLayer(
         "in_proj_qkv": (PartitionSpec("q", _KEY_DIM), PartitionSpec("k", _KEY_DIM), PartitionSpec("v", _VALUE_DIM)),
         "in_proj_z": (PartitionSpec("z", _VALUE_DIM),),
     },
+    # transformers ``Qwen3_5GatedDeltaNet.forward``: a depthwise convolution over q, k and v, then SiLU; z is a gate.
+    absorber=Absorber(kept="in_proj_z", folded="in_proj_qkv", into="conv1d", is_convolution=True),
 )
 #: Its two small projections, nearly always left in BF16.
 _BA = FusedLayer(
@@ -78,7 +92,10 @@ _GATE_UP = FusedLayer(
     name="gate_up_proj",
     parent=r"mlp(?:\.shared_expert)?",
     modules={f"{name}_proj": (PartitionSpec(name),) for name in ("gate", "up")},
+    absorber=Absorber(kept="gate_proj", folded="up_proj", into="down_proj"),  # down(act(gate(x)) * up(x))
 )
+#: Gate, up and down of an expert, by the names that families give them.
+EXPERT_PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 #: Phi-3 and Phi-4 store both fused.
 _QKV_ON_DISK = FusedLayer(
     name="qkv_proj",

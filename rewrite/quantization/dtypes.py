@@ -47,11 +47,11 @@ def dequantize(dtype: str, scale: float, plain: str) -> tuple[bytes, ...]:
     """
     if dtype != "F8_E4M3":
         raise Unsupported("This FP8 format is not dequantized", expected="F8_E4M3", found=dtype)
-    products = (struct.unpack("<f", struct.pack("<f", value * scale))[0] for value in map(_e4m3, range(256)))
-    return tuple(_encode(product, plain) for product in products)
+    products = (struct.unpack("<f", struct.pack("<f", value * scale))[0] for value in map(e4m3, range(256)))
+    return tuple(encode(product, plain) for product in products)
 
 
-def _e4m3(code: int) -> float:
+def e4m3(code: int) -> float:
     """The value of an E4M3 code: no infinities, NaN at 0x7f and 0xff (OCP OFP8 specification, table 1)."""
     sign = -1.0 if code & 0x80 else 1.0
     exponent, mantissa = (code >> 3) & 0xF, code & 0x7
@@ -60,7 +60,7 @@ def _e4m3(code: int) -> float:
     return sign * (mantissa * 2.0**-9 if exponent == 0 else (8 + mantissa) * 2.0 ** (exponent - 10))
 
 
-def _encode(value: float, dtype: str) -> bytes:
+def encode(value: float, dtype: str) -> bytes:
     """A float32 value as F32, F16 or BF16."""
     if dtype == "BF16":
         bits = int.from_bytes(struct.pack("<f", value), "little")

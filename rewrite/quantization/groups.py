@@ -17,6 +17,7 @@ from rewrite.quantization.nvfp4 import Nvfp4, find_nvfp4
 
 #: What a module's weights are stored as: ``weight_packed`` where several of them share a byte.
 WEIGHTS = ("weight", "weight_packed")
+_NOT_THE_LANGUAGE_MODEL = r"mtp\.|(?:.*\.)?(?:visual|vision_\w+)\."
 _MAX_FACTOR = 2**31  # a product of numbers with thousands of digits could not even be printed
 
 #: Which fused layers a conversion is about: the one that loaders garble, or every one that they requantize.
@@ -129,6 +130,19 @@ def single_module(name: str, checkpoint: Checkpoint) -> Module:
     return _module(name, (PartitionSpec(name.rpartition(".")[2]),), checkpoint)
 
 
+_EXPERT = re.compile(rf"(?!{_NOT_THE_LANGUAGE_MODEL})(.*\.experts\.\d+)\.(\w+)")
+
+
+def find_experts(checkpoint: Checkpoint) -> Iterator[tuple[str, frozenset[str]]]:
+    """The experts of the language model that are stored one by one: name, and the names of its projections."""
+    found: dict[str, set[str]] = {}
+    for name in checkpoint.tensors:
+        module, _, kind = name.rpartition(".")
+        if kind in WEIGHTS and ".experts." in module and (match := _EXPERT.fullmatch(module)):
+            found.setdefault(match[1], set()).add(match[2])
+    yield from ((name, frozenset(found[name])) for name in sorted(found, key=_natural))
+
+
 def is_table(module: str) -> bool:
     """Whether a module is a table of embeddings, by its name (``embed_tokens``, ``pos_embed``): nothing else tells."""
     return "embed" in module.rpartition(".")[2]
@@ -165,9 +179,6 @@ def _part(
             hint="loaders fill the missing rows with whatever memory held: export the model again",
         )
     return _module(name, specs, checkpoint)
-
-
-_NOT_THE_LANGUAGE_MODEL = r"mtp\.|(?:.*\.)?(?:visual|vision_\w+)\."
 
 
 def _stored_modules(layers: Iterable[FusedLayer], tensors: Iterable[str]) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from rewrite.quantization.architectures import FusedLayer
 from rewrite.quantization.dtypes import FP8_DTYPES
 from rewrite.quantization.groups import FusedGroup, Module, Selection, find_groups, is_table, single_module
 from rewrite.verification.configs import states_compressed_tensors
+from rewrite.verification.nvfp4 import PackedLayer, changeable, unequal_layers
 
 #: dtype and shape that a tensor may have in OUT; None: it may be missing.
 Form = tuple[str, tuple[int, ...]] | None
@@ -32,6 +33,7 @@ class Expected:
     forms: Mapping[str, frozenset[Form]]
     renamed: Mapping[str, str]  # old name → new name
     reshaped: frozenset[str] = frozenset()  # scales for each row, [N], that become [N, 1]: the same bytes
+    packed: tuple[PackedLayer, ...] = ()  # fused NVFP4 layers with several global scales
 
     def allows(self, old: TensorInfo, new: TensorInfo | None) -> bool:
         """Whether ``old`` may have become ``new``."""
@@ -44,7 +46,9 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
     profile, selection = _profile_of(out)
     promise = promises.get(profile, next(iter(promises.values())))
     found = find_groups(source).select("all" if promise.every_layer else selection)
-    if promise.part_of_group:
+    if promise.scale == "kept":
+        groups: tuple[FusedGroup, ...] = ()
+    elif promise.part_of_group:
         groups = tuple(group for g in found if (group := _quantized_part(g)).modules)
     else:
         groups = tuple(g for g in found if all(m.quantized and m.scale for m in g.modules))
@@ -59,7 +63,10 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
     scalar = {old: frozenset({(source.tensors[old].dtype, (1,))}) for old in renamed}
     rows = {name: (info.dtype, (*info.shape, 1)) for name, info in _row_scales(source)} if restated else {}
     column = {name: frozenset({form}) for name, form in rows.items()}
-    return Expected(promise, selection, groups, forms | scalar | column, renamed, frozenset(rows))
+    packed = unequal_layers(source) if promise.nvfp4 != "kept" else ()
+    for name, info in changeable(packed, promise).items():  # their form stays; their bytes are looked at one by one
+        forms[name] = frozenset({(info.dtype, info.shape)})
+    return Expected(promise, selection, groups, forms | scalar | column, renamed, frozenset(rows), packed)
 
 
 def _is_restated(source: Checkpoint, out: Checkpoint) -> bool:
@@ -143,6 +150,7 @@ def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:
         "channel": (dtype, (module.weight.shape[0], 1)),
         "partition": (dtype, (len(module.partitions),)),
         "dropped": None,
+        "kept": None,
     }[promise.scale]
     forms: dict[str, frozenset[Form]] = {f"{module.name}.weight_scale": frozenset({scale})}
     if promise.weight == "plain":

@@ -58,7 +58,7 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
     numbers: tuple[PartitionNumbers, ...] = ()
     rows: tuple[Served, ...] = ()
     if _comparable(after, expected):
-        weights = check_weights(before, after, expected.groups)
+        weights = check_weights(before, after, expected)
         schemes = (read_schemes(before), read_schemes(after))
         outputs, numbers = check_outputs(before, after, expected.groups, request.settings, schemes)
         rows = request.predict(before, after, expected)

@@ -5,23 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rewrite.checkpoint.checkpoint import Checkpoint
-from rewrite.quantization.groups import FusedGroup
-from rewrite.verification.expected import in_checkpoint
+from rewrite.verification.expected import Expected, in_checkpoint
+from rewrite.verification.nvfp4 import problems_of
 from rewrite.verification.oracle import GroupReader
 from rewrite.verification.result import Check, judge
 
 
-def check_weights(source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...]) -> Check:
+def check_weights(source: Checkpoint, out: Checkpoint, expected: Expected) -> Check:
     """Code times scale, in float64, where the product is exact. NaN equals NaN of the same place.
 
     A weight that is plain in OUT must be the product rounded to float32 and then, once, to its dtype.
     """
+    groups = expected.groups
     readers = ((GroupReader(source, group), GroupReader(out, in_checkpoint(group, out))) for group in groups)
     problems = [problem for before, after in readers for problem in _compare(before, after)]
+    problems += problems_of(expected.packed, source, out, expected.promise)
     partitions = sum(len(module.partitions) for group in groups for module in group.modules)
-    return judge(
-        "weights", problems, f"{partitions} partitions of {len(groups)} fused groups dequantize to the same values"
-    )
+    summary = f"{partitions} partitions of {len(groups)} fused groups dequantize to the same values"
+    if expected.packed:
+        packed = f"{len(expected.packed)} NVFP4 layers have one global scale and mean what they meant, within rounding"
+        summary = f"{summary}; {packed}" if groups else packed
+    return judge("weights", problems, summary)
 
 
 def _compare(before: GroupReader, after: GroupReader) -> Iterator[str]:

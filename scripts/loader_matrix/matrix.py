@@ -117,7 +117,8 @@ class Runner:
         log = self._logs / f"{label}.log"
         log.unlink(missing_ok=True)
         folder.mkdir()
-        return Task(label, str(model), str(cases.FIXTURES / fixture), str(folder), str(log), ranks)
+        truth = model if cases.is_own_truth(fixture, profile) else cases.FIXTURES / fixture
+        return Task(label, str(model), str(truth), str(folder), str(log), ranks)
 
 
 def _or_reason(make: Callable[[], T]) -> T | Unavailable:

@@ -10,6 +10,9 @@ from rewrite.planning.profiles.bf16 import BF16
 from rewrite.planning.profiles.exact import DYNAMIC, EXACT
 from rewrite.planning.profiles.partition import PARTITION
 from rewrite.planning.profiles.portable import PORTABLE
+from rewrite.planning.profiles.rescaled import RESCALED
 
 #: By name, the default first.
-PROFILES: dict[str, Profile] = {profile.name: profile for profile in (EXACT, DYNAMIC, PORTABLE, BF16, PARTITION)}
+PROFILES: dict[str, Profile] = {
+    profile.name: profile for profile in (EXACT, DYNAMIC, PORTABLE, BF16, PARTITION, RESCALED)
+}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, Unsupported
 from rewrite.planning.manifest import GroupChange, ModuleChange, PartitionChange
+from rewrite.planning.nvfp4 import Method, Repair
 from rewrite.planning.segments import Copy, Fill, Lookup
 from rewrite.planning.shards import Edits, NewTensor
 from rewrite.promise import Promise
@@ -36,6 +37,11 @@ class Changes:
     groups: tuple[GroupChange, ...] = ()
     schemes: Mapping[str, PlannedScheme | None] = field(default_factory=dict)
     dialect: Dialect | None = None
+    repair: Repair = field(default_factory=Repair)  # of NVFP4 layers; its edits are among ``edits``
+
+    def with_repair(self, repair: Repair) -> Changes:
+        """These changes, and those of NVFP4 layers."""
+        return replace(self, edits={**self.edits, **repair.edits}, repair=repair)
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Profile:
     promise: Promise
     closing: str  # of {modules} and {groups}
     notes: Mapping[Activations, str] = field(default_factory=dict)
+    nvfp4: Method | None = None  # how fused NVFP4 layers with several global scales get one; None: they stay
 
 
 class Builder:

@@ -61,7 +61,8 @@ EXACT = Profile(
     name="exact",
     summary="one scale for every row of the fused layers; nothing else changes",
     plan=partial(_plan, per_token=False),
-    promise=Promise(scale="channel"),
+    promise=Promise(scale="channel", nvfp4="folded"),
+    nvfp4="fold",
     closing="{modules} in {groups} made explicit",
     notes={"static": _NO_KERNEL},
 )
@@ -69,7 +70,8 @@ DYNAMIC = Profile(
     name="dynamic",
     summary="as exact, and the activations of the fused layers are quantized per token",
     plan=partial(_plan, per_token=True),
-    promise=Promise(scale="channel", input_scale="dropped"),
+    promise=Promise(scale="channel", input_scale="dropped", nvfp4="folded"),
+    nvfp4="fold",
     closing="{modules} in {groups} made explicit, dynamic activations",
     notes={"dynamic": "activations of the fused layers are now dynamic, per token: outputs differ slightly"},
 )

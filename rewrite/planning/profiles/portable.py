@@ -45,7 +45,8 @@ PORTABLE = Profile(
     name="portable",
     summary="a scale for every row of every FP8 layer, activations quantized per token",
     plan=_plan,
-    promise=Promise(scale="channel", input_scale="dropped", every_layer=True),
+    promise=Promise(scale="channel", input_scale="dropped", every_layer=True, nvfp4="folded"),
+    nvfp4="fold",
     closing="{layers} with a scale for every row, dynamic activations",
     notes={"dynamic": "activations are now quantized dynamically, per token: outputs differ slightly from static ones"},
 )

@@ -13,7 +13,7 @@ from rewrite.quantization.architectures import FusedLayer
 from rewrite.quantization.dtypes import FP8_DTYPES
 from rewrite.quantization.groups import FusedGroup, Module, Selection, find_groups, is_table, single_module
 from rewrite.verification.configs import states_compressed_tensors
-from rewrite.verification.nvfp4 import PackedLayer, changeable, unequal_layers
+from rewrite.verification.packed import PackedLayer, changeable, unequal_layers
 
 #: dtype and shape that a tensor may have in OUT; None: it may be missing.
 Form = tuple[str, tuple[int, ...]] | None

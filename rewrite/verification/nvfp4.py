@@ -15,77 +15,17 @@ Codes are the same bytes always. Whether rows, order and everything else stayed 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.promise import Promise
-from rewrite.quantization.groups import find_groups
+from rewrite.verification.packed import PackedLayer, PackedModule, read_value
 
-#: Stored modules of an expert that engines fuse, and the one behind them.
-_EXPERT = re.compile(r"((?!mtp\.).*\.experts\.\d+)\.(gate_proj|w1)")
-_PAIRS = {"gate_proj": ("gate_proj", "up_proj"), "w1": ("w1", "w3")}
-#: Of a pair of modules: the one whose scale may go on to a module behind it, and that module.
-_BEHIND = {"in_proj_qkv": "conv1d", "up_proj": "down_proj", "w3": "w2"}
 _F32_ROUNDINGS = 2.0**-22  # four of them
 _CHUNK = 1 << 22
-
-
-@dataclass(frozen=True)
-class PackedModule:
-    """The tensors of an NVFP4 module. ``divides``: its scales are divisors (compressed-tensors)."""
-
-    name: str
-    codes: TensorInfo
-    blocks: TensorInfo
-    scale: TensorInfo
-    input_scale: TensorInfo | None
-    divides: bool
-
-
-@dataclass(frozen=True)
-class PackedLayer:
-    """NVFP4 modules that engines fuse, with different scales in IN. ``behind`` is what may make up for a factor of the
-    module ``folded``: an NVFP4 module, or the weight of a convolution."""
-
-    name: str
-    modules: tuple[PackedModule, ...]
-    folded: str | None
-    behind: PackedModule | TensorInfo | None
-
-
-def unequal_layers(source: Checkpoint) -> tuple[PackedLayer, ...]:
-    """The layers of IN in which a scale differs, to the bit. Scales that are no positive numbers cannot be repaired."""
-    layers = [layer for layer in _layers(source) if len({module.divides for module in layer.modules}) == 1]
-    found = []
-    for layer in layers:
-        infos = [info for m in layer.modules for info in (m.scale, m.input_scale) if info is not None]
-        values = {info.name: _value(source, info) for info in infos}
-        kinds: dict[str, set[float]] = {}
-        for info in infos:
-            kinds.setdefault(info.name.rpartition(".")[2], set()).add(values[info.name])
-        if all(0 < value < float("inf") for value in values.values()) and any(len(kind) > 1 for kind in kinds.values()):
-            found.append(layer)
-    return tuple(found)
-
-
-def changeable(layers: tuple[PackedLayer, ...], promise: Promise) -> dict[str, TensorInfo]:
-    """The tensors that the promise lets change: their bytes, not their form. The check below looks at each of them."""
-    if promise.nvfp4 == "kept":
-        return {}
-    infos: list[TensorInfo | None] = []
-    for layer in layers:
-        for module in layer.modules:
-            infos += [module.blocks, module.scale, module.input_scale]
-        if promise.nvfp4 == "folded" and isinstance(layer.behind, PackedModule):
-            infos += [layer.behind.scale, layer.behind.input_scale]
-        elif promise.nvfp4 == "folded":
-            infos.append(layer.behind)  # type: ignore[arg-type]
-    return {info.name: info for info in infos if info is not None}
 
 
 def problems_of(
@@ -96,54 +36,6 @@ def problems_of(
         return
     for layer in layers:
         yield from _problems_of_layer(layer, source, out, promise)
-
-
-def _layers(source: Checkpoint) -> Iterator[PackedLayer]:
-    for group in find_groups(source).whole:
-        names = [module.name for module in group.modules]
-        if len(names) > 1:
-            yield from _layer(group.name, names, source)
-    for name in source.tensors:
-        module, _, kind = name.rpartition(".")
-        if kind in ("weight", "weight_packed") and (match := _EXPERT.fullmatch(module)):
-            yield from _layer(match[1], [f"{match[1]}.{part}" for part in _PAIRS[match[2]]], source)
-
-
-def _layer(name: str, names: list[str], source: Checkpoint) -> Iterator[PackedLayer]:
-    modules = [_module(each, source) for each in names]
-    if any(module is None for module in modules):
-        return
-    folded = next((each for each in names if each.rpartition(".")[2] in _BEHIND), None)
-    behind: PackedModule | TensorInfo | None = None
-    if folded is not None:
-        parent, _, last = folded.rpartition(".")
-        place = f"{parent}.{_BEHIND[last]}"
-        behind = _filters(f"{place}.weight", source) if last == "in_proj_qkv" else _module(place, source)
-    yield PackedLayer(name, tuple(m for m in modules if m is not None), folded, behind)
-
-
-def _filters(name: str, source: Checkpoint) -> TensorInfo | None:
-    info = source.tensors.get(name)
-    return info if info is not None and info.dtype in ("BF16", "F32") else None
-
-
-def _module(name: str, source: Checkpoint) -> PackedModule | None:
-    get = source.tensors.get
-    blocks = get(f"{name}.weight_scale")
-    packed, divisor = get(f"{name}.weight_packed"), get(f"{name}.weight_global_scale")
-    plain, multiplier = get(f"{name}.weight"), get(f"{name}.weight_scale_2")
-    if blocks is None or blocks.dtype != "F8_E4M3":
-        return None
-    if packed is not None and divisor is not None:
-        found = PackedModule(name, packed, blocks, divisor, get(f"{name}.input_global_scale"), divides=True)
-    elif plain is not None and multiplier is not None:
-        found = PackedModule(name, plain, blocks, multiplier, get(f"{name}.input_scale"), divides=False)
-    else:
-        return None
-    scales = [info for info in (found.scale, found.input_scale) if info is not None]
-    fits = found.codes.dtype == "U8" and len(found.codes.shape) == 2
-    fits = fits and blocks.shape == (found.codes.shape[0], found.codes.shape[1] // 8)
-    return found if fits and all((i.dtype, i.numel) == ("F32", 1) and len(i.shape) <= 1 for i in scales) else None
 
 
 def _problems_of_layer(layer: PackedLayer, source: Checkpoint, out: Checkpoint, promise: Promise) -> Iterator[str]:
@@ -179,9 +71,9 @@ def _problems_of_layer(layer: PackedLayer, source: Checkpoint, out: Checkpoint, 
 
 def _widest_input(layer: PackedLayer, source: Checkpoint, out: Checkpoint) -> Iterator[str]:
     infos = [module.input_scale for module in layer.modules if module.input_scale is not None]
-    values = [_value(source, info) for info in infos]
+    values = [read_value(source, info) for info in infos]
     widest = min(values) if layer.modules[0].divides else max(values)
-    if _value(out, infos[0]) != widest:
+    if read_value(out, infos[0]) != widest:
         yield f"{infos[0].name}: not the widest of the layer's"
 
 
@@ -218,22 +110,18 @@ def _made_up(
         return
     pairs = [(behind.scale, 1 / factor)] + ([(behind.input_scale, factor)] if behind.input_scale else [])
     for info, wanted in pairs:
-        ratio = _value(out, info) / _value(source, info)
+        ratio = read_value(out, info) / read_value(source, info)
         ratio = 1 / ratio if behind.divides else ratio
         if abs(ratio / wanted - 1) > (0 if factor == 1 else _F32_ROUNDINGS):
             yield f"{info.name}: {ratio:.9g} times what it was, to make up for the layer before it {wanted:.9g}"
 
 
 def _multiplier(checkpoint: Checkpoint, module: PackedModule) -> float:
-    value = _value(checkpoint, module.scale)
+    value = read_value(checkpoint, module.scale)
     return 1 / value if module.divides else value
 
 
 _DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
-
-
-def _value(checkpoint: Checkpoint, info: TensorInfo) -> float:
-    return float(torch.frombuffer(bytearray(checkpoint.read_tensor(info.name)), dtype=torch.float32))
 
 
 def _read(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:

@@ -67,6 +67,8 @@ def other_family(request: pytest.FixtureRequest) -> Path:
 
 def has_work(name: str, profile: str, selection: str) -> bool:
     """Whether a conversion changes anything: a vector of scales needs a module of several partitions."""
+    if profile == "rescaled":  # of NVFP4 only
+        return False
     if name in SPLIT_QKVZ or profile == "portable" or (name == "llmcompressor-qwen3_next" and profile == "bf16"):
         return True
     return selection == "all" and profile != "partition"
@@ -528,7 +530,7 @@ def test_the_fp8_dialect(profile: str, activations: str, copy: Path, tmp_path: P
     edit_json(copy / "model.safetensors.index.json", weight_map=weight_map)
     value = {"quant_method": "fp8", "activation_scheme": activations, "ignored_layers": plain}
     edit_json(copy / "config.json", quantization_config=value)
-    assert rewrite.convert(copy, tmp_path / "out", profile=profile).changed
+    assert rewrite.convert(copy, tmp_path / "out", profile=profile).changed == (profile != "rescaled")
     found = rewrite.verify(copy, tmp_path / "out", device="cpu", tokens=4)
     assert found.ok, [problem for check in found.checks for problem in check.problems]
 

@@ -10,7 +10,7 @@
 #                                                               second one: --readme-families
 #   scripts/loader_matrix.sh --search 50 --seed 0               random checkpoints through the engines; exit 1 where one
 #                                                               serves something else than was predicted (--help
-                                                               has more: --survey, --shrink, --no-engine)
+#                                                               has more: --survey, --shrink, --no-engine)
 #
 # PYTHON chooses the interpreter; the pinned wheels are for CPython 3.11.
 set -euo pipefail

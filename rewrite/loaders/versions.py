@@ -151,6 +151,7 @@ LOADERS = (
         "PR #38517; run: 0.20.0, 0.20.2",
         (text_only_is_unknown, minicpmv_is_unknown),
         lookup=VLLM_RAISES,
+        nvfp4=one_global_scale,
     ),
     Loader(
         "vLLM",
@@ -160,6 +161,7 @@ LOADERS = (
         "run: 0.21.0",
         (text_only_is_unknown, minicpmv_is_unknown),
         lookup=VLLM_CLASS_FIRST,
+        nvfp4=one_global_scale,
     ),
     Loader(
         "vLLM",
@@ -169,6 +171,7 @@ LOADERS = (
         "run: 0.22.0, 0.26.0",
         (text_only_is_unknown,),
         lookup=VLLM_CLASS_FIRST,
+        nvfp4=one_global_scale,
     ),
     Loader(
         "vLLM",

@@ -74,6 +74,22 @@ def _replace_nvfp4_layouts() -> None:
     w4a4.get_fp4_gemm_runner_backend = lambda: MagicMock(is_flashinfer_trtllm=lambda: False, is_marlin=lambda: False)
     w4a16._use_flashinfer_bf16_fp4 = lambda *_: False
     w4a16.prepare_nvfp4_layer_for_marlin = lambda *_: None
+    _take_small_experts(_module(f"{schemes}_w4a16_nvfp4_moe"))
+
+
+def _take_small_experts(experts: Any) -> None:
+    """Marlin wants experts of at least 128 columns, which the published models have; asked once the scales are merged.
+    The sizes are only looked at there."""
+    scheme = next(kind for name, kind in vars(experts).items() if name.startswith("CompressedTensorsW4A16"))
+    stock = scheme.process_weights_after_loading
+
+    def process(self: Any, layer: Any) -> None:
+        layer.hidden_size, layer.intermediate_size_per_partition = 128, 64
+        stock(self, layer)
+
+    scheme.process_weights_after_loading = process
+    marlin = _module("sglang.srt.layers.quantization.marlin_utils_fp4")
+    marlin.prepare_moe_nvfp4_layer_for_marlin = lambda *_, **__: None  # looked for each time
 
 
 def _module(name: str) -> Any:

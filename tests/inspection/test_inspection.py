@@ -106,7 +106,7 @@ def test_mixed_precision_is_explained() -> None:
     assert (vllm.as_is.kind, vllm.as_is.partitions) == ("garbled", ("in_proj_qkvz.k", "in_proj_qkvz.v"))
     assert vllm.converted["bf16"] is not None
     assert vllm.converted["bf16"].kind == "exact", "the fused NVFP4 layers stay, with one global scale each"
-    (unrun,) = [row for row in inspection.rows if row.loader.covers("0.20.0") and row.loader.name == "vLLM"]
+    (unrun,) = [row for row in inspection.rows if row.loader.covers("0.5.22") and row.loader.name == "SGLang"]
     assert unrun.converted["bf16"] is not None
     assert unrun.converted["bf16"].kind == "not known"
     (qkvz,) = [row for row in rewrite.inspect_checkpoint(FIXTURES / MIXED_PRECISION).rows if row.loader == vllm.loader]

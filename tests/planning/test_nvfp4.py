@@ -256,8 +256,21 @@ def test_verify_finds_what_is_wrong(case: str, outs: dict[tuple[str, str], Path]
     assert failed & {"weights", "untouched"}, case
 
 
-def test_an_output_without_the_repair_fails(tmp_path: Path) -> None:
-    """A copy, held to the strictest promise."""
+@pytest.mark.parametrize("profile", ["bf16", "partition"])
+def test_other_profiles_change_nothing_and_say_so(profile: str, tmp_path: Path) -> None:
+    """A copy, without a manifest: it verifies, and no engine is said to read it better."""
+    manifest = rewrite.convert(FIXTURES / LLMC, tmp_path / "out", profile=profile)
+    assert not manifest.changed
+    assert any("different global scales and stay" in note for note in manifest.notes)
+    result = rewrite.verify(FIXTURES / LLMC, tmp_path / "out", device="cpu", tokens=1)
+    assert result.ok
+    assert not any(row.change < 0 for row in result.loaders)
+
+
+def test_an_output_without_the_repair_fails(outs: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    """A copy that claims to be converted."""
     out = Path(shutil.copytree(FIXTURES / LLMC, tmp_path / "out"))
+    shutil.copy(outs[LLMC, "exact"] / "rewrite_manifest.json", out)
     result = rewrite.verify(FIXTURES / LLMC, out, device="cpu", tokens=1)
+    assert not result.ok
     assert any("still have different values" in problem for check in result.checks for problem in check.problems)

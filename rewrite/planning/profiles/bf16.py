@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rewrite.errors import Unsupported
-from rewrite.planning.profiles.base import Builder, Changes, Profile, check_scheme
+from rewrite.planning.profiles.base import Affected, Builder, Changes, Profile, check_scheme
 from rewrite.promise import Promise
 from rewrite.quantization.dtypes import model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection
 from rewrite.quantization.model import Model
+from rewrite.quantization.patterns import Patterns
 from rewrite.quantization.scales import known_layout
 from rewrite.quantization.scheme import Dequantized
+from rewrite.quantization.targets import fitting_target
 
 
 def _plan(model: Model, selection: Selection) -> Changes:
-    chosen = [(group, modules) for group in model.select(selection) if (modules := _to_dequantize(group, model))]
+    chosen = [(group, modules) for group in model.select(selection) if (modules := tuple(_to_dequantize(group, model)))]
     if not chosen:
         return Changes()
     dtype = model_dtype(model.checkpoint.config.value)
@@ -23,9 +27,25 @@ def _plan(model: Model, selection: Selection) -> Changes:
     plain = Dequantized(
         modules=tuple(module.name for _, modules in chosen for module in modules),
         fused=tuple(group.name for group, _ in chosen),
-        targets=tuple(dict.fromkeys(group.layer.target for group, _ in chosen)),
+        targets=tuple(_targets(chosen, model)),
     )
     return builder.changes(model.dialect.without(plain))
+
+
+def _targets(chosen: Affected, model: Model) -> Iterator[str]:
+    """Patterns for what becomes plain, narrowed where they would match a module that stays quantized. One that cannot
+    be narrowed comes as it is: the check of the plan refuses it."""
+    plain = {module.name for _, modules in chosen for module in modules}
+    by_target: dict[str, list[str]] = {}
+    for group, modules in chosen:
+        by_target.setdefault(group.layer.target, []).extend(module.name for module in modules)
+    patterns = Patterns()
+    for target, names in by_target.items():
+
+        def strays(candidate: str) -> list[str]:
+            return [n for n in model.layers.quantized if n not in plain and patterns.matches(candidate, n)]
+
+        yield fitting_target(target, names, strays) or target
 
 
 def _to_dequantize(group: FusedGroup, model: Model) -> list[Module]:

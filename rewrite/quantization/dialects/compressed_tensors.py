@@ -16,6 +16,7 @@ from rewrite.errors import ConfigError, Unsupported
 from rewrite.quantization.groups import is_table
 from rewrite.quantization.patterns import Patterns
 from rewrite.quantization.scheme import Activations, Dequantized, Layers, ScaleLayout, Scheme, strings
+from rewrite.quantization.targets import fitting_target
 
 _WHERE = "config.json: quantization_config"
 _LINEAR = "Linear"  # the class name that every producer uses for torch.nn.Linear
@@ -118,14 +119,18 @@ class CompressedTensors:
         narrowing: every loader tries them last.
         """
         groups: dict[str, Any] = {}
+        ours = []
         for target, names in targets.items():
-            group = _channel_group(self._groups[self._common_group(names)], [target], per_token=per_token)
-            self._refuse_strays(target, group, layers.quantized - set(names))
-            _add(groups, _free_name({**self._groups, **groups}), group)
+            base = self._groups[self._common_group(names)]
+            group = _channel_group(base, [target], per_token=per_token)
+            fitting = self._fitting(target, group, names, layers)
+            ours.append(fitting)
+            _add(groups, _free_name({**self._groups, **groups}), {**group, "targets": [fitting]})
         converted = frozenset(name for names in targets.values() for name in names)
         others = [name for names in (layers.fp8, layers.others) for name in names if name not in converted]
+        last = self._last_narrowed(converted, others)
         for name, group in self._groups.items():
-            narrowed = list(self._narrow(group["targets"], targets, converted, others))
+            narrowed = list(self._narrow(group["targets"], ours, converted, others, last))
             if narrowed:
                 groups[name] = {**deepcopy(group), "targets": narrowed}
         changes = {"config_groups": groups, "quantization_status": "compressed"}
@@ -165,32 +170,51 @@ class CompressedTensors:
         patterns = [*fused_plain, *_renaming_patterns(self._ignore, layers)]
         return list(dict.fromkeys([*self._ignore, *patterns]))
 
-    def _refuse_strays(self, target: str, group: dict[str, Any], others: Iterable[str]) -> None:
-        """A target must match no module that is quantized in another way than its group says."""
-        stated = _stated(group)
-        strays = [name for name in others if self._patterns.matches(target, name) and self._stated(name) != stated]
-        if strays:
+    def _fitting(self, target: str, group: dict[str, Any], names: Collection[str], layers: Layers) -> str:
+        """The target, narrowed where it would match a module that is quantized in another way than its group says."""
+        stated, wanted = _stated(group), set(names)
+        others = [name for name in layers.quantized if name not in wanted]
+
+        def strays(candidate: str) -> list[str]:
+            matched = (name for name in others if self._patterns.matches(candidate, name))
+            return [name for name in matched if self._stated(name) != stated]
+
+        fitting = fitting_target(target, names, strays)
+        if fitting is None:
+            found = strays(target)
             raise Unsupported(
                 "Fused groups of one kind are quantized in different ways",
-                where=min(strays),
+                where=min(found),
                 expected="every module of this name with one shared scale, or none",
-                found=f"{len(strays)} with another layout",
+                found=f"{len(found)} with another layout",
                 hint="quantize the fused layers of one kind alike",
             )
+        return fitting
 
     def _stated(self, module: str) -> str | None:
         scheme = self.scheme(module)
         return None if scheme is None else scheme.stated
 
+    def _last_narrowed(self, converted: Collection[str], others: Collection[str]) -> str:
+        """The last pattern, in the order in which compressed-tensors tries them, that must be narrowed."""
+        patterns = (target.pattern for target in self._targets if target.pattern.startswith("re:"))
+        matches = self._patterns.matches_any
+        return max((p for p in patterns if matches(p, converted) and matches(p, others)), default="")
+
     def _narrow(
-        self, old: Iterable[str], new: Iterable[str], converted: Collection[str], others: Collection[str]
+        self, old: Iterable[str], new: Iterable[str], converted: Collection[str], others: Collection[str], last: str
     ) -> Iterator[str]:
-        """The targets ``old`` without the converted modules. A target that matched nothing else goes."""
+        """The targets ``old`` without the converted modules. A target that matched nothing else goes.
+
+        A narrowed pattern begins with a parenthesis, so that it would sort before others that were tried first: those
+        up to ``last`` get the same beginning.
+        """
         lookahead = "".join(f"(?!{target.removeprefix('re:')})" for target in new)
         for target in old:
-            if not self._patterns.matches_any(target, converted):
+            is_ours = self._patterns.matches_any(target, converted)
+            if not is_ours and not (target.startswith("re:") and target < last):
                 yield target
-            elif self._patterns.matches_any(target, others):
+            elif not is_ours or self._patterns.matches_any(target, others):
                 pattern = target.removeprefix("re:")
                 yield f"re:{lookahead}(?:{pattern})" if "|" in pattern else f"re:{lookahead}{pattern}"
 

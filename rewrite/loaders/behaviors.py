@@ -110,6 +110,14 @@ def saturation(group: GroupView) -> float:
     return sqrt(2 * log(max(2, sum(p.rows for p in group.partitions) * group.columns)))
 
 
+def may_be_refused(group: GroupView) -> bool:
+    """Whether a layer has several schemes, or experts one that was not run: engines raise on some of these (vLLM and
+    SGLang ``_resolve_quant_algo``, ``get_moe_method``: "Mixed quant_algo", "need to have same quantization scheme"),
+    whatever the other layers are."""
+    layouts = {p.layout for p in group.partitions}
+    return "other" in layouts and (len(layouts) > 1 or group.experts > 0)
+
+
 def _unless_per_tensor(group: GroupView) -> Outcome | None:
     """The outcome for every layout but one value a module, which is where fusing loaders differ."""
     layouts = {p.layout for p in group.partitions}

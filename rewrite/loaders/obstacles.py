@@ -41,6 +41,14 @@ def mixed_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def mixed_was_run_with_qwen_only(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23 raises on MIXED_PRECISION of a Llama (AssertionError in ``layers/linear.py``); of Qwen3.5 it does
+    not. Other families were not run."""
+    if checkpoint.dialect == "modelopt MIXED_PRECISION" and not checkpoint.model_type.startswith("qwen3_5"):
+        return Outcome("not known", "MIXED_PRECISION was run with Qwen3.5 only")
+    return None
+
+
 def ignore_must_survive_renaming(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.9 and 0.5.10 rename the entries of ``ignore``, but not the modules: exact names miss, the BF16
     ``in_proj_ba`` gets an FP8 parameter, and 0.5.9 refuses to load it ("Downcasting not allowed")."""

@@ -10,9 +10,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from rewrite.loaders.behaviors import (
+    OTHER_FORMAT,
     Behavior,
     every_slot,
     every_slot_or_vector,
+    may_be_refused,
     separate_gated_delta_net,
     separate_modules,
     slot_zero_only,
@@ -30,6 +32,7 @@ from rewrite.loaders.obstacles import (
     minicpmv_is_unknown,
     minicpmv_vision_is_cast,
     mixed_is_unknown,
+    mixed_was_run_with_qwen_only,
     needs_quark,
     parts_are_cast,
     scales_are_left_out,
@@ -120,6 +123,8 @@ class Loader:
         if not outcomes:
             return Outcome("exact")
         worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
+        if worst.kind == "garbled" and any(may_be_refused(group) for group in checkpoint.groups):
+            return OTHER_FORMAT  # it may end the load
         alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
         names = {name for outcome in alike for name in outcome.partitions}
         in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
@@ -226,7 +231,7 @@ LOADERS = (
         "0.5.16",
         every_slot_or_vector,
         "run: 0.5.15, 0.5.16",
-        (text_only_is_unknown, minicpmv_vision_is_cast),
+        (text_only_is_unknown, minicpmv_vision_is_cast, mixed_was_run_with_qwen_only),
         lookup=SGLANG,
     ),
     Loader(
@@ -235,7 +240,7 @@ LOADERS = (
         "0.5.22",
         every_slot_or_vector,
         "run: 0.5.17, 0.5.22",
-        (minicpmv_vision_is_cast,),
+        (minicpmv_vision_is_cast, mixed_was_run_with_qwen_only),
         lookup=SGLANG,
     ),
     Loader(
@@ -244,6 +249,7 @@ LOADERS = (
         None,
         every_slot_or_vector,
         "run: 0.5.23",
+        (mixed_was_run_with_qwen_only,),
         ran_quark=True,
         lookup=SGLANG,
         nvfp4=one_or_refused,

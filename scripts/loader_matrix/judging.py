@@ -12,7 +12,10 @@ from loader_matrix.results import Cell
 LOST = 2.0**-4
 NOT_LEARNT = "nothing learnt"
 #: Where engines look for a kernel. Kernels of some formats exist for accelerators only: such a load shows nothing.
-_NO_KERNEL = (":choose_scaled_mm_linear_kernel", ":init_nvfp4_linear_kernel", ":choose_mp_linear_kernel")
+_NO_KERNEL = (
+    *(":choose_scaled_mm_linear_kernel", ":init_nvfp4_linear_kernel", ":choose_mp_linear_kernel"),
+    *(":num_compute_units", ":marlin_make_workspace"),  # of Marlin, for weight-only FP8
+)
 NO_KERNEL = "no kernel on CPU"
 #: From best to worst, as ``rewrite`` orders them. "not known" is a prediction, never seen.
 SEVERITY = ("exact", "loses precision", "garbled", "fails to load")

@@ -134,3 +134,45 @@ def test_schemes_of_experts(layout: str, activations: Config | None, kind: str, 
     rows = rewrite.inspect_checkpoint(tmp_path / "in", selection="all").rows
     (row,) = [row for row in rows if row.loader.name == "vLLM" and row.loader.covers("0.32.0")]
     assert row.as_is.kind == kind
+
+
+def make_mixed(base: str, folder: Path, fp8: tuple[str, ...], fp4: tuple[str, ...], *ignored: str) -> None:
+    """A checkpoint of ModelOpt's mixed precision: the last names of FP8 and of NVFP4 linears, names that are plain."""
+    from tests.recipes import Recipe, base_weights, is_linear, make
+
+    names = [n.removesuffix(".weight") for n, tensor in base_weights(base)[1].items() if is_linear(n, tensor)]
+    groups = tuple(
+        (kind, tuple(name for name in names if name.endswith(lasts) and "visual" not in name))
+        for kind, lasts in (("fp8-tensor-static", fp8), ("nvfp4", fp4))
+    )
+    make(Recipe(0, base, groups, ignored, False, 1, dialect="modelopt MIXED_PRECISION"), folder)
+
+
+def kind_of(folder: Path, loader: str, version: str) -> str:
+    rows = rewrite.inspect_checkpoint(folder, selection="all").rows
+    (row,) = [row for row in rows if row.loader.name == loader and row.loader.covers(version)]
+    return row.as_is.kind
+
+
+def test_a_layer_of_two_formats_may_end_the_load(tmp_path: Path) -> None:
+    """All raise "Mixed quant_algo within fused layer": whatever NVFP4 layers beside it would be served as, it is not
+    known to be served."""
+    make_mixed("modelopt-qwen3_5-vl", tmp_path / "in", ("q_proj", "k_proj"), ("v_proj", "in_proj_qkv", "in_proj_z"))
+    for loader, version in (("vLLM", "0.19.1"), ("vLLM", "0.32.0"), ("SGLang", "0.5.23")):
+        assert kind_of(tmp_path / "in", loader, version) not in ("garbled", "exact", "loses precision")
+
+
+def test_mixed_precision_of_a_llama_is_not_known_to_sglang(tmp_path: Path) -> None:
+    """SGLang 0.5.23 raises an AssertionError, which its NVFP4 layers do not explain."""
+    make_mixed("llmcompressor-llama", tmp_path / "in", ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+    assert kind_of(tmp_path / "in", "SGLang", "0.5.23") == "not known"
+
+
+def test_what_leaves_quantized_layers_joins_ignore(tmp_path: Path) -> None:
+    """vLLM 0.32 "Detected some but not all shards of model.layers.0.self_attn.qkv_proj are quantized", after bf16."""
+    plain = "model.layers.0.self_attn.q_proj"
+    make_mixed("llmcompressor-llama", tmp_path / "in", ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), plain)
+    rewrite.convert(tmp_path / "in", tmp_path / "out", profile="bf16", selection="all")
+    ignored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
+    assert {plain, plain.replace("q_proj", "k_proj"), plain.replace("q_proj", "v_proj")} <= set(ignored)
+    assert rewrite.verify(tmp_path / "in", tmp_path / "out", device="cpu", tokens=2).ok

@@ -59,10 +59,14 @@ class ModelOptMixed:
         )
 
     def without(self, plain: Dequantized) -> ModelOptMixed:
-        """The modules leave ``quantized_layers``, and the config groups that name them one by one."""
+        """The modules leave ``quantized_layers``, and the config groups that name them one by one. They join
+        ``ignore``, where it is: vLLM and SGLang raise where it names some parts of a fused layer only
+        (``is_layer_skipped``)."""
         gone = set(plain.modules)
         value = {**self.value}
         value["quantized_layers"] = {name: v for name, v in value["quantized_layers"].items() if name not in gone}
+        if isinstance(ignored := value.get("ignore"), list):
+            value["ignore"] = list(dict.fromkeys([*ignored, *plain.modules]))
         if isinstance(groups := value.get("config_groups"), dict):
             value["config_groups"] = {name: left for name, v in groups.items() if (left := _without(v, gone, name))}
         if not value["quantized_layers"]:

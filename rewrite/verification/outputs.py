@@ -31,7 +31,7 @@ from rewrite.verification.oracle import (
     requantization_bound,
     requantized,
 )
-from rewrite.verification.result import Check, PartitionNumbers, Settings, Verdict, judge
+from rewrite.verification.result import Check, PartitionNumbers, Settings, Verdict, judge, skip
 
 #: What the configs of IN and OUT say.
 Schemes = tuple[configs.Schemes, configs.Schemes]
@@ -41,6 +41,8 @@ def check_outputs(
     source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...], settings: Settings, schemes: Schemes
 ) -> tuple[Check, tuple[PartitionNumbers, ...]]:
     """Group by group: memory is that of 1024 rows, not of the model. ``schemes`` are what the two configs say."""
+    if not groups:
+        return skip("outputs", "no fused FP8 layer was converted: nothing was multiplied"), ()
     numbers = [row for i, group in enumerate(groups) for row in _group(source, out, group, settings, schemes, i)]
     problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
     summary = f"{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"

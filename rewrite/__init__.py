@@ -25,6 +25,7 @@ from rewrite.planning.plan import Plan
 from rewrite.planning.profiles import PROFILES
 from rewrite.progress import Progress
 from rewrite.quantization.groups import SELECTIONS, Selection
+from rewrite.quantization.kv_cache import KV_SCALES, KvScales
 from rewrite.verification.result import DEFAULT_TOKENS, Verification
 from rewrite.version import __version__
 from rewrite.writing.publish import publish_plan
@@ -32,6 +33,7 @@ from rewrite.writing.publish import publish_plan
 __all__ = [
     "DEFAULT_TOKENS",
     "DEFAULT_WORKERS",
+    "KV_SCALES",
     "LOADERS",
     "PROFILES",
     "SELECTIONS",
@@ -41,6 +43,7 @@ __all__ = [
     "ConfigError",
     "HeaderError",
     "Inspection",
+    "KvScales",
     "Loader",
     "Manifest",
     "Plan",

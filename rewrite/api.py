@@ -16,6 +16,7 @@ from rewrite.planning.plan import Plan
 from rewrite.planning.profiles import PROFILES
 from rewrite.progress import Progress
 from rewrite.quantization.groups import Selection
+from rewrite.quantization.kv_cache import KvScales
 from rewrite.quantization.model import interpret
 from rewrite.verification.expected import Expected
 from rewrite.verification.result import DEFAULT_TOKENS, Served, Settings, Verification
@@ -46,9 +47,11 @@ def inspect_checkpoint(
     return inspect_model(interpret(open_checkpoint(path)), selection, weights=weights)
 
 
-def make_plan(checkpoint: Checkpoint, profile: str = "exact", selection: Selection = "qkvz") -> Plan:
+def make_plan(
+    checkpoint: Checkpoint, profile: str = "exact", selection: Selection = "qkvz", kv_scales: KvScales = "keep"
+) -> Plan:
     """What :func:`convert` would do, as data. Raises as :func:`convert`; writes nothing."""
-    return planner.make_plan(interpret(checkpoint), profile, selection)
+    return planner.make_plan(interpret(checkpoint), profile, selection, kv_scales)
 
 
 def convert(
@@ -57,6 +60,7 @@ def convert(
     *,
     profile: str = "exact",
     selection: Selection = "qkvz",
+    kv_scales: KvScales = "keep",
     workers: int = DEFAULT_WORKERS,
     overwrite: bool = False,
     copy: bool = False,
@@ -66,6 +70,7 @@ def convert(
     """Convert the checkpoint directory ``src`` into the new directory ``dst`` and say what changed.
 
     ``profile`` is a key of :data:`PROFILES`; ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
+    ``kv_scales`` "drop" leaves out the scales of an FP8 KV cache; ``dequantized`` always does.
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
     written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared
     with ``src`` where the filesystem can; ``created`` is a time to note in the manifest; ``progress(done, total)`` is
@@ -75,7 +80,7 @@ def convert(
     written), :class:`rewrite.errors.UsageError` for arguments that make no sense and
     :class:`rewrite.errors.StorageError` when reading or writing fails.
     """
-    plan = make_plan(open_checkpoint(src), profile, selection)
+    plan = make_plan(open_checkpoint(src), profile, selection, kv_scales)
     return publish_plan(
         plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, copy=copy, created=created, progress=progress
     )

@@ -20,4 +20,5 @@ class Promise:
     every_layer: bool = False  # every FP8 layer is converted, not only the fused groups that were chosen
     part_of_group: bool = False  # also groups of which only some modules are quantized
     nvfp4: Literal["kept", "folded", "rescaled"] = "kept"  # fused layers with several global scales get one
+    nothing_quantized: bool = False  # block scales and scales of the KV cache go, too, and no config states anything
     vectors: bool = False  # made for loaders that read a vector of partitions, and judged by these only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,11 +16,19 @@ transformers = pytest.importorskip("transformers")
 OTHERS = [name for name in CONVERTIBLE if name.startswith("llmcompressor-") and "qwen3_5" not in name]
 
 
+def load(directory: Path, **options: Any) -> Any:
+    """The model as its config names it, in BF16."""
+    config = transformers.AutoConfig.from_pretrained(directory)
+    return getattr(transformers, config.architectures[0]).from_pretrained(directory, dtype=torch.bfloat16, **options)
+
+
 def logits(directory: Path) -> torch.Tensor:
     """[1, 30, vocabulary] of a fixed prompt."""
-    config = transformers.AutoConfig.from_pretrained(directory)
-    kind = getattr(transformers, config.architectures[0])
-    model = kind.from_pretrained(directory, dtype=torch.bfloat16)
+    return logits_of(load(directory))
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    """The same of a loaded model."""
     with torch.no_grad():
         found: torch.Tensor = model(input_ids=torch.arange(10, 40)[None]).logits
     return found
@@ -52,6 +61,22 @@ def test_scales_of_the_kv_cache_are_found(tmp_path: Path) -> None:
             raw = stored[f"model.layers.{i}.self_attn.{kind}_proj.{kind}_scale"][3]
             value = torch.frombuffer(bytearray(raw), dtype=torch.float32).bfloat16()
             assert torch.equal(getattr(layer.self_attn, f"{kind}_scale").data, value)
+
+
+@pytest.mark.parametrize("name", [name for name in CONVERTIBLE if name.startswith("llmcompressor-")])
+def test_dequantized_is_what_transformers_dequantizes(name: str, tmp_path: Path) -> None:
+    """The same logits as the original, which transformers dequantizes by itself and whose activations stay plain."""
+    from compressed_tensors.quantization import disable_quantization
+
+    rewrite.convert(FIXTURES / name, tmp_path / "out", profile="dequantized")
+    dequantize = transformers.CompressedTensorsConfig(dequantize=True)
+    original = load(FIXTURES / name, quantization_config=dequantize)
+    quantized = logits_of(original)
+    original.apply(disable_quantization)
+    before, after = logits_of(original), logits(tmp_path / "out")
+    assert before.isfinite().all() and before.std() > 0
+    assert torch.equal(before, after)
+    assert not torch.equal(quantized, after), "activations are quantized there: the comparison can fail"
 
 
 def test_the_comparison_can_fail(copy: Path, tmp_path: Path) -> None:

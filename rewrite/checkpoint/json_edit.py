@@ -34,6 +34,20 @@ def append_value(text: str, key: str, value: Any) -> str:
     return f"{body}{comma}{gap}{json.dumps(key)}: {new}{text[len(body) : end]}{text[end:]}"
 
 
+def remove_member(text: str, path: tuple[str, ...]) -> str:
+    """``text`` without the member at ``path`` and the comma that goes with it; everything else is untouched."""
+    end = _find(text, path)[1]
+    parent = _find(text, path[:-1])[0]
+    begin = _member(text, parent, path[-1])[0]
+    after = _skip(text, end)
+    if text[after] == ",":
+        return text[:begin] + text[_skip(text, after + 1) :]
+    before = len(text[:begin].rstrip(" \t\n\r"))
+    if text[before - 1] == ",":
+        return text[: before - 1] + text[end:]
+    return text[:before] + text[after:]
+
+
 def dump(value: Any) -> str:
     """A JSON document of our own, for people and machines: two spaces, a final newline."""
     return _dumps(value, False, indent=2) + "\n"
@@ -49,18 +63,19 @@ def _find(text: str, path: tuple[str, ...]) -> tuple[int, int]:
     """The span of the value at ``path``."""
     start = _skip(text, 0)
     for key in path:
-        start = _member(text, start, key)
+        start = _member(text, start, key)[1]
     return start, _DECODER.raw_decode(text, start)[1]
 
 
-def _member(text: str, start: int, key: str) -> int:
-    """Where the value of ``key`` begins in the object that begins at ``start``."""
+def _member(text: str, start: int, key: str) -> tuple[int, int]:
+    """Where ``key`` and its value begin in the object that begins at ``start``."""
     at = _skip(text, start + 1)
     while text[at] == '"':
+        begin = at
         name, at = _DECODER.raw_decode(text, at)
         value = _skip(text, _skip(text, at) + 1)  # past the colon
         if name == key:
-            return value
+            return begin, value
         at = _skip(text, _DECODER.raw_decode(text, value)[1])
         at = _skip(text, at + 1)  # past the comma, or beyond the brace
     raise KeyError(key)

@@ -62,6 +62,13 @@ def main() -> None:
     "--profile", type=click.Choice(list(rewrite.PROFILES)), default="exact", show_default=True, help="Layout of OUT."
 )
 @_selection
+@click.option(
+    "--kv-scales",
+    type=click.Choice(rewrite.KV_SCALES),
+    default="keep",
+    show_default=True,
+    help="Scales of an FP8 KV cache; dequantized always drops them.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete.")
 @_workers
@@ -76,6 +83,7 @@ def convert(
     out: Path,
     profile: str,
     selection: rewrite.Selection,
+    kv_scales: rewrite.KvScales,
     dry_run: bool,
     overwrite: bool,
     workers: int,
@@ -94,14 +102,14 @@ def convert(
         started = time.monotonic()
         if dry_run:
             checkpoint = rewrite.open_checkpoint(source)
-            plan = rewrite.make_plan(checkpoint, profile, selection)
+            plan = rewrite.make_plan(checkpoint, profile, selection, kv_scales)
             _print(plan.to_json() if as_json else text.render_plan(plan, checkpoint), quiet and not as_json)
             return
         created = datetime.now(timezone.utc).isoformat(timespec="seconds") if timestamp else None
         with _progress_bar(quiet) as progress:
             manifest = rewrite.convert(
-                source, out, profile=profile, selection=selection, workers=workers, overwrite=overwrite, copy=copy,
-                created=created, progress=progress,
+                source, out, profile=profile, selection=selection, kv_scales=kv_scales, workers=workers,
+                overwrite=overwrite, copy=copy, created=created, progress=progress,
             )  # fmt: skip
         for note in manifest.notes:
             _say(f"note: {note}", quiet)

@@ -12,9 +12,10 @@ from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.views import GroupView, spread
-from rewrite.planning.manifest import ByteCounts, GroupChange, Manifest
+from rewrite.planning.manifest import ByteCounts, GroupChange, Manifest, PartitionChange
 from rewrite.planning.plan import Plan
 from rewrite.planning.profiles import PROFILES
+from rewrite.quantization.kv_cache import kv_cache_scales
 from rewrite.verification.result import PartitionNumbers, Served, Verification, worst
 from rewrite.version import __version__
 
@@ -320,11 +321,15 @@ def _group_table(groups: Iterable[GroupChange]) -> list[str]:
         if not partitions:
             continue  # its scales were explicit already
         names = tuple(p.name for p in partitions) if len(partitions) > 1 else ("",)
-        tables.setdefault(names, []).append([group.name, *(f"{p.scale:.4g}" for p in partitions)])
+        tables.setdefault(names, []).append([group.name, *map(_scale, partitions)])
     lines = []
     for names, rows in tables.items():
         lines += ["", *table([["scale of each partition", *names], *rows], right=range(1, len(names) + 1))]
     return lines[1:]
+
+
+def _scale(partition: PartitionChange) -> str:
+    return "-" if partition.scale is None else f"{partition.scale:.4g}"
 
 
 def _what_changes(manifest: Manifest) -> str:
@@ -336,10 +341,14 @@ def _what_changes(manifest: Manifest) -> str:
     what = PROFILES[manifest.profile].closing.format(
         modules=_count(modules, "shared scale"), layers=_count(modules, "layer"), groups=groups
     )
+    kv_cache = sum(1 for _ in kv_cache_scales(manifest.dropped))
     if not modules:  # the scales were explicit already
-        what = f"{_count(len(manifest.dropped), 'input scale')} dropped, dynamic activations"
+        inputs = len(manifest.dropped) - kv_cache
+        what = f"{_count(inputs, 'input scale')} dropped, dynamic activations" if inputs else "no weight"
     if manifest.scales:
         what = f"{what}, {repaired}" if manifest.groups else repaired
+    if kv_cache:
+        what += f", {_count(kv_cache, 'scale')} of the KV cache dropped"
     return f"{what}, {rewritten} of {_count(len(shards), 'shard')} rewritten"
 
 

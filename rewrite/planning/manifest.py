@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from rewrite.checkpoint.json_edit import dump
 from rewrite.version import __version__
@@ -17,12 +17,12 @@ MANIFEST_NAME = "rewrite_manifest.json"
 
 @dataclass(frozen=True, slots=True)
 class PartitionChange:
-    """Rows ``[start, stop)`` of the module now carry ``scale`` each."""
+    """Rows ``[start, stop)`` of the module now carry ``scale`` each; None: they had scales of their own."""
 
     name: str
     start: int
     stop: int
-    scale: float
+    scale: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +137,7 @@ class Manifest:
     notes: tuple[str, ...]  # what the profile changes for those who serve the output
     files: tuple[ManifestFile, ...]
     scales: tuple[ScaleChange, ...] = ()
+    kv_scales: Literal["kept", "dropped"] = "kept"  # those of the KV cache
     tool_version: str = __version__
     created: str | None = None  # ISO 8601, only when asked for
     counts: ByteCounts | None = None
@@ -166,6 +167,7 @@ class Manifest:
             "groups": [{"name": g.name, "modules": [m.to_json() for m in g.modules]} for g in self.groups],
             **({"global_scales": [asdict(each) for each in self.scales]} if self.scales else {}),
             "dropped": list(self.dropped),
+            **({} if self.kv_scales == "kept" else {"kv_scales": self.kv_scales}),
             "renamed": dict(self.renamed),
             "notes": list(self.notes),
             "files": [{"name": f.name, "size": f.size, "rewritten": f.rewritten} for f in self.files],
@@ -179,6 +181,7 @@ class Manifest:
             profile=value["profile"],
             selection=value["selection"],
             dropped=tuple(value["dropped"]),
+            kv_scales=value.get("kv_scales", "kept"),
             renamed=value["renamed"],
             notes=tuple(value["notes"]),
             source=value["source"],

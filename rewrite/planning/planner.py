@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from rewrite.errors import Refused, Unsupported, UsageError
 from rewrite.planning.check import check_plan
 from rewrite.planning.jobs import FileCopy, ShardPlan, TextFile
+from rewrite.planning.kv_cache import without_kv_scales
 from rewrite.planning.manifest import Manifest, ManifestFile
 from rewrite.planning.nvfp4 import repair, repair_notes
 from rewrite.planning.plan import Plan
@@ -18,6 +19,7 @@ from rewrite.planning.shards import plan_shard, touches
 from rewrite.planning.side_files import new_index, new_texts, notes, stale_files
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.groups import Selection, find_lookalikes
+from rewrite.quantization.kv_cache import KV_SCALES, KvScales, kv_cache_scales
 from rewrite.quantization.model import Model, interpret
 
 
@@ -37,11 +39,13 @@ class Checked:
         return frozenset(name.rpartition(".")[0] for name in self.changes.edits).union(self.changes.schemes)
 
 
-def plan_changes(model: Model, profile: str, selection: Selection) -> Checked:
+def plan_changes(model: Model, profile: str, selection: Selection, kv_scales: KvScales = "keep") -> Checked:
     """What a conversion would change, without laying the shards out.
 
     Raises :class:`rewrite.errors.Refused` for what cannot be converted with certainty.
     """
+    if kv_scales not in KV_SCALES:
+        raise UsageError("Unknown choice for the scales of the KV cache", expected="keep or drop", found=kv_scales)
     if profile not in PROFILES:
         raise UsageError("Unknown profile", expected=", ".join(PROFILES), found=profile)
     _refuse_lookalikes(model)
@@ -49,6 +53,8 @@ def plan_changes(model: Model, profile: str, selection: Selection) -> Checked:
         model.dialect.as_compressed_tensors(model.layers)  # refuses: not even "nothing to do" is known of it
     chosen, files = PROFILES[profile], model.checkpoint.files
     changes = chosen.plan(model, selection).with_repair(repair(model, chosen.nvfp4))
+    if kv_scales == "drop":
+        changes = without_kv_scales(model, changes)
     texts = tuple(new_texts(model, changes))
     left_out = tuple(FileCopy(name, files[name]) for name in stale_files(model, changes))
     if not changes.edits:
@@ -59,13 +65,17 @@ def plan_changes(model: Model, profile: str, selection: Selection) -> Checked:
     return Checked(chosen, changes, texts, left_out, after)
 
 
-def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz") -> Plan:
+def make_plan(
+    model: Model, profile: str = "exact", selection: Selection = "qkvz", kv_scales: KvScales = "keep"
+) -> Plan:
     """Plan the conversion of a checkpoint.
 
     Raises :class:`rewrite.errors.Refused` for what cannot be converted with certainty, before anything is written.
     """
     try:
-        checked = replace(plan_changes(model, profile, selection), after=model)  # frees the model after the changes
+        checked = replace(
+            plan_changes(model, profile, selection, kv_scales), after=model
+        )  # frees the model after the changes
     except Refused as refusal:
         raise refusal.with_hint(_way_out(model, profile, selection)) from refusal
     checkpoint, changes = model.checkpoint, checked.changes
@@ -76,13 +86,15 @@ def make_plan(model: Model, profile: str = "exact", selection: Selection = "qkvz
     written: tuple[ShardPlan | TextFile | FileCopy, ...] = (*shards, *texts, *checked.left_out)
     gone = {file.name for file in written}
     copies = tuple(FileCopy(name, file_id) for name, file_id in checkpoint.files.items() if name not in gone)
+    dropped = tuple(name for name, new in changes.edits.items() if new is None)
     manifest = Manifest(
         profile=profile,
         selection=selection,
         source=checkpoint.storage.name,
         groups=changes.groups,
         scales=changes.repair.changes,
-        dropped=tuple(name for name, new in changes.edits.items() if new is None),
+        dropped=dropped,
+        kv_scales="dropped" if any(kv_cache_scales(dropped)) else "kept",
         renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
         notes=tuple(_notes(model, checked, selection)),
         files=_manifest_files(shards, copies, texts),
@@ -134,6 +146,8 @@ def _notes(model: Model, checked: Checked, selection: Selection) -> Iterator[str
             f"{len(others)} fused groups of other formats than FP8 and NVFP4 stay as they are "
             f"({others[0].name} is the first): what loaders make of them is not known"
         )
+    if gone := sum(1 for _ in kv_cache_scales(name for name, new in checked.changes.edits.items() if new is None)):
+        yield f"the {gone} scales of the KV cache are dropped, and the config does not quantize it"
     planned = {scheme.activations for scheme in checked.changes.schemes.values() if scheme is not None}
     yield from (note for activations, note in checked.profile.notes.items() if activations in planned)
 

@@ -1,10 +1,13 @@
-"""The pieces that a new shard is made of: bytes of the source, repeated bytes, bytes looked up in a table."""
+"""The pieces that a new shard is made of: bytes of the source, repeated bytes, bytes looked up in a table, FP8 weights
+times their scales."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
+from rewrite.checkpoint.header import DTYPE_BITS
 from rewrite.planning.placement import BLOCK, whole_blocks
 
 
@@ -52,7 +55,38 @@ class Lookup:
         return self.count * len(self.entries[0])
 
 
-Segment = Copy | Fill | Lookup
+@dataclass(frozen=True, slots=True)
+class Dequantize:
+    """FP8 codes ``[rows, columns]`` (E4M3) of the source file from ``start``, each times its scale, as ``dtype``.
+
+    There is a scale for every ``block`` (rows, columns), row of blocks by row of blocks; the last ones may be smaller.
+    ``scales`` is where they begin in the source file or, where they lie in another file, their bytes. So a plan stays
+    small: a table for each of a million rows would be larger than the weights.
+    """
+
+    start: int
+    rows: int
+    columns: int
+    block: tuple[int, int]
+    scales: int | bytes
+    scale_dtype: str
+    dtype: str
+
+    @property
+    def length(self) -> int:
+        return self.rows * self.columns * DTYPE_BITS[self.dtype] // 8
+
+    @property
+    def blocks_across(self) -> int:
+        """Scales for each row of blocks."""
+        return ceil(self.columns / self.block[1])
+
+    @property
+    def scale_bytes(self) -> int:
+        return ceil(self.rows / self.block[0]) * self.blocks_across * DTYPE_BITS[self.scale_dtype] // 8
+
+
+Segment = Copy | Fill | Lookup | Dequantize
 
 
 def to_json(segment: Segment) -> list[str | int]:
@@ -64,6 +98,9 @@ def to_json(segment: Segment) -> list[str | int]:
             return ["fill", data.hex(), count]
         case Lookup(start, count, entries):
             return ["lookup", start, count, b"".join(entries).hex()]
+        case Dequantize(start, rows, columns, block, scales, scale_dtype, dtype):
+            where = scales if isinstance(scales, int) else scales.hex()
+            return ["dequantize", start, rows, columns, *block, where, scale_dtype, dtype]
 
 
 def from_json(value: list[Any]) -> Segment:
@@ -73,6 +110,9 @@ def from_json(value: list[Any]) -> Segment:
             return Copy(start, length)
         case ["fill", data, count]:
             return Fill(bytes.fromhex(data), count)
+        case ["dequantize", start, rows, columns, high, wide, scales, scale_dtype, dtype]:
+            where = scales if isinstance(scales, int) else bytes.fromhex(scales)
+            return Dequantize(start, rows, columns, (high, wide), where, scale_dtype, dtype)
         case _:
             _, start, count, table = value
             raw = bytes.fromhex(table)

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from rewrite.checkpoint.bounded_json import JsonFile
 from rewrite.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
-from rewrite.checkpoint.json_edit import append_value, replace_value
+from rewrite.checkpoint.json_edit import append_value, remove_member, replace_value
 from rewrite.errors import CheckpointError
 from rewrite.planning.jobs import TextFile
 from rewrite.planning.manifest import MANIFEST_NAME
 from rewrite.planning.profiles.base import Changes
 from rewrite.planning.shards import Edits
-from rewrite.quantization.dialects import config_path, hf_quant_config
+from rewrite.quantization.dialects import config_path, config_paths, hf_quant_config
 from rewrite.quantization.model import Model
 
 CONFIG_COPY_NAME = "quantization_config.json"
@@ -26,6 +26,9 @@ def new_texts(model: Model, changes: Changes) -> Iterator[TextFile]:
     old, new = model.dialect, changes.dialect
     if new is None or new.value == old.value:
         return
+    if not new.value:
+        yield from _changed(checkpoint.config, _without_quantization(checkpoint.config), checkpoint)
+        return
     path = config_path(checkpoint.config.value)
     if path is not None:
         yield from _changed(checkpoint.config, replace_value(checkpoint.config.text, path, new.value), checkpoint)
@@ -35,6 +38,14 @@ def new_texts(model: Model, changes: Changes) -> Iterator[TextFile]:
     file = checkpoint.read_json(hf_quant_config.NAME)
     if file is not None and not contradicts(model, changes):
         yield from _changed(file, hf_quant_config.updated(file, old, new), checkpoint)
+
+
+def _without_quantization(config: JsonFile) -> str:
+    """The config without every part that some loader may take for the quantization."""
+    text = config.text
+    for path in config_paths(config.value):
+        text = remove_member(text, path)
+    return text
 
 
 def new_index(checkpoint: Checkpoint, edits: Edits) -> Iterator[TextFile]:
@@ -86,7 +97,10 @@ def notes(model: Model, changes: Changes) -> Iterator[str]:
     stated_twice = file is not None and config_path(checkpoint.config.value) is not None
     if file is not None and stated_twice and hf_quant_config.disagrees(file, model.dialect.value):
         yield f"{hf_quant_config.NAME} and {CONFIG_NAME} disagree: {CONFIG_NAME} counted, as in vLLM and SGLang"
-    if changes.dialect is not None and changes.dialect.name != model.dialect.name:
+    if changes.dialect is not None and not changes.dialect.value:
+        if model.dialect.value:
+            yield "the config states no quantization any more: all weights are plain"
+    elif changes.dialect is not None and changes.dialect.name != model.dialect.name:
         yield (f"the config is stated as {changes.dialect.name} now: {model.dialect.name} has no words for this layout")
     if contradicts(model, changes):
         yield f"{hf_quant_config.NAME} is left out: it would contradict the new config"

@@ -51,6 +51,34 @@ def dequantize(dtype: str, scale: float, plain: str) -> tuple[bytes, ...]:
     return tuple(encode(product, plain) for product in products)
 
 
+def dequantizing_tables(scale: float, plain: str) -> tuple[bytes, ...]:
+    """:func:`dequantize` for E4M3 as tables for ``bytes.translate``, one for each byte of a ``plain`` value.
+
+    Made for every row of a weight with channel scales, so it works on all codes at once. ``scale`` must pass
+    :func:`fits`.
+    """
+    products = struct.pack("<128f", *[value * scale for value in _POSITIVE])
+    if plain == "BF16":
+        bits = struct.unpack("<128I", products)  # NaN is canonical here: its rounding does not overflow
+        raw = struct.pack("<128H", *[(b + 0x7FFF + (b >> 16 & 1)) >> 16 for b in bits])
+    elif plain == "F16":
+        raw = struct.pack("<128e", *struct.unpack("<128f", products))
+    else:
+        raw = products
+    width = len(raw) // 128
+    *low, high = (raw[i::width] for i in range(width))
+    negative = high[:127].translate(_WITH_SIGN) + high[127:]  # NaN has no sign, as in dequantize()
+    return (*(each * 2 for each in low), high + negative)
+
+
+def fits(scale: float, plain: str) -> bool:
+    """Whether the largest E4M3 value, 448, times ``scale`` is a finite number in the dtype ``plain``."""
+    return 448 * scale <= _LARGEST[plain]
+
+
+_LARGEST = {"BF16": (2 - 2.0**-7) * 2.0**127, "F16": 65504.0, "F32": (2 - 2.0**-23) * 2.0**127}
+
+
 def e4m3(code: int) -> float:
     """The value of an E4M3 code: no infinities, NaN at 0x7f and 0xff (OCP OFP8 specification, table 1)."""
     sign = -1.0 if code & 0x80 else 1.0
@@ -58,6 +86,10 @@ def e4m3(code: int) -> float:
     if code & 0x7F == 0x7F:
         return math.nan
     return sign * (mantissa * 2.0**-9 if exponent == 0 else (8 + mantissa) * 2.0 ** (exponent - 10))
+
+
+_POSITIVE = tuple(map(e4m3, range(128)))
+_WITH_SIGN = bytes(byte | 0x80 for byte in range(256))
 
 
 def encode(value: float, dtype: str) -> bytes:

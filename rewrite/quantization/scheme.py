@@ -24,6 +24,7 @@ class Scheme:
     text: str  # for people
     stated: str = ""  # everything that the config says of it, in a form that can be compared
     per_token: bool = False  # whether the activations get a scale for each token
+    block: tuple[int, int] | None = None  # rows and columns that share a scale, where the config says so
 
     @property
     def fp8(self) -> bool:
@@ -95,6 +96,9 @@ class Dialect(Protocol):
         Raises :class:`rewrite.errors.Unsupported` where the dialect cannot say that.
         """
 
+    def without_kv_cache(self) -> Dialect:
+        """The dialect where the KV cache is not quantized any more."""
+
 
 class ChannelDialect(Dialect, Protocol):
     """A dialect that can state channel scales and dynamic activations: compressed-tensors."""
@@ -116,6 +120,13 @@ class ChannelDialect(Dialect, Protocol):
 
         ``fused_plain`` are ``re:`` patterns for plain layers that engines fuse.
         """
+
+
+def block_shape(value: object) -> tuple[int, int] | None:
+    """``[rows, columns]`` of a block as a config states it; None for anything else."""
+    if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and n > 0 for n in value):
+        return None
+    return value[0], value[1]
 
 
 def strings(value: object, where: str) -> list[str]:

@@ -24,10 +24,12 @@ PLACES = (("quantization_config",), ("text_config", "quantization_config"), ("co
 
 @dataclass(frozen=True)
 class Found:
-    """What a config says of a layer: ``strategy`` of its weights, and whether activations are static."""
+    """What a config says of a layer: ``strategy`` of its weights, whether activations are static, and the rows and
+    columns that share a scale, where it names them."""
 
     strategy: str
     static: bool
+    block: tuple[int, int] | None = None
 
 
 class CompressedTensorsSchemes:
@@ -98,7 +100,8 @@ class OtherSchemes:
             if name in self._exact:
                 return None
             static = self.value.get("activation_scheme") == "static"
-            return Found("block", False) if self.value.get("weight_block_size") else Found("tensor", static)
+            block = self.value.get("weight_block_size")
+            return Found("block", False, _pair(block)) if block else Found("tensor", static)
         if algorithm != "FP8" or name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs):
             return None
         return Found("tensor", True)
@@ -162,6 +165,17 @@ def stated_by(file: JsonFile) -> dict[str, Any]:
     return {**value, "quant_method": "modelopt"}
 
 
+KV_CACHE = ("kv_cache_scheme", "kv_cache_quant_algo")  # of any dialect
+
+
+def states_kv_cache(value: object) -> bool:
+    """Whether a quantization part says that the KV cache is quantized."""
+    if not isinstance(value, dict):
+        return False
+    export = value.get("export")  # Quark's
+    return any(value.get(key) for key in KV_CACHE) or bool(isinstance(export, dict) and export.get("kv_cache_group"))
+
+
 def states_compressed_tensors(checkpoint: Checkpoint) -> bool:
     """Whether the config is of compressed-tensors' dialect."""
     return _is_compressed_tensors(quantization_of(checkpoint))
@@ -198,4 +212,9 @@ def _of_algorithm(name: str) -> Found:
 
 def _found(scheme: Any) -> Found:
     inputs = scheme.input_activations
-    return Found(str(scheme.weights.strategy), inputs is not None and not inputs.dynamic)
+    block = _pair(getattr(scheme.weights, "block_structure", None))
+    return Found(str(scheme.weights.strategy), inputs is not None and not inputs.dynamic, block)
+
+
+def _pair(value: object) -> tuple[int, int] | None:
+    return (int(value[0]), int(value[1])) if isinstance(value, list) and len(value) == 2 else None

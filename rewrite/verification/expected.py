@@ -25,13 +25,14 @@ _PLAIN = ("BF16", "F16", "F32")
 class Expected:
     """The groups to compare, and the forms that tensors may take besides their own.
 
-    Layers with block scales are not among them: no profile changes these."""
+    Layers with block scales are among them only where nothing may stay quantized: no other profile changes these."""
 
     promise: Promise
     selection: Selection
     groups: tuple[FusedGroup, ...]
     forms: Mapping[str, frozenset[Form]]
     renamed: Mapping[str, str]  # old name → new name
+    kv_dropped: bool  # the scales of the KV cache are gone, by choice or with all that is quantized
     reshaped: frozenset[str] = frozenset()  # scales for each row, [N], that become [N, 1]: the same bytes
     packed: tuple[PackedLayer, ...] = ()  # fused NVFP4 layers with several global scales
 
@@ -43,30 +44,45 @@ class Expected:
 
 def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise]) -> Expected:
     """By the profile that OUT's manifest names; the first of ``promises`` where there is none."""
-    profile, selection = _profile_of(out)
+    profile, selection, kv_dropped = _profile_of(out)
     promise = promises.get(profile, next(iter(promises.values())))
     found = find_groups(source).select("all" if promise.every_layer else selection)
-    if promise.scale == "kept":
-        groups: tuple[FusedGroup, ...] = ()
+    if promise.nothing_quantized:
+        groups: tuple[FusedGroup, ...] = _all_quantized(source, found)
+    elif promise.scale == "kept":
+        groups = ()
     elif promise.part_of_group:
         groups = tuple(group for g in found if (group := _quantized_part(g)).modules)
     else:
         groups = tuple(g for g in found if all(m.quantized and m.scale for m in g.modules))
-    groups = tuple(group for group in groups if not any(_has_blocks(module) for module in group.modules))
-    if promise.every_layer:
-        groups += _others(source, groups)
+    if not promise.nothing_quantized:
+        groups = tuple(group for group in groups if not has_blocks(group))
+    if promise.every_layer and not promise.nothing_quantized:
+        groups += tuple(g for g in _others(source, groups, tables=False) if g.modules[0].scale and not has_blocks(g))
     forms: dict[str, frozenset[Form]] = {}
+    kv_dropped = kv_dropped or promise.nothing_quantized
+    if kv_dropped:
+        forms |= {name: frozenset({None}) for name in source.tensors if is_kv_scale(name)}
     for module in (module for group in groups for module in group.modules):
         forms |= _forms(module, promise)
     restated = _is_restated(source, out)
-    renamed = dict(_renamed(source)) if restated else {}
+    renamed = dict(_renamed(source)) if restated and not kv_dropped else {}
     scalar = {old: frozenset({(source.tensors[old].dtype, (1,))}) for old in renamed}
     rows = {name: (info.dtype, (*info.shape, 1)) for name, info in _row_scales(source)} if restated else {}
     column = {name: frozenset({form}) for name, form in rows.items()}
     packed = unequal_layers(source) if promise.nvfp4 != "kept" else ()
     for name, info in changeable(packed, promise).items():  # their form stays; their bytes are looked at one by one
         forms[name] = frozenset({(info.dtype, info.shape)})
-    return Expected(promise, selection, groups, forms | scalar | column, renamed, frozenset(rows), packed)
+    return Expected(promise, selection, groups, forms | scalar | column, renamed, kv_dropped, frozenset(rows), packed)
+
+
+def is_kv_scale(name: str) -> bool:
+    """Whether a tensor is a scale of the KV cache, or of the queries that meet it, by any producer's name."""
+    path = name.split(".")
+    if not path[-1].endswith("_scale") or not any("attn" in part for part in path[-4:-1]):
+        return False
+    kinds = ("q_scale", "k_scale", "v_scale", "kv_scale")
+    return path[-1] in kinds or (path[-1] == "output_scale" and path[-2] in ("k_proj", "v_proj"))
 
 
 def _is_restated(source: Checkpoint, out: Checkpoint) -> bool:
@@ -99,6 +115,7 @@ def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:
             module,
             weight=checkpoint.tensors[module.weight.name],
             scale=checkpoint.tensors.get(f"{module.name}.weight_scale"),
+            block_scale=checkpoint.tensors.get(f"{module.name}.weight_scale_inv"),
             input_scale=checkpoint.tensors.get(f"{module.name}.input_scale"),
         )
         for module in group.modules
@@ -106,15 +123,18 @@ def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:
     return replace(group, modules=tuple(modules))
 
 
-def _profile_of(out: Checkpoint) -> tuple[str, Selection]:
-    """Profile and selection by OUT's manifest. One that is not ours, or broken: the strictest reading."""
+def _profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
+    """Profile and selection by OUT's manifest, and whether the scales of the KV cache were dropped. One that is not
+    ours, or broken: the strictest reading."""
     try:
         manifest = out.read_json(MANIFEST_NAME)
     except Refused:
         manifest = None
     if manifest is None or not {"profile", "selection"} <= manifest.value.keys():
-        return "exact", "qkvz"
-    return str(manifest.value["profile"]), "all" if manifest.value["selection"] == "all" else "qkvz"
+        return "exact", "qkvz", False
+    stated = manifest.value
+    selection: Selection = "all" if stated["selection"] == "all" else "qkvz"
+    return str(stated["profile"]), selection, stated.get("kv_scales") == "dropped"
 
 
 def _quantized_part(group: FusedGroup) -> FusedGroup:
@@ -122,16 +142,22 @@ def _quantized_part(group: FusedGroup) -> FusedGroup:
     return replace(group, modules=tuple(m for m in group.modules if m.quantized and m.scale))
 
 
-def _others(source: Checkpoint, groups: tuple[FusedGroup, ...]) -> tuple[FusedGroup, ...]:
-    """Every other FP8 layer as a group of its own."""
+def _all_quantized(source: Checkpoint, found: tuple[FusedGroup, ...]) -> tuple[FusedGroup, ...]:
+    """Every FP8 layer: those of fused groups together, the others, tables of embeddings too, on their own."""
+    fused = tuple(
+        replace(g, modules=quantized) for g in found if (quantized := tuple(m for m in g.modules if m.quantized))
+    )
+    return fused + tuple(_others(source, fused, tables=True))
+
+
+def _others(source: Checkpoint, groups: tuple[FusedGroup, ...], *, tables: bool) -> Iterator[FusedGroup]:
+    """Every other FP8 layer as a group of its own; ``tables``: also those of embeddings."""
     grouped = {module.name for group in groups for module in group.modules}
-    singles = []
     for name, info in source.tensors.items():
         module = name.removesuffix(".weight")
-        if module != name and module not in grouped and not is_table(module) and info.dtype in FP8_DTYPES:
+        if module != name and module not in grouped and (tables or not is_table(module)) and info.dtype in FP8_DTYPES:
             layer = FusedLayer(module.rpartition(".")[2], "", {})
-            singles.append(FusedGroup(module, layer, (single_module(module, source),)))
-    return tuple(g for g in singles if g.modules[0].scale and not _has_blocks(g.modules[0]))
+            yield FusedGroup(module, layer, (single_module(module, source),))
 
 
 def is_block(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
@@ -140,8 +166,11 @@ def is_block(scale: tuple[int, ...], weight: tuple[int, ...]) -> bool:
     return len(scale) == 2 and scale != (weight[0], 1) and all(0 < s <= w for s, w in zip(scale, weight, strict=True))
 
 
-def _has_blocks(module: Module) -> bool:
-    return module.scale is not None and is_block(module.scale.shape, module.weight.shape)
+def has_blocks(group: FusedGroup) -> bool:
+    """Whether some of the weights have a scale for each block."""
+    return any(m.scale is not None and is_block(m.scale.shape, m.weight.shape) for m in group.modules) or any(
+        module.block_scale for module in group.modules
+    )
 
 
 def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:
@@ -153,6 +182,8 @@ def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:
         "kept": None,
     }[promise.scale]
     forms: dict[str, frozenset[Form]] = {f"{module.name}.weight_scale": frozenset({scale})}
+    if promise.nothing_quantized:
+        forms[f"{module.name}.weight_scale_inv"] = frozenset({None})
     if promise.weight == "plain":
         forms[f"{module.name}.weight"] = frozenset((plain, module.weight.shape) for plain in _PLAIN)
     if promise.input_scale == "dropped":

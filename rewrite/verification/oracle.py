@@ -5,13 +5,13 @@ Shares no layout code with ``convert``, so that one cannot hide the other's mist
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from rewrite.checkpoint.checkpoint import Checkpoint
-from rewrite.quantization.groups import FusedGroup, Partition
+from rewrite.quantization.groups import FusedGroup, Module, Partition
 
 #: torch's names for the dtypes of safetensors that weights and scales have.
 _DTYPES = {
@@ -27,12 +27,15 @@ FP8 = torch.float8_e4m3fn
 FP8_MAX = torch.finfo(FP8).max  # 448
 #: vLLM creates the scale slots of a fused layer with this value (``create_fp8_scale_parameter``).
 SENTINEL = torch.finfo(torch.float32).min
+#: Rows and columns of the blocks of a module, by what the config says; None: it has none.
+Blocks = Callable[[str], tuple[int, int] | None]
 _ROWS = 1024  # rows in memory at a time: 40 MB in float64 for 5120 columns
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of one partition: ``weight`` [n, K] as stored (FP8, or plain), float32 ``scale`` [n, 1], one a row."""
+    """Some rows of one partition: ``weight`` [n, K] as stored (FP8, or plain), float32 ``scale`` [n, 1], one a row; or
+    [n, K] where blocks have scales."""
 
     weight: torch.Tensor
     scale: torch.Tensor
@@ -56,8 +59,10 @@ class Served:
 class GroupReader:
     """Reads one fused group from a checkpoint, a few rows at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, group: FusedGroup, device: str = "cpu") -> None:
-        self._checkpoint, self._device = checkpoint, device
+    def __init__(
+        self, checkpoint: Checkpoint, group: FusedGroup, device: str = "cpu", blocks: Blocks | None = None
+    ) -> None:
+        self._checkpoint, self._device, self._blocks = checkpoint, device, blocks
         self.group = group
 
     def partitions(self) -> Iterator[tuple[Partition, str]]:
@@ -66,7 +71,7 @@ class GroupReader:
 
     def scales(self, module: str) -> torch.Tensor:
         """The stored scale of a module spread over its rows: [N] float32."""
-        found = next(m for m in self.group.modules if m.name == module)
+        found = self._module(module)
         rows = found.weight.shape[0]
         if found.scale is None:
             return torch.ones(rows)
@@ -78,6 +83,19 @@ class GroupReader:
         sizes = torch.tensor([partition.rows for partition in found.partitions])
         return stored.reshape(-1).repeat_interleave(sizes)
 
+    def _block_scales(self, module: str, start: int, stop: int) -> torch.Tensor | None:
+        """[stop - start, K] float32: each weight's scale, where blocks have one."""
+        found, block = self._module(module), self._blocks(module) if self._blocks else None
+        stored = found.block_scale or found.scale
+        if block is None or stored is None:
+            return None
+        rows = torch.arange(start, stop) // block[0]
+        columns = torch.arange(found.weight.shape[1]) // block[1]
+        return self._read(stored.name).float()[rows][:, columns]
+
+    def _module(self, name: str) -> Module:
+        return next(module for module in self.group.modules if module.name == name)
+
     def is_per_tensor(self) -> bool:
         """Whether every module has one scale: what fusing loaders put into slots and requantize."""
         counts = (
@@ -87,11 +105,10 @@ class GroupReader:
 
     def is_plain(self) -> bool:
         """Whether the weights are not quantized."""
-        return all(module.scale is None for module in self.group.modules)
+        return all(module.scale is None and module.block_scale is None for module in self.group.modules)
 
     def chunks(self, partition: Partition, module: str) -> Iterator[Rows]:
         """The partition's rows, 1024 at a time."""
-        scales = self.scales(module)
         info = self._checkpoint.tensors[f"{module}.weight"]
         columns = info.shape[1]
         row = info.nbytes // info.shape[0] if info.shape[0] else 0
@@ -101,7 +118,10 @@ class GroupReader:
                 stop = min(start + _ROWS, partition.stop)
                 raw = bytearray(file.read(data + start * row, (stop - start) * row))
                 weight = torch.frombuffer(raw, dtype=_DTYPES[info.dtype]).reshape(stop - start, columns)
-                yield Rows(weight.to(self._device), scales[start:stop, None].to(self._device))
+                scales = self._block_scales(module, start, stop)
+                if scales is None:
+                    scales = self.scales(module)[start:stop, None]
+                yield Rows(weight.to(self._device), scales.to(self._device))
 
     def input_scale(self) -> float | None:
         """The scale that the fused layer quantizes its input with: engines take the largest of the modules'."""

@@ -18,10 +18,12 @@ from rewrite.verification.configs import (
     OtherSchemes,
     QuarkSchemes,
     Schemes,
+    quantization_of,
     read_schemes,
     stated_by,
+    states_kv_cache,
 )
-from rewrite.verification.expected import Expected, is_block
+from rewrite.verification.expected import Expected, is_block, is_kv_scale
 from rewrite.verification.result import Check, judge
 
 
@@ -35,6 +37,8 @@ def check_structure(source: Checkpoint, out: Checkpoint, expected: Expected) -> 
         *_same_tensors(source, out, expected),
         *_total_size(source, out),
         *_config(source, out, expected),
+        *_kv_cache(source, out, expected),
+        *(_quantization_left(out) if expected.promise.nothing_quantized else ()),
     ]
     summary = f"{len(out.shards)} shards, {len(out.tensors)} tensors; index, headers and config agree"
     return judge("structure", problems, summary)
@@ -116,6 +120,37 @@ def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator
         for group in expected.groups:
             if not isinstance(old, CompressedTensorsSchemes) or not any(_fused_scheme(group, source, old)):
                 yield from _fused_scheme(group, out, new)  # what engines misread in IN already is no fault of OUT's
+
+
+def _kv_cache(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
+    """Dropped scales are gone, and the configs follow. Whether one is missing that must be there is asked elsewhere."""
+    if expected.kv_dropped:
+        yield from (f"{name}: the manifest says that it was dropped" for name in out.tensors if is_kv_scale(name))
+    try:
+        stated = [states_kv_cache(quantization_of(checkpoint)) for checkpoint in (source, out)]
+        file = out.read_json(QUANT_FILE_NAME)
+        beside = file is not None and states_kv_cache(file.value.get("quantization"))
+    except RewriteError:
+        return  # what is wrong with the config is said already
+    if stated[1] != (stated[0] and not expected.kv_dropped):
+        yield f"config.json: {'still' if stated[1] else 'no longer'} states a quantized KV cache"
+    if beside and expected.kv_dropped:
+        yield f"{QUANT_FILE_NAME}: still states a quantized KV cache"
+
+
+def _quantization_left(out: Checkpoint) -> Iterator[str]:
+    """What is still quantized, or says that something is."""
+    try:
+        if quantization_of(out):
+            yield "config.json: still states a quantization"
+    except RewriteError as error:
+        yield f"{error.where}: {error.what}"
+    for name, info in out.tensors.items():
+        if info.dtype.startswith(("F4", "F6", "F8")) or name.endswith(_NEEDS_A_CONFIG) or is_kv_scale(name):
+            yield f"{name}: {info.dtype} {list(info.shape)} is left of the quantization"
+
+
+_NEEDS_A_CONFIG = (".weight_scale", ".weight_scale_inv", ".input_scale", ".weight_packed", ".weight_scale_2")
 
 
 def _stated_by_quant_file(source: Checkpoint) -> OtherSchemes | None:

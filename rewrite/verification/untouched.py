@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from rewrite.checkpoint.header import TensorInfo
 from rewrite.checkpoint.storage import Storage
 from rewrite.errors import Refused
 from rewrite.progress import Counter, Progress
-from rewrite.verification.configs import PLACES, QUANT_FILE_NAME, dialect_key, quantization_of, stated_by
+from rewrite.verification.configs import KV_CACHE, PLACES, QUANT_FILE_NAME, dialect_key, quantization_of, stated_by
 from rewrite.verification.expected import MANIFEST_NAME, Expected
 from rewrite.verification.result import Check, judge
 
@@ -128,10 +128,12 @@ def _may_be_gone(name: str, source: Checkpoint, out: Checkpoint) -> bool:
 
 def _json_edits(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
     """All of config.json but the quantization, all of the index but ``total_size``, key order included."""
-    if _without_quantization(source.config) != _without_quantization(out.config):
+    strip = _without_any_quantization if expected.promise.nothing_quantized else _without_quantization
+    if strip(source.config) != strip(out.config):
         yield f"{CONFIG_NAME}: differs outside quantization_config"
     old_file, new_file = (checkpoint.read_json(QUANT_FILE_NAME) for checkpoint in (source, out))
-    if old_file and new_file and _without_layers(old_file) != _without_layers(new_file):
+    may_differ = ("exclude_modules", "quantized_layers", *(KV_CACHE if expected.kv_dropped else ()))
+    if old_file and new_file and _without(may_differ, old_file) != _without(may_differ, new_file):
         yield f"{QUANT_FILE_NAME}: differs outside its lists of layers"
     if (source.index is None) != (out.index is None):
         yield f"{INDEX_NAME}: only one of the two checkpoints has it"
@@ -157,17 +159,27 @@ def _without_quantization(file: JsonFile) -> str:
     return json.dumps(value)
 
 
+def _without_any_quantization(file: JsonFile) -> str:
+    """The config without the keys that state a quantization: OUT must have none of them, which structure asks."""
+    value: dict[str, Any] = json.loads(file.text)
+    for *parents, last in PLACES:
+        inner = _at(value, tuple(parents))
+        if isinstance(inner, dict) and isinstance(inner.get(last), dict):
+            del inner[last]
+    return json.dumps(value)
+
+
 def _at(value: Any, path: tuple[str, ...]) -> Any:
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value
 
 
-def _without_layers(file: JsonFile) -> str:
-    """Without the layers that are or are not quantized: whether these lists are right is the structure's question."""
+def _without(keys: Iterable[str], file: JsonFile) -> str:
+    """Without some settings, such as the quantized layers: whether these are right is the structure's question."""
     value: dict[str, Any] = json.loads(file.text)
     if isinstance(stated := value.get("quantization"), dict):
-        for name in ("exclude_modules", "quantized_layers"):
+        for name in keys:
             stated.pop(name, None)
     return json.dumps(value)
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.verification.configs import Schemes
 from rewrite.verification.expected import MANIFEST_NAME, Expected, in_checkpoint
 from rewrite.verification.nvfp4 import problems_of
 from rewrite.verification.oracle import GroupReader
 from rewrite.verification.result import Check, judge
 
 
-def check_weights(source: Checkpoint, out: Checkpoint, expected: Expected) -> Check:
+def check_weights(source: Checkpoint, out: Checkpoint, expected: Expected, schemes: Schemes) -> Check:
     """Code times scale, in float64, where the product is exact. NaN equals NaN of the same place.
 
-    A weight that is plain in OUT must be the product rounded to float32 and then, once, to its dtype.
+    A weight that is plain in OUT must be the product rounded to float32 and then, once, to its dtype. ``schemes`` is
+    what the config of IN says.
     """
     groups = expected.groups
-    readers = ((GroupReader(source, group), GroupReader(out, in_checkpoint(group, out))) for group in groups)
+
+    def blocks(module: str) -> tuple[int, int] | None:
+        found = schemes.of_module(module)
+        return found.block if found else None
+
+    readers = (
+        (GroupReader(source, group, blocks=blocks), GroupReader(out, in_checkpoint(group, out))) for group in groups
+    )
     problems = [problem for before, after in readers for problem in _compare(before, after)]
     problems += problems_of(expected.packed, source, out, expected.promise, stated=MANIFEST_NAME in out.files)
     partitions = sum(len(module.partitions) for group in groups for module in group.modules)

@@ -22,7 +22,8 @@ from rewrite.errors import StorageError
 from rewrite.planning.jobs import FileCopy, ShardPlan
 from rewrite.planning.manifest import ByteCounts
 from rewrite.planning.placement import BLOCK
-from rewrite.planning.segments import Copy, Fill, Lookup, Segment
+from rewrite.planning.segments import Copy, Dequantize, Fill, Lookup, Segment
+from rewrite.quantization.dtypes import decode, dequantizing_tables
 
 #: Called with the number of bytes just written; may raise to stop the write.
 Advance = Callable[[int], None]
@@ -173,6 +174,9 @@ def _write(files: _Files, header: bytes, segments: Iterable[Segment]) -> ByteCou
             case Lookup():
                 _look_up(files, segment, offset)
                 written += segment.length
+            case Dequantize():
+                _dequantize(files, segment, offset)
+                written += segment.length
         offset += segment.length
     return ByteCounts(shared, copied, written)
 
@@ -220,6 +224,51 @@ def _look_up(files: _Files, run: Lookup, offset: int) -> None:
         _pwrite_all(files.target, wide, offset)
         start, offset, left = start + len(data), offset + len(wide), left - len(data)
         files.advance(len(wide))
+
+
+def _dequantize(files: _Files, run: Dequantize, offset: int) -> None:
+    """Each row of codes through the tables of its scales. One block of rows, or a megabyte, is in memory at a time."""
+    raw = run.scales if isinstance(run.scales, bytes) else _read(files, run.scales, run.scale_bytes)
+    scales = decode(run.scale_dtype, raw, str(files.where))
+    across, high = run.blocks_across, run.block[0]
+    rows_at_once = max(1, _BUFFER // max(1, run.columns))
+    for band, first in enumerate(range(0, run.rows, high)):
+        tables = [dequantizing_tables(s, run.dtype) for s in scales[band * across : (band + 1) * across]]
+        last = min(first + high, run.rows)
+        for start in range(first, last, rows_at_once):
+            count = min(rows_at_once, last - start) * run.columns
+            codes = _read(files, run.start + start * run.columns, count)
+            wide = _through(tables, codes, run.columns, run.block[1])
+            _pwrite_all(files.target, wide, offset)
+            offset += len(wide)
+            files.advance(len(wide))
+
+
+def _through(tables: list[tuple[bytes, ...]], codes: bytes, columns: int, width: int) -> bytearray:
+    """Rows of ``columns`` codes, where each ``width`` of them go through tables of their own."""
+    wide = bytearray(len(codes) * len(tables[0]))
+    for i in range(len(tables[0])):
+        if len(tables) == 1:
+            plane = codes.translate(tables[0][i])
+        else:
+            plane = b"".join(
+                codes[row + j * width : row + min((j + 1) * width, columns)].translate(table[i])
+                for row in range(0, len(codes), columns)
+                for j, table in enumerate(tables)
+            )
+        wide[i :: len(tables[0])] = plane
+    return wide
+
+
+def _read(files: _Files, start: int, length: int) -> bytes:
+    """Exactly these bytes of the source."""
+    data = os.pread(files.source, length, start)
+    while len(data) < length:
+        more = os.pread(files.source, length - len(data), start + len(data))
+        if not more:
+            raise _ended(files.where, length - len(data))
+        data += more
+    return data
 
 
 def _ended(where: Path, left: int) -> StorageError:

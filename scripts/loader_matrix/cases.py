@@ -23,15 +23,17 @@ CONVERSIONS = {
     "portable": ("--profile", "portable"),
     "bf16": ("--profile", "bf16"),
     "bf16-all": ("--profile", "bf16", "--groups", "all"),
+    "dequantized": ("--profile", "dequantized"),
     "partition": ("--profile", "partition"),
     "partition-all": ("--profile", "partition", "--groups", "all"),
     "rescaled": ("--profile", "rescaled"),
 }
 PROFILES = (ORIGINAL, *CONVERSIONS)
 # What a fixture gets unless told otherwise: where in_proj_qkv and in_proj_z lie on disk, the group that loaders garble,
-# on its own; elsewhere only `--groups all` has something to convert. `portable` converts all layers in any case.
-GDN_PROFILES = (ORIGINAL, "exact", "exact-all", "dynamic", "portable", "bf16", "bf16-all", "partition")
-OTHER_PROFILES = (ORIGINAL, "exact-all", "dynamic-all", "portable", "bf16-all", "partition-all")
+# on its own; elsewhere only `--groups all` has something to convert. `portable` and
+# `dequantized` convert all layers in any case.
+GDN_PROFILES = (ORIGINAL, "exact", "exact-all", "dynamic", "portable", "bf16", "bf16-all", "dequantized", "partition")
+OTHER_PROFILES = (ORIGINAL, "exact-all", "dynamic-all", "portable", "bf16-all", "dequantized", "partition-all")
 NVFP4_FIXTURES = (
     "llmcompressor-qwen3_5-nvfp4",
     "modelfree-qwen3_5-moe-nvfp4a16",

@@ -92,7 +92,7 @@ def test_families_without_the_split_group(fixture: str) -> None:
 
 
 def test_mixed_precision_is_explained() -> None:
-    """Its Gated DeltaNet layers are those that loaders garble; two profiles refuse, with the reason."""
+    """Its Gated DeltaNet layers are those that loaders garble; four profiles refuse, with the reason."""
     inspection = rewrite.inspect_checkpoint(FIXTURES / MIXED_PRECISION, selection="all", weights=True)
     assert inspection.dialect == "modelopt MIXED_PRECISION"
     assert inspection.schemes == {"FP8 weights per tensor, static activations": 10, "NVFP4 weights": 9}
@@ -101,7 +101,7 @@ def test_mixed_precision_is_explained() -> None:
     assert layers[:2] == [("in_proj_qkvz", ["q", "k", "v", "z"])] * 2
     assert {group.layer for group in inspection.groups if group.nvfp4} == {"gate_up_proj"}
     assert outcomes(inspection)["transformers 5.17.0+"] == "fails to load"
-    assert inspection.refusals.keys() == {"exact", "dynamic", "portable"}
+    assert inspection.refusals.keys() == {"exact", "dynamic", "portable", "dequantized"}
     (vllm,) = [row for row in inspection.rows if row.loader.covers("0.19.1") and row.loader.name == "vLLM"]
     assert (vllm.as_is.kind, vllm.as_is.partitions) == ("garbled", ("in_proj_qkvz.k", "in_proj_qkvz.v"))
     assert vllm.converted["bf16"] is not None

@@ -69,7 +69,8 @@ def has_work(name: str, profile: str, selection: str) -> bool:
     """Whether a conversion changes anything: a vector of scales needs a module of several partitions."""
     if profile == "rescaled":  # of NVFP4 only
         return False
-    if name in SPLIT_QKVZ or profile == "portable" or (name == "llmcompressor-qwen3_next" and profile == "bf16"):
+    every_layer = profile in ("portable", "dequantized")
+    if name in SPLIT_QKVZ or every_layer or (name == "llmcompressor-qwen3_next" and profile == "bf16"):
         return True
     return selection == "all" and profile != "partition"
 
@@ -553,7 +554,7 @@ def test_profiles_refuse_what_they_cannot_carry(text: Path, copy: Path, tmp_path
     with pytest.raises(rewrite.Unsupported, match="not dequantized") as caught:
         rewrite.convert(tmp_path / "exact", tmp_path / "out", profile="bf16")
     assert caught.value.hint is not None
-    assert caught.value.hint.endswith("--profile dynamic or portable converts it")
+    assert caught.value.hint.endswith("--profile dynamic or portable or dequantized converts it")
     edit_json(copy / "config.json", quantization_config={"quant_method": "torchao"})
     for profile in rewrite.PROFILES:
         with pytest.raises(rewrite.Refused):

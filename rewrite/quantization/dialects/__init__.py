@@ -35,7 +35,12 @@ DIALECTS: tuple[_DialectClass, ...] = (CompressedTensors, Fp8, ModelOpt, ModelOp
 
 def config_path(config: dict[str, Any]) -> tuple[str, ...] | None:
     """The keys that lead to the quantization part of ``config.json``, or None where it has none."""
-    return next((path for path in _PLACES if isinstance(_at(config, path), dict)), None)
+    return next(iter(config_paths(config)), None)
+
+
+def config_paths(config: dict[str, Any]) -> list[tuple[str, ...]]:
+    """The same of every part that some loader may take for the quantization."""
+    return [path for path in _PLACES if isinstance(_at(config, path), dict)]
 
 
 def read_dialect(checkpoint: Checkpoint) -> Dialect:
@@ -46,7 +51,7 @@ def read_dialect(checkpoint: Checkpoint) -> Dialect:
     path = config_path(checkpoint.config.value)
     if path is not None:
         return dialect_of(_at(checkpoint.config.value, path))
-    return read_side_dialect(checkpoint) or Other("none", {})
+    return read_side_dialect(checkpoint) or Other.none()
 
 
 def read_side_dialect(checkpoint: Checkpoint) -> Dialect | None:

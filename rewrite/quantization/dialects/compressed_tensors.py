@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rewrite.errors import ConfigError, Unsupported
 from rewrite.quantization.groups import is_table
 from rewrite.quantization.patterns import Patterns
-from rewrite.quantization.scheme import Activations, Dequantized, Layers, ScaleLayout, Scheme, strings
+from rewrite.quantization.scheme import Activations, Dequantized, Layers, ScaleLayout, Scheme, block_shape, strings
 from rewrite.quantization.targets import fitting_target
 
 _WHERE = "config.json: quantization_config"
@@ -155,6 +155,11 @@ class CompressedTensors:
 
     def without(self, plain: Dequantized) -> CompressedTensors:
         return CompressedTensors({**deepcopy(self.value), "ignore": [*self._ignore, *plain.targets]})
+
+    def without_kv_cache(self) -> CompressedTensors:
+        if self.value.get("kv_cache_scheme") is None:
+            return self
+        return CompressedTensors({**deepcopy(self.value), "kv_cache_scheme": None})
 
     def _all_patterns(self) -> Iterator[str]:
         yield from self._ignore_patterns
@@ -413,6 +418,7 @@ def _scheme(group: dict[str, Any], name: str) -> Scheme | None:
         f"{kind}{bits} weights per {strategy}, {activations} activations",
         _stated(group),
         inputs is not None and inputs.get("strategy") == "token",
+        block_shape(weights.get("block_structure")),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rewrite.errors import ConfigError
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
-from rewrite.quantization.scheme import Activations, Dequantized, Layers, Scheme, strings
+from rewrite.quantization.scheme import Activations, Dequantized, Layers, Scheme, block_shape, strings
 
 _WHERE = "config.json: quantization_config"
 
@@ -32,13 +32,17 @@ class Fp8:
     def scheme(self, module: str) -> Scheme | None:
         if module in self._ignored:
             return None
-        if self.value.get("weight_block_size"):
-            return Scheme("FP8", "block", "dynamic", "FP8 weights per block, dynamic activations")
+        if block := self.value.get("weight_block_size"):
+            text = "FP8 weights per block, dynamic activations"
+            return Scheme("FP8", "block", "dynamic", text, block=block_shape(block))
         activations = self._activations()
         return Scheme("FP8", "tensor", activations, f"FP8 weights per tensor, {activations} activations")
 
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
         return per_tensor_fp8(layers, self._ignored, self._activations(), kv_cache_fp8=False)
+
+    def without_kv_cache(self) -> Fp8:
+        return self  # it has no words for a KV cache
 
     def without(self, plain: Dequantized) -> Fp8:
         # SGLang 0.5.9 and 0.5.10 look for the fused names.

@@ -15,6 +15,15 @@ from rewrite.quantization.scheme import Dialect
 NAME = "hf_quant_config.json"
 
 
+#: What this file, and config.json, call the quantization of the KV cache.
+KV_CACHE = ("kv_cache_quant_algo", "kv_cache_scheme")
+
+
+def states_kv_cache(value: dict[str, Any]) -> bool:
+    """Whether a quantization part says that the KV cache is quantized."""
+    return any(value.get(key) for key in KV_CACHE)
+
+
 def stated(file: JsonFile) -> dict[str, Any]:
     """The quantization part, as config.json would have it. Raises :class:`ConfigError` where there is none."""
     value = file.value.get("quantization")
@@ -40,6 +49,8 @@ def updated(file: JsonFile, old: Dialect, new: Dialect) -> str:
         changes["exclude_modules"] = excluded[1]
     if new.value.get("quantized_layers") != old.value.get("quantized_layers"):
         changes["quantized_layers"] = new.value["quantized_layers"]
+    if states_kv_cache(old.value) and not states_kv_cache(new.value):
+        changes |= {key: None for key in KV_CACHE if value.get(key)}
     if not changes.keys() <= value.keys():
         return replace_value(file.text, ("quantization",), {**value, **changes})
     text = file.text

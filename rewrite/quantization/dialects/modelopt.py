@@ -11,6 +11,7 @@ from typing import Any
 
 from rewrite.errors import Unsupported
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
+from rewrite.quantization.dialects.hf_quant_config import KV_CACHE
 from rewrite.quantization.globs import as_target, compile_globs, is_glob
 from rewrite.quantization.scheme import Dequantized, Layers, Scheme, strings
 
@@ -47,6 +48,9 @@ class ModelOpt:
         names = [*self._ignore, *plain.modules, *map(_survives_renaming, plain.fused)]
         return ModelOpt({**self.value, self._key: names})
 
+    def without_kv_cache(self) -> ModelOpt:
+        return type(self)(without_kv_cache(self.value))
+
     def _kv_cache_is_fp8(self) -> bool:
         algorithm = self.value.get("kv_cache_quant_algo")
         scheme = self.value.get("kv_cache_scheme")
@@ -58,6 +62,11 @@ class ModelOpt:
                 found=algorithm,
             )
         return algorithm == "FP8" or bool(scheme)
+
+
+def without_kv_cache(value: dict[str, Any]) -> dict[str, Any]:
+    """ModelOpt's config where the KV cache is not quantized: its words for it say nothing."""
+    return {**value, **{key: None for key in KV_CACHE if value.get(key)}}
 
 
 def _survives_renaming(name: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Any, NoReturn
 
 from rewrite.errors import ConfigError, Unsupported
-from rewrite.quantization.dialects.modelopt import PER_TENSOR
+from rewrite.quantization.dialects.modelopt import PER_TENSOR, without_kv_cache
 from rewrite.quantization.scheme import Dequantized, Layers, Scheme, strings
 
 _WHERE = "config.json: quantization_config"
@@ -57,6 +57,9 @@ class ModelOptMixed:
             expected="one FP8 scheme",
             found=", ".join(sorted(set(self._algorithms.values()))),
         )
+
+    def without_kv_cache(self) -> ModelOptMixed:
+        return ModelOptMixed(without_kv_cache(self.value))
 
     def without(self, plain: Dequantized) -> ModelOptMixed:
         """The modules leave ``quantized_layers``, and the config groups that name them one by one. They join

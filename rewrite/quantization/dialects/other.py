@@ -21,6 +21,11 @@ class Other:
         method, algorithm = value.get("quant_method"), value.get("quant_algo")
         return cls(" ".join(filter(None, [str(method), str(algorithm or "")])), value)
 
+    @classmethod
+    def none(cls) -> Other:
+        """No quantization is stated."""
+        return cls("none", {})
+
     def scheme(self, _module: str) -> Scheme | None:
         return None
 
@@ -31,6 +36,9 @@ class Other:
             expected="compressed-tensors, modelopt (quant_algo FP8) or fp8",
             found=self.name,
         )
+
+    def without_kv_cache(self) -> Other:
+        return self  # what it states is not read
 
     def without(self, _plain: Dequantized) -> NoReturn:
         self.as_compressed_tensors(Layers(frozenset(), (), frozenset()))

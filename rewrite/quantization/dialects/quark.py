@@ -13,6 +13,7 @@ checkpoints are restated as compressed-tensors. Quark keeps a scale for each row
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -116,6 +117,16 @@ class Quark:
         # Engines look the fused name up, SGLang before its parts.
         names = dict.fromkeys([*self._exclude, *plain.modules, *plain.fused])
         return Quark({**self.value, "exclude": list(names)})
+
+    def without_kv_cache(self) -> Quark:
+        if not (patterns := self._kv_patterns()):
+            return self
+        value = deepcopy(self.value)
+        value["export"]["kv_cache_group"] = []
+        for pattern in patterns:
+            if pattern in (value.get("layer_quant_config") or {}):
+                value["layer_quant_config"][pattern]["output_tensors"] = None
+        return Quark(value)
 
     def _stated(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if self._global is not None:

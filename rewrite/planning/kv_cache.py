@@ -1,0 +1,18 @@
+"""Dropping the scales of an FP8 KV cache, with any profile: some consumers do not know them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rewrite.planning.profiles.base import Changes
+from rewrite.quantization.kv_cache import kv_cache_scales
+from rewrite.quantization.model import Model
+
+
+def without_kv_scales(model: Model, changes: Changes) -> Changes:
+    """``changes``, and the scales of the KV cache dropped; the config states no quantized KV cache then."""
+    names = list(kv_cache_scales(model.checkpoint.tensors))
+    if not names:
+        return changes
+    dialect = (changes.dialect or model.dialect).without_kv_cache()
+    return replace(changes, edits={**changes.edits, **dict.fromkeys(names)}, dialect=dialect)

@@ -1,0 +1,20 @@
+"""The scales of an FP8 KV cache, by the names that producers give them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+#: What a conversion does with them.
+KvScales = Literal["keep", "drop"]
+KV_SCALES: tuple[KvScales, ...] = ("keep", "drop")
+
+#: llm-compressor ``self_attn.k_scale``; ModelOpt ``self_attn.k_proj.k_scale``; Quark ``self_attn.k_proj.output_scale``
+#: (vLLM ``maybe_remap_kv_scale_name``). ``q_scale`` quantizes the queries that meet such a cache.
+_SCALE = re.compile(r".*attn\.(?:attn\.)?(?:(?:(?:qkv|[qkv])_proj\.)?(?:[qkv]|kv)_scale|[kv]_proj\.output_scale)")
+
+
+def kv_cache_scales(tensors: Iterable[str]) -> Iterator[str]:
+    """Those of ``tensors`` that are scales of the KV cache."""
+    return (name for name in tensors if name.endswith("_scale") and _SCALE.fullmatch(name))

@@ -101,6 +101,16 @@ def scales_are_rounded(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def missing_scales_are_made_up(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers with compressed-tensors gives every linear layer that the config does not ignore a scale, and fills
+    one that is not stored with whatever memory held: ``lm_head`` in AutoRound's FP8_STATIC, whose logits became NaN.
+    Whether a matrix is a linear layer there cannot be seen in a checkpoint."""
+    name = checkpoint.plain_with_scheme
+    if checkpoint.dialect != "compressed-tensors" or name is None:
+        return None
+    return Outcome("not known", f"may take {name} for quantized: the config does not ignore it, but it has no scale")
+
+
 def experts_lose_their_scale(checkpoint: CheckpointView) -> Outcome | None:
     """transformers 5.17 puts the experts of a layer into one BF16 tensor and leaves the global scales of NVFP4 out:
     weights are as many times too large as the stored divisors say."""

@@ -31,6 +31,7 @@ from rewrite.loaders.obstacles import (
     ignore_must_survive_renaming,
     minicpmv_is_unknown,
     minicpmv_vision_is_cast,
+    missing_scales_are_made_up,
     mixed_is_unknown,
     mixed_was_run_with_qwen_only,
     needs_quark,
@@ -260,7 +261,7 @@ LOADERS = (
         None,
         separate_modules,
         "run: 5.17.0 with compressed-tensors 0.20.0",
-        (needs_quark, scales_are_left_out, scales_are_rounded, experts_lose_their_scale),
+        (needs_quark, scales_are_left_out, scales_are_rounded, missing_scales_are_made_up, experts_lose_their_scale),
         nvfp4=separate,
     ),
 )

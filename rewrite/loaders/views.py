@@ -13,7 +13,7 @@ from rewrite.loaders.quark import what_was_not_run
 from rewrite.quantization.architectures import find_architecture
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
-from rewrite.quantization.groups import FusedGroup, Module, Selection
+from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
 from rewrite.quantization.scheme import ScaleLayout, Scheme
@@ -74,6 +74,7 @@ class CheckpointView:
     family_is_known: bool = True  # False: which layers engines fuse is not known, and some are quantized
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
+    plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
 
 
@@ -113,6 +114,7 @@ def view_model(
         family_is_known=find_architecture(model.checkpoint.config.value) is not None or not model.layers.quantized,
         quark_not_run=what_was_not_run(model),
         misread=misread(model),
+        plain_with_scheme=_plain_with_scheme(model),
         nvfp4_experts=nvfp4_experts,
     )
 
@@ -212,6 +214,16 @@ def _seen(layout: ScaleLayout | None, scheme: Scheme | None) -> SeenLayout | Non
 def _is_run(scheme: Scheme | None, scale_dtype: str) -> bool:
     """Whether loaders were run with FP8 weights of this scheme: not with MX scales, nor with plain activations."""
     return scale_dtype not in _POWERS_OF_TWO and (scheme is None or scheme.activations != "none")
+
+
+def _plain_with_scheme(model: Model) -> str | None:
+    """MTP layers are left out: transformers does not load them."""
+    listed = (
+        name
+        for name, module in model.modules.items()
+        if module.plain and module.scheme is not None and not is_table(name) and not name.startswith("mtp.")
+    )
+    return next(listed, None)
 
 
 def _ignore_survives_renaming(model: Model) -> bool:

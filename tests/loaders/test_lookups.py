@@ -176,3 +176,12 @@ def test_what_leaves_quantized_layers_joins_ignore(tmp_path: Path) -> None:
     ignored = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["ignore"]
     assert {plain, plain.replace("q_proj", "k_proj"), plain.replace("q_proj", "v_proj")} <= set(ignored)
     assert rewrite.verify(tmp_path / "in", tmp_path / "out", device="cpu", tokens=2).ok
+
+
+def test_a_plain_layer_that_the_config_takes_for_quantized(copy_of: Callable[[str], Path]) -> None:
+    """AutoRound's FP8_STATIC ignores nothing: transformers makes scales of ``lm_head`` up."""
+    directory = copy_of("llmcompressor-llama")
+    value = json.loads((directory / "config.json").read_text())["quantization_config"]
+    edit_json(directory / "config.json", quantization_config={**value, "ignore": []})
+    (row,) = [row for row in rewrite.inspect_checkpoint(directory).rows if row.loader.name == "transformers"]
+    assert row.as_is.kind == "not known" and "lm_head" in row.as_is.detail

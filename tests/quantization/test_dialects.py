@@ -18,6 +18,7 @@ from rewrite import open_checkpoint
 from rewrite.errors import ConfigError, Unsupported
 from rewrite.quantization.dialects import read_dialect
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.dialects.fp8 import Fp8
 from rewrite.quantization.scheme import Dequantized, Layers
 from tests.support import FIXTURES, QKVZ, compressed_tensors_schemes, edit_json
 
@@ -186,3 +187,11 @@ def test_other_dialects_are_named_and_refuse(value: dict[str, Any] | None, name:
         dialect.as_compressed_tensors(LAYERS)
     with pytest.raises(Unsupported, match=name):
         dialect.without(Dequantized((), (), ()))
+
+
+def test_fp8_leaves_the_parts_of_layers_that_are_stored_fused_alone() -> None:
+    """SGLang 0.5.23 ``is_layer_skipped`` looks for ``q_proj`` where it builds ``qkv_proj``, as Phi-3 stores it."""
+    fused = ("layers.0.self_attn.qkv_proj",)
+    dialect = Fp8({"quant_method": "fp8", "ignored_layers": ["lm_head"]})
+    ignored = dialect.without(Dequantized(fused, fused, ())).value["ignored_layers"]
+    assert ignored == ["lm_head", *fused, *(f"layers.0.self_attn.{part}_proj" for part in "qkv")]

@@ -15,6 +15,10 @@ from rewrite.quantization.scheme import Activations, Dequantized, Layers, Scheme
 _WHERE = "config.json: quantization_config"
 
 
+#: SGLang 0.5.23 ``quantization/utils.py``, ``is_layer_skipped``.
+_PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+
 class Fp8:
     """A ``quantization_config`` with ``quant_method: fp8``."""
 
@@ -45,8 +49,9 @@ class Fp8:
         return self  # it has no words for a KV cache
 
     def without(self, plain: Dequantized) -> Fp8:
-        # SGLang 0.5.9 and 0.5.10 look for the fused names.
-        names = dict.fromkeys([*self._ignored, *plain.modules, *plain.fused])
+        # SGLang 0.5.9 and 0.5.10 look for the fused names, 0.5.23 for the parts, of layers that are stored fused, too.
+        parts = (name for fused in plain.fused for name in _parts_of(fused))
+        names = dict.fromkeys([*self._ignored, *plain.modules, *plain.fused, *parts])
         return Fp8({**self.value, self._key: list(names)})
 
     def _activations(self) -> Activations:
@@ -59,3 +64,9 @@ class Fp8:
                 found=scheme,
             )
         return "static" if scheme == "static" else "dynamic"
+
+
+def _parts_of(fused: str) -> list[str]:
+    """The names of the modules that engines take a fused layer to be made of."""
+    parent, _, name = fused.rpartition(".")
+    return [f"{parent}.{part}" for part in _PARTS.get(name, ())]

@@ -178,8 +178,12 @@ def test_two_fp8_schemes_become_two_groups() -> None:
 def test_every_profile_converts_and_is_verified(profile: str, source: Path, tmp_path: Path) -> None:
     rewrite.convert(source, tmp_path / "out", profile=profile, selection="all")
     assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok
-    method = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["quant_method"]
-    assert method == ("quark" if profile in ("bf16", "partition") else "compressed-tensors")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    if profile == "dequantized":
+        assert "quantization_config" not in config
+    else:
+        method = config["quantization_config"]["quant_method"]
+        assert method == ("quark" if profile in ("bf16", "partition") else "compressed-tensors")
 
 
 def test_scales_of_the_kv_cache_come_along(source: Path, tmp_path: Path) -> None:

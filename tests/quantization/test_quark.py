@@ -183,7 +183,7 @@ def test_every_profile_converts_and_is_verified(profile: str, source: Path, tmp_
         assert "quantization_config" not in config
     else:
         method = config["quantization_config"]["quant_method"]
-        assert method == ("quark" if profile in ("bf16", "partition") else "compressed-tensors")
+        assert method == ("quark" if profile in ("bf16", "partition", "rescaled") else "compressed-tensors")
 
 
 def test_scales_of_the_kv_cache_come_along(source: Path, tmp_path: Path) -> None:

@@ -539,6 +539,7 @@ def large(directory: Path, shards: int, tensors: int) -> None:
             for part, rows in (("qkv", 24), ("z", 8)):
                 module = f"model.language_model.layers.{i}.linear_attn.in_proj_{part}"
                 entries[f"{module}.weight_scale"] = ("F32", [1], 4)
+                entries[f"{module}.input_scale"] = ("F32", [1], 4)
                 entries[f"{module}.weight"] = ("F8_E4M3", [rows, 4], rows * 4)
         for j in range(tensors - len(entries)):
             entries[f"model.language_model.layers.{i}.mlp.experts.{j}.gate_proj.weight"] = ("BF16", [64, 32], 4096)

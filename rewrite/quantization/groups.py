@@ -134,11 +134,12 @@ _EXPERT = re.compile(rf"(?!{_NOT_THE_LANGUAGE_MODEL})(.*\.experts\.\d+)\.(\w+)")
 
 
 def find_experts(checkpoint: Checkpoint) -> Iterator[tuple[str, frozenset[str]]]:
-    """The experts of the language model that are stored one by one: name, and the names of its projections."""
+    """The experts of the language model that are stored one by one in packed bytes: name, and the names of its
+    projections. There may be 500,000 others."""
     found: dict[str, set[str]] = {}
-    for name in checkpoint.tensors:
+    for name, info in checkpoint.tensors.items():
         module, _, kind = name.rpartition(".")
-        if kind in WEIGHTS and ".experts." in module and (match := _EXPERT.fullmatch(module)):
+        if info.dtype == "U8" and kind in WEIGHTS and ".experts." in module and (match := _EXPERT.fullmatch(module)):
             found.setdefault(match[1], set()).add(match[2])
     yield from ((name, frozenset(found[name])) for name in sorted(found, key=_natural))
 

@@ -11,13 +11,15 @@
 #   scripts/loader_matrix.sh --search 50 --seed 0               random checkpoints through the engines; exit 1 where one
 #                                                               serves something else than was predicted (--help
 #                                                               has more: --survey, --shrink, --no-engine)
+#   scripts/loader_matrix.sh --logits                           logits of the NVFP4 fixtures as served (transformers)
 #
 # PYTHON chooses the interpreter; the pinned wheels are for CPython 3.11.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-if [[ ${1:-} == --search ]]; then
+if [[ ${1:-} == --search || ${1:-} == --logits ]]; then
   python=$("${PYTHON:-python3}" scripts/environments.py project)
+  module=loader_matrix.${1#--}
   shift
-  PYTHONPATH=scripts:. PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 exec "$python" -m loader_matrix.search "$@"
+  PYTHONPATH=scripts:. PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 exec "$python" -m "$module" "$@"
 fi
 PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 exec "${PYTHON:-python3}" -m loader_matrix.matrix "$@"

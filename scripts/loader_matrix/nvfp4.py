@@ -25,11 +25,15 @@ class Packed:
     scale: torch.Tensor
     input_scale: torch.Tensor | None
 
-    def dequantized(self) -> torch.Tensor:
-        """F32 [N, K]. Code times block is exact; the product with the global scale is rounded once."""
+    def products(self) -> torch.Tensor:
+        """F32 [N, K] of codes and block scales: exact."""
         codes = torch.stack([self.codes & 15, self.codes >> 4], -1).flatten(-2).long()
-        products = _E2M1[codes].unflatten(-1, (-1, _BLOCK)) * self.blocks.float().unsqueeze(-1)
-        weight: torch.Tensor = products.flatten(-2) * self.scale.float()
+        products: torch.Tensor = _E2M1[codes].unflatten(-1, (-1, _BLOCK)) * self.blocks.float().unsqueeze(-1)
+        return products.flatten(-2)
+
+    def dequantized(self) -> torch.Tensor:
+        """F32 [N, K]: the product with the global scale is rounded once."""
+        weight: torch.Tensor = self.products() * self.scale.float()
         return weight
 
 

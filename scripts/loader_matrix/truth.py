@@ -65,6 +65,11 @@ def _shards(checkpoint: Path) -> list[Path]:
     return [checkpoint / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
 
 
+def read_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint by its stored name."""
+    return {name: tensor for shard in _shards(checkpoint) for name, tensor in _tensors(shard)}
+
+
 @dataclass(frozen=True)
 class Linear:
     """One stored linear: dequantized `weight` F32 [N, K], and whether FP8, INT8 or NVFP4 lies on disk.

@@ -11,6 +11,7 @@
 #   scripts/loader_matrix.sh --search 50 --seed 0               random checkpoints through the engines; exit 1 where one
 #                                                               serves something else than was predicted (--help
 #                                                               has more: --survey, --shrink, --no-engine)
+#   scripts/loader_matrix.sh --outputs                          what NVFP4 layers compute in vLLM's emulation
 #   scripts/loader_matrix.sh --logits                           logits of the NVFP4 fixtures as served (transformers)
 #
 # PYTHON chooses the interpreter; the pinned wheels are for CPython 3.11.
@@ -22,4 +23,9 @@ if [[ ${1:-} == --search || ${1:-} == --logits ]]; then
   shift
   PYTHONPATH=scripts:. PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 exec "$python" -m "$module" "$@"
 fi
-PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 exec "${PYTHON:-python3}" -m loader_matrix.matrix "$@"
+module=loader_matrix.matrix
+if [[ ${1:-} == --outputs ]]; then
+  module=loader_matrix.outputs
+  shift
+fi
+PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 exec "${PYTHON:-python3}" -m "$module" "$@"

@@ -35,9 +35,9 @@ class Lookup:
     served_name: Callable[[str], str]  # of a module, by its stored name
 
 
-def stored_name(name: str) -> str:
-    """SGLang keeps the names of modules."""
-    return name
+def sglang_name(name: str) -> str:
+    """SGLang keeps the names of modules, and has another one for a fused layer of DeepSeek."""
+    return f"{name}_with_mqa" if name.endswith(".fused_qkv_a_proj") else name
 
 
 def vllm_name(name: str) -> str:
@@ -50,7 +50,7 @@ def vllm_name(name: str) -> str:
 VLLM_RAISES = Lookup(False, True, vllm_name)  # to 0.20
 VLLM_CLASS_FIRST = Lookup(False, False, vllm_name)  # 0.21 to 0.26
 VLLM = Lookup(True, False, vllm_name)  # from 0.27
-SGLANG = Lookup(False, True, stored_name)
+SGLANG = Lookup(False, True, sglang_name)
 LOOKUPS = (VLLM_RAISES, VLLM_CLASS_FIRST, VLLM, SGLANG)
 
 

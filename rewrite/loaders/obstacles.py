@@ -75,6 +75,24 @@ def attention_is_cast(checkpoint: CheckpointView) -> Outcome | None:
     return Outcome("garbled", "casts the BF16 qkv_proj to FP8: the names in ignored_layers miss it", names, SENTINEL)
 
 
+def latent_attention_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
+    """vLLM to 0.26 has no multi-head latent attention on CPU ("MLA is not supported on CPU"), where it was run."""
+    if checkpoint.latent_scales == "none":
+        return None
+    return Outcome("not known", "these versions were not run with multi-head latent attention")
+
+
+def latent_scales_are_joined(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23 joins the tensors of ``q_a_proj`` and ``kv_a_proj_with_mqa`` before it loads them
+    (``deepseek_weight_loader.py``): two scales of ``[1]`` become one of ``[2]``, which has no place. Of two scales of
+    ``()`` it takes the first."""
+    if checkpoint.latent_scales == "[1]":
+        return Outcome("fails to load", "joins the scales of q_a_proj and kv_a_proj_with_mqa (AssertionError)")
+    if checkpoint.latent_scales == "()":
+        return Outcome("not known", "takes the scale of q_a_proj for kv_a_proj_with_mqa, too (read, not run)")
+    return None
+
+
 def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
     """transformers knows no ``quant_method: modelopt``, and takes ``fp8`` for block-wise: of per-tensor checkpoints it
     loads FP8 values and leaves the scales out. NVFP4 packs two weights a byte: matrices of half the width, which it

@@ -19,6 +19,9 @@ from rewrite.quantization.scales import layout_of
 from rewrite.quantization.scheme import ScaleLayout, Scheme
 
 SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4", "unknown", "other"]
+#: Of the modules of ``fused_qkv_a_proj``, if any is quantized: the shape of scales of one value, of weights and
+#: activations (of NVFP4 the global ones); "[1]" where any has that, "other" where there are none.
+LatentScales = Literal["none", "[1]", "()", "other"]
 _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
 
 
@@ -76,6 +79,7 @@ class CheckpointView:
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
+    latent_scales: LatentScales = "none"
 
 
 def view_model(
@@ -116,6 +120,7 @@ def view_model(
         misread=misread(model),
         plain_with_scheme=_plain_with_scheme(model),
         nvfp4_experts=nvfp4_experts,
+        latent_scales=_latent_scales(model),
     )
 
 
@@ -224,6 +229,16 @@ def _plain_with_scheme(model: Model) -> str | None:
         if module.plain and module.scheme is not None and not is_table(name) and not name.startswith("mtp.")
     )
     return next(listed, None)
+
+
+def _latent_scales(model: Model) -> LatentScales:
+    modules = [m for group in model.groups.whole if group.layer.name == "fused_qkv_a_proj" for m in group.modules]
+    if all(module.plain for module in modules):
+        return "none"
+    scales = [scale for m in modules for scale in (m.scale, m.input_scale)]
+    scales += [scale for m in modules if m.nvfp4 for scale in (m.nvfp4.scale, m.nvfp4.input_scale)]
+    shapes = {scale.shape for scale in scales if scale is not None and scale.numel == 1}
+    return "[1]" if (1,) in shapes else "()" if shapes else "other"
 
 
 def _ignore_survives_renaming(model: Model) -> bool:

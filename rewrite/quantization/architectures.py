@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -37,6 +37,8 @@ class FusedLayer:
     parent: str  # regex for the last part of the module's parent
     modules: Mapping[str, tuple[PartitionSpec, ...]]
     absorber: Absorber | None = None
+    also: tuple[str, ...] = ()  # other names that engines give the fused layer
+    needs: str = ""  # a key of the text config; without a value for it, there is no such layer
 
     @property
     def target(self) -> str:
@@ -45,7 +47,7 @@ class FusedLayer:
         vLLM and SGLang look a fused layer up under its own name, then under its class name (``…Linear``), and only
         then under its parts: a target that misses the fused name loses to a catch-all ``Linear`` group.
         """
-        names = list(dict.fromkeys([*self.modules, self.name]))
+        names = list(dict.fromkeys([*self.modules, self.name, *self.also]))
         prefix = _common_prefix(names)
         tails = "|".join(name[len(prefix) :] for name in names)
         return rf"re:.*{self.parent}\.{prefix}({tails})$" if tails else rf"re:.*{self.parent}\.{prefix}$"
@@ -94,6 +96,17 @@ _GATE_UP = FusedLayer(
     modules={f"{name}_proj": (PartitionSpec(name),) for name in ("gate", "up")},
     absorber=Absorber(kept="gate_proj", folded="up_proj", into="down_proj"),  # down(act(gate(x)) * up(x))
 )
+#: Of DeepSeek-V3, whose shared experts are one MLP under another name.
+_GATE_UP_SHARED = replace(_GATE_UP, parent=r"mlp(?:\.shared_experts)?")
+#: Multi-head latent attention: vLLM ``DeepseekV2ForCausalLM.packed_modules_mapping``; SGLang gives it the longer name.
+#: Nothing can take a ratio: norms follow both, but not the part of kv_a that the positions are put into.
+_LATENT = FusedLayer(
+    name="fused_qkv_a_proj",
+    parent="self_attn",
+    modules={"q_a_proj": (PartitionSpec("q_a"),), "kv_a_proj_with_mqa": (PartitionSpec("kv_a"),)},
+    also=("fused_qkv_a_proj_with_mqa",),
+    needs="q_lora_rank",
+)
 #: Gate, up and down of an expert, by the names that families give them.
 EXPERT_PROJECTIONS = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 #: Phi-3 and Phi-4 store both fused.
@@ -119,6 +132,7 @@ ARCHITECTURES = (
     Architecture(("qwen3_next",), (_QKVZ_ON_DISK, _QKV, _GATE_UP)),
     Architecture(("llama", "mistral", "qwen2", "qwen3"), (_QKV, _GATE_UP)),
     Architecture(("phi3",), (_QKV_ON_DISK, _GATE_UP_ON_DISK)),
+    Architecture(("deepseek_v3",), (_LATENT, _GATE_UP_SHARED)),
 )
 
 

@@ -120,7 +120,8 @@ def find_groups(checkpoint: Checkpoint) -> Groups:
     """The fused groups of a checkpoint of a known architecture, of the language model: MTP layers and vision towers are
     left alone. A group is broken when it lacks a module or its rows are not what the config says."""
     architecture = find_architecture(checkpoint.config.value)
-    layers = architecture.fused_layers if architecture else ()
+    text = text_config(checkpoint.config.value)
+    layers = [] if architecture is None else [a for a in architecture.fused_layers if not a.needs or text.get(a.needs)]
     stored = _stored_modules(layers, checkpoint.tensors)
     return Groups(tuple(group for layer in layers for group in _groups_of(layer, stored[layer.name], checkpoint)))
 

@@ -101,11 +101,25 @@ def _offer_nvfp4_kernel() -> None:
     os.environ["VLLM_USE_NVFP4_CT_EMULATIONS"] = "1"
     if hasattr(linear, "EmulationNvFp4LinearKernel"):
         kernels: Any = linear
-        kernels._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [kernels.EmulationNvFp4LinearKernel]
+        emulation = _nvfp4_emulation(kernels.EmulationNvFp4LinearKernel)
+        kernels._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [emulation]
         # Weight-only layers get Marlin, whatever is in the list (0.32). It is looked for when a layer is made.
-        kernels.init_nvfp4_linear_kernel = lambda **_: kernels.EmulationNvFp4LinearKernel(
-            kernels.NvFp4LinearLayerConfig()
-        )
+        kernels.init_nvfp4_linear_kernel = lambda **_: emulation(kernels.NvFp4LinearLayerConfig())
+
+
+def _nvfp4_emulation(stock: Any) -> Any:
+    """vLLM's emulation, which takes weight-only layers, too: multi-head latent attention multiplies with ``kv_b_proj``
+    while it is loaded."""
+    from vllm.model_executor.layers.quantization.utils.nvfp4_emulation_utils import dequantize_to_dtype
+
+    class Emulation(stock):  # type: ignore[misc]
+        def apply_weights(self, layer: Any, x: Any, bias: Any = None) -> Any:
+            if hasattr(layer, "input_global_scale_inv"):
+                return super().apply_weights(layer, x, bias)
+            scales = layer.weight_scale, layer.weight_global_scale
+            return x @ dequantize_to_dtype(layer.weight, *scales, x.dtype, 16, swizzle=False).T
+
+    return Emulation
 
 
 def _replace_nvfp4_layouts() -> None:

@@ -21,10 +21,20 @@ import rewrite
 from loader_matrix import cases, nvfp4
 from loader_matrix.truth import read_tensors
 
-_FUSED = (("in_proj_qkv", "in_proj_z"), ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_FUSED = (
+    ("in_proj_qkv", "in_proj_z"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("gate_proj", "up_proj"),
+    ("q_a_proj", "kv_a_proj_with_mqa"),
+)
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate|up|down)_proj")
 #: Layers that are converted and served, the others are as the original means them: by a part of their names.
-LAYERS = {"in_proj_qkvz": ".linear_attn.", "gate_up_proj, experts": ".mlp.", "all": "."}
+LAYERS = {
+    "in_proj_qkvz": ".linear_attn.",
+    "fused_qkv_a_proj": ".self_attn.",
+    "gate_up_proj, experts": ".mlp.",
+    "all": ".",
+}
 #: What the model is computed in.
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
 Tensors = Mapping[str, torch.Tensor]

@@ -117,7 +117,8 @@ class Runner:
         log = self._logs / f"{label}.log"
         log.unlink(missing_ok=True)
         folder.mkdir()
-        truth = model if cases.is_own_truth(fixture, profile) else cases.FIXTURES / fixture
+        is_own = driver.startswith("drive_") and cases.is_own_truth(fixture, profile)
+        truth = model if is_own else cases.FIXTURES / fixture
         return Task(label, str(model), str(truth), str(folder), str(log), ranks)
 
 

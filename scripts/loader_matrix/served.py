@@ -24,6 +24,8 @@ EXPERTS = {
 }
 # Linears split over ranks along their input; every other linear that is split, is split along its output.
 ROW_PARALLEL = ("out_proj", "o_proj", "down_proj")
+# What multi-head latent attention multiplies out while it is loaded.
+TAKEN_APART = ("kv_b_proj",)
 REPLICATED = ("gate", "shared_expert_gate")
 # The layer that engines fuse a stored linear into, by its last name; and served fused ones by their own. An engine that
 # serves the parts as modules of their own has the partitions all the same.
@@ -38,6 +40,10 @@ FUSED = {
     "gate_up_proj": "gate_up_proj",
     "gate_proj": "gate_up_proj",
     "up_proj": "gate_up_proj",
+    "fused_qkv_a_proj": "fused_qkv_a_proj",
+    "fused_qkv_a_proj_with_mqa": "fused_qkv_a_proj",  # SGLang
+    "q_a_proj": "fused_qkv_a_proj",
+    "kv_a_proj_with_mqa": "fused_qkv_a_proj",
 }
 # Which stored linears a served one may hold, in order, with the names of their partitions (those that
 # rewrite/quantization has): stored one by one, or fused on disk.
@@ -48,6 +54,11 @@ SOURCES: dict[str, tuple[dict[str, tuple[str, ...]], ...]] = {
     "in_proj_ba": ({"in_proj_b": ("b",), "in_proj_a": ("a",)}, {"in_proj_ba": ("ba",)}),
     "qkv_proj": ({"q_proj": ("q",), "k_proj": ("k",), "v_proj": ("v",)}, {"qkv_proj": ("q", "k", "v")}),
     "gate_up_proj": ({"gate_proj": ("gate",), "up_proj": ("up",)}, {"gate_up_proj": ("gate", "up")}),
+    **dict.fromkeys(
+        ("fused_qkv_a_proj", "fused_qkv_a_proj_with_mqa"), ({"q_a_proj": ("q_a",), "kv_a_proj_with_mqa": ("kv_a",)},)
+    ),
+    "q_a_proj": ({"q_a_proj": ("q_a",)},),
+    "kv_a_proj_with_mqa": ({"kv_a_proj_with_mqa": ("kv_a",)},),
     **{f"{part}_proj": ({f"{part}_proj": (part,)},) for part in ("q", "k", "v", "gate", "up")},
 }
 
@@ -298,6 +309,7 @@ def measure(model: torch.nn.Module, truth: Truth, rank: Rank) -> dict[str, Any]:
             layers.append(_measure(name or "", module, layer))
     missing = truth.quantized() - {source for layer in layers for source in layer["sources"]}
     unread = missing & truth.nvfp4()  # engines may shuffle NVFP4 weights for their kernels: that is not read here
+    unread |= {name for name in missing if name.endswith(TAKEN_APART)}
     if missing - unread:  # nothing that was not compared may pass
         names = sorted(missing - unread)
         raise ValueError(f"{len(names)} quantized modules are not in the loaded model: {', '.join(names[:3])}")

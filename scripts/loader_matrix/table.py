@@ -11,7 +11,12 @@ from loader_matrix.engines import ENGINES
 from loader_matrix.results import Cell, Generation
 
 # The fused layers, and the order in which their partitions are shown.
-PARTITIONS = {"in_proj_qkvz": ("q", "k", "v", "z", "qkvz"), "qkv_proj": ("q", "k", "v"), "gate_up_proj": ("gate", "up")}
+PARTITIONS = {
+    "in_proj_qkvz": ("q", "k", "v", "z", "qkvz"),
+    "qkv_proj": ("q", "k", "v"),
+    "fused_qkv_a_proj": ("q_a", "kv_a"),
+    "gate_up_proj": ("gate", "up"),
+}
 LOADS = ("loader", "fixture", "profile", "outcome", *PARTITIONS, "KV cache", "detail")
 GENERATES = ("loader", "fixture", "profile", "outcome", "detail")
 # The columns of the first table of rewrite/loaders/README.md.
@@ -44,6 +49,8 @@ def _layer(cell: Cell, layer: str) -> str:
     """The worst errors of a fused layer's partitions; one 0 stands for all of them."""
     errors = {part: _partition(cell, layer, part) for part in PARTITIONS[layer]}
     found = {part: error for part, error in errors.items() if error}
+    if not found:
+        return "-"
     return "0" if set(found.values()) == {"0"} else ", ".join(f"{part} {error}" for part, error in found.items())
 
 
@@ -157,6 +164,9 @@ def readme_families(cells: list[Cell], but: str) -> str:
     for fixture in sorted({fixture for _, fixture, _ in chosen}):
         entries = []
         for engine in engines:
+            if (engine, fixture, ORIGINAL) not in chosen:
+                entries.append("-")
+                continue
             after = {p: cell for p in MENDS if (cell := chosen.get((engine, fixture, p))) and cell.outcome == "loads"}
             original = _all(chosen[engine, fixture, ORIGINAL])
             best = next(iter(after), None)

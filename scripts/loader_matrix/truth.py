@@ -149,6 +149,10 @@ class Truth:
             raise ValueError(f"{name}: {rows} rows, by the config {sizes} for {parts} partitions")
         return sizes
 
+    def filters(self, name: str) -> torch.Tensor:
+        """The weights of a convolution."""
+        return self._tensors[f"{name}.weight"]
+
     def linear(self, name: str) -> Linear:
         """The linear `name`, dequantized: value x scale, both in F32, which is exact for one product."""
         packed = nvfp4.stored(self._tensors, name)

@@ -12,7 +12,7 @@ from rewrite.loaders.nvfp4 import one_global_scale, one_or_refused, separate, un
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.views import GroupView, PartitionView
 from rewrite.quantization.nvfp4 import as_f32
-from tests.support import FIXTURES, NVFP4, raw_tensors, replace_tensor
+from tests.support import FIXTURES, raw_tensors, replace_tensor
 
 LLMC, FREE, MODELOPT = "llmcompressor-qwen3_5-nvfp4", "modelfree-qwen3_5-moe-nvfp4a16", "modelopt-qwen3_5-moe-nvfp4"
 
@@ -76,7 +76,7 @@ def test_sglang_refuses_weight_only_layers() -> None:
     assert one_or_refused(gate_up(4.0, 1.0, divides=True, experts=4)).kind == "not known"
 
 
-@pytest.mark.parametrize("fixture", NVFP4)
+@pytest.mark.parametrize("fixture", [LLMC, FREE, MODELOPT])
 def test_old_vllm_takes_what_memory_held(fixture: str) -> None:
     """Whatever the scales are: two of four slots are never filled."""
     outcome = as_is(rewrite.inspect_checkpoint(FIXTURES / fixture), "vLLM", "0.19.1")

@@ -235,6 +235,10 @@ FUSED = {
     "llmcompressor-llama": ("q_proj", "k_proj", "v_proj", "mlp.gate_proj", "mlp.up_proj"),
     "modelopt-llama": ("q_proj", "k_proj", "v_proj", "mlp.gate_proj", "mlp.up_proj"),
     "llmcompressor-phi3": ("qkv_proj", "gate_up_proj"),
+    "llmcompressor-deepseek_v3": (
+        *("q_a_proj", "kv_a_proj_with_mqa", "mlp.gate_proj", "mlp.up_proj"),
+        *("shared_experts.gate_proj", "shared_experts.up_proj"),
+    ),
     "llmcompressor-qwen3_next": (*("q_proj", "k_proj", "v_proj", "shared_expert.gate_proj", "shared_expert.up_proj"),),
 }
 

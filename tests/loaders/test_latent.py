@@ -1,0 +1,106 @@
+"""Multi-head latent attention (DeepSeek-V3): ``fused_qkv_a_proj``. The recorded runs: test_loader_matrix.py."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+import rewrite
+from rewrite.loaders.outcome import Outcome
+from rewrite.quantization.architectures import find_architecture
+from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor
+
+NVFP4, FP8 = "modelfree-deepseek_v3-nvfp4a16", "llmcompressor-deepseek_v3"
+ATTENTION = "model.layers.0.self_attn."
+Q_A, KV_A = f"{ATTENTION}q_a_proj", f"{ATTENTION}kv_a_proj_with_mqa"
+
+
+@pytest.fixture
+def copy(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    return Path(shutil.copytree(FIXTURES / request.param, tmp_path / "in"))
+
+
+def outcomes(folder: Path, selection: rewrite.Selection = "all") -> dict[str, Outcome]:
+    """Of every row of the table, by its first version."""
+    rows = rewrite.inspect_checkpoint(folder, selection=selection).rows
+    return {f"{row.loader.name} {row.loader.first}": row.as_is for row in rows}
+
+
+def f32(raw: bytes) -> float:
+    return float(struct.unpack("<f", raw)[0])
+
+
+def test_vllm_serves_q_a_with_the_scale_of_kv_a() -> None:
+    """The smaller of the two scales; SGLang loads neither of two."""
+    found = outcomes(FIXTURES / NVFP4)
+    assert found["vLLM 0.27.0"].kind == "garbled"
+    assert dict(found["vLLM 0.27.0"].factors)["fused_qkv_a_proj.q_a"] == pytest.approx(1 / 2.37, rel=2e-3)
+    assert found["SGLang 0.5.23"].kind == "fails to load"
+
+
+@pytest.mark.parametrize("fixture", [NVFP4, FP8])
+def test_versions_that_were_not_run_are_not_known(fixture: str) -> None:
+    """Every row but the newest of each engine."""
+    newest = {"vLLM 0.27.0", "SGLang 0.5.23", "transformers 5.17.0"}
+    for name, outcome in outcomes(FIXTURES / fixture).items():
+        assert (outcome.kind == "not known") == (name not in newest), name
+
+
+@pytest.mark.parametrize("profile", ["exact", "rescaled"])
+def test_latent_projections_are_rescaled(profile: str, tmp_path: Path) -> None:
+    """Nothing behind them can take a ratio: kv_a gets q_a's scale, which is larger; q_a keeps every byte."""
+    rewrite.convert(FIXTURES / NVFP4, tmp_path / "out", profile=profile)
+    old, new = raw_tensors(FIXTURES / NVFP4), raw_tensors(tmp_path / "out")
+    changed = {name for name in old if old[name] != new[name] and ATTENTION in name}
+    assert changed == {f"{KV_A}.weight_global_scale", f"{KV_A}.weight_scale"}
+    assert f32(new[f"{KV_A}.weight_global_scale"][3]) == f32(old[f"{Q_A}.weight_global_scale"][3])
+    manifest = json.loads((tmp_path / "out" / "rewrite_manifest.json").read_text())
+    how = {each["name"]: each["how"] for each in manifest["global_scales"]}
+    assert how[f"{ATTENTION}fused_qkv_a_proj"] == "rescaled"
+    assert how["model.layers.1.mlp.shared_experts.gate_up_proj"] == ("folded" if profile == "exact" else "rescaled")
+    assert rewrite.verify(FIXTURES / NVFP4, tmp_path / "out", device="cpu", tokens=1).ok
+    assert outcomes(tmp_path / "out")["vLLM 0.27.0"].kind == "exact"
+    assert not rewrite.convert(tmp_path / "out", tmp_path / "again", profile=profile).changed
+
+
+def test_verify_sees_a_scale_that_was_put_back(tmp_path: Path) -> None:
+    """The layer has two again."""
+    rewrite.convert(FIXTURES / NVFP4, tmp_path / "out")
+    name = f"{KV_A}.weight_global_scale"
+    replace_tensor(tmp_path / "out", name, raw_tensors(FIXTURES / NVFP4)[name][3])
+    assert not rewrite.verify(FIXTURES / NVFP4, tmp_path / "out", device="cpu", tokens=1).ok
+
+
+@pytest.mark.parametrize("copy", [NVFP4, FP8], indirect=True)
+def test_sglang_takes_one_of_two_scalars(copy: Path) -> None:
+    """Read, not run: so it is not known."""
+    for name, (_, _, shape, data) in raw_tensors(copy).items():
+        if name.startswith(("model.layers.0.self_attn.", "model.layers.1.self_attn.")) and shape == (1,):
+            replace_tensor(copy, name, data, ())
+    assert outcomes(copy)["SGLang 0.5.23"].kind == "not known"
+
+
+@pytest.mark.parametrize("profile", ["exact", "dynamic", "portable", "bf16", "dequantized", "partition"])
+def test_fp8_is_converted_for_both_names_of_the_layer(profile: str, tmp_path: Path) -> None:
+    """SGLang loads what has no scale of one value there."""
+    rewrite.convert(FIXTURES / FP8, tmp_path / "out", profile=profile, selection="all")
+    assert rewrite.verify(FIXTURES / FP8, tmp_path / "out", device="cpu", tokens=1).ok
+    loads = profile in ("dynamic", "portable", "bf16", "dequantized")
+    assert (outcomes(tmp_path / "out")["SGLang 0.5.23"].kind != "fails to load") == loads
+    if profile == "dynamic":
+        config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+        targets = [target for group in config["config_groups"].values() for target in group["targets"]]
+        assert r"re:.*self_attn\.(q_a_proj|kv_a_proj_with_mqa|fused_qkv_a_proj|fused_qkv_a_proj_with_mqa)$" in targets
+
+
+@pytest.mark.parametrize("copy", [NVFP4], indirect=True)
+def test_without_a_rank_of_queries_there_is_no_such_layer(copy: Path) -> None:
+    """DeepSeek-V2-Lite and Moonlight: ``q_lora_rank`` is null, q has one projection and kv_a is a layer of its own."""
+    edit_json(copy / "config.json", q_lora_rank=0)
+    assert find_architecture(json.loads((copy / "config.json").read_text())) is not None
+    layers = {group.layer for group in rewrite.inspect_checkpoint(copy, selection="all").groups}
+    assert layers == {"gate_up_proj", "experts"}

@@ -40,7 +40,7 @@ def every_slot_or_vector(group: GroupView) -> Outcome:
         and (layouts == {"tensor"} or group.static_activations)
     ):
         return Outcome("fails to load", f"has several slots for the one scale of {group.layer} (Shape mismatch)")
-    if layouts <= {"tensor", "partition"} and len({p.module for p in group.partitions}) > 1:
+    if not group.experts and layouts <= {"tensor", "partition"} and len({p.module for p in group.partitions}) > 1:
         return _requantized(group, fill_every_slot(group))
     return every_slot(group)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from rewrite.loaders.blocks import BlockLayer, torn
 from rewrite.loaders.outcome import SENTINEL, Outcome
 from rewrite.loaders.views import CheckpointView
 
@@ -138,6 +139,36 @@ def experts_lose_their_scale(checkpoint: CheckpointView) -> Outcome | None:
     names = tuple(dict.fromkeys(f"experts.{p.name}" for p in partitions))
     factor = max((1 / p.scale for p in partitions if p.scale), default=SENTINEL)
     return Outcome("garbled", "leaves the global scales of NVFP4 experts out", names, factor)
+
+
+def blocks_are_torn(checkpoint: CheckpointView) -> Outcome | None:
+    """vLLM refuses fused layers whose partitions end inside a block of rows with one scale; not of the last one."""
+    return _refuses(torn(checkpoint.block_layers, slots=False, every_part=False))
+
+
+def blocks_are_torn_in_sglang(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang does so by the slots that it has, and with ``fp8`` for the last partition, too."""
+    return _refuses(torn(checkpoint.block_layers, slots=True, every_part=checkpoint.dialect == "fp8"))
+
+
+def block_size_is_of_the_class(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang takes the block size for the scales of a fused layer from the target ``Linear`` of a compressed-tensors
+    config, whatever target the layer has (``CompressedTensorsConfig.weight_block_size``, read in 0.5.9 to 0.5.23):
+    where that one has no blocks, loading raises a TypeError. Experts have a loader of their own."""
+    if checkpoint.dialect != "compressed-tensors":
+        return None
+    for layer in checkpoint.block_layers:
+        if len(layer.slots) > 1 and not layer.experts and layer.class_block != layer.block:
+            if layer.class_block is None:
+                return Outcome("fails to load", f"finds no block size for {layer.name}: no target Linear states it")
+            return Outcome("not known", f"cuts the scales of {layer.name} by the block size of the target Linear")
+    return None
+
+
+def _refuses(layer: BlockLayer | None) -> Outcome | None:
+    if layer is None:
+        return None
+    return Outcome("fails to load", f"the rows of the parts of {layer.name} are not whole blocks of {layer.block[0]}")
 
 
 def dialect_is_not_read(checkpoint: CheckpointView) -> Outcome | None:

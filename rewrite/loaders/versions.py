@@ -6,7 +6,7 @@ The recorded runs of the real loaders (tests/loader_matrix.json) are what the pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from rewrite.loaders.behaviors import (
@@ -25,6 +25,9 @@ from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_
 from rewrite.loaders.obstacles import (
     Obstacle,
     attention_is_cast,
+    block_size_is_of_the_class,
+    blocks_are_torn,
+    blocks_are_torn_in_sglang,
     dialect_is_not_read,
     experts_lose_their_scale,
     family_is_not_known,
@@ -58,6 +61,13 @@ def _furthest(outcomes: Iterable[Outcome]) -> tuple[tuple[str, float], ...]:
     factors = [each for outcome in outcomes for each in outcome.factors]
     found = dict(sorted(factors, key=lambda each: abs(each[1] - 1)))  # the last one counts
     return tuple(sorted(found.items()))
+
+
+#: What ends a load in every version of an engine that was run.
+_OF_ENGINE: Mapping[str, tuple[Obstacle, ...]] = {
+    "vLLM": (blocks_are_torn,),
+    "SGLang": (blocks_are_torn_in_sglang, block_size_is_of_the_class),
+}
 
 
 @dataclass(frozen=True)
@@ -110,14 +120,9 @@ class Loader:
         """The worst over all groups, naming every partition that is affected that way."""
         if unknown := dialect_is_not_read(checkpoint) or self._quark_was_not_run(checkpoint):
             return unknown
-        if (
-            self.lookup is not None
-            and self.lookup in checkpoint.misread
-            and not any(obstacle(checkpoint) for obstacle in self.obstacles)
-        ):
+        outcomes = self._met(checkpoint)
+        if not outcomes and self.lookup is not None and self.lookup in checkpoint.misread:
             return checkpoint.misread[self.lookup]
-        met = (obstacle(checkpoint) for obstacle in self.obstacles)
-        outcomes = [outcome for outcome in met if outcome is not None]
         if not outcomes and (unknown := vocabulary_is_quantized(checkpoint) or family_is_not_known(checkpoint)):
             return unknown
         if not outcomes:
@@ -133,6 +138,11 @@ class Loader:
         in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
         hurt = tuple(name for name in in_order if name in names)
         return Outcome(worst.kind, worst.detail, hurt, worst.error, _furthest(alike))
+
+    def _met(self, checkpoint: CheckpointView) -> list[Outcome]:
+        """What ends the load before any group is looked at."""
+        met = (obstacle(checkpoint) for obstacle in (*self.obstacles, *_OF_ENGINE.get(self.name, ())))
+        return [outcome for outcome in met if outcome is not None]
 
     def _of_group(self, group: GroupView) -> Outcome:
         return self.nvfp4(group) if group.nvfp4 else self.behavior(group)

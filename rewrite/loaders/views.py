@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rewrite.loaders.blocks import BlockLayer, block_layers
 from rewrite.loaders.experts import Experts, find_experts, is_expert
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
@@ -74,12 +75,13 @@ class CheckpointView:
     fp8_with_scales: bool
     ignore_survives_renaming: bool
     groups: tuple[GroupView, ...]
-    family_is_known: bool = True  # False: which layers engines fuse is not known, and some are quantized
+    family_is_known: bool = True  # False: which layers engines fuse is not known, nor whether they load the model
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
     latent_scales: LatentScales = "none"
+    block_layers: tuple[BlockLayer, ...] = ()  # the same; one of each kind
 
 
 def view_model(
@@ -115,12 +117,13 @@ def view_model(
         fp8_with_scales=any(module.fp8 and f"{name}.weight_scale" in tensors for name, module in model.modules.items()),
         ignore_survives_renaming=_ignore_survives_renaming(model),
         groups=tuple(groups),
-        family_is_known=find_architecture(model.checkpoint.config.value) is not None or not model.layers.quantized,
+        family_is_known=find_architecture(model.checkpoint.config.value) is not None,
         quark_not_run=what_was_not_run(model),
         misread=misread(model),
         plain_with_scheme=_plain_with_scheme(model),
         nvfp4_experts=nvfp4_experts,
         latent_scales=_latent_scales(model),
+        block_layers=block_layers(model),
     )
 
 

@@ -85,6 +85,7 @@ _BA = FusedLayer(
 )
 #: Gated DeltaNet of Qwen3-Next: fused on disk, rows interleaved per key head, so one partition for all of it.
 _QKVZ_ON_DISK = FusedLayer("in_proj_qkvz", "linear_attn", {"in_proj_qkvz": (PartitionSpec("qkvz"),)})
+_BA_ON_DISK = FusedLayer("in_proj_ba", "linear_attn", {"in_proj_ba": (PartitionSpec("ba"),)})
 _QKV = FusedLayer(
     name="qkv_proj",
     parent="self_attn",
@@ -129,7 +130,7 @@ ARCHITECTURES = (
     Architecture(
         ("qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text", "minicpmv4_6"), (QKVZ, _BA, _QKV, _GATE_UP)
     ),
-    Architecture(("qwen3_next",), (_QKVZ_ON_DISK, _QKV, _GATE_UP)),
+    Architecture(("qwen3_next",), (_QKVZ_ON_DISK, _BA_ON_DISK, _QKV, _GATE_UP)),
     Architecture(("llama", "mistral", "qwen2", "qwen3"), (_QKV, _GATE_UP)),
     Architecture(("phi3",), (_QKV_ON_DISK, _GATE_UP_ON_DISK)),
     Architecture(("deepseek_v3",), (_LATENT, _GATE_UP_SHARED)),

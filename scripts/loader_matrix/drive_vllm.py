@@ -175,6 +175,12 @@ def _keep_fp8_weights_as_loaded() -> None:
     plain = [kernel for kernel in kernels.get(PlatformEnum.CPU, ()) if "Torch" in kernel.__name__]
     if plain:
         kernels[PlatformEnum.CPU] = plain
+    # Of block scales there are only kernels that repack, and not for every size: one of them, without its repacking.
+    blocks = getattr(linear, "_POSSIBLE_FP8_BLOCK_KERNELS", {})
+    if kernel := getattr(linear, "CPUFp8BlockScaledMMKernel", None):
+        kernel.is_supported = kernel.can_implement = staticmethod(lambda *_, **__: (True, None))
+        kernel.process_weights_after_loading = lambda *_: None
+        blocks[PlatformEnum.CPU] = [kernel]
 
 
 def _offer_fp8_cache() -> None:

@@ -15,6 +15,8 @@ NOT_LEARNT = "nothing learnt"
 _NO_KERNEL = (
     *(":choose_scaled_mm_linear_kernel", ":init_nvfp4_linear_kernel", ":choose_mp_linear_kernel"),
     *(":num_compute_units", ":marlin_make_workspace"),  # of Marlin, for weight-only FP8
+    *("vllm/platforms/cpu.py:get_attn_backend_cls", "rotary_embedding/factory.py:get_rope_cpu"),  # MLA
+    "compressed_tensors_w4a4_nvfp4_moe.py:__init__",  # wants Blackwell
 )
 NO_KERNEL = "no kernel on CPU"
 #: From best to worst, as ``rewrite`` orders them. "not known" is a prediction, never seen.

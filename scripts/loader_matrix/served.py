@@ -12,7 +12,7 @@ import torch
 
 from loader_matrix import nvfp4
 from loader_matrix.results import worst, worst_kv
-from loader_matrix.truth import SCALED, Linear, Truth, canonical
+from loader_matrix.truth import SCALED, Linear, Truth, canonical, is_by_blocks, spread
 
 # A module that holds all experts of a layer: attribute of the weight, of its scale, and the experts' projections in it.
 # vLLM's and SGLang's is quantized; transformers' is not.
@@ -81,13 +81,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Layer:
-    """The truth of one served layer: the stored modules it holds, its partitions in order, FP8 or not on disk, and the
-    activation scale it needs."""
+    """The truth of one served layer: the stored modules it holds, its partitions in order, FP8 or not on disk, the
+    activation scale it needs, and the blocks that share a weight scale (None: rows do)."""
 
     sources: tuple[str, ...]
     parts: tuple[Part, ...]
     quantized: bool
     input_scale: float | None
+    block: tuple[int, int] | None = None
 
 
 def _sources(name: str, truth: Truth) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -123,7 +124,9 @@ def expected(name: str, truth: Truth, rank: Rank) -> Layer | None:
     scales = [linear.input_scale for linear in linears if linear.input_scale is not None]
     # Every partition gets the same activations; engines quantize them by the largest of the partitions' scales.
     stored = tuple(module for module, _ in sources)
-    return Layer(stored, parts, all(linear.quantized for linear in linears), max(scales, default=None))
+    return Layer(
+        stored, parts, all(linear.quantized for linear in linears), max(scales, default=None), linears[0].block
+    )
 
 
 def rel(served: torch.Tensor, true: torch.Tensor) -> float:
@@ -137,7 +140,7 @@ def rel(served: torch.Tensor, true: torch.Tensor) -> float:
 def dequantized(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) -> torch.Tensor:
     """F32 [N, K] of a served weight, stored [N, K] or as its transposed view (what FP8 GEMMs want).
 
-    `scale` has one element or one for every row: no engine computes with one for every partition.
+    `scale` has one element, one for every row or one for every block: no engine computes with one for every partition.
     """
     rows = [part.weight.shape[0] for part in layer.parts]
     shape = (sum(rows), layer.parts[0].weight.shape[1])
@@ -149,6 +152,8 @@ def dequantized(weight: torch.Tensor, scale: torch.Tensor | None, layer: Layer) 
     if scale is None:
         return weight.float()
     scale = scale.detach().float()
+    if layer.block is not None and is_by_blocks(scale, weight, layer.block):  # partitions end where blocks do
+        return weight.float() * spread(scale, weight, layer.block)
     if scale.numel() not in (1, sum(rows)):
         raise ValueError(f"served scale has shape {tuple(scale.shape)} for {sum(rows)} rows")
     return weight.float() * scale.reshape(-1, 1)
@@ -194,6 +199,11 @@ def _tensor(module: torch.nn.Module, name: str) -> torch.Tensor:
     return held
 
 
+def _scale(module: torch.nn.Module) -> torch.Tensor:
+    """Of a weight; engines call block scales of `fp8` as the checkpoint does."""
+    return _tensor(module, "weight_scale" if hasattr(module, "weight_scale") else "weight_scale_inv")
+
+
 def _measure(name: str, module: torch.nn.Module, layer: Layer) -> dict[str, Any]:
     weight = _tensor(module, "weight").detach()
     quantized = weight.dtype in SCALED
@@ -201,7 +211,7 @@ def _measure(name: str, module: torch.nn.Module, layer: Layer) -> dict[str, Any]
         "module": name,
         "layer": FUSED.get(name.rpartition(".")[2]),
         "sources": layer.sources,
-        "errors": _errors(weight, _tensor(module, "weight_scale") if quantized else None, layer),
+        "errors": _errors(weight, _scale(module) if quantized else None, layer),
         "input_scale": _input_scale(getattr(module, "input_scale", None), layer.input_scale) if quantized else "absent",
         "quantized": quantized,
         "quantized_on_disk": layer.quantized,
@@ -214,6 +224,7 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
     weights = getattr(module, weight_name).detach()
     packed = [nvfp4.served_expert(module, which, expert) for expert in range(len(weights))]
     quantized = weights.dtype in SCALED
+    scale_name = scale_name if hasattr(module, scale_name) else f"{scale_name}_inv"
     scales = getattr(module, scale_name) if quantized else [None] * len(weights)
     found: list[dict[str, float]] = []
     linears: dict[str, Linear] = {}
@@ -221,7 +232,7 @@ def _expert_layer(name: str, module: torch.nn.Module, which: str, truth: Truth) 
         own = {f"{name}.{expert}.{projection}": projection for projection in projections}
         linears |= {module: truth.linear(module) for module in own}
         parts = tuple(Part(projection, linears[module].weight) for module, projection in own.items())
-        layer = Layer(tuple(own), parts, quantized, None)
+        layer = Layer(tuple(own), parts, quantized, None, next(iter(linears.values())).block)
         served = packed[expert]
         found.append(_errors(weight, scale, layer) if served is None else _packed_errors(served, layer))
     inputs = [linear.input_scale for linear in linears.values() if linear.input_scale is not None]

@@ -74,12 +74,26 @@ def read_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 class Linear:
     """One stored linear: dequantized `weight` F32 [N, K], and whether FP8, INT8 or NVFP4 lies on disk.
 
-    `input_scale` is the static activation scale, None where the checkpoint has none.
+    `input_scale` is the static activation scale, None where the checkpoint has none; `block` the rows and columns that
+    share a weight scale, None where whole rows do.
     """
 
     weight: torch.Tensor
     quantized: bool
     input_scale: float | None
+    block: tuple[int, int] | None = None
+
+
+def _block(config: dict[str, Any]) -> tuple[int, int] | None:
+    """The blocks of FP8 weights with block scales: `fp8` states them once, compressed-tensors for each group."""
+    quantization = config.get("quantization_config") or {}
+    stated = [quantization.get("weight_block_size")]
+    for group in (quantization.get("config_groups") or {}).values():
+        stated.append((group.get("weights") or {}).get("block_structure"))
+    found = {tuple(each) for each in stated if isinstance(each, list)}
+    if len(found) > 1:
+        raise ValueError(f"several sizes of blocks, which truth.py can't read: {sorted(found)}")
+    return found.pop() if found else None
 
 
 class Truth:
@@ -88,6 +102,7 @@ class Truth:
     def __init__(self, checkpoint: Path) -> None:
         config = json.loads((checkpoint / "config.json").read_text())
         self._config: dict[str, Any] = config.get("text_config", config)
+        self._block = _block(config)
         self._tensors: dict[str, torch.Tensor] = {}
         for shard in _shards(checkpoint):
             for stored, tensor in _tensors(shard):
@@ -121,14 +136,14 @@ class Truth:
         return {name for name in self._weights(torch.uint8) if nvfp4.stored(self._tensors, name) is not None}
 
     def packed(self) -> set[str]:
-        """Names of all other linears with several weights in a value (INT4), and of FP8 by blocks: nothing here reads
-        them, and results list them as not compared."""
-        by_blocks = {name for name in self._weights(*SCALED) if self._by_blocks(name)}
-        return (self._weights(torch.uint8, torch.int32) - self.nvfp4()) | by_blocks
+        """Names of all other linears with several weights in a value (INT4): nothing here reads them, and results list
+        them as not compared."""
+        return self._weights(torch.uint8, torch.int32) - self.nvfp4()
 
-    def _by_blocks(self, name: str) -> bool:
-        scale = self._tensors.get(f"{name}.weight_scale")
-        return scale is None or (scale.ndim == 2 and scale.shape[1] > 1)
+    def _scale(self, name: str) -> torch.Tensor:
+        """The scales of a weight. `weight_scale_inv` is no inverse, either: both are multiplied with."""
+        found = self._tensors.get(f"{name}.weight_scale")
+        return self._tensors[f"{name}.weight_scale_inv"] if found is None else found
 
     def kv_scales(self) -> dict[tuple[str, str], float]:
         """Scales of the KV cache: (`layers.N.`, "k" or "v") to the scale."""
@@ -164,15 +179,29 @@ class Truth:
             raise ValueError(f"{name}: packed weights, which truth.py can't read")
         if weight.dtype not in SCALED:
             return Linear(weight.float(), quantized=False, input_scale=None)
-        scale = self._tensors[f"{name}.weight_scale"].float()
-        if scale.numel() == 1:
+        scale, block = self._scale(name).float(), None
+        if self._block is not None and is_by_blocks(scale, weight, self._block):
+            scale, block = spread(scale, weight, self._block), self._block
+        elif scale.numel() == 1:
             scale = scale.reshape(1, 1)
         elif scale.shape == (weight.shape[0],):  # Quark's channel scales
             scale = scale.reshape(-1, 1)
-        elif scale.shape != (weight.shape[0], 1):
+        elif scale.shape != (weight.shape[0], 1):  # one for each row
             raise ValueError(f"{name}: a fixture's scale has shape {tuple(scale.shape)}, which truth.py can't read")
         given = self._tensors.get(f"{name}.input_scale")
-        return Linear(weight.float() * scale, quantized=True, input_scale=None if given is None else given.max().item())
+        static = None if given is None else given.max().item()
+        return Linear(weight.float() * scale, quantized=True, input_scale=static, block=block)
+
+
+def is_by_blocks(scale: torch.Tensor, weight: torch.Tensor, block: tuple[int, int]) -> bool:
+    """Whether `scale` has a value for each block of `weight`. A [1, 1] of a small weight is one."""
+    return tuple(scale.shape) == tuple(-(-size // each) for size, each in zip(weight.shape, block, strict=True))
+
+
+def spread(scale: torch.Tensor, weight: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    """[N, K] scales, one for each weight, from one for each block."""
+    rows, columns = weight.shape
+    return scale.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
 
 
 def _gdn_rows(config: dict[str, Any]) -> list[int]:

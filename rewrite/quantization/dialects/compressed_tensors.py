@@ -72,6 +72,11 @@ class CompressedTensors:
         """The scheme that a config group states."""
         return self._schemes[group]
 
+    def scheme_of_class(self) -> Scheme | None:
+        """The scheme of the target ``Linear``, of the last group that has it."""
+        named = [name for name, group in self._groups.items() if _LINEAR in group["targets"]]
+        return self._schemes[named[-1]] if named else None
+
     def ignores(self, module: str, served: str, *, exactly: bool = False) -> bool:
         """Whether ``ignore`` has the ``module`` or, unless ``exactly``, a pattern for its name as it is ``served``."""
         return module in self._ignored or (not exactly and self._is_target(self._ignore_patterns, served))

@@ -3,8 +3,8 @@
 A recipe is what a user of llm-compressor writes: config groups with targets by class, pattern or name, an ``ignore``
 list, a KV-cache scheme, a number of shards. compressed-tensors' own matcher says which module gets which scheme, and
 its own compressors pack what is not a plain cast. Or it is what a user of ModelOpt or of vLLM's ``fp8`` gets: one
-scheme for all that is not left out, by names or globs; or, in mixed precision, one for each module. The weights are
-those of a fixture, dequantized.
+scheme for all that is not left out, by names or globs; or, in mixed precision, one for each module. Or of AMD Quark:
+one scheme, and perhaps another for a glob. The weights are those of a fixture, dequantized.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ BASES = {
     "modelopt-qwen3_5-moe": 2,
 }
 #: Dialects, and how often each is chosen. Quantized by ModelOpt and ``fp8`` are all linears but those left out.
-DIALECTS = {"compressed-tensors": 8, "modelopt": 2, "fp8": 1, "modelopt MIXED_PRECISION": 1}
+DIALECTS = {"compressed-tensors": 8, "modelopt": 2, "fp8": 2, "modelopt MIXED_PRECISION": 1, "quark": 2}
 #: Patterns as recipes have them.
 PATTERNS = (
     *("re:.*self_attn.*", "re:.*mlp.*", "re:.*linear_attn.*", "re:.*(gate|up)_proj$", "re:.*down_proj$"),
@@ -47,6 +48,7 @@ PATTERNS = (
     *(r"re:.*layers\.[01]\..*", r"re:model.*layers\.2\..*", "re:.*experts.*", "re:.*out_proj", r"re:.*in_proj_[ab]$"),
     *("re:.*q_proj|.*k_proj|.*v_proj", r"re:^model\..*linear_attn\.in_proj.*", r"re:.*lm_head"),
 )
+QUARK_GLOBS = ("*self_attn*", "*mlp*", "*linear_attn*", "*down_proj", "*out_proj", "*layers.0.*")
 IGNORED = ("re:.*lm_head", "re:.*self_attn.*", r"re:.*layers\.0\..*", "re:.*in_proj_z$", "re:.*shared_expert.*")
 
 
@@ -83,10 +85,12 @@ def _per_channel(weight: torch.Tensor, args: QuantizationArgs, _: torch.Generato
 
 
 def _per_block(weight: torch.Tensor, _: QuantizationArgs, __: torch.Generator) -> Tensors:
+    """Blocks of 128 x 128; the last ones of rows and columns may be smaller."""
     rows, columns = weight.shape
-    blocks = weight.reshape(rows // 128, 128, columns // 128, 128)
+    padded = torch.nn.functional.pad(weight, (0, -columns % 128, 0, -rows % 128))
+    blocks = padded.reshape(padded.shape[0] // 128, 128, padded.shape[1] // 128, 128)
     scale = (blocks.abs().amax((1, 3)) / 448).clamp(min=1e-6).bfloat16()
-    each = scale.float().repeat_interleave(128, 0).repeat_interleave(128, 1)
+    each = scale.float().repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]
     return {"weight": _cast(weight, each), "weight_scale": scale}
 
 
@@ -125,7 +129,7 @@ KINDS: dict[str, Kind] = {
     "fp8-channel-token": Kind(_args(strategy="channel"), _TOKEN, "float-quantized", _per_channel),
     "fp8-channel-static": Kind(_args(strategy="channel"), _args(), "float-quantized", _per_channel),
     "fp8-block": Kind(
-        _args(strategy="block", block_structure=[128, 128]), _BLOCK_INPUTS, "float-quantized", _per_block, 128
+        _args(strategy="block", block_structure=[128, 128]), _BLOCK_INPUTS, "float-quantized", _per_block
     ),
     "int8": Kind(_args(type="int", strategy="channel"), {**_TOKEN, "type": "int"}, "int-quantized", _per_channel),
     "int4": Kind(_args(type="int", num_bits=4, strategy="group", group_size=32), None, "pack-quantized", _int4, 32),
@@ -187,7 +191,12 @@ def _groups_of_others(chance: random.Random, dialect: str, linears: list[str]) -
     if dialect == "modelopt":
         return [("fp8-tensor-static", ("Linear",))]
     if dialect == "fp8":
-        return [(chance.choice(("fp8-tensor-static", "fp8-tensor-static", "fp8-tensor-dynamic")), ("Linear",))]
+        likely = ("fp8-tensor-static", "fp8-tensor-static", "fp8-tensor-dynamic", "fp8-block", "fp8-block")
+        return [(chance.choice(likely), ("Linear",))]
+    if dialect == "quark":  # one scheme for all, and for some globs perhaps another
+        own = ("fp8-tensor-static", "fp8-tensor-static", "fp8-channel-token", "fp8-tensor-dynamic")
+        other = (chance.choice(own), (chance.choice(QUARK_GLOBS),))
+        return [(chance.choice(own), ("Linear",)), *([other] if chance.random() < 0.3 else [])]
     named = [name for name in linears if "visual" not in name and "lm_head" not in name and "experts" not in name]
     lasts = sorted({name.rpartition(".")[2] for name in named})
     given = {last: chance.choices(("fp8-tensor-static", "nvfp4", None), (6, 3, 1))[0] for last in lasts}
@@ -252,7 +261,9 @@ def _linears(base: str) -> list[str]:
 
 
 def assign(recipe: Recipe) -> dict[str, str]:
-    """The kind of each quantized linear, by compressed-tensors' own matcher."""
+    """The kind of each quantized linear, by compressed-tensors' own matcher; of Quark by globs, which count first."""
+    if recipe.dialect == "quark":
+        return {name: kind for name in _linears(recipe.base) if (kind := _kind_in_quark(name, recipe))}
     linear = torch.nn.Linear(1, 1, device="meta")
     targets = {target: kind for kind, own in reversed(recipe.groups) for target in own}
     found = {}
@@ -260,6 +271,19 @@ def assign(recipe: Recipe) -> dict[str, str]:
         if is_match(name, linear, targets, recipe.ignore):
             found[name] = targets[match_targets(name, linear, targets)[0]]
     return found
+
+
+def _kind_in_quark(name: str, recipe: Recipe) -> str | None:
+    left = (fnmatchcase(name, _glob(entry)) for entry in recipe.ignore)
+    if any(left):
+        return None
+    given = (kind for kind, globs in recipe.groups[1:] if any(fnmatchcase(name, glob) for glob in globs))
+    return next(given, recipe.groups[0][0])
+
+
+def _glob(entry: str) -> str:
+    """An entry of ``ignore`` as recipes have them, which Quark has as a glob."""
+    return entry.removeprefix("re:").replace(".*", "*").removesuffix("$").replace("\\", "")
 
 
 def make(recipe: Recipe, folder: Path) -> dict[str, str]:
@@ -273,7 +297,7 @@ def make(recipe: Recipe, folder: Path) -> dict[str, str]:
     recipe = replace(recipe, ignore=(*recipe.ignore, *misfits))
     kinds = {name: kind for name, kind in kinds.items() if name not in misfits}
     generator = torch.Generator().manual_seed(recipe.seed)
-    store = _store if recipe.dialect == "compressed-tensors" else _store_as_modelopt
+    store = _STORES.get(recipe.dialect, _store_as_modelopt)
     tensors: Tensors = {}
     for name, tensor in plain.items():
         module = name.removesuffix(".weight")
@@ -320,6 +344,8 @@ def _store_as_modelopt(module: str, weight: torch.Tensor, kind: Kind, generator:
         own, _, last = name.rpartition(".")
         if last == "weight_packed":
             tensors[f"{own}.weight"] = tensor
+        elif last == "weight_scale" and kind is KINDS["fp8-block"]:
+            tensors[f"{name}_inv"] = tensor.float()
         elif last in _GLOBAL:
             tensors[f"{own}.{_GLOBAL[last]}"] = tensor.float().reciprocal().reshape(())
         elif tensor.numel() == 1:
@@ -327,6 +353,18 @@ def _store_as_modelopt(module: str, weight: torch.Tensor, kind: Kind, generator:
         else:
             tensors[name] = tensor
     return tensors
+
+
+def _store_as_quark(module: str, weight: torch.Tensor, kind: Kind, generator: torch.Generator) -> Tensors:
+    """Scales of one value are ``()``, those of rows ``[N]``."""
+    stored = _store(module, weight, kind, generator)
+    return {
+        name: tensor.reshape(-1 if tensor.numel() > 1 else ()) if name.endswith("_scale") else tensor
+        for name, tensor in stored.items()
+    }
+
+
+_STORES = {"compressed-tensors": _store, "quark": _store_as_quark}
 
 
 def _ignored_linears(recipe: Recipe, kinds: Mapping[str, str]) -> list[str]:
@@ -380,8 +418,38 @@ def _hf_quant_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _fp8_config(recipe: Recipe, kinds: Mapping[str, str]) -> dict[str, Any]:
-    scheme = "static" if recipe.groups[0][0] == "fp8-tensor-static" else "dynamic"
-    return {"quant_method": "fp8", "activation_scheme": scheme, "ignored_layers": _ignored_linears(recipe, kinds)}
+    (kind, _), *_ = recipe.groups
+    scheme = "static" if kind == "fp8-tensor-static" else "dynamic"
+    blocks = {"weight_block_size": [128, 128]} if kind == "fp8-block" else {}
+    left = _ignored_linears(recipe, kinds)
+    return {"quant_method": "fp8", "activation_scheme": scheme, **blocks, "ignored_layers": left}
+
+
+def _quark_config(recipe: Recipe, kinds: Mapping[str, str]) -> dict[str, Any]:
+    """As Quark 0.13 exports it: every name that is left alone in ``exclude``."""
+
+    def spec(given: Mapping[str, Any]) -> dict[str, Any]:
+        by_row = given["strategy"] in ("channel", "token")
+        axis = {"channel": 0, "token": 1}.get(given["strategy"])
+        qscheme = "per_channel" if by_row else "per_tensor"
+        dynamic = bool(given["dynamic"])
+        return {"dtype": "fp8_e4m3", "is_dynamic": dynamic, "qscheme": qscheme, "ch_axis": axis, "symmetric": True}
+
+    def layer(name: str) -> dict[str, Any]:
+        kind = KINDS[name]
+        inputs = None if kind.inputs is None else spec(kind.inputs)
+        return {"weight": spec(kind.weights), "input_tensors": inputs, "output_tensors": None, "bias": None}
+
+    (kind, _), *others = recipe.groups
+    return {
+        "quant_method": "quark",
+        "global_quant_config": layer(kind),
+        "layer_quant_config": {glob: layer(own) for own, globs in others for glob in globs},
+        "layer_type_quant_config": {},
+        "exclude": _ignored_linears(recipe, kinds),
+        "export": {"kv_cache_group": [], "pack_method": "reorder", "weight_format": "real_quantized"},
+        "version": "0.13",
+    }
 
 
 def _config(recipe: Recipe, _: Mapping[str, str]) -> dict[str, Any]:
@@ -413,6 +481,7 @@ _CONFIGS: dict[str, Callable[[Recipe, Mapping[str, str]], dict[str, Any]]] = {
     "modelopt": _modelopt_config,
     "modelopt MIXED_PRECISION": _mixed_config,
     "fp8": _fp8_config,
+    "quark": _quark_config,
 }
 
 

@@ -6,7 +6,8 @@ Read in vLLM 0.19.1 to 0.32.0 and SGLang 0.5.9 to 0.5.23 (``compressed_tensors/u
 - Targets are tried in the order of the config; compressed-tensors tries names, then patterns in alphabetical order.
 - A fused layer is looked up under its own name, its class (``…Linear``) and its parts: in this order before vLLM 0.27
   and in SGLang, its parts before its class from there on.
-- A layer that no target matches, and no entry of ``ignore``, raises in SGLang and before vLLM 0.21.
+- A layer that no target matches, and no entry of ``ignore``, raises in SGLang and before vLLM 0.21; not where a config
+  has no targets at all (a KV cache alone is quantized).
 - vLLM gives modules other names than the stored ones: patterns see its names, exact entries are renamed with them.
 """
 
@@ -122,7 +123,7 @@ def _problem(layer: ServedLayer, model: Model, dialect: CompressedTensors, looku
     if ignored:
         return _unless_alike(layer, modules, None)
     group = _group(layer, dialect, lookup)
-    if group is None and lookup.unmatched_raises:
+    if group is None and lookup.unmatched_raises and dialect.has_targets:
         return Outcome("fails to load", f"finds no target for {layer.name}")
     return _unless_alike(layer, modules, None if group is None else dialect.scheme_of_group(group))
 

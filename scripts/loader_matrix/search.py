@@ -16,6 +16,7 @@ Where the prediction is "not known" nothing can be judged; such checkpoints are 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from collections import Counter
@@ -32,6 +33,7 @@ from loader_matrix.results import Cell
 from loader_matrix.trials import ORIGINAL, Trial, Tried, attempt
 from tests.recipes import KINDS, Recipe, draw, make
 from tests.shrinking import shrink
+from tests.zoo.rebuild import ENTRIES, names, rebuild
 
 JUDGES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23")
 _AT_A_TIME = 10  # recipes on disk, with their conversions
@@ -66,6 +68,9 @@ class Count:
     predictions: Counter[tuple[str, str]] = field(default_factory=Counter)  # engine, kind
     surveyed: Counter[tuple[str, str]] = field(default_factory=Counter)  # engine, what was seen of "not known"
     done: Counter[str] = field(default_factory=Counter)
+    outcomes: dict[str, dict[str, dict[str, str]]] = field(
+        default_factory=dict
+    )  # checkpoint, profile, engine: what was seen
 
     def lines(self) -> Iterator[str]:
         for spec in dict.fromkeys(spec for spec, _ in sorted(self.predictions)):
@@ -179,6 +184,7 @@ def _judged(tried: Tried, spec: str, cells: Loaded, count: Count) -> Iterator[Pr
             before = found
         if found is None:
             continue
+        count.outcomes.setdefault(tried.name, {}).setdefault(trial.profile, {})[spec] = observed(found)
         if predicted in ("not known", "refused"):
             count.surveyed[spec, observed(found)] += 1
             continue
@@ -227,6 +233,8 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("recipes", type=int, help="how many recipes")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--checkpoint", action="append", type=Path, default=[], help="a directory, as well")
+    parser.add_argument("--zoo", action="store_true", help="the checkpoints of tests/zoo, as well")
+    parser.add_argument("--record", action="store_true", help="survey the zoo, and write what was seen to tests/zoo")
     parser.add_argument("--engine", action="append", choices=[e.spec for e in ENGINES], help="NAME==VERSION")
     parser.add_argument("--no-engine", action="store_true", help="only inspect, convert and verify against each other")
     parser.add_argument("--kind", action="append", help="schemes of tests/recipes.py; all of them")
@@ -236,11 +244,22 @@ def main(words: Sequence[str]) -> int:
     kinds = tuple(given.kind or KINDS)
     recipes = [Named(f"seed {seed}", draw(seed, kinds)) for seed in range(given.seed, given.seed + given.recipes)]
     _one_thread()
-    asked = Search(() if given.no_engine else given.engine or JUDGES, survey=given.survey)
-    try:
-        return 1 if search([*given.checkpoint, *recipes], asked, shrinks=given.shrink) else 0
-    finally:
-        asked.close()
+    asked = Search(() if given.no_engine else given.engine or JUDGES, survey=given.survey or given.record)
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder:
+        zoo = [rebuild(name, Path(folder) / name) for name in names() if given.zoo or given.record]
+        try:
+            found = search([*given.checkpoint, *zoo, *recipes], asked, shrinks=given.shrink)
+        finally:
+            asked.close()
+    if given.record:
+        record({name: asked.count.outcomes.get(name, {}) for name in names()})
+    return 1 if found else 0
+
+
+def record(outcomes: Mapping[str, Mapping[str, Mapping[str, str]]]) -> None:
+    """Write what engines were seen to make of the zoo: checkpoint, profile, engine, kind of outcome."""
+    text = json.dumps(outcomes, indent=1, sort_keys=True)
+    (ENTRIES.parent / "engines.json").write_text(text + "\n", encoding="utf-8")
 
 
 def _one_thread() -> None:

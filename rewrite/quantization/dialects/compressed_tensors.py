@@ -72,6 +72,11 @@ class CompressedTensors:
         """The scheme that a config group states."""
         return self._schemes[group]
 
+    @property
+    def has_targets(self) -> bool:
+        """Whether the config quantizes any layer."""
+        return bool(self._by_name)
+
     def scheme_of_class(self) -> Scheme | None:
         """The scheme of the target ``Linear``, of the last group that has it."""
         named = [name for name, group in self._groups.items() if _LINEAR in group["targets"]]

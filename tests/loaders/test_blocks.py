@@ -1,0 +1,97 @@
+"""Block scales that engines refuse: partitions that end inside a block, a block size that SGLang does not find."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import rewrite
+from rewrite.loaders.blocks import BlockLayer, torn
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.versions import find_loaders
+from tests.zoo.rebuild import rebuild
+
+BLOCK = (128, 128)
+
+
+def layer(*rows: int, slots: tuple[int, ...] = (), experts: bool = False) -> BlockLayer:
+    return BlockLayer("m.qkv_proj", rows, slots or rows, BLOCK, BLOCK, experts)
+
+
+@pytest.mark.parametrize(
+    ("one", "every_part", "slots", "refused"),
+    [
+        (layer(256, 128, 128), False, False, False),
+        (layer(256, 64, 128), False, False, True),
+        (layer(256, 128, 64), False, False, False),  # the last one may end anywhere
+        (layer(256, 128, 64), True, False, True),  # but not with `fp8` in SGLang
+        (layer(64), False, False, False),  # nothing is cut
+        (layer(64), True, False, False),
+        (layer(64, experts=True), False, False, True),  # gate and up are cut
+        (layer(512, slots=(64, 64, 192, 192)), False, False, False),
+        (layer(512, slots=(64, 64, 192, 192)), False, True, True),  # as SGLang has Qwen3-Next's layers
+    ],
+)
+def test_partitions_end_where_blocks_do(one: BlockLayer, every_part: bool, slots: bool, refused: bool) -> None:
+    assert (torn([layer(128, 128), one], slots=slots, every_part=every_part) is one) is refused
+
+
+def predicted(folder: Path, loader: str) -> Outcome:
+    (found,) = find_loaders(loader)
+    (row,) = (row for row in rewrite.inspect_checkpoint(folder).rows if row.loader is found)
+    return row.as_is
+
+
+@pytest.mark.parametrize("loader", ["vLLM@0.32.0", "SGLang@0.5.23"])
+def test_a_small_model_is_refused(loader: str, tmp_path: Path) -> None:
+    """Seen in both: "Weight output_partition_size = 64 is not divisible by weight quantization block_n = 128"."""
+    outcome = predicted(rebuild("llmc-fp8-block-qwen3_5-text", tmp_path / "in"), loader)
+    assert outcome.kind == "fails to load"
+    assert "not whole blocks of 128" in outcome.detail
+
+
+def test_sglang_wants_a_target_linear(tmp_path: Path) -> None:
+    """The MLPs have block scales by a pattern. Seen in SGLang 0.5.23: TypeError in ``linear.py``; vLLM loads them."""
+    source = rebuild("llmc-mixed-block-qwen3_5-text", tmp_path / "in")
+    outcome = predicted(source, "SGLang@0.5.23")
+    assert (outcome.kind, "no target Linear" in outcome.detail) == ("fails to load", True)
+    assert predicted(source, "vLLM@0.32.0").kind == "loses precision"
+
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_1"]["targets"].append("Linear")
+    (source / "config.json").write_text(json.dumps(config))
+    assert "Linear states" not in predicted(source, "SGLang@0.5.23").detail
+
+
+def test_another_block_size_of_linear_is_not_known(tmp_path: Path) -> None:
+    source = rebuild("llmc-mixed-block-qwen3_5-text", tmp_path / "in")
+    config = json.loads((source / "config.json").read_text())
+    groups = config["quantization_config"]["config_groups"]
+    groups["group_2"] = {**groups["group_1"], "targets": ["Linear"]}
+    groups["group_2"]["weights"] = {**groups["group_1"]["weights"], "block_structure": [64, 64]}
+    (source / "config.json").write_text(json.dumps(config))
+    outcome = predicted(source, "SGLang@0.5.23")
+    assert (outcome.kind, "block size" in outcome.detail) == ("not known", True)
+
+
+def test_experts_per_tensor_with_activations_per_token_raise_in_sglang(tmp_path: Path) -> None:
+    """Seen in SGLang 0.5.23 and vLLM 0.32.0: AssertionError in ``compressed_tensors_w8a8_fp8_moe.py``."""
+    source = rebuild("mfree-tensor-qwen3_5-moe-vl", tmp_path / "in")
+    found = rewrite.inspect_checkpoint(source, selection="all").rows
+    kinds = {row.loader.name: row.as_is.kind for row in found if row.loader.last is None}
+    assert (kinds["SGLang"], kinds["vLLM"]) == ("fails to load", "fails to load")
+
+
+def test_a_cache_alone_needs_no_target(tmp_path: Path) -> None:
+    """vLLM 0.19.1 and SGLang 0.5.23 load a config without groups, which they were said to refuse."""
+    rows = rewrite.inspect_checkpoint(rebuild("llmc-kv-only-llama", tmp_path / "in"), selection="all").rows
+    assert {row.as_is.kind for row in rows} == {"exact"}
+
+
+def test_a_family_that_nobody_ran_is_not_known(tmp_path: Path) -> None:
+    """Plain weights, too: vLLM 0.19.1 does not find the names of this Mixtral, SGLang 0.5.23 serves it garbled."""
+    source = rebuild("llmc-fp8-mixtral", tmp_path / "in")
+    rewrite.convert(source, tmp_path / "out", profile="dequantized")
+    assert {row.as_is.kind for row in rewrite.inspect_checkpoint(tmp_path / "out").rows} == {"not known"}

@@ -83,6 +83,15 @@ def latent_attention_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
     return Outcome("not known", "these versions were not run with multi-head latent attention")
 
 
+def router_bias_is_not_stated(checkpoint: CheckpointView) -> Outcome | None:
+    """vLLM makes a place for the bias of DeepSeek-V3's router where the config has ``topk_method: noaux_tc`` only: 0.32
+    raises a KeyError without it (``models/deepseek_v2.py``); other versions were not run. transformers from 5 does not
+    write the key into new configs."""
+    if not checkpoint.router_bias_is_not_stated:
+        return None
+    return Outcome("not known", "may have no place for e_score_correction_bias: config.json lacks topk_method")
+
+
 def latent_scales_are_joined(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.23 joins the tensors of ``q_a_proj`` and ``kv_a_proj_with_mqa`` before it loads them
     (``deepseek_weight_loader.py``): two scales of ``[1]`` become one of ``[2]``, which has no place. Of two scales of

@@ -41,6 +41,7 @@ from rewrite.loaders.obstacles import (
     mixed_was_run_with_qwen_only,
     needs_quark,
     parts_are_cast,
+    router_bias_is_not_stated,
     scales_are_left_out,
     scales_are_rounded,
     text_only_is_unknown,
@@ -65,7 +66,7 @@ def _furthest(outcomes: Iterable[Outcome]) -> tuple[tuple[str, float], ...]:
 
 #: What ends a load in every version of an engine that was run.
 _OF_ENGINE: Mapping[str, tuple[Obstacle, ...]] = {
-    "vLLM": (blocks_are_torn,),
+    "vLLM": (blocks_are_torn, router_bias_is_not_stated),
     "SGLang": (blocks_are_torn_in_sglang, block_size_is_of_the_class),
 }
 

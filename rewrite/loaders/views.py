@@ -11,7 +11,7 @@ from rewrite.loaders.experts import Experts, find_experts, is_expert
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
-from rewrite.quantization.architectures import find_architecture
+from rewrite.quantization.architectures import find_architecture, text_config
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
@@ -81,6 +81,7 @@ class CheckpointView:
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
     latent_scales: LatentScales = "none"
+    router_bias_is_not_stated: bool = False  # of DeepSeek-V3: stored, and no ``topk_method`` in the config
     block_layers: tuple[BlockLayer, ...] = ()  # the same; one of each kind
 
 
@@ -123,6 +124,7 @@ def view_model(
         plain_with_scheme=_plain_with_scheme(model),
         nvfp4_experts=nvfp4_experts,
         latent_scales=_latent_scales(model),
+        router_bias_is_not_stated=_router_bias_is_not_stated(model),
         block_layers=block_layers(model),
     )
 
@@ -242,6 +244,13 @@ def _latent_scales(model: Model) -> LatentScales:
     scales += [scale for m in modules if m.nvfp4 for scale in (m.nvfp4.scale, m.nvfp4.input_scale)]
     shapes = {scale.shape for scale in scales if scale is not None and scale.numel == 1}
     return "[1]" if (1,) in shapes else "()" if shapes else "other"
+
+
+def _router_bias_is_not_stated(model: Model) -> bool:
+    config = model.checkpoint.config.value
+    if text_config(config).get("model_type") != "deepseek_v3" or text_config(config).get("topk_method") is not None:
+        return False
+    return any(name.endswith(".e_score_correction_bias") for name in model.checkpoint.tensors)
 
 
 def _ignore_survives_renaming(model: Model) -> bool:

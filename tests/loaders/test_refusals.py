@@ -1,4 +1,4 @@
-"""Block scales that engines refuse: partitions that end inside a block, a block size that SGLang does not find."""
+"""What engines refuse, or may: block scales that they cannot cut, schemes of experts, families that nobody ran."""
 
 from __future__ import annotations
 
@@ -95,3 +95,13 @@ def test_a_family_that_nobody_ran_is_not_known(tmp_path: Path) -> None:
     source = rebuild("llmc-fp8-mixtral", tmp_path / "in")
     rewrite.convert(source, tmp_path / "out", profile="dequantized")
     assert {row.as_is.kind for row in rewrite.inspect_checkpoint(tmp_path / "out").rows} == {"not known"}
+
+
+def test_a_router_bias_without_topk_method_is_not_known(tmp_path: Path) -> None:
+    """Seen in vLLM 0.32.0: KeyError 'layers.1.mlp.gate.e_score_correction_bias'."""
+    source = rebuild("llmc-fp8-deepseek_v3", tmp_path / "in")
+    outcome = predicted(source, "vLLM@0.32.0")
+    assert (outcome.kind, "topk_method" in outcome.detail) == ("not known", True)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "topk_method": "noaux_tc"}))
+    assert "topk_method" not in predicted(source, "vLLM@0.32.0").detail

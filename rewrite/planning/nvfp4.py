@@ -5,7 +5,7 @@ both, and one module keeps every byte.
 
 - *Folded*: a module takes the scale of the other one, and the ratio goes into what follows it, where the architecture
   says that nothing but products lies between. No block scale changes. Into a linear layer it is exact but for F32
-  rounding of its global scale; into a convolution its weights are rounded once.
+  rounding of its global scale; into a convolution its weights are rounded once; a norm takes it away without a change.
 - *Rescaled*: with S, the largest scale of the layer, block scales b of a module with the scale s become b x s / S,
   rounded to the nearest E4M3. A result from 2^-6 up is off by at most 1/17 of what it should be (half of the last of
   three mantissa bits), a smaller one by at most 2^-10 x S, or 2^-9 x S where it would become 0. As s <= S, none can
@@ -37,6 +37,8 @@ RESCALING = 1 / 17
 #: Of a weight of a convolution in BF16: half a unit in the last place.
 BF16_ROUNDING = 2.0**-8
 
+#: A ratio that the epsilon of a norm (1e-6 beside the mean square of its input) does not notice; real ones are below 4.
+_MAX_BEFORE_NORM = 16.0
 _MAX_FILTERS = 1 << 20  # bytes; Qwen3.5-397B has 96 kB
 _LEVELS = [e4m3(code) for code in range(127)]  # every value from 0 to 448, in order
 
@@ -217,15 +219,20 @@ def _fold(layer: _Layer, packed: Mapping[str, Nvfp4], scales: _Scales, model: Mo
     if scales.raw[kept.scale.name] == scales.raw[folded.scale.name]:
         return Repair()  # only the scales of the activations differ
     ratio, into = scales.ratio(folded, kept), f"{parent}.{absorber.into}"
-    if absorber.is_convolution:
+    taken: dict[str, NewTensor] | None
+    if absorber.kind == "convolution":
         taken = _convolution(into, folded, ratio, model)
+    elif absorber.kind == "norm":
+        taken = {} if _is_norm(into, model) and 1 / _MAX_BEFORE_NORM <= ratio <= _MAX_BEFORE_NORM else None
     else:
         taken = _linear(packed.get(into), folded, ratio, scales)
     if taken is None:
         return None
     edits = {folded.scale.name: _value(folded, scales.raw[kept.scale.name]), **taken}
     names = dict(zip(layer.modules, layer.partitions, strict=True))
-    hurt = names[f"{parent}.{absorber.folded}"] if absorber.is_convolution and not _is_power_of_two(ratio) else ()
+    hurt = (
+        names[f"{parent}.{absorber.folded}"] if absorber.kind == "convolution" and not _is_power_of_two(ratio) else ()
+    )
     change = ScaleChange(
         layer.name, "folded", f"{parent}.{absorber.kept}", {f"{parent}.{absorber.folded}": ratio}, into
     )
@@ -242,6 +249,12 @@ def _may_fold(model: Model, folded: str) -> bool:
     config = model.checkpoint.config.value
     limited = "swiglu_limit" in text_config(config)
     return f"{folded}.bias" not in model.checkpoint.tensors and not limited and model_dtype(config) != "F16"
+
+
+def _is_norm(into: str, model: Model) -> bool:
+    """A norm that adds nothing."""
+    tensors = model.checkpoint.tensors
+    return f"{into}.weight" in tensors and f"{into}.bias" not in tensors
 
 
 def _convolution(into: str, folded: Nvfp4, ratio: float, model: Model) -> dict[str, NewTensor] | None:
@@ -295,10 +308,14 @@ def repair_notes(changes: Iterable[ScaleChange]) -> Iterator[str]:
         if change.how == "folded" and change.into is not None:
             into.setdefault(change.into.rpartition(".")[2], []).append(change)
     for last, own in into.items():
-        rounded = "" if _is_linear(last) else ", whose weights were rounded once"
+        where = f"they went into {last} behind it"
+        if last.endswith("norm"):
+            where = f"{last} behind it takes them away, but for its epsilon"
+        elif not _is_linear(last):
+            where += ", whose weights were rounded once"
         yield (
-            f"NVFP4: {_several(own)} with one global scale now, ratios up to {_largest(own):.3g}: they went into "
-            f"{last} behind it{rounded}; no block scale changed"
+            f"NVFP4: {_several(own)} with one global scale now, ratios up to {_largest(own):.3g}: {where}; no block "
+            "scale changed"
         )
     if own := [change for change in done if change.how == "rescaled"]:
         yield (

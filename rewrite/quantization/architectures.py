@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,13 @@ class PartitionSpec:
 @dataclass(frozen=True)
 class Absorber:
     """Where a factor of the output of the module ``folded`` can go: nothing but products with each row of it come
-    before the module ``into``. ``kept`` cannot give a factor away: what follows it is not linear."""
+    before the module ``into``. ``kept`` cannot give a factor away: what follows it is not linear. A norm divides by the
+    size of its input: it needs no change, and nothing but its epsilon sees the factor."""
 
     kept: str
     folded: str
     into: str
-    is_convolution: bool = False  # depthwise: a filter for each row; else a linear layer
+    kind: Literal["linear", "convolution", "norm"] = "linear"  # the convolution is depthwise: a filter for each row
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ QKVZ = FusedLayer(
         "in_proj_z": (PartitionSpec("z", _VALUE_DIM),),
     },
     # transformers ``Qwen3_5GatedDeltaNet.forward``: a depthwise convolution over q, k and v, then SiLU; z is a gate.
-    absorber=Absorber(kept="in_proj_z", folded="in_proj_qkv", into="conv1d", is_convolution=True),
+    absorber=Absorber(kept="in_proj_z", folded="in_proj_qkv", into="conv1d", kind="convolution"),
 )
 #: Its two small projections, nearly always left in BF16.
 _BA = FusedLayer(
@@ -100,11 +101,12 @@ _GATE_UP = FusedLayer(
 #: Of DeepSeek-V3, whose shared experts are one MLP under another name.
 _GATE_UP_SHARED = replace(_GATE_UP, parent=r"mlp(?:\.shared_experts)?")
 #: Multi-head latent attention: vLLM ``DeepseekV2ForCausalLM.packed_modules_mapping``; SGLang gives it the longer name.
-#: Nothing can take a ratio: norms follow both, but not the part of kv_a that the positions are put into.
 _LATENT = FusedLayer(
     name="fused_qkv_a_proj",
     parent="self_attn",
     modules={"q_a_proj": (PartitionSpec("q_a"),), "kv_a_proj_with_mqa": (PartitionSpec("kv_a"),)},
+    # transformers ``DeepseekV3Attention.forward``: a norm of all of q_a; of kv_a only what no positions are put into.
+    absorber=Absorber(kept="kv_a_proj_with_mqa", folded="q_a_proj", into="q_a_layernorm", kind="norm"),
     also=("fused_qkv_a_proj_with_mqa",),
     needs="q_lora_rank",
 )

@@ -8,7 +8,8 @@ Written without the planning. What may have become of a layer whose modules had 
   is the smallest number, which a positive b may not fall below.
 - A module is *folded*: another scale, the same block scales, and what follows it makes up for the factor f: the
   filters of the convolution are 1 / f times what they were, within one rounding of their dtype; or the scale of the
-  linear layer is 1 / f and that of its activations f times what it was, within the roundings of F32.
+  linear layer is 1 / f and that of its activations f times what it was, within the roundings of F32. A norm makes up
+  for any f without a change, but for its epsilon.
 
 Codes are the same bytes always. Whether rows, order and everything else stayed is asked by the other checks.
 """
@@ -22,9 +23,10 @@ import torch
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.promise import Promise
-from rewrite.verification.packed import PackedLayer, PackedModule, changeable, read_value
+from rewrite.verification.packed import Norm, PackedLayer, PackedModule, changeable, read_value
 
 _F32_ROUNDINGS = 2.0**-22  # four of them
+_LARGEST = 16.5  # factor of the input of a norm
 _CHUNK = 1 << 22
 
 
@@ -96,12 +98,16 @@ def _rescaled(module: PackedModule, source: Checkpoint, out: Checkpoint, old: fl
 
 
 def _made_up(
-    behind: PackedModule | TensorInfo | None, source: Checkpoint, out: Checkpoint, factor: float
+    behind: PackedModule | TensorInfo | Norm | None, source: Checkpoint, out: Checkpoint, factor: float
 ) -> Iterator[str]:
     """What follows a folded module takes the inverse of ``factor``; 1: it must be as it was."""
     if behind is None:
         if factor != 1:
             yield "a scale was folded into nothing"
+        return
+    if isinstance(behind, Norm):  # its weight is compared with all that must not change
+        if not 1 / _LARGEST <= factor <= _LARGEST:
+            yield f"a norm stands behind a factor of {factor:.3g}: its epsilon may count"
         return
     if isinstance(behind, TensorInfo):
         before, after = (_read(each, behind).double() for each in (source, out))

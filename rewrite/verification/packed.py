@@ -19,7 +19,7 @@ from rewrite.quantization.groups import find_groups
 _EXPERT = re.compile(r"((?!mtp\.).*\.experts\.\d+)\.(gate_proj|w1)")
 _PAIRS = {"gate_proj": ("gate_proj", "up_proj"), "w1": ("w1", "w3")}
 #: Of a pair of modules: the one whose scale may go on to a module behind it, and that module.
-_BEHIND = {"in_proj_qkv": "conv1d", "up_proj": "down_proj", "w3": "w2"}
+_BEHIND = {"in_proj_qkv": "conv1d", "up_proj": "down_proj", "w3": "w2", "q_a_proj": "q_a_layernorm"}
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,19 @@ class PackedModule:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A norm without a bias, behind a projection without one: its output does not depend on the size of its input."""
+
+
+@dataclass(frozen=True)
 class PackedLayer:
     """NVFP4 modules that engines fuse, with different scales in IN. ``behind`` is what may make up for a factor of the
-    module ``folded``: an NVFP4 module, or the weight of a convolution."""
+    module ``folded``: an NVFP4 module, the weight of a convolution, or a norm, which does so without a change."""
 
     name: str
     modules: tuple[PackedModule, ...]
     folded: str | None
-    behind: PackedModule | TensorInfo | None
+    behind: PackedModule | TensorInfo | Norm | None
 
 
 def unequal_layers(source: Checkpoint) -> tuple[PackedLayer, ...]:
@@ -70,8 +75,8 @@ def changeable(layers: tuple[PackedLayer, ...], promise: Promise) -> dict[str, T
             infos += [module.blocks, module.scale, module.input_scale]
         if promise.nvfp4 == "folded" and isinstance(layer.behind, PackedModule):
             infos += [layer.behind.scale, layer.behind.input_scale]
-        elif promise.nvfp4 == "folded":
-            infos.append(layer.behind)  # type: ignore[arg-type]
+        elif promise.nvfp4 == "folded" and isinstance(layer.behind, TensorInfo):
+            infos.append(layer.behind)
     return {info.name: info for info in infos if info is not None}
 
 
@@ -91,12 +96,20 @@ def _layer(name: str, names: list[str], source: Checkpoint) -> Iterator[PackedLa
     if any(module is None for module in modules):
         return
     folded = next((each for each in names if each.rpartition(".")[2] in _BEHIND), None)
-    behind: PackedModule | TensorInfo | None = None
+    behind: PackedModule | TensorInfo | Norm | None = None
     if folded is not None:
         parent, _, last = folded.rpartition(".")
         place = f"{parent}.{_BEHIND[last]}"
-        behind = _filters(f"{place}.weight", source) if last == "in_proj_qkv" else _module(place, source)
+        if last == "q_a_proj":
+            behind = _norm(folded, place, source)
+        else:
+            behind = _filters(f"{place}.weight", source) if last == "in_proj_qkv" else _module(place, source)
     yield PackedLayer(name, tuple(m for m in modules if m is not None), folded, behind)
+
+
+def _norm(folded: str, place: str, source: Checkpoint) -> Norm | None:
+    biases = {f"{folded}.bias", f"{place}.bias"} & source.tensors.keys()
+    return Norm() if f"{place}.weight" in source.tensors and not biases else None
 
 
 def _filters(name: str, source: Checkpoint) -> TensorInfo | None:

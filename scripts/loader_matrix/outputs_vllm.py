@@ -2,7 +2,7 @@
 
 Seeded activations go through a layer as served, with activations quantized as it quantizes them, and through the
 weights that the original checkpoint means, in F64. Where a repair may fold a factor into what follows, that is
-included: q, k and v after the convolution, an MLP as a whole.
+included: q, k and v after the convolution, q_a after its norm, an MLP as a whole.
 """
 
 from __future__ import annotations
@@ -76,7 +76,13 @@ def _latent(own: str, module: Any, truth: Truth) -> Outputs:
     x, parts = _activations(module.fused_qkv_a_proj), ("q_a_proj", "kv_a_proj_with_mqa")
     true = [x.double() @ truth.linear(f"{own}.{part}").weight.double().T for part in parts]
     served = _apply(module.fused_qkv_a_proj, x).split([each.shape[1] for each in true], -1)
-    yield from zip(("q_a", "kv_a"), served, true, strict=True)
+    yield "q_a", _normed(served[0]), _normed(true[0])
+    yield "kv_a", served[1], true[1]
+
+
+def _normed(x: torch.Tensor) -> torch.Tensor:
+    """As DeepSeek's ``q_a_layernorm`` does, without its weight."""
+    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
 
 
 def _mlp(own: str, module: Any, truth: Truth) -> Outputs:

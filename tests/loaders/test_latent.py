@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import rewrite
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.architectures import find_architecture
-from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor
+from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor, write_shard
 
 NVFP4, FP8 = "modelfree-deepseek_v3-nvfp4a16", "llmcompressor-deepseek_v3"
 ATTENTION = "model.layers.0.self_attn."
@@ -50,27 +51,73 @@ def test_versions_that_were_not_run_are_not_known(fixture: str) -> None:
         assert (outcome.kind == "not known") == (name not in newest), name
 
 
-@pytest.mark.parametrize("profile", ["exact", "rescaled"])
-def test_latent_projections_are_rescaled(profile: str, tmp_path: Path) -> None:
-    """Nothing behind them can take a ratio: kv_a gets q_a's scale, which is larger; q_a keeps every byte."""
+#: By profile, the tensors of a layer of attention that change.
+CHANGES = {
+    "exact": {f"{Q_A}.weight_global_scale"},
+    "rescaled": {f"{KV_A}.weight_global_scale", f"{KV_A}.weight_scale"},
+}
+
+
+@pytest.mark.parametrize("profile", CHANGES)
+def test_latent_projections_get_one_scale(profile: str, tmp_path: Path) -> None:
+    """q_a takes kv_a's, as the norm behind it takes any factor away; or kv_a is rescaled to q_a's, which is larger."""
     rewrite.convert(FIXTURES / NVFP4, tmp_path / "out", profile=profile)
     old, new = raw_tensors(FIXTURES / NVFP4), raw_tensors(tmp_path / "out")
     changed = {name for name in old if old[name] != new[name] and ATTENTION in name}
-    assert changed == {f"{KV_A}.weight_global_scale", f"{KV_A}.weight_scale"}
-    assert f32(new[f"{KV_A}.weight_global_scale"][3]) == f32(old[f"{Q_A}.weight_global_scale"][3])
+    assert changed == CHANGES[profile]
+    (kept,) = {f"{KV_A}.weight_global_scale", f"{Q_A}.weight_global_scale"} - changed
+    assert all(new[f"{name}.weight_global_scale"][3] == old[kept][3] for name in (Q_A, KV_A))
     manifest = json.loads((tmp_path / "out" / "rewrite_manifest.json").read_text())
     how = {each["name"]: each["how"] for each in manifest["global_scales"]}
-    assert how[f"{ATTENTION}fused_qkv_a_proj"] == "rescaled"
+    assert how[f"{ATTENTION}fused_qkv_a_proj"] == ("folded" if profile == "exact" else "rescaled")
     assert how["model.layers.1.mlp.shared_experts.gate_up_proj"] == ("folded" if profile == "exact" else "rescaled")
     assert rewrite.verify(FIXTURES / NVFP4, tmp_path / "out", device="cpu", tokens=1).ok
     assert outcomes(tmp_path / "out")["vLLM 0.27.0"].kind == "exact"
     assert not rewrite.convert(tmp_path / "out", tmp_path / "again", profile=profile).changed
 
 
+def add_bias(folder: Path, module: str) -> None:
+    """Beside a weight, in the same shard."""
+    tensors = {name: found[1:] for name, found in raw_tensors(folder).items()}
+    shape = tensors[f"{module}.weight" if module.endswith("norm") else f"{module}.weight_packed"][1][:1]
+    write_shard(folder / "model.safetensors", {**tensors, f"{module}.bias": ("BF16", shape, bytes(2 * shape[0]))})
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"][f"{module}.bias"] = "model.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def small_q_a(folder: Path) -> None:
+    """A ratio of 2,000, at which the epsilon of the norm would count."""
+    name = f"{Q_A}.weight_global_scale"
+    replace_tensor(folder, name, struct.pack("<f", f32(raw_tensors(folder)[name][3]) * 5000))
+
+
+@pytest.mark.parametrize("copy", [NVFP4], indirect=True)
+@pytest.mark.parametrize(
+    "change",
+    [lambda copy: add_bias(copy, Q_A), lambda copy: add_bias(copy, f"{ATTENTION}q_a_layernorm"), small_q_a],
+    ids=["bias", "bias of the norm", "large ratio"],
+)
+def test_what_a_norm_does_not_take_away_is_rescaled(change: Callable[[Path], None], copy: Path, tmp_path: Path) -> None:
+    """And verify does not accept a fold there."""
+    change(copy)
+    manifest = rewrite.convert(copy, tmp_path / "out")
+    (how,) = [each.how for each in manifest.scales if each.name == f"{ATTENTION}fused_qkv_a_proj"]
+    assert how == "rescaled"
+    assert rewrite.verify(copy, tmp_path / "out", device="cpu", tokens=1).ok
+    for kind in ("weight_global_scale", "weight_scale"):  # folded by hand
+        for module in (Q_A, KV_A):
+            name = f"{module}.{kind}"
+            data = raw_tensors(copy)[f"{KV_A}.{kind}" if kind == "weight_global_scale" else name][3]
+            replace_tensor(tmp_path / "out", name, data)
+    result = rewrite.verify(copy, tmp_path / "out", device="cpu", tokens=1)
+    assert {check.name for check in result.checks if check.verdict == "FAILED"} == {"weights"}
+
+
 def test_verify_sees_a_scale_that_was_put_back(tmp_path: Path) -> None:
     """The layer has two again."""
     rewrite.convert(FIXTURES / NVFP4, tmp_path / "out")
-    name = f"{KV_A}.weight_global_scale"
+    name = f"{Q_A}.weight_global_scale"
     replace_tensor(tmp_path / "out", name, raw_tensors(FIXTURES / NVFP4)[name][3])
     assert not rewrite.verify(FIXTURES / NVFP4, tmp_path / "out", device="cpu", tokens=1).ok
 

@@ -103,11 +103,15 @@ def misread(model: Model) -> dict[Lookup, Outcome]:
 
 
 def _misread_quark(model: Model, dialect: Quark) -> Iterator[tuple[Lookup, Outcome]]:
+    """vLLM passes the names and globs of ``layer_quant_config`` over for layers that are stored fused (0.32
+    ``QuarkConfig._find_matched_config``)."""
+    grouped = {group.name for group in model.groups.whole}
     for lookup in LOOKUPS:
         for layer in served_layers(model):
             modules = [model.modules[part] for part in layer.parts if part in model.modules]
             wanted = {None if module.plain else module.scheme for module in modules}
-            found = {dialect.scheme_in_engines(module.name, lookup.served_name) for module in modules}
+            by_name = lookup is SGLANG or layer.parts != (layer.name,) or layer.name not in grouped
+            found = {dialect.scheme_in_engines(m.name, lookup.served_name, by_name=by_name) for m in modules}
             if found != wanted or len(found) > 1:
                 yield lookup, Outcome("not known", f"looks {layer.name} up in another way than Quark does")
                 break

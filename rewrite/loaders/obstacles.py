@@ -50,6 +50,19 @@ def mixed_was_run_with_qwen_only(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def parts_follow_the_quantized_one(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23 takes a fused layer of MIXED_PRECISION for quantized where any part of it is
+    (``modelopt_quant.py``, ``_resolve_quant_algo``), and was seen to cast the plain parts to FP8. What comes of other
+    mixes was not run."""
+    if checkpoint.dialect != "modelopt MIXED_PRECISION":
+        return None
+    for group in checkpoint.groups:
+        layouts = {p.layout for p in group.partitions}
+        if "none" in layouts and len(layouts) > 1:
+            return Outcome("not known", f"takes all of {group.name} for quantized, and some of it is not")
+    return None
+
+
 def ignore_must_survive_renaming(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.9 and 0.5.10 rename the entries of ``ignore``, but not the modules: exact names miss, the BF16
     ``in_proj_ba`` gets an FP8 parameter, and 0.5.9 refuses to load it ("Downcasting not allowed")."""

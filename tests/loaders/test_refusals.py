@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +13,7 @@ import rewrite
 from rewrite.loaders.blocks import BlockLayer, torn
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.versions import find_loaders
+from tests.recipes import draw, make
 from tests.zoo.rebuild import rebuild
 
 BLOCK = (128, 128)
@@ -105,3 +108,40 @@ def test_a_router_bias_without_topk_method_is_not_known(tmp_path: Path) -> None:
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps({**config, "topk_method": "noaux_tc"}))
     assert "topk_method" not in predicted(source, "vLLM@0.32.0").detail
+
+
+def search_recipe(seed: int, folder: Path, **changes: Any) -> Path:
+    """The checkpoint of a recipe of the search, with some of it changed."""
+    make(replace(draw(seed), **changes), folder)
+    return folder
+
+
+def test_quark_names_do_not_count_for_layers_stored_fused_in_vllm(tmp_path: Path) -> None:
+    """Phi-3, channel scales but for a glob. Seen in vLLM 0.19.1 and 0.32.0: "narrow() cannot be applied to a 0-dim
+    tensor"; SGLang 0.5.23 serves it."""
+    groups = (("fp8-channel-token", ("Linear",)), ("fp8-tensor-static", ("*mlp*",)))
+    source = search_recipe(0, tmp_path / "in", base="llmcompressor-phi3", dialect="quark", groups=groups, ignore=())
+    outcome = predicted(source, "vLLM@0.32.0")
+    assert (outcome.kind, "another way than Quark" in outcome.detail) == ("not known", True)
+    assert "another way than Quark" not in predicted(source, "SGLang@0.5.23").detail
+
+
+def test_quark_names_count_for_other_layers(tmp_path: Path) -> None:
+    groups = (("fp8-channel-token", ("Linear",)), ("fp8-tensor-static", ("*down_proj",)))
+    source = search_recipe(0, tmp_path / "in", base="llmcompressor-phi3", dialect="quark", groups=groups, ignore=())
+    assert "another way than Quark" not in predicted(source, "vLLM@0.32.0").detail
+
+
+def test_a_layer_quantized_in_part_in_mixed_precision(tmp_path: Path) -> None:
+    """Seen in SGLang 0.5.23: loads, and casts the plain part to FP8. vLLM raises."""
+    names = ("gate_proj", "in_proj_qkv", "in_proj_z")
+    groups = (("fp8-tensor-static", tuple(f"model.language_model.layers.0.{name}" for name in _with_parents(names))),)
+    mixed = {"dialect": "modelopt MIXED_PRECISION", "base": "modelopt-qwen3_5-vl", "groups": groups, "ignore": ()}
+    source = search_recipe(0, tmp_path / "in", **mixed)
+    rows = {row.loader: row.as_is for row in rewrite.inspect_checkpoint(source, selection="all").rows}
+    kinds = [rows[find_loaders(name)[0]].kind for name in ("SGLang@0.5.23", "vLLM@0.32.0")]
+    assert kinds == ["not known", "fails to load"]
+
+
+def _with_parents(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f"{'linear_attn' if name.startswith('in_') else 'mlp'}.{name}" for name in names)

@@ -61,15 +61,18 @@ class Quark:
         matching = (scheme for pattern, scheme in self._pattern_schemes.items() if fnmatchcase(module, pattern))
         return next(matching, self._linear_scheme)
 
-    def scheme_in_engines(self, module: str, served_name: Callable[[str], str]) -> Scheme | None:
+    def scheme_in_engines(
+        self, module: str, served_name: Callable[[str], str], *, by_name: bool = True
+    ) -> Scheme | None:
         """As vLLM and SGLang find it, which differs: ``exclude`` has no globs there, a name of ``layer_quant_config``
-        without a star is searched for the layer's, and classes do not count (they look a class object up)."""
+        without a star is searched for the layer's, and classes do not count (they look a class object up). Not
+        ``by_name``: without ``layer_quant_config``."""
         if module in self._excluded:
             return None
         served = served_name(module)
         if any(self._patterns.matches(pattern, served) for pattern in self._exclude_patterns):
             return None
-        for pattern, scheme in self._pattern_schemes.items():
+        for pattern, scheme in self._pattern_schemes.items() if by_name else ():
             renamed = served_name(pattern)
             if fnmatchcase(served, renamed) if "*" in pattern else served in renamed:
                 return scheme

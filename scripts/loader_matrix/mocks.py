@@ -29,12 +29,12 @@ class _Module(types.ModuleType):
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def __init__(self, packages: tuple[str, ...]) -> None:
-        self._packages = packages
+        self._packages = tuple(f"{package}." for package in packages)
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: types.ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname.partition(".")[0] not in self._packages:
+        if not f"{fullname}.".startswith(self._packages):
             return None
         return importlib.machinery.ModuleSpec(fullname, self, is_package=True)
 
@@ -45,6 +45,6 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing to run: `_Module` makes its attributes up."""
 
 
-def install(*packages: str) -> None:
-    """Let `import PACKAGE` (and anything below it) succeed where it is not installed."""
-    sys.meta_path.append(_Finder(packages))
+def install(*packages: str, first: bool = False) -> None:
+    """Let `import PACKAGE` (and anything below it) succeed where it is not installed; with `first` also where it is."""
+    sys.meta_path.insert(0 if first else len(sys.meta_path), _Finder(packages))

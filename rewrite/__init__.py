@@ -19,6 +19,7 @@ from rewrite.errors import (
     UsageError,
 )
 from rewrite.inspection.inspection import Inspection
+from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS
 from rewrite.loaders.versions import LOADERS, Loader, find_loaders
 from rewrite.planning.manifest import ByteCounts, Manifest
 from rewrite.planning.plan import Plan
@@ -31,10 +32,12 @@ from rewrite.version import __version__
 from rewrite.writing.publish import publish_plan
 
 __all__ = [
+    "DEFAULT_PLATFORM",
     "DEFAULT_TOKENS",
     "DEFAULT_WORKERS",
     "KV_SCALES",
     "LOADERS",
+    "PLATFORMS",
     "PROFILES",
     "SELECTIONS",
     "ByteCounts",

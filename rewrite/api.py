@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.local import LocalDirectory
+from rewrite.errors import UsageError
 from rewrite.inspection.inspection import Inspection, inspect_model
+from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS
 from rewrite.loaders.versions import LOADERS, Loader
-from rewrite.loaders.views import view_model
+from rewrite.loaders.views import CheckpointView, view_model
 from rewrite.planning import planner
 from rewrite.planning.manifest import Manifest
 from rewrite.planning.plan import Plan
@@ -35,16 +39,27 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 
 def inspect_checkpoint(
-    path: str | os.PathLike[str], *, selection: Selection = "qkvz", weights: bool = False
+    path: str | os.PathLike[str],
+    *,
+    selection: Selection = "qkvz",
+    weights: bool = False,
+    platform: str | None = DEFAULT_PLATFORM,
 ) -> Inspection:
     """Say what the checkpoint directory ``path`` is, what is wrong with it and what every known loader makes of it.
 
     ``selection``: the fused layers to look at, and to convert for the "after convert" columns, as for :func:`convert`.
+    ``platform`` is a key of :data:`PLATFORMS`, where loaders compute with it; None: they load it only.
     Reads headers, config and scales; ``weights`` also reads every FP8 weight and looks for NaN codes. Raises
     :class:`rewrite.errors.Refused` for a checkpoint that does not add up and :class:`rewrite.errors.StorageError` for
     one that cannot be read.
     """
-    return inspect_model(interpret(open_checkpoint(path)), selection, weights=weights)
+    _known_platform(platform)
+    return inspect_model(interpret(open_checkpoint(path)), selection, weights=weights, platform=platform)
+
+
+def _known_platform(platform: str | None) -> None:
+    if platform is not None and platform not in PLATFORMS:
+        raise UsageError("Unknown platform", expected=", ".join(PLATFORMS), found=platform)
 
 
 def make_plan(
@@ -95,38 +110,55 @@ def verify(
     seed: int = 0,
     quick: bool = False,
     loader: Loader | None = None,
+    platform: str | None = None,
     workers: int = DEFAULT_WORKERS,
     progress: Progress | None = None,
 ) -> Verification:
     """Prove that ``dst`` is ``src`` converted: the same weights, nothing else changed, outputs as the fixed loader's.
 
     ``device`` (auto, cpu, cuda, cuda:N) multiplies ``tokens`` activations made from ``seed``; ``quick`` leaves out the
-    comparison of untouched bytes; ``loader`` is the one that serves ``dst`` (None: one with the fix).
+    comparison of untouched bytes; ``loader`` is the one that serves ``dst`` (None: one with the fix); ``platform``, a
+    key of :data:`PLATFORMS`, where it does (None: CUDA). That loaders load ``dst`` and cannot compute with it fails the
+    check only where ``loader`` or ``platform`` was given: of that loader, or of all; else the report says so.
 
     Raises :class:`rewrite.errors.Refused` for a source that does not add up, :class:`rewrite.errors.UsageError` for a
     device that is not there. Whatever is wrong with ``dst`` is a failed check of the result.
     """
+    _known_platform(platform)
     # torch and compressed-tensors: seconds to import
     from rewrite.verification.run import Request, choose_device, verify_storages
 
     name = f"{loader.name} {loader.versions}" if loader else "fixed"
     every_slot = loader is None or not loader.fills_slot_zero_only
-    settings = Settings(choose_device(device), tokens, seed, name, every_slot)
+    settings = Settings(choose_device(device), tokens, seed, name, every_slot, platform or DEFAULT_PLATFORM)
     promises = {profile.name: profile.promise for profile in PROFILES.values()}
-    request = Request(promises, _predict, settings, quick, workers, progress)
+    asked = (loader,) if loader else LOADERS if platform else ()
+    predict = partial(_predict, platform=settings.platform, must_run=asked)
+    request = Request(promises, predict, settings, quick, workers, progress)
     return verify_storages(LocalDirectory(src), LocalDirectory(dst), request)
 
 
-def _predict(source: Checkpoint, out: Checkpoint, expected: Expected) -> tuple[Served, ...]:
-    """What every known loader makes of IN and OUT."""
+def _predict(
+    source: Checkpoint, out: Checkpoint, expected: Expected, *, platform: str, must_run: Collection[Loader]
+) -> tuple[Served, ...]:
+    """What every known loader makes of IN and OUT. Of those of ``must_run`` OUT must be computed with, too."""
     models = [interpret(checkpoint) for checkpoint in (source, out)]
     views = [view_model(model, expected.selection) for model in models]
-    rows = []
-    for loader in LOADERS:
-        old, new = (loader.predict(view) for view in views)
-        judged = loader.takes_vectors or not expected.promise.vectors
-        change = 0 if old.kind == "not known" else new.severity - old.severity
-        rows.append(
-            Served(loader.name, loader.versions, judged, old.kind, new.kind, new.detail, change, new.partitions)
-        )
-    return tuple(rows)
+    return tuple(_served(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
+
+
+def _served(
+    loader: Loader, views: Sequence[CheckpointView], expected: Expected, platform: str, must_run: bool
+) -> Served:
+    old, new = (loader.serves(view, platform if must_run else None) for view in views)
+    running = loader.serves(views[-1], platform)
+    judged = loader.takes_vectors or not expected.promise.vectors
+    change = 0 if old.kind == "not known" else new.severity - old.severity
+    stops = running.kind == "does not run"
+    if must_run and stops:
+        change = max(change, 1)  # also where IN does not run
+    said = running if stops else new
+    kernels = [{used.card: list(used.families) for used in loader.kernels(view, platform)} for view in views]
+    return Served(
+        loader.name, loader.versions, judged, old.kind, said.kind, said.detail, change, said.partitions, stops, *kernels
+    )

@@ -10,12 +10,13 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -23,8 +24,10 @@ import rewrite
 from rewrite.checkpoint.local import io_errors
 from rewrite.cli import text
 from rewrite.errors import printable
+from rewrite.inspection.advice import advise
 from rewrite.loaders.versions import assumption
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _workers = click.option(
     "--workers",
@@ -41,6 +44,18 @@ _selection = click.option(
     show_default=True,
     help="in_proj_qkvz only, or every fused layer.",
 )
+
+
+def _platform(default: str | None) -> Callable[[_Command], _Command]:
+    return click.option(
+        "--platform",
+        type=click.Choice(list(rewrite.PLATFORMS)),
+        default=default,
+        show_default=default is not None,
+        help="Where loaders compute: a kind of card, or cuda (sm89, sm90, sm100 and sm120), rocm, cpu.",
+    )
+
+
 _WANTED = "rewrite.loaders"  # where a context keeps what --loader was given
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: the result, or the error.")
 
@@ -153,6 +168,7 @@ def _find_one_loader(context: click.Context, option: click.Parameter, wanted: st
     "--loader", "loaders", multiple=True, metavar="NAME[@VERSION]", callback=_find_loaders,
     help="Judge by this loader only (vllm, vllm@0.19.1, sglang, transformers, ...); may be repeated.",
 )  # fmt: skip
+@_platform(rewrite.DEFAULT_PLATFORM)
 @_selection
 @click.option("--weights", is_flag=True, help="Also read every FP8 weight and look for NaN codes.")
 @_json
@@ -161,6 +177,7 @@ def inspect(
     context: click.Context,
     checkpoint: Path,
     loaders: tuple[rewrite.Loader, ...],
+    platform: str,
     selection: rewrite.Selection,
     weights: bool,
     as_json: bool,
@@ -170,15 +187,15 @@ def inspect(
     Reads headers, config and scales only. Exits with 0 when no loader is affected and nothing is wrong, else with 1.
     """
     with _reporting(as_json):
-        inspection = rewrite.inspect_checkpoint(checkpoint, selection=selection, weights=weights)
+        inspection = rewrite.inspect_checkpoint(checkpoint, selection=selection, weights=weights, platform=platform)
         affected = inspection.affected(loaders)
         assumptions = _assumptions(context)
         for line in assumptions:
             _say(f"note: {line}", False)
         if as_json:
-            _print({**inspection.to_json(), "assumptions": assumptions})
+            _print({**inspection.to_json(), "advice": asdict(advise(inspection, loaders)), "assumptions": assumptions})
         else:
-            _print(text.render_inspection(inspection, affected))
+            _print(text.render_inspection(inspection, affected, advise(inspection, loaders)))
         if affected or inspection.findings:
             sys.exit(1)
 
@@ -200,6 +217,7 @@ def inspect(
     "--loader", "loader", metavar="NAME[@VERSION]", callback=_find_one_loader,
     help="The loader that serves OUT; without it, one with the fix.",
 )  # fmt: skip
+@_platform(None)
 @_workers
 @click.option(
     "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown report."
@@ -216,6 +234,7 @@ def verify(
     seed: int,
     quick: bool,
     loader: rewrite.Loader | None,
+    platform: str | None,
     workers: int,
     report_file: Path | None,
     as_json: bool,
@@ -228,8 +247,8 @@ def verify(
     with _reporting(as_json):
         with _progress_bar(quiet) as progress:
             found = rewrite.verify(
-                source, out, device=device, tokens=tokens, seed=seed, quick=quick, loader=loader, workers=workers,
-                progress=progress,
+                source, out, device=device, tokens=tokens, seed=seed, quick=quick, loader=loader,
+                platform=platform, workers=workers, progress=progress,
             )  # fmt: skip
         if report_file is not None:
             with io_errors(report_file):

@@ -9,7 +9,9 @@ from itertools import groupby
 from pathlib import Path
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.inspection.advice import Advice
 from rewrite.inspection.inspection import Inspection, LoaderRow
+from rewrite.loaders.kernels import PLATFORMS
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.views import GroupView, spread
 from rewrite.planning.manifest import ByteCounts, GroupChange, Manifest, PartitionChange
@@ -52,7 +54,7 @@ def _how(counts: ByteCounts | None) -> str:
     return f"; {ways}{kept}"
 
 
-def render_inspection(inspection: Inspection, affected: Sequence[LoaderRow]) -> str:
+def render_inspection(inspection: Inspection, affected: Sequence[LoaderRow], advice: Advice) -> str:
     """What a checkpoint is, its fused groups, what is wrong with it, and what every known loader makes of it."""
     size = f"{_count(inspection.shards, 'shard')}, {_count(inspection.tensors, 'tensor')}, {_bytes(inspection.nbytes)}"
     lines = [inspection.path, f"{inspection.model_type}, {inspection.dialect}, {size}"]
@@ -62,16 +64,15 @@ def render_inspection(inspection: Inspection, affected: Sequence[LoaderRow]) -> 
         lines += ["", "Wrong in the checkpoint:"]
         lines += table([[f"  {finding.what}", finding.where] for finding in inspection.findings])
     if inspection.groups:
-        lines += ["", *_loader_table(inspection)]
+        lines += ["", *_loader_table(inspection), *_kernel_table(inspection)]
     lines += [f"convert --profile {profile} refuses: {why}" for profile, why in inspection.refusals.items()]
-    lines += ["", *_verdict(inspection, affected)]
+    lines += ["", *_verdict(inspection, affected, advice)]
     return "\n".join(lines)
 
 
 def _loader_table(inspection: Inspection) -> list[str]:
     """A row for each loader version range: the checkpoint as it is, and after convert with each profile."""
-    left_out = {*inspection.refusals, *(p for p in inspection.idle if PROFILES[p].promise.scale == "kept")}
-    profiles = [profile for profile in inspection.rows[0].converted if profile not in left_out]
+    profiles = _shown_profiles(inspection)
     title = ["loader", "versions", "as it is", *(f"--profile {profile}" for profile in profiles)]
     say = _kind if len(_layers(inspection)) > 1 else _outcome  # the names would make the table too wide
     rows = _by_versions(
@@ -81,8 +82,46 @@ def _loader_table(inspection: Inspection) -> list[str]:
     notes = (PROFILES[profile].notes.get("static") for profile in profiles)
     static = any(group.static_activations and not group.nvfp4 for group in inspection.groups)
     said = [f"note: {p}: {note}" for p, note in zip(profiles, notes, strict=True) if note and static]
-    head = f"What loaders make of the fused groups, as they are and after `{command}`:"
+    head = f"What loaders make of the fused groups{_where(inspection)}, as they are and after `{command}`:"
     return [head, *table([title, *rows]), *said]
+
+
+def _shown_profiles(inspection: Inspection) -> list[str]:
+    left_out = {*inspection.refusals, *(p for p in inspection.idle if PROFILES[p].promise.scale == "kept")}
+    return [profile for profile in inspection.rows[0].converted if profile not in left_out]
+
+
+def _where(inspection: Inspection) -> str:
+    """The platform, with the cards that it stands for."""
+    if inspection.platform is None:
+        return ""
+    cards = PLATFORMS[inspection.platform]
+    return f" on {inspection.platform}" + (f" ({', '.join(cards)})" if len(cards) > 1 else "")
+
+
+def _kernel_table(inspection: Inspection) -> list[str]:
+    """What multiplies the fused FP8 layers, for each range of versions and cards of which the same is true; nothing
+    where no such layer is FP8."""
+    if inspection.platform is None or not any(used.families for row in inspection.rows for used in row.kernels):
+        return []
+    profiles = _shown_profiles(inspection)
+    lines = [["loader", "versions", "cards", "as it is", *(f"--profile {profile}" for profile in profiles)]]
+    for (name, said), run in groupby(inspection.rows, lambda row: (row.loader.name, _kernel_cells(row, profiles))):
+        first, *rest = (row.loader for row in run)
+        lines += [[name, (rest[-1] if rest else first).versions_from(first), *cells] for cells in said]
+    return ["", "What multiplies these layers there:", *table(lines)]
+
+
+def _kernel_cells(row: LoaderRow, profiles: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Cards, and what multiplies there before and after; cards of which the same is true as one."""
+    cards: dict[tuple[str, ...], list[str]] = {}
+    states = [(row.as_is, row.kernels), *((row.converted[p], row.kernels_converted[p]) for p in profiles)]
+    for number, used in enumerate(row.kernels):
+        cells = (
+            kernels[number].text if outcome and outcome.kind != "fails to load" else "-" for outcome, kernels in states
+        )
+        cards.setdefault(tuple(cells), []).append(used.card)
+    return tuple((", ".join(names), *cells) for cells, names in cards.items())
 
 
 def render_verification(verification: Verification) -> str:
@@ -276,7 +315,7 @@ def _worded(kind: str, partitions: Sequence[str], *, by_layer: bool) -> str:
     return f"{kind}: {', '.join(f'{layer} {chr(32).join(names)}' for layer, names in hurt.items())}"
 
 
-def _verdict(inspection: Inspection, affected: Sequence[LoaderRow]) -> list[str]:
+def _verdict(inspection: Inspection, affected: Sequence[LoaderRow], advice: Advice) -> list[str]:
     if not affected and inspection.findings:
         return ["No known loader can serve this checkpoint right."]
     if not inspection.groups and not affected:
@@ -291,7 +330,17 @@ def _verdict(inspection: Inspection, affected: Sequence[LoaderRow]) -> list[str]
     title = "Affected loaders:"
     if all(row.as_is.kind == "not known" for row in affected):
         title = "It is not known what these loaders make of the checkpoint:"
-    return [title, *table(rows), *(["`rewrite convert` helps: see the table."] if helps else [])]
+    return [title, *table(rows), *(_advice(advice) if helps else [])]
+
+
+def _advice(advice: Advice) -> list[str]:
+    if advice.profile is not None:
+        return [
+            f"`rewrite convert --profile {advice.profile}` helps: with the least change, all of these serve it exactly."
+        ]
+    if advice.unserved:
+        return [f"`rewrite convert` helps some, see the table. No profile is exact in {', '.join(advice.unserved)}."]
+    return ["`rewrite convert` helps, but no one profile is exact in all of these: see the table."]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rewrite.errors import Refused
 from rewrite.inspection.findings import Finding, find_faults, find_nan_codes
+from rewrite.loaders.kernels import DEFAULT_PLATFORM, Used
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
@@ -25,6 +26,8 @@ class LoaderRow:
     loader: Loader
     as_is: Outcome
     converted: dict[str, Outcome | None]  # None: convert refuses this checkpoint with that profile
+    kernels: tuple[Used, ...] = ()  # of the fused groups as they are, for each card of the platform
+    kernels_converted: dict[str, tuple[Used, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Inspection:
     rows: tuple[LoaderRow, ...]
     refusals: dict[str, str]
     idle: tuple[str, ...] = ()  # profiles that would change nothing
+    platform: str | None = None  # what outcomes are about; None: loading only
 
     def affected(self, loaders: Iterable[Loader] = LOADERS) -> tuple[LoaderRow, ...]:
         """The rows of ``loaders`` that do not serve the checkpoint exactly as it is."""
@@ -53,6 +57,7 @@ class Inspection:
     def to_json(self) -> dict[str, Any]:
         return {
             "path": self.path,
+            "platform": self.platform,
             "selection": self.selection,
             "model_type": self.model_type,
             "dialect": self.dialect,
@@ -67,25 +72,18 @@ class Inspection:
         }
 
 
-def inspect_model(model: Model, selection: Selection = "qkvz", *, weights: bool = False) -> Inspection:
-    """Inspect a checkpoint. ``weights`` also reads every FP8 weight and looks for NaN codes.
+def inspect_model(
+    model: Model, selection: Selection = "qkvz", *, weights: bool = False, platform: str | None = DEFAULT_PLATFORM
+) -> Inspection:
+    """Inspect a checkpoint. ``weights`` also reads every FP8 weight and looks for NaN codes. ``platform`` is where
+    loaders compute with it; None: they load it only.
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
     groups = model.select(selection)
     view = view_model(model, selection)
     converted, refusals = _after_convert(model, view, selection)
-    rows = tuple(
-        LoaderRow(
-            loader,
-            loader.predict(view),
-            {
-                profile: None if after is None else _with_losses(loader.predict(after.view), after.losses)
-                for profile, after in converted.items()
-            },
-        )
-        for loader in LOADERS
-    )
+    rows = tuple(_row(loader, view, converted, platform) for loader in LOADERS)
     findings = [*find_faults(model, groups), *(find_nan_codes(model.checkpoint) if weights else ())]
     checkpoint = model.checkpoint
     return Inspection(
@@ -102,6 +100,7 @@ def inspect_model(model: Model, selection: Selection = "qkvz", *, weights: bool 
         rows=rows,
         refusals=refusals,
         idle=tuple(profile for profile, after in converted.items() if after is not None and after.is_idle),
+        platform=platform,
     )
 
 
@@ -112,6 +111,19 @@ class _After:
     view: CheckpointView
     losses: Mapping[str, float]
     is_idle: bool
+
+
+def _row(
+    loader: Loader, view: CheckpointView, converted: Mapping[str, _After | None], platform: str | None
+) -> LoaderRow:
+    outcomes = {
+        profile: None if after is None else _with_losses(loader.serves(after.view, platform), after.losses)
+        for profile, after in converted.items()
+    }
+    if platform is None:
+        return LoaderRow(loader, loader.serves(view, None), outcomes)
+    kernels = {profile: loader.kernels(after.view, platform) for profile, after in converted.items() if after}
+    return LoaderRow(loader, loader.serves(view, platform), outcomes, loader.kernels(view, platform), kernels)
 
 
 def _with_losses(outcome: Outcome, losses: Mapping[str, float]) -> Outcome:
@@ -160,4 +172,10 @@ def _row_to_json(row: LoaderRow) -> dict[str, Any]:
         "source": row.loader.source,
         "as_is": asdict(row.as_is),
         "converted": {profile: None if o is None else asdict(o) for profile, o in row.converted.items()},
+        "kernels": _kernels_to_json(row.kernels),
+        "kernels_converted": {profile: _kernels_to_json(used) for profile, used in row.kernels_converted.items()},
     }
+
+
+def _kernels_to_json(kernels: tuple[Used, ...]) -> dict[str, list[str]]:
+    return {used.card: list(used.families) for used in kernels}

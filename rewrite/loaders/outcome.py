@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["exact", "loses precision", "not known", "garbled", "fails to load"]
-#: What is not known may be worse than a loss of precision.
-SEVERITY: tuple[Kind, ...] = ("exact", "loses precision", "not known", "garbled", "fails to load")
+Kind = Literal["exact", "loses precision", "not known", "garbled", "does not run", "fails to load"]
+#: What is not known may be worse than a loss of precision. What does not run loads, and raises when it computes.
+SEVERITY: tuple[Kind, ...] = ("exact", "loses precision", "not known", "garbled", "does not run", "fails to load")
 
 #: The magnitude of what engines create scale slots with (the least finite float32).
 SENTINEL = 3.4e38

@@ -20,6 +20,7 @@ from rewrite.loaders.behaviors import (
     slot_zero_only,
     split_by_sizes,
 )
+from rewrite.loaders.kernels import Used, judge, used
 from rewrite.loaders.lookups import SGLANG, VLLM, VLLM_CLASS_FIRST, VLLM_RAISES, Lookup
 from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_or_refused, separate, unset_slots
 from rewrite.loaders.obstacles import (
@@ -49,6 +50,7 @@ from rewrite.loaders.obstacles import (
     vocabulary_is_quantized,
 )
 from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.ranges import version_key
 from rewrite.loaders.views import CheckpointView, GroupView
 
 
@@ -108,7 +110,9 @@ class Loader:
         return self.last if earlier.first == self.last else f"{earlier.first} to {self.last}"
 
     def covers(self, version: str) -> bool:
-        return _key(self.first) <= _key(version) and (self.last is None or _key(version) <= _key(self.last))
+        return version_key(self.first) <= version_key(version) and (
+            self.last is None or version_key(version) <= version_key(self.last)
+        )
 
     def _quark_was_not_run(self, checkpoint: CheckpointView) -> Outcome | None:
         if checkpoint.dialect != "quark" or needs_quark in self.obstacles:
@@ -145,6 +149,18 @@ class Loader:
         """What ends the load before any group is looked at."""
         met = (obstacle(checkpoint) for obstacle in (*self.obstacles, *_OF_ENGINE.get(self.name, ())))
         return [outcome for outcome in met if outcome is not None]
+
+    def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
+        """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""
+        loaded = self.predict(checkpoint)
+        if platform is None or loaded.kind == "fails to load":
+            return loaded
+        running = judge(self.name, (self.first, self.last), platform, checkpoint.kernel_schemes)
+        return loaded if running is None or running.severity <= loaded.severity else running
+
+    def kernels(self, checkpoint: CheckpointView, platform: str) -> tuple[Used, ...]:
+        """What computes with the FP8 layers among the fused groups, for each card of ``platform``."""
+        return used(self.name, (self.first, self.last), platform, checkpoint.fused_schemes)
 
     def _of_group(self, group: GroupView) -> Outcome:
         return self.nvfp4(group) if group.nvfp4 else self.behavior(group)
@@ -258,9 +274,18 @@ LOADERS = (
     Loader(
         "SGLang",
         "0.5.17",
+        "0.5.17",
+        every_slot_or_vector,
+        "run: 0.5.17",
+        (minicpmv_vision_is_cast, mixed_was_run_with_qwen_only, latent_attention_was_not_run),
+        lookup=SGLANG,
+    ),
+    Loader(
+        "SGLang",
+        "0.5.18",
         "0.5.22",
         every_slot_or_vector,
-        "run: 0.5.17, 0.5.22",
+        "run: 0.5.18, 0.5.22",
         (minicpmv_vision_is_cast, mixed_was_run_with_qwen_only, latent_attention_was_not_run),
         lookup=SGLANG,
     ),
@@ -292,13 +317,13 @@ def newest_run(name: str) -> str:
     versions: Iterator[str] = (
         v for loader in LOADERS if loader.name == name for v in re.findall(r"\d[\w.]*\d", _runs(loader))
     )
-    return max(versions, key=_key)
+    return max(versions, key=version_key)
 
 
 def assumption(wanted: str) -> str | None:
     """What is assumed of ``NAME@VERSION`` where that version is newer than all that were run; None where it is not."""
     rows, version = find_loaders(wanted), wanted.partition("@")[2]
-    if not rows or not version or _key(version) <= _key(newest := newest_run(rows[0].name)):
+    if not rows or not version or version_key(version) <= version_key(newest := newest_run(rows[0].name)):
         return None
     return f"{rows[0].name} {version} was not run: assumed to be like {newest}"
 
@@ -312,8 +337,3 @@ def find_loaders(wanted: str) -> tuple[Loader, ...]:
     name, _, version = wanted.partition("@")
     rows = (loader for loader in LOADERS if loader.name.lower() == name.lower())
     return tuple(loader for loader in rows if not version or loader.covers(version))
-
-
-def _key(version: str) -> tuple[int, ...]:
-    """0.5.10 < 0.5.10.post1 < 0.5.11."""
-    return tuple(int(number) for number in re.findall(r"\d+", version))

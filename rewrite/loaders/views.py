@@ -8,6 +8,7 @@ from typing import Literal
 
 from rewrite.loaders.blocks import BlockLayer, block_layers
 from rewrite.loaders.experts import Experts, find_experts, is_expert
+from rewrite.loaders.kernels import kernel_schemes
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
@@ -83,6 +84,8 @@ class CheckpointView:
     latent_scales: LatentScales = "none"
     router_bias_is_not_stated: bool = False  # of DeepSeek-V3: stored, and no ``topk_method`` in the config
     block_layers: tuple[BlockLayer, ...] = ()  # the same; one of each kind
+    kernel_schemes: frozenset[str] = frozenset()  # of all FP8 layers but experts, as kernel_rules.py names them
+    fused_schemes: frozenset[str] = frozenset()  # of those among the groups
 
 
 def view_model(
@@ -107,6 +110,7 @@ def view_model(
         groups += [_view_experts(each) for each in experts if selection == "all" or each.gate != each.up]
         nvfp4_experts = any(each.nvfp4 for each in experts)
     tensors = model.checkpoint.tensors
+    fused = (model.modules[module.name] for group in model.select(selection) for module in group.modules)
     return CheckpointView(
         model_type=str(model.checkpoint.config.value.get("model_type")),
         dialect=model.dialect.name,
@@ -126,6 +130,8 @@ def view_model(
         latent_scales=_latent_scales(model),
         router_bias_is_not_stated=_router_bias_is_not_stated(model),
         block_layers=block_layers(model),
+        kernel_schemes=kernel_schemes(model.modules.values(), model.dialect.name),
+        fused_schemes=kernel_schemes(fused, model.dialect.name),
     )
 
 

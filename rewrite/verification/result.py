@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Verdict = Literal["ok", "FAILED", "skipped"]
@@ -57,6 +57,7 @@ class Settings:
     seed: int
     loader: str
     every_slot: bool = True  # whether the loader of OUT fills every scale slot of a fused layer
+    platform: str = "cuda"  # where loaders compute with OUT
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,14 @@ class Served:
     loader: str
     versions: str
     judged: bool
-    before: str  # kind of outcome: exact, loses precision, garbled, fails to load
+    before: str  # kind of outcome: exact, loses precision, garbled, does not run, fails to load
     after: str
     detail: str
     change: int  # above 0: OUT is served worse than IN
     partitions: tuple[str, ...]  # of OUT that are affected
+    does_not_run: bool = False  # OUT is loaded and cannot be computed with on the platform
+    kernels_before: dict[str, list[str]] = field(default_factory=dict)  # of the fused groups, for each card
+    kernels_after: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
         multiplied = tuple(group for group in expected.groups if not has_blocks(group))
         outputs, numbers = check_outputs(before, after, multiplied, request.settings, schemes)
         rows = request.predict(before, after, expected)
-        loaders = _check_loaders(rows, expected)
+        loaders = _check_loaders(rows, expected, request.settings.platform)
     else:
         # Not skipped: what could not be compared has not been shown to be equal.
         weights = judge("weights", ["the fused groups of IN are not in OUT, or not in a form that convert writes"], "")
@@ -84,16 +84,18 @@ def _comparable(after: Checkpoint, expected: Expected) -> bool:
     return all(expected.allows(info, after.tensors.get(info.name)) for info in infos)
 
 
-def _check_loaders(rows: tuple[Served, ...], expected: Expected) -> Check:
+def _check_loaders(rows: tuple[Served, ...], expected: Expected, platform: str) -> Check:
     """No known loader that the profile is meant for reads OUT worse than IN."""
     problems = [
         f"{row.loader} {row.versions}: {row.after}, was {row.before}: {row.detail}"
         for row in rows
         if row.change > 0 and row.judged
     ]
-    better = sum(row.change < 0 for row in rows)
+    better = sum(row.change < 0 and not row.does_not_run for row in rows)
     kind = "no loader that takes vectors" if expected.promise.vectors else "no known loader"
-    return judge("loaders", problems, f"{kind} reads OUT worse than IN, {better} read it better")
+    stopped = sum(row.does_not_run for row in rows)
+    said = f"; {stopped} load it and cannot compute with it on {platform}" if stopped else ""
+    return judge("loaders", problems, f"{kind} reads OUT worse than IN, {better} read it better{said}")
 
 
 def choose_device(device: str) -> str:

@@ -60,7 +60,8 @@ def _replace_nvfp4_layouts() -> None:
     """
     from sglang.srt.layers.quantization import modelopt_quant
 
-    if not hasattr(modelopt_quant, "prepare_nvfp4_layer_for_marlin"):  # before 0.5.23: not compared
+    schemes = "sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors"
+    if importlib.util.find_spec(f"{schemes}_w4a16_nvfp4") is None:  # earlier ones: not compared
         modelopt_quant.ModelOptFp4LinearMethod.process_weights_after_loading = lambda *_: None
         return
     # Of ModelOpt's: Marlin's way, the only one whose layout is not shuffled before Marlin's own repacking.
@@ -68,7 +69,6 @@ def _replace_nvfp4_layouts() -> None:
     modelopt_quant.prepare_moe_nvfp4_layer_for_marlin = lambda *_: None
     modelopt_quant.get_fp4_gemm_runner_backend = lambda: MagicMock(is_marlin=lambda: True)
     modelopt_quant.get_moe_runner_backend = lambda: modelopt_quant.MoeRunnerBackend.MARLIN
-    schemes = "sglang.srt.layers.quantization.compressed_tensors.schemes.compressed_tensors"
     w4a4, w4a16 = (_module(f"{schemes}_{kind}_nvfp4") for kind in ("w4a4", "w4a16"))
     w4a4.swizzle_blockscale = lambda scale: scale.data.clone()
     w4a4.get_fp4_gemm_runner_backend = lambda: MagicMock(is_flashinfer_trtllm=lambda: False, is_marlin=lambda: False)

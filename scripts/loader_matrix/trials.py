@@ -109,7 +109,7 @@ def _original(tried: Tried, source: Path, engines: Sequence[str]) -> None:
 def _inspected(folder: Path, selection: rewrite.Selection) -> rewrite.Inspection | str:
     """What inspect says, or why it refuses."""
     try:
-        return rewrite.inspect_checkpoint(folder, selection=selection)
+        return rewrite.inspect_checkpoint(folder, selection=selection, platform=None)  # engines only load here
     except rewrite.Refused as refusal:
         return refusal.what
 

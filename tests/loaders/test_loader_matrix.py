@@ -31,7 +31,8 @@ CELLS = [cell for cell in RECORD["cells"] if cell["outcome"] != "not run"]
 
 @cache
 def inspection(fixture: str, selection: rewrite.Selection) -> rewrite.Inspection:
-    return rewrite.inspect_checkpoint(FIXTURES / fixture, selection=selection)
+    """Of loading only: the record does not compute."""
+    return rewrite.inspect_checkpoint(FIXTURES / fixture, selection=selection, platform=None)
 
 
 def selection_of(cell: dict[str, Any]) -> rewrite.Selection:
@@ -52,7 +53,7 @@ def outs(tmp_path_factory: pytest.TempPathFactory) -> Outs:
     def inspect_out(fixture: str, profile: str) -> rewrite.Inspection:
         out = tmp_path_factory.mktemp("outs") / "out"
         rewrite.convert(FIXTURES / fixture, out, profile=profile)
-        return rewrite.inspect_checkpoint(out, selection="all")
+        return rewrite.inspect_checkpoint(out, selection="all", platform=None)
 
     return inspect_out
 

@@ -1,0 +1,41 @@
+"""Which profile serves all loaders and platforms that were asked for, with the least change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rewrite.inspection.inspection import Inspection, LoaderRow
+from rewrite.loaders.versions import Loader
+
+#: By how much of a checkpoint each changes: scales only; activations of the fused layers, of all; weights; everything.
+LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16", "dequantized")
+
+
+@dataclass(frozen=True)
+class Advice:
+    """``profile`` is exact in every loader that was asked for; None: no profile is, or none is needed. ``unserved``
+    are then the loaders that no profile makes exact."""
+
+    needed: bool
+    profile: str | None = None
+    unserved: tuple[str, ...] = ()
+
+
+def advise(inspection: Inspection, loaders: Iterable[Loader]) -> Advice:
+    """For ``loaders``, on the platform of the inspection."""
+    chosen = set(loaders)
+    rows = [row for row in inspection.rows if row.loader in chosen]
+    if all(row.as_is.kind == "exact" for row in rows):
+        return Advice(needed=False)
+    possible = [profile for profile in LEAST_CHANGE if profile not in inspection.refusals]
+    for profile in possible:
+        if all(_exact(row, profile) for row in rows):
+            return Advice(needed=True, profile=profile)
+    unserved = (row for row in rows if not any(_exact(row, profile) for profile in possible))
+    return Advice(True, None, tuple(f"{row.loader.name} {row.loader.versions}" for row in unserved))
+
+
+def _exact(row: LoaderRow, profile: str) -> bool:
+    outcome = row.converted.get(profile)
+    return outcome is not None and outcome.kind == "exact"

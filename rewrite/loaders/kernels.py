@@ -1,0 +1,125 @@
+"""What computes with the FP8 layers of a checkpoint once an engine has loaded it, on a platform."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rewrite.loaders.experts import is_expert
+from rewrite.loaders.kernel_rules import KERNEL_RULES, KernelRule
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.ranges import version_key
+from rewrite.quantization.dtypes import FP8_DTYPES
+from rewrite.quantization.model import StoredModule
+from rewrite.quantization.scheme import Activations, ScaleLayout
+
+#: What a user names, and the cards that it stands for: what is said of it is the worst of them.
+PLATFORMS: Mapping[str, tuple[str, ...]] = {
+    "cuda": ("sm89", "sm90", "sm100", "sm120"),
+    "rocm": ("gfx942", "gfx950"),
+    "cpu": ("cpu",),
+    **{card: (card,) for card in ("sm80", "sm89", "sm90", "sm100", "sm120", "gfx942", "gfx950")},
+}
+DEFAULT_PLATFORM = "cuda"
+DOES_NOT_RUN, NOT_KNOWN = "does not run", "not known"
+# vLLM's wheels for CUDA ask for FlashInfer, and it can be missing: a card stands for both.
+_VARIANTS = ("", "+flashinfer")
+_LAYOUTS = {"partition": "tensor", "rows": "channel"}
+
+
+@dataclass(frozen=True)
+class Used:
+    """The kernels that an engine has for some layers on one card, or ``does not run``, or ``not known``."""
+
+    card: str
+    families: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return ", ".join(self.families) or "not FP8"
+
+
+def kernel_schemes(modules: Iterable[StoredModule], dialect: str) -> frozenset[str]:
+    """The schemes of the FP8 layers among ``modules``, as the record names them. Not of experts: these have kernels of
+    their own, which were not run."""
+    found = {
+        (scheme.layout, scheme.activations, scheme.per_token)
+        for name, weight, scheme in modules
+        if scheme is not None and weight.dtype in FP8_DTYPES and scheme.fp8 and not is_expert(name)
+    }
+    return frozenset(_named(layout, activations, per_token, dialect) for layout, activations, per_token in found)
+
+
+def _named(layout: ScaleLayout | None, activations: Activations, per_token: bool, dialect: str) -> str:
+    """As the record names it. Of most names nothing is recorded: kernels are not known then."""
+    each = "token" if activations == "dynamic" and per_token else activations
+    name = f"{_LAYOUTS.get(layout or '', layout)}-{each}"
+    if dialect == "compressed-tensors":
+        return name
+    if dialect == "quark" and layout in ("channel", "rows") and activations == "dynamic":
+        return "quark-rows"
+    return dialect if name == "tensor-static" else f"{dialect} {name}"
+
+
+def used(engine: str, versions: tuple[str, str | None], platform: str, schemes: Iterable[str]) -> tuple[Used, ...]:
+    """What each card of ``platform`` computes layers of these schemes with."""
+    rules = _of(engine, versions)
+    wanted = sorted(schemes)
+    return tuple(Used(card, _families(rules, card, wanted)) for card in PLATFORMS[platform])
+
+
+def _families(rules: tuple[KernelRule, ...], card: str, schemes: list[str]) -> tuple[str, ...]:
+    found = (_find(rules, card, scheme) for scheme in schemes)
+    return tuple(dict.fromkeys(" or ".join(dict.fromkeys(map(_said, each))) or NOT_KNOWN for each in found))
+
+
+def _said(rule: KernelRule) -> str:
+    return rule.family or (DOES_NOT_RUN if rule.loads else "fails to load")
+
+
+def judge(engine: str, versions: tuple[str, str | None], platform: str, schemes: Iterable[str]) -> Outcome | None:
+    """What the choice of kernels makes of layers that are loaded; None: it takes them, or nothing is known of this
+    scheme on any platform, as of blocks. Of a platform that the engine was not run on, everything is not known."""
+    rules = _of(engine, versions)
+    wanted = sorted(schemes)
+    unknown = [card for card in PLATFORMS[platform] if not any(_on(rule, card) for rule in rules)]
+    if wanted and unknown:
+        return Outcome("not known", f"its kernels were not run on {_listed(unknown)}")
+    problems: dict[tuple[str, bool], list[str]] = {}
+    for card in PLATFORMS[platform]:
+        for rule in (rule for scheme in wanted for rule in _find(rules, card, scheme) if rule.family is None):
+            cards = problems.setdefault((rule.problem, rule.loads), [])
+            cards.extend(() if card in cards else (card,))
+    if not problems:
+        return None
+    (problem, loads), cards = min(problems.items(), key=lambda each: each[0][1])
+    where = "" if len(cards) == len(PLATFORMS[platform]) else f" ({_listed(cards)})"
+    return Outcome("does not run" if loads else "fails to load", f"{problem}{where}")
+
+
+def _of(engine: str, versions: tuple[str, str | None]) -> tuple[KernelRule, ...]:
+    """The rules for the newest of ``versions``. Tests hold that no rule begins or ends between two of them, but those
+    of a platform that the engine has come to only then."""
+    _, last = versions
+    return tuple(rule for rule in KERNEL_RULES if rule.engine == engine and _covers(rule, last))
+
+
+def _covers(rule: KernelRule, version: str | None) -> bool:
+    if version is None:
+        return rule.last is None
+    newest = rule.last is None or version_key(version) <= version_key(rule.last)
+    return version_key(rule.first) <= version_key(version) and newest
+
+
+def _on(rule: KernelRule, card: str) -> bool:
+    return any(f"{card}{variant}" in rule.platforms for variant in _VARIANTS)
+
+
+def _find(rules: tuple[KernelRule, ...], card: str, scheme: str) -> tuple[KernelRule, ...]:
+    """The rules for the card, with FlashInfer first."""
+    names = (f"{card}{variant}" for variant in reversed(_VARIANTS))
+    return tuple(rule for name in names for rule in rules if name in rule.platforms and scheme in rule.schemes)
+
+
+def _listed(cards: Iterable[str]) -> str:
+    return ", ".join(cards)

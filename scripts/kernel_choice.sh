@@ -6,6 +6,7 @@
 #   scripts/kernel_choice.sh --engine sglang==0.5.17 --platform sm90
 #   scripts/kernel_choice.sh --record                           also writes tests/kernel_choice.json
 #   scripts/kernel_choice.sh --ci                               a few; exit 1 where one differs from the record
+#   scripts/kernel_choice.sh --readme                           only prints the table of rewrite/loaders/README.md
 #
 # PYTHON chooses the interpreter; the pinned wheels are for CPython 3.11.
 set -euo pipefail

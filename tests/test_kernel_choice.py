@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from kernel_choice import operators, record
+from kernel_choice import operators, record, table
 from kernel_choice.__main__ import ENGINES, RECORD
 from kernel_choice.platforms import PLATFORMS, platforms
 from kernel_choice.record import Cell, Record
 from kernel_choice.schemes import SCHEMES, TOKENS, schemes
+
+from tests.support import ROOT
 
 CELLS = record.read(RECORD).cells
 CELL = Cell("vllm", "0.19.1", "sm90", "channel-static", 32, "runs", "Kernel", ["cutlass_scaled_mm"])
@@ -88,3 +90,8 @@ def test_stand_ins_check_their_operands() -> None:
 def test_every_scheme_and_platform_is_named_once() -> None:
     assert [each.name for each in PLATFORMS.values()] == list(PLATFORMS)
     assert set(schemes("transformers")) < set(schemes("vllm")) == set(SCHEMES)
+
+
+def test_the_table_of_the_loaders_is_the_recorded_one() -> None:
+    """As `scripts/kernel_choice.sh --readme` prints it."""
+    assert table.readme(CELLS) in (ROOT / "rewrite" / "loaders" / "README.md").read_text()

@@ -64,8 +64,9 @@ def render_inspection(inspection: Inspection, affected: Sequence[LoaderRow], adv
         lines += ["", "Wrong in the checkpoint:"]
         lines += table([[f"  {finding.what}", finding.where] for finding in inspection.findings])
     if inspection.groups:
-        lines += ["", *_loader_table(inspection), *_kernel_table(inspection)]
+        lines += ["", *_loader_table(inspection)]
     lines += [f"convert --profile {profile} refuses: {why}" for profile, why in inspection.refusals.items()]
+    lines += _kernel_table(inspection)
     lines += ["", *_verdict(inspection, affected, advice)]
     return "\n".join(lines)
 
@@ -108,7 +109,8 @@ def _kernel_table(inspection: Inspection) -> list[str]:
     lines = [["loader", "versions", "cards", "as it is", *(f"--profile {profile}" for profile in profiles)]]
     for (name, said), run in groupby(inspection.rows, lambda row: (row.loader.name, _kernel_cells(row, profiles))):
         first, *rest = (row.loader for row in run)
-        lines += [[name, (rest[-1] if rest else first).versions_from(first), *cells] for cells in said]
+        versions = (rest[-1] if rest else first).versions_from(first)
+        lines += [[name, versions, *cells] for cells in said if set(cells[1:]) != {"-"}]
     return ["", "What multiplies these layers there:", *table(lines)]
 
 
@@ -330,17 +332,16 @@ def _verdict(inspection: Inspection, affected: Sequence[LoaderRow], advice: Advi
     title = "Affected loaders:"
     if all(row.as_is.kind == "not known" for row in affected):
         title = "It is not known what these loaders make of the checkpoint:"
-    return [title, *table(rows), *(_advice(advice) if helps else [])]
+    return [title, *table(rows), *(_advice(advice, inspection) if helps else [])]
 
 
-def _advice(advice: Advice) -> list[str]:
+def _advice(advice: Advice, inspection: Inspection) -> list[str]:
+    command = "rewrite convert" + (" --groups all" if inspection.selection == "all" else "")
     if advice.profile is not None:
-        return [
-            f"`rewrite convert --profile {advice.profile}` helps: with the least change, all of these serve it exactly."
-        ]
+        return [f"`{command} --profile {advice.profile}` helps: with the least change, all of these serve it exactly."]
     if advice.unserved:
-        return [f"`rewrite convert` helps some, see the table. No profile is exact in {', '.join(advice.unserved)}."]
-    return ["`rewrite convert` helps, but no one profile is exact in all of these: see the table."]
+        return [f"`{command}` helps some, see the table. No profile is exact in {', '.join(advice.unserved)}."]
+    return [f"`{command}` helps, but no one profile is exact in all of these: see the table."]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.loaders.versions import Loader
@@ -32,8 +33,19 @@ def advise(inspection: Inspection, loaders: Iterable[Loader]) -> Advice:
     for profile in possible:
         if all(_exact(row, profile) for row in rows):
             return Advice(needed=True, profile=profile)
-    unserved = (row for row in rows if not any(_exact(row, profile) for profile in possible))
-    return Advice(True, None, tuple(f"{row.loader.name} {row.loader.versions}" for row in unserved))
+    return Advice(True, None, tuple(_unserved(inspection, chosen, possible)))
+
+
+def _unserved(inspection: Inspection, chosen: Collection[Loader], profiles: Collection[str]) -> Iterator[str]:
+    """The loaders that no profile is exact in, neighboring version ranges as one."""
+
+    def is_unserved(row: LoaderRow) -> bool:
+        return row.loader in chosen and not any(_exact(row, profile) for profile in profiles)
+
+    for (name, unserved), run in groupby(inspection.rows, lambda row: (row.loader.name, is_unserved(row))):
+        first, *rest = (row.loader for row in run)
+        if unserved:
+            yield f"{name} {(rest[-1] if rest else first).versions_from(first)}"
 
 
 def _exact(row: LoaderRow, profile: str) -> bool:

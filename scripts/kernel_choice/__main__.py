@@ -18,7 +18,7 @@ from loader_matrix.cases import REPOSITORY
 from loader_matrix.engines import Engine, find_engine
 from loader_matrix.envs import HOME, Environment, Unavailable, environment
 
-from kernel_choice import record
+from kernel_choice import record, table
 from kernel_choice.platforms import PLATFORMS, Platform, platforms
 from kernel_choice.record import Cell
 from kernel_choice.schemes import TOKENS, schemes
@@ -109,8 +109,12 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--platform", action="append", choices=list(PLATFORMS), help="all by default")
     parser.add_argument("--record", action="store_true", help="write tests/kernel_choice.json")
     parser.add_argument("--ci", action="store_true", help="a few; exit 1 where one differs from the record")
+    parser.add_argument("--readme", action="store_true", help="only print the README's table from the record")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
     given = parser.parse_args(words)
+    if given.readme:
+        print(table.readme(record.read(RECORD).cells))
+        return 0
     runs = selected(given)
     where = {engine: _environment(engine) for engine in dict.fromkeys(engine for engine, _ in runs)}
     with ThreadPoolExecutor(given.jobs) as pool:

@@ -1,0 +1,150 @@
+"""What users hear of platforms: inspect, verify and the advice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import rewrite
+from rewrite.cli.commands import main
+from rewrite.inspection.advice import LEAST_CHANGE, Advice, advise
+from tests.support import FIXTURES
+
+VL = FIXTURES / "llmcompressor-qwen3_5-vl"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def kinds(path: Path, platform: str | None, profile: str = "") -> dict[str, str]:
+    rows = rewrite.inspect_checkpoint(path, platform=platform).rows
+    said = {
+        f"{row.loader.name} {row.loader.versions}": row.converted[profile] if profile else row.as_is for row in rows
+    }
+    return {name: outcome.kind for name, outcome in said.items() if outcome is not None}
+
+
+def chosen(*wanted: str) -> list[rewrite.Loader]:
+    return [loader for name in wanted for loader in rewrite.find_loaders(name)]
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("platforms") / "OUT"
+    rewrite.convert(VL, out)
+    return out
+
+
+def test_what_is_loaded_may_not_run(exact: Path) -> None:
+    """The same of a converted checkpoint, and as a prediction for the original."""
+    assert set(kinds(exact, None).values()) == {"exact", "fails to load"}
+    for said in (kinds(exact, "cuda"), kinds(VL, "cuda", "exact")):
+        stopped = {name for name, kind in said.items() if kind == "does not run"}
+        assert stopped == {"SGLang 0.5.11", "SGLang 0.5.12 to 0.5.14", "SGLang 0.5.15 to 0.5.16", "SGLang 0.5.17"}
+    assert kinds(exact, "rocm")["vLLM 0.27.0+"] == "does not run"
+    assert kinds(exact, "rocm")["SGLang 0.5.23+"] == "exact"
+    assert kinds(VL, "rocm", "dynamic")["vLLM 0.27.0+"] == "exact"
+    assert kinds(exact, "sm80")["SGLang 0.5.17"] == "exact"  # weights only: Marlin
+
+
+def test_where_nothing_was_run_nothing_is_fine(exact: Path) -> None:
+    said = kinds(exact, "cpu")
+    assert said["vLLM 0.27.0+"] == "does not run"  # run with 0.32.0
+    assert said["SGLang 0.5.23+"] == said["vLLM 0.20.0 to 0.20.2"] == "not known"
+    assert said["transformers 5.17.0+"] == "exact"
+    assert set(kinds(VL, "cpu", "dequantized").values()) == {"exact"}  # nothing is FP8 any more
+
+
+def test_failing_to_load_is_said_first(exact: Path) -> None:
+    assert kinds(exact, "rocm")["SGLang 0.5.9"] == "fails to load"
+
+
+def test_a_layer_outside_the_groups_counts(tmp_path: Path) -> None:
+    """`exact --groups all` gives the other layers channel scales, too; in_proj_qkvz alone is then `dynamic`."""
+    rewrite.convert(FIXTURES / "llmcompressor-llama", tmp_path / "OUT", selection="all")
+    inspection = rewrite.inspect_checkpoint(tmp_path / "OUT")  # of in_proj_qkvz: there is none
+    assert inspection.groups == ()
+    (row,) = [row for row in inspection.rows if row.loader.first == "0.5.17"]
+    assert row.as_is.kind == "does not run"
+
+
+def test_the_profile_with_the_least_change_is_named(exact: Path) -> None:
+    inspection = rewrite.inspect_checkpoint(VL)
+    assert advise(inspection, rewrite.LOADERS) == Advice(needed=True, profile="dynamic")
+    assert advise(inspection, chosen("vllm", "transformers")).profile == "exact"
+    assert advise(inspection, chosen("sglang@0.5.15")).profile == "dynamic"
+    assert advise(rewrite.inspect_checkpoint(VL, platform="rocm"), chosen("vllm")).profile == "dynamic"
+    assert advise(rewrite.inspect_checkpoint(exact), chosen("vllm")) == Advice(needed=False)
+    assert set(LEAST_CHANGE) == set(rewrite.PROFILES)
+
+
+def test_where_no_profile_serves_all_the_others_are_named() -> None:
+    inspection = rewrite.inspect_checkpoint(FIXTURES / "modelopt-qwen3_5-mixed")
+    advice = advise(inspection, rewrite.LOADERS)
+    assert advice.profile is None
+    assert advice.unserved == ("SGLang 0.5.9 to 0.5.14", "transformers 5.17.0+")
+    assert "No profile is exact in SGLang 0.5.9 to 0.5.14" in run("inspect", FIXTURES / "modelopt-qwen3_5-mixed").stdout
+
+
+def test_inspect_judges_by_the_platform(exact: Path) -> None:
+    assert run("inspect", exact, "--loader", "vllm").exit_code == 0
+    stopped = run("inspect", exact, "--loader", "vllm", "--platform", "rocm")
+    assert stopped.exit_code == 1
+    assert "vLLM 0.17.0+  does not run  its kernel cannot take one scale" in stopped.stdout
+    assert "`rewrite convert --profile dynamic` helps" in stopped.stdout
+    assert "on rocm (gfx942, gfx950)" in stopped.stdout
+
+
+def test_kernels_are_shown_before_and_after() -> None:
+    lines = run("inspect", VL, "--platform", "sm100").stdout.splitlines()
+    start = lines.index("What multiplies these layers there:")
+    assert lines[start + 2].split("  ")[0] == "vLLM"
+    assert "FlashInfer or CUTLASS  CUTLASS" in lines[start + 2]
+
+
+def test_json_has_all_of_it() -> None:
+    shown = json.loads(run("inspect", VL, "--json", "--platform", "sm90").stdout)
+    assert shown["platform"] == "sm90"
+    assert shown["advice"] == {"needed": True, "profile": "dynamic", "unserved": []}
+    (row,) = [row for row in shown["loaders"] if row["versions"] == "0.5.17"]
+    assert row["kernels"] == {"sm90": ["torch"]}
+    assert row["kernels_converted"]["exact"] == {"sm90": ["does not run"]}
+    assert row["converted"]["exact"]["kind"] == "does not run"
+
+
+def test_verify_says_what_does_not_run_and_fails_only_where_it_was_asked(exact: Path) -> None:
+    found = rewrite.verify(VL, exact, device="cpu", quick=True)
+    assert found.ok
+    assert [row.versions for row in found.loaders if row.does_not_run][-1] == "0.5.17"
+    assert "cannot compute with it on cuda" in found.checks[-1].summary
+    asked = rewrite.verify(VL, exact, device="cpu", quick=True, platform="rocm")
+    assert not asked.ok
+    assert any("does not run" in problem for problem in asked.checks[-1].problems)
+    (vllm,) = chosen("vllm@0.32.0")
+    assert rewrite.verify(VL, exact, device="cpu", quick=True, loader=vllm).ok
+    assert rewrite.verify(VL, exact, device="cpu", quick=True, loader=vllm, platform="sm90").ok
+    assert not rewrite.verify(VL, exact, device="cpu", quick=True, loader=vllm, platform="rocm").ok
+    # Also where IN does not run either.
+    assert not rewrite.verify(exact, exact, device="cpu", quick=True, loader=vllm, platform="rocm").ok
+
+
+def test_verify_takes_the_platform_from_the_command_line(exact: Path) -> None:
+    failed = run("verify", VL, exact, "--device", "cpu", "--quick", "--platform", "rocm", "--json")
+    assert failed.exit_code == 1
+    shown = json.loads(failed.stdout)
+    assert shown["settings"]["platform"] == "rocm"
+    row = shown["loaders"][-2]
+    assert row["kernels_before"] == {card: ["torch"] for card in ("gfx942", "gfx950")}
+    assert row["kernels_after"] == {card: ["torch, scaled afterwards"] for card in ("gfx942", "gfx950")}
+
+
+def test_an_unknown_platform_is_refused() -> None:
+    with pytest.raises(rewrite.UsageError, match="Unknown platform"):
+        rewrite.inspect_checkpoint(VL, platform="sm70")
+    with pytest.raises(rewrite.UsageError, match="Unknown platform"):
+        rewrite.verify(VL, VL, platform="sm70")
+    assert run("inspect", VL, "--platform", "sm70").exit_code == 2

@@ -11,7 +11,7 @@ from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.local import LocalDirectory
 from rewrite.errors import UsageError
 from rewrite.inspection.inspection import Inspection, inspect_model
-from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS
+from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS, is_platform
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, view_model
 from rewrite.planning import planner
@@ -48,7 +48,7 @@ def inspect_checkpoint(
     """Say what the checkpoint directory ``path`` is, what is wrong with it and what every known loader makes of it.
 
     ``selection``: the fused layers to look at, and to convert for the "after convert" columns, as for :func:`convert`.
-    ``platform`` is a key of :data:`PLATFORMS`, where loaders compute with it; None: they load it only.
+    ``platform`` is where loaders compute with it: keys of :data:`PLATFORMS`, joined by commas; None: they load it only.
     Reads headers, config and scales; ``weights`` also reads every FP8 weight and looks for NaN codes. Raises
     :class:`rewrite.errors.Refused` for a checkpoint that does not add up and :class:`rewrite.errors.StorageError` for
     one that cannot be read.
@@ -58,7 +58,7 @@ def inspect_checkpoint(
 
 
 def _known_platform(platform: str | None) -> None:
-    if platform is not None and platform not in PLATFORMS:
+    if platform is not None and not is_platform(platform):
         raise UsageError("Unknown platform", expected=", ".join(PLATFORMS), found=platform)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -25,6 +26,7 @@ from rewrite.checkpoint.local import io_errors
 from rewrite.cli import text
 from rewrite.errors import printable
 from rewrite.inspection.advice import advise
+from rewrite.loaders.kernels import begins_later
 from rewrite.loaders.versions import assumption
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -46,16 +48,28 @@ _selection = click.option(
 )
 
 
+def _joined(
+    context: click.Context, _option: click.Parameter, names: tuple[str, ...], default: str | None
+) -> str | None:
+    """Several platforms as one, and the default where none is given."""
+    platform = ",".join(names) or default
+    context.meta[_WHERE] = platform or rewrite.DEFAULT_PLATFORM
+    return platform
+
+
 def _platform(default: str | None) -> Callable[[_Command], _Command]:
     return click.option(
         "--platform",
         type=click.Choice(list(rewrite.PLATFORMS)),
-        default=default,
-        show_default=default is not None,
-        help="Where loaders compute: a kind of card, or cuda (sm89, sm90, sm100 and sm120), rocm, cpu.",
+        multiple=True,
+        callback=partial(_joined, default=default),
+        help="Where loaders compute: a kind of card, or cuda (sm89, sm90, sm100 and sm120; the default), rocm, cpu; "
+        "may be repeated.",
     )
 
 
+_NAMES = [loader.name for loader in rewrite.LOADERS]
+_WHERE = "rewrite.platform"
 _WANTED = "rewrite.loaders"  # where a context keeps what --loader was given
 _json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: the result, or the error.")
 
@@ -152,9 +166,18 @@ def _find_loaders(
 
 
 def _assumptions(context: click.Context) -> list[str]:
-    """What is assumed of the versions of --loader that are newer than all that were run."""
-    found = (assumption(name) for name in context.meta.get(_WANTED, ()))
-    return [text for text in found if text is not None]
+    """What is assumed of the versions of --loader that are newer than all that were run, or older than those that were
+    run on the platform."""
+    wanted = context.meta.get(_WANTED, ())
+    found = [assumption(name) for name in wanted]
+    names = dict.fromkeys(row.name for name in wanted for row in rewrite.find_loaders(name)) or dict.fromkeys(_NAMES)
+    return [text for text in (*found, *(_since(name, context.meta[_WHERE]) for name in names)) if text is not None]
+
+
+def _since(name: str, platform: str) -> str | None:
+    first = begins_later(name, platform)
+    where = platform.replace(",", ", ")
+    return None if first is None else f"{name} was run on {where} from {first} on: earlier versions are not known there"
 
 
 def _find_one_loader(context: click.Context, option: click.Parameter, wanted: str | None) -> rewrite.Loader | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.inspection.advice import Advice
 from rewrite.inspection.inspection import Inspection, LoaderRow
-from rewrite.loaders.kernels import PLATFORMS
+from rewrite.loaders.kernels import cards_of
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.views import GroupView, spread
 from rewrite.planning.manifest import ByteCounts, GroupChange, Manifest, PartitionChange
@@ -84,7 +84,7 @@ def _loader_table(inspection: Inspection) -> list[str]:
     static = any(group.static_activations and not group.nvfp4 for group in inspection.groups)
     said = [f"note: {p}: {note}" for p, note in zip(profiles, notes, strict=True) if note and static]
     head = f"What loaders make of the fused groups{_where(inspection)}, as they are and after `{command}`:"
-    return [head, *table([title, *rows]), *said]
+    return [head, *table([title, *rows]), *said, *_others_note(inspection)]
 
 
 def _shown_profiles(inspection: Inspection) -> list[str]:
@@ -96,8 +96,8 @@ def _where(inspection: Inspection) -> str:
     """The platform, with the cards that it stands for."""
     if inspection.platform is None:
         return ""
-    cards = PLATFORMS[inspection.platform]
-    return f" on {inspection.platform}" + (f" ({', '.join(cards)})" if len(cards) > 1 else "")
+    cards, name = ", ".join(cards_of(inspection.platform)), inspection.platform.replace(",", ", ")
+    return f" on {name}" + (f" ({cards})" if cards != name else "")
 
 
 def _kernel_table(inspection: Inspection) -> list[str]:
@@ -112,6 +112,18 @@ def _kernel_table(inspection: Inspection) -> list[str]:
         versions = (rest[-1] if rest else first).versions_from(first)
         lines += [[name, versions, *cells] for cells in said if set(cells[1:]) != {"-"}]
     return ["", "What multiplies these layers there:", *table(lines)]
+
+
+def _others_note(inspection: Inspection) -> list[str]:
+    """Of other layers than FP8 ones, loading is all that outcomes are about."""
+    others = [group for group in inspection.groups if group.nvfp4 or group.experts or _has_blocks(group)]
+    if inspection.platform is None or not others:
+        return []
+    return ["note: what multiplies experts, NVFP4 and block scales was not run: of these, the table is about loading"]
+
+
+def _has_blocks(group: GroupView) -> bool:
+    return any(p.layout == "block" for p in group.partitions)
 
 
 def _kernel_cells(row: LoaderRow, profiles: Sequence[str]) -> tuple[tuple[str, ...], ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rewrite.loaders.experts import is_expert
@@ -13,7 +13,7 @@ from rewrite.quantization.dtypes import FP8_DTYPES
 from rewrite.quantization.model import StoredModule
 from rewrite.quantization.scheme import Activations, ScaleLayout
 
-#: What a user names, and the cards that it stands for: what is said of it is the worst of them.
+#: What a user names, one or several joined by commas, and the cards that it stands for: the worst of all is said.
 PLATFORMS: Mapping[str, tuple[str, ...]] = {
     "cuda": ("sm89", "sm90", "sm100", "sm120"),
     "rocm": ("gfx942", "gfx950"),
@@ -25,6 +25,15 @@ DOES_NOT_RUN, NOT_KNOWN = "does not run", "not known"
 # vLLM's wheels for CUDA ask for FlashInfer, and it can be missing: a card stands for both.
 _VARIANTS = ("", "+flashinfer")
 _LAYOUTS = {"partition": "tensor", "rows": "channel"}
+
+
+def cards_of(platform: str) -> tuple[str, ...]:
+    """The cards that ``platform`` stands for. KeyError where one of its names is unknown."""
+    return tuple(dict.fromkeys(card for name in platform.split(",") for card in PLATFORMS[name]))
+
+
+def is_platform(platform: str) -> bool:
+    return all(name in PLATFORMS for name in platform.split(","))
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ def used(engine: str, versions: tuple[str, str | None], platform: str, schemes: 
     """What each card of ``platform`` computes layers of these schemes with."""
     rules = _of(engine, versions)
     wanted = sorted(schemes)
-    return tuple(Used(card, _families(rules, card, wanted)) for card in PLATFORMS[platform])
+    return tuple(Used(card, _families(rules, card, wanted)) for card in cards_of(platform))
 
 
 def _families(rules: tuple[KernelRule, ...], card: str, schemes: list[str]) -> tuple[str, ...]:
@@ -77,24 +86,35 @@ def _said(rule: KernelRule) -> str:
     return rule.family or (DOES_NOT_RUN if rule.loads else "fails to load")
 
 
-def judge(engine: str, versions: tuple[str, str | None], platform: str, schemes: Iterable[str]) -> Outcome | None:
+def judge(engine: str, versions: tuple[str, str | None], platform: str, schemes: Collection[str]) -> Outcome | None:
     """What the choice of kernels makes of layers that are loaded; None: it takes them, or nothing is known of this
     scheme on any platform, as of blocks. Of a platform that the engine was not run on, everything is not known."""
-    rules = _of(engine, versions)
-    wanted = sorted(schemes)
-    unknown = [card for card in PLATFORMS[platform] if not any(_on(rule, card) for rule in rules)]
-    if wanted and unknown:
-        return Outcome("not known", f"its kernels were not run on {_listed(unknown)}")
-    problems: dict[tuple[str, bool], list[str]] = {}
-    for card in PLATFORMS[platform]:
-        for rule in (rule for scheme in wanted for rule in _find(rules, card, scheme) if rule.family is None):
-            cards = problems.setdefault((rule.problem, rule.loads), [])
-            cards.extend(() if card in cards else (card,))
-    if not problems:
-        return None
-    (problem, loads), cards = min(problems.items(), key=lambda each: each[0][1])
-    where = "" if len(cards) == len(PLATFORMS[platform]) else f" ({_listed(cards)})"
-    return Outcome("does not run" if loads else "fails to load", f"{problem}{where}")
+    rules, cards = _of(engine, versions), cards_of(platform)
+    problems: dict[tuple[bool, str], list[str]] = {}
+    for card in cards:
+        stops = {(rule.loads, rule.problem) for name in schemes for rule in _find(rules, card, name) if not rule.family}
+        for stop in stops:
+            problems.setdefault(stop, []).append(card)
+    if problems:
+        (loads, problem), where = min(problems.items())
+        return Outcome("does not run" if loads else "fails to load", f"{problem}{_where(where, cards)}")
+    unknown = [card for card in cards if not any(_on(rule, card) for rule in rules)]
+    if schemes and unknown:
+        return Outcome("not known", f"its kernels were not run on {', '.join(unknown)}")
+    return None
+
+
+def _where(some: Sequence[str], cards: Sequence[str]) -> str:
+    return "" if len(some) == len(cards) else f" ({', '.join(some)})"
+
+
+def begins_later(engine: str, platform: str) -> str | None:
+    """The first version that was run on ``platform``, where earlier ones were run on others only."""
+    rules = [rule for rule in KERNEL_RULES if rule.engine == engine]
+    on_cards = ([rule.first for rule in rules if _on(rule, card)] for card in cards_of(platform))
+    first = max((min(found, key=version_key) for found in on_cards if found), key=version_key, default=None)
+    is_later = first is not None and any(version_key(rule.first) < version_key(first) for rule in rules)
+    return first if is_later else None
 
 
 def _of(engine: str, versions: tuple[str, str | None]) -> tuple[KernelRule, ...]:
@@ -119,7 +139,3 @@ def _find(rules: tuple[KernelRule, ...], card: str, scheme: str) -> tuple[Kernel
     """The rules for the card, with FlashInfer first."""
     names = (f"{card}{variant}" for variant in reversed(_VARIANTS))
     return tuple(rule for name in names for rule in rules if name in rule.platforms and scheme in rule.schemes)
-
-
-def _listed(cards: Iterable[str]) -> str:
-    return ", ".join(cards)

@@ -148,3 +148,34 @@ def test_an_unknown_platform_is_refused() -> None:
     with pytest.raises(rewrite.UsageError, match="Unknown platform"):
         rewrite.verify(VL, VL, platform="sm70")
     assert run("inspect", VL, "--platform", "sm70").exit_code == 2
+
+
+def test_several_platforms_are_the_worst_of_all(exact: Path) -> None:
+    assert kinds(exact, "sm90,rocm")["vLLM 0.27.0+"] == "does not run"
+    assert kinds(exact, "sm90,rocm")["SGLang 0.5.23+"] == "exact"
+    # What stops is known, whatever else is not.
+    assert kinds(exact, "cpu,rocm")["SGLang 0.5.17"] == "does not run"
+    result = run("inspect", VL, "--loader", "vllm", "--platform", "cuda", "--platform", "rocm")
+    assert "on cuda, rocm (sm89, sm90, sm100, sm120, gfx942, gfx950)" in result.stdout
+    assert "`rewrite convert --profile dynamic` helps" in result.stdout
+
+
+def test_versions_before_the_first_run_on_a_platform_are_noted() -> None:
+    """vLLM runs Qwen3.5 on CPU from 0.32.0 on; the range of the table begins before."""
+    note = "vLLM was run on cpu from 0.32.0 on: earlier versions are not known there"
+    assert f"note: {note}" in run("inspect", VL, "--platform", "cpu").stderr
+    assert note in json.loads(run("inspect", VL, "--platform", "cpu", "--json").stdout)["assumptions"]
+    assert note not in run("inspect", VL, "--platform", "cpu", "--loader", "sglang").stderr
+    assert run("inspect", VL, "--platform", "rocm").stderr == run("inspect", VL).stderr == ""
+
+
+def test_what_was_not_run_is_noted() -> None:
+    """Kernels of experts and of NVFP4: outcomes are about loading."""
+    note = "note: what multiplies experts, NVFP4 and block scales was not run"
+    for name in ("llmcompressor-qwen3_5-nvfp4", "llmcompressor-qwen3_5-moe"):
+        assert note in run("inspect", FIXTURES / name, "--groups", "all").stdout
+    assert note not in run("inspect", VL, "--groups", "all").stdout
+
+
+def test_the_command_that_is_named_converts_what_was_looked_at() -> None:
+    assert "`rewrite convert --groups all --profile" in run("inspect", VL, "--groups", "all").stdout

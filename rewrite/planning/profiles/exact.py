@@ -50,10 +50,10 @@ def modules_by_target(affected: Affected) -> dict[str, list[str]]:
     return targets
 
 
-#: The engines' own choice of kernels, run with the platform mocked, without a GPU: vLLM's kernel of torch for channel
-#: scales narrows a scale without dimensions; SGLang's ``_scaled_mm`` up to 0.5.17 refuses it for more than one token.
+#: The engines' own choice of kernels, run with the platform mocked, without a GPU (tests/kernel_choice.json): what they
+#: have for channel scales narrows a scale without dimensions; SGLang's own kernel refuses it for more than one token.
 _NO_KERNEL = (
-    "vLLM on CPU and ROCm, and SGLang 0.5.11 to 0.5.17, load this but cannot compute with it: --profile dynamic can be "
+    "vLLM on CPU and ROCm, SGLang before 0.5.18 (ROCm: 0.5.23) load this, but cannot compute: --profile dynamic can be "
     "served there"
 )
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+import rewrite
 from rewrite.loaders.kernel_rules import KERNEL_RULES, KernelRule
 from rewrite.loaders.kernels import PLATFORMS, judge, used
 from rewrite.loaders.ranges import version_key
 from rewrite.loaders.versions import LOADERS, newest_run
-from tests.support import ROOT
+from tests.support import FIXTURES, LOADER_MATRIX, ROOT
 
 CELLS: list[dict[str, Any]] = json.loads((ROOT / "tests" / "kernel_choice.json").read_text())["cells"]
 NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers"}
@@ -120,3 +121,22 @@ def test_what_a_conversion_costs_is_shown() -> None:
 def test_every_platform_is_known_to_some_rule(platform: str) -> None:
     for card in PLATFORMS[platform]:
         assert any(card in rule.platforms for rule in KERNEL_RULES)
+
+
+GENERATIONS = json.loads(LOADER_MATRIX.read_text())["generation"]
+
+
+@pytest.mark.parametrize("cell", GENERATIONS, ids=lambda cell: f"{cell['fixture']}-{cell['profile']}")
+def test_what_generates_on_cpu_is_what_was_predicted(cell: dict[str, Any]) -> None:
+    """End to end, and not one layer only: vLLM generates text on CPU, or raises in the kernel."""
+    name, _, everything = cell["profile"].partition("-")
+    selection: rewrite.Selection = "all" if everything else "qkvz"
+    inspection = rewrite.inspect_checkpoint(FIXTURES / cell["fixture"], selection=selection, platform="cpu")
+    (row,) = [row for row in inspection.rows if row.loader in rewrite.find_loaders(f"vllm@{cell['version']}")]
+    outcome = row.as_is if name == "original" else row.converted[name]
+    assert outcome is not None
+    if cell["outcome"] == "raises":
+        assert outcome.kind == ("fails to load" if name == "partition" else "does not run")
+    else:
+        assert cell["outcome"] == "runs"
+        assert outcome.kind in ("exact", "loses precision")

@@ -6,6 +6,7 @@
 #   scripts/benchmark.sh --size-gb 8 --rounds 3 --warm
 #   scripts/benchmark.sh --filesystems              ext4, XFS and Btrfs in images on loop devices; root, four times the size
 #   scripts/benchmark.sh --plan-only                planning alone
+#   scripts/benchmark.sh --rescaling                NVFP4 layers that get one global scale, instead
 #   scripts/benchmark.sh --python ENV/bin/python    with an environment of yours that has all it takes
 #
 # Cold caches need root (/proc/sys/vm/drop_caches); without it the run is warm, and says so.

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import copying, filesystems, planning
+from benchmark import copying, filesystems, planning, rescaling
 from benchmark.measure import ProgramFailed, can_drop_caches, machine, python, run
 
 
@@ -22,6 +22,9 @@ def main() -> int:
         print(_caches(options.warm, cold))
         if options.filesystems is not None:
             _filesystems(options, work, cold)
+            return 0
+        if options.rescaling:
+            print(*rescaling.report(rescaling.measure(work, options.rounds, cold=cold, say=_say)), sep="\n")
             return 0
         if not options.plan_only:
             _copying(options, work, cold)
@@ -44,6 +47,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where; decides the filesystem")
     parser.add_argument("--warm", action="store_true", help="with the source in the page cache, not with cold caches")
     parser.add_argument("--plan-only", action="store_true", help="only the planning of large checkpoints")
+    parser.add_argument("--rescaling", action="store_true", help="instead: one global scale for fused NVFP4 layers")
     parser.add_argument(
         "--filesystems",
         nargs="*",

@@ -28,6 +28,7 @@ class Run:
     start: float
     peak_bytes: int  # ru_maxrss: pages of mapped files count too
     output: str
+    cpu: float = 0.0  # seconds of the processor: what others do at the same time counts less
 
 
 class ProgramFailed(Exception):
@@ -52,7 +53,7 @@ def run(command: Sequence[str | Path], *, synced: Path | None = None, timed_star
             errors.seek(0)
             raise ProgramFailed(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{errors.read()}")
     start = float(output.split(maxsplit=1)[0]) - started if timed_start else 0.0
-    return Run(seconds, start, usage.ru_maxrss * 1024, output)
+    return Run(seconds, start, usage.ru_maxrss * 1024, output, usage.ru_utime + usage.ru_stime)
 
 
 def python(module: str, *arguments: str | Path) -> list[str | Path]:

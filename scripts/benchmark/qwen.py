@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _FIXTURES = Path(__file__).parents[2] / "tests" / "fixtures"
-_BYTES = {"BF16": 2, "F8_E4M3": 1}
+_NVFP4 = "llmcompressor-qwen3_5-nvfp4"  # whose config says it
+_BYTES = {"BF16": 2, "F8_E4M3": 1, "U8": 1, "F32": 4}
 PERIOD = 4  # three Gated DeltaNet layers, then one of full attention
 
 
@@ -46,6 +47,7 @@ class Model:
     value_heads: int = 32
     linear_head_dim: int = 128
     vocabulary: int = 248320
+    nvfp4: bool = False
 
 
 def dense(layers: int) -> Model:
@@ -60,6 +62,26 @@ def moe(layers: int) -> Model:
 
 def tensors(model: Model) -> Iterator[Tensor]:
     """All tensors, in the order of the model's state dict, which decides what shares a shard."""
+    found = _fp8_tensors(model)
+    return (packed for tensor in found for packed in _as_nvfp4(tensor)) if model.nvfp4 else found
+
+
+def _as_nvfp4(tensor: Tensor) -> Iterator[Tensor]:
+    """What NVFP4 has in place of a tensor of FP8."""
+    module, _, kind = tensor.name.rpartition(".")
+    if kind == "input_scale":
+        yield Tensor(f"{module}.input_global_scale", "F32", (1,))
+    elif kind == "weight_scale":
+        yield Tensor(f"{module}.weight_global_scale", "F32", (1,))
+    elif tensor.dtype == "F8_E4M3":
+        rows, columns = tensor.shape
+        yield Tensor(f"{module}.weight_packed", "U8", (rows, columns // 2))
+        yield Tensor(f"{module}.weight_scale", "F8_E4M3", (rows, columns // 16))
+    else:
+        yield tensor
+
+
+def _fp8_tensors(model: Model) -> Iterator[Tensor]:
     yield Tensor("model.embed_tokens.weight", "BF16", (model.vocabulary, model.hidden))
     for number in range(model.layers):
         prefix = f"model.layers.{number}."
@@ -72,7 +94,7 @@ def tensors(model: Model) -> Iterator[Tensor]:
 
 def config(model: Model) -> dict[str, Any]:
     """The fixture's config with this model's sizes. Embeddings are tied: an lm_head would be copied and no more."""
-    value: dict[str, Any] = json.loads((_FIXTURES / model.fixture / "config.json").read_text(encoding="utf-8"))
+    value = _config(model.fixture)
     value |= {
         "head_dim": model.head_dim,
         "hidden_size": model.hidden,
@@ -95,7 +117,14 @@ def config(model: Model) -> dict[str, Any]:
         }
     else:
         value["intermediate_size"] = model.intermediate
+    if model.nvfp4:
+        value["quantization_config"] = _config(_NVFP4)["quantization_config"]
     value["quantization_config"]["ignore"] = list(_ignored(model))
+    return value
+
+
+def _config(fixture: str) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((_FIXTURES / fixture / "config.json").read_text(encoding="utf-8"))
     return value
 
 

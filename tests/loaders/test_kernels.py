@@ -140,3 +140,17 @@ def test_what_generates_on_cpu_is_what_was_predicted(cell: dict[str, Any]) -> No
     else:
         assert cell["outcome"] == "runs"
         assert outcome.kind in ("exact", "loses precision")
+
+
+def test_the_note_of_exact_is_what_the_rules_say() -> None:
+    """It is shown by `convert`, which knows no platform."""
+    stops = {(rule.engine, rule.platforms, rule.last) for rule in KERNEL_RULES if not rule.family and rule.loads}
+    assert stops == {
+        ("vLLM", PLATFORMS["rocm"], None),
+        ("vLLM", PLATFORMS["cpu"], None),
+        ("SGLang", PLATFORMS["cuda"], "0.5.17"),
+        ("SGLang", PLATFORMS["rocm"], "0.5.22"),
+    }
+    assert {rule.schemes for rule in KERNEL_RULES if not rule.family and rule.loads} == {("channel-static",)}
+    note = rewrite.PROFILES["exact"].notes["static"]
+    assert note.startswith("vLLM on CPU and ROCm, SGLang before 0.5.18 (ROCm: 0.5.23) load this, but cannot compute")

@@ -8,6 +8,9 @@ Read in vLLM 0.19.1 to 0.32.0 and SGLang 0.5.9 to 0.5.23 (``compressed_tensors/u
   and in SGLang, its parts before its class from there on.
 - A layer that no target matches, and no entry of ``ignore``, raises in SGLang and before vLLM 0.21; not where a config
   has no targets at all (a KV cache alone is quantized).
+- The parts of a fused layer are looked up where a model says that the layer has some (``packed_modules_mapping``): in
+  vLLM all models here do; in SGLang Qwen3.5's (from 0.5.10), MiniCPM-V's and Qwen3-Next's, DeepSeek-V3's for
+  ``fused_qkv_a_proj`` only, and not those of the Llama kind, where targets and ``ignore`` must have the fused name.
 - vLLM gives modules other names than the stored ones: patterns see its names, exact entries are renamed with them.
 """
 
@@ -17,6 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rewrite.loaders.outcome import Outcome
+from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.groups import is_table
@@ -34,6 +38,7 @@ class Lookup:
     parts_before_class: bool
     unmatched_raises: bool
     served_name: Callable[[str], str]  # of a module, by its stored name
+    knows_parts: Callable[[str, str], bool] = lambda _model_type, _layer: True  # of the fused layer of this last name
 
 
 def sglang_name(name: str) -> str:
@@ -48,10 +53,17 @@ def vllm_name(name: str) -> str:
     return name.removeprefix("model.") if name.startswith("model.visual.") else name
 
 
+def sglang_knows_parts(model_type: str, layer: str) -> bool:
+    """SGLang 0.5.10 to 0.5.23, ``packed_modules_mapping`` of the model classes; of Qwen3.5 0.5.9 has none."""
+    if model_type == "deepseek_v3":
+        return layer == "fused_qkv_a_proj"
+    return model_type.startswith(("qwen3_5", "qwen3_next", "minicpmv"))
+
+
 VLLM_RAISES = Lookup(False, True, vllm_name)  # to 0.20
 VLLM_CLASS_FIRST = Lookup(False, False, vllm_name)  # 0.21 to 0.26
 VLLM = Lookup(True, False, vllm_name)  # from 0.27
-SGLANG = Lookup(False, True, sglang_name)
+SGLANG = Lookup(False, True, sglang_name, sglang_knows_parts)
 LOOKUPS = (VLLM_RAISES, VLLM_CLASS_FIRST, VLLM, SGLANG)
 
 
@@ -121,12 +133,12 @@ def _problem(layer: ServedLayer, model: Model, dialect: CompressedTensors, looku
     modules = [model.modules[part] for part in layer.parts if part in model.modules]
     if not modules:
         return None
-    ignored = _ignored(layer, dialect, lookup)
+    ignored = _ignored(layer, model, dialect, lookup)
     if ignored is None:
         return Outcome("fails to load", f"ignore names some parts of {layer.name} only")
     if ignored:
         return _unless_alike(layer, modules, None)
-    group = _group(layer, dialect, lookup)
+    group = _group(layer, model, dialect, lookup)
     if group is None and lookup.unmatched_raises and dialect.has_targets:
         return Outcome("fails to load", f"finds no target for {layer.name}")
     return _unless_alike(layer, modules, None if group is None else dialect.scheme_of_group(group))
@@ -140,20 +152,28 @@ def _unless_alike(layer: ServedLayer, modules: Sequence[StoredModule], found: Sc
     return Outcome("not known", f"looks {layer.name} up as {said}, which is not how all of it is stored")
 
 
-def _ignored(layer: ServedLayer, dialect: CompressedTensors, lookup: Lookup) -> bool | None:
+def _knows_parts(layer: ServedLayer, model: Model, lookup: Lookup) -> bool:
+    model_type = str(text_config(model.checkpoint.config.value).get("model_type"))
+    return lookup.knows_parts(model_type, layer.name.rpartition(".")[2])
+
+
+def _ignored(layer: ServedLayer, model: Model, dialect: CompressedTensors, lookup: Lookup) -> bool | None:
     """Whether ``ignore`` names the layer; None: some of its parts only."""
-    if dialect.ignores(layer.name, lookup.served_name(layer.name), exactly=not lookup.parts_before_class):
+    served = lookup.served_name(layer.name)
+    if not _knows_parts(layer, model, lookup):
+        return dialect.ignores(layer.name, served)
+    if dialect.ignores(layer.name, served, exactly=not lookup.parts_before_class):
         return True
     answers = {dialect.ignores(part, lookup.served_name(part)) for part in layer.parts}
     return answers.pop() if len(answers) == 1 else None
 
 
-def _group(layer: ServedLayer, dialect: CompressedTensors, lookup: Lookup) -> str | None:
+def _group(layer: ServedLayer, model: Model, dialect: CompressedTensors, lookup: Lookup) -> str | None:
     """The config group of the layer."""
     by_name = dialect.first_group(layer.name, lookup.served_name(layer.name))
     if by_name is not None:
         return by_name
     of_parts = [dialect.first_group(part, lookup.served_name(part)) for part in layer.parts]
-    by_parts = of_parts[0] if all(of_parts) else None
+    by_parts = of_parts[0] if all(of_parts) and _knows_parts(layer, model, lookup) else None
     by_class = dialect.class_group()
     return (by_parts or by_class) if lookup.parts_before_class else (by_class or by_parts)

@@ -29,9 +29,10 @@ def one_global_scale(group: GroupView) -> Outcome:
 
 
 def unset_slots(group: GroupView) -> Outcome:
-    """vLLM to 0.19.1: the same, but the one scale of ``in_proj_qkv`` is loaded into the first slot of three (issue
-    #38197). The other two keep what memory held, and the largest number of all slots is taken."""
-    if group.layer == "in_proj_qkvz" and len({p.module for p in group.partitions}) < len(group.partitions):
+    """vLLM to 0.19.1: the same, but the one scale of a module that holds several partitions (``in_proj_qkv``, Phi-3's
+    ``qkv_proj``) is loaded into the first slot of these (issue #38197). The others keep what memory held, and the
+    largest number of all slots is taken."""
+    if not group.experts and len({p.module for p in group.partitions}) < len(group.partitions):
         names = tuple(p.name for p in group.partitions)
         return Outcome("garbled", "takes a global scale from memory that nothing has filled", names, SENTINEL)
     return one_global_scale(group)
@@ -39,7 +40,12 @@ def unset_slots(group: GroupView) -> Outcome:
 
 def one_or_refused(group: GroupView) -> Outcome:
     """SGLang 0.5.23: as :func:`one_global_scale`, but weight-only layers of compressed-tensors with different scales
-    raise (``compressed_tensors_w4a16_nvfp4.py``). Which scale experts get depends on the kernel."""
+    raise (``compressed_tensors_w4a16_nvfp4.py``), as do Qwen3-Next's layers that are stored fused
+    (``qwen3_next.py``, ``_make_packed_weight_loader``). Which scale experts get depends on the kernel."""
+    if group.layer in ("in_proj_qkvz", "in_proj_ba") and len(group.partitions) == 1:
+        if group.divides:
+            return Outcome("fails to load", f"looks for an unpacked weight of {group.layer} (AttributeError)")
+        return Outcome("not known", f"was not run with an NVFP4 {group.layer} that is stored fused")
     odd = _unless_odd(group)
     if odd is not None or _is_equal(group):
         return odd or Outcome("exact")

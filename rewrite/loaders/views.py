@@ -94,9 +94,11 @@ def view_model(
     """The checkpoint with the groups that ``selection`` is about; "all": with the experts of every layer, too.
 
     ``before`` is the view of an earlier state, from which the modules ``changed`` differ: groups without any of these
-    are taken from there. Reads scales of one value a module or partition, no others. Raises
-    :class:`rewrite.errors.Refused` for a broken group.
+    are taken from there, where both are of one dialect. Reads scales of one value a module or partition, no others.
+    Raises :class:`rewrite.errors.Refused` for a broken group.
     """
+    if before is not None and before.dialect != model.dialect.name:
+        before = None  # the same scheme may be stated in another way
     known = {group.name: group for group in before.groups} if before else {}
     groups = [
         _view_group(group, model) if _is_new(group, known, changed) else known[group.name]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from rewrite.checkpoint.bounded_json import JsonFile
 from rewrite.checkpoint.checkpoint import Checkpoint
@@ -22,14 +22,24 @@ QUANT_FILE_NAME = "hf_quant_config.json"  # ModelOpt's
 PLACES = (("quantization_config",), ("text_config", "quantization_config"), ("compression_config",))
 
 
+#: Left plain, by a stored scale, by a scale made on the way, or by one for each token.
+Activations = Literal["none", "static", "dynamic", "token"]
+
+
 @dataclass(frozen=True)
 class Found:
-    """What a config says of a layer: ``strategy`` of its weights, whether activations are static, and the rows and
-    columns that share a scale, where it names them."""
+    """What a config says of a layer: ``strategy`` of its weights, what activations are quantized by, the rows and
+    columns that share a scale, where it names them, and whether weights and activations are FP8 (activations perhaps
+    plain)."""
 
     strategy: str
-    static: bool
+    activations: Activations
     block: tuple[int, int] | None = None
+    fp8: bool = True
+
+    @property
+    def static(self) -> bool:
+        return self.activations == "static"
 
 
 class CompressedTensorsSchemes:
@@ -99,12 +109,13 @@ class OtherSchemes:
         if self.value.get("quant_method") == "fp8":
             if name in self._exact:
                 return None
-            static = self.value.get("activation_scheme") == "static"
             block = self.value.get("weight_block_size")
-            return Found("block", False, _pair(block)) if block else Found("tensor", static)
+            if block:
+                return Found("block", "dynamic", _pair(block))
+            return Found("tensor", "static" if self.value.get("activation_scheme") == "static" else "dynamic")
         if algorithm != "FP8" or name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs):
             return None
-        return Found("tensor", True)
+        return Found("tensor", "static")
 
 
 class QuarkSchemes:
@@ -134,11 +145,19 @@ class QuarkSchemes:
                 break
         weight = stated.get("weight")
         if not isinstance(weight, dict):  # a list: NVFP4
-            return None if weight is None else Found("other", False)
-        inputs = stated.get("input_tensors")
-        static = isinstance(inputs, dict) and not inputs.get("is_dynamic")
+            return None if weight is None else Found("other", "none", fp8=False)
         qscheme = str(weight.get("qscheme"))
-        return Found(self._STRATEGIES.get(qscheme, qscheme), static)
+        fp8 = str(weight.get("dtype")).startswith("fp8")
+        return Found(self._STRATEGIES.get(qscheme, qscheme), self._activations(stated), fp8=fp8)
+
+    @staticmethod
+    def _activations(stated: dict[str, Any]) -> Activations:
+        inputs = stated.get("input_tensors")
+        if not isinstance(inputs, dict):
+            return "none"
+        if not inputs.get("is_dynamic"):
+            return "static"
+        return "token" if inputs.get("qscheme") == "per_channel" else "dynamic"
 
 
 _LEFT_ALONE = ("ignore", "exclude_modules", "ignored_layers", "modules_to_not_convert")
@@ -204,16 +223,25 @@ def _is_compressed_tensors(value: dict[str, Any]) -> bool:
 def _of_algorithm(name: str) -> Found:
     """vLLM 0.32 and SGLang 0.5.23, ``ModelOptMixedPrecisionConfig``."""
     return {
-        "FP8": Found("tensor", True),
-        "FP8_PER_CHANNEL_PER_TOKEN": Found("channel", False),
-        "FP8_PB_WO": Found("block", False),
-    }.get(name, Found(name, True))
+        "FP8": Found("tensor", "static"),
+        "FP8_PER_CHANNEL_PER_TOKEN": Found("channel", "token"),
+        "FP8_PB_WO": Found("block", "dynamic"),
+    }.get(name, Found(name, "static", fp8=False))
 
 
 def _found(scheme: Any) -> Found:
     inputs = scheme.input_activations
     block = _pair(getattr(scheme.weights, "block_structure", None))
-    return Found(str(scheme.weights.strategy), inputs is not None and not inputs.dynamic, block)
+    fp8 = all(str(each.type) == "float" and each.num_bits == 8 for each in (scheme.weights, inputs) if each is not None)
+    return Found(str(scheme.weights.strategy), _activations_of(inputs), block, fp8)
+
+
+def _activations_of(inputs: Any) -> Activations:
+    if inputs is None:
+        return "none"
+    if not inputs.dynamic:
+        return "static"
+    return "token" if str(inputs.strategy) == "token" else "dynamic"
 
 
 def _pair(value: object) -> tuple[int, int] | None:

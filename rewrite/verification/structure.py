@@ -163,10 +163,10 @@ def _stated_by_quant_file(source: Checkpoint) -> OtherSchemes | None:
 
 
 def _matrices(out: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
-    """Whatever may be a linear layer, by its module's name."""
+    """Whatever may be a linear layer, by its module's name; packed ones, too."""
     for name, info in out.tensors.items():
-        if name.endswith(".weight") and len(info.shape) == 2:
-            yield name.removesuffix(".weight"), info
+        if name.endswith((".weight", ".weight_packed")) and len(info.shape) == 2:
+            yield name.rpartition(".")[0], info
 
 
 def _same_schemes(where: str, old: Schemes, new: Schemes, out: Checkpoint, expected: Expected) -> Iterator[str]:
@@ -177,8 +177,26 @@ def _same_schemes(where: str, old: Schemes, new: Schemes, out: Checkpoint, expec
             alike = _ignored_alike if info.dtype in PLAIN_DTYPES else _alike
             if not alike(old, new, module):
                 yield f"{where}: {module} has another scheme than in the source"
-        elif info.dtype in PLAIN_DTYPES and new.of_module(module) is not None:
-            yield f"{where}: {module} has a scheme, its weight is {info.dtype}"
+        elif info.dtype in PLAIN_DTYPES:
+            if new.of_module(module) is not None:
+                yield f"{where}: {module} has a scheme, its weight is {info.dtype}"
+        elif problem := _other_activations(old, new, module, expected):
+            yield f"{where}: {module} {problem}"
+
+
+def _other_activations(old: Schemes, new: Schemes, module: str, expected: Expected) -> str | None:
+    """A converted layer keeps its activations as they were, or gets a scale for each token where its ``input_scale`` is
+    dropped; plain ones stay plain. What no config says is for ``_module_scheme``."""
+    before, after = old.of_module(module), new.of_module(module)
+    if before is None or after is None:
+        return None
+    wanted = before.activations
+    if expected.promise.input_scale == "dropped" and wanted != "none":
+        wanted = "token"
+    made_on_the_way = {wanted, after.activations} <= {"dynamic", "token"} and type(old) is not type(new)
+    if after.activations == wanted or made_on_the_way:  # dialects differ in what they say of these
+        return None
+    return f"has activations {after.activations}, expected {wanted}"
 
 
 def _alike(old: Schemes, new: Schemes, module: str) -> bool:
@@ -206,6 +224,8 @@ def _module_scheme(module: str, weight: TensorInfo, out: Checkpoint, new: Scheme
         if not isinstance(new, OtherSchemes):
             yield f"config.json: {module} has no scheme, its scale {list(scale.shape)} says otherwise"
         return
+    if not found.fp8:
+        yield f"config.json: {module} has another format than FP8, its weight is {weight.dtype}"
     by_row = isinstance(new, QuarkSchemes) and scale.shape == weight.shape[:1]  # Quark has no second dimension
     stored = "channel" if by_row and found.strategy == "channel" else _strategy(scale.shape, weight.shape)
     if found.strategy != stored:
@@ -234,3 +254,5 @@ def _fused_scheme(group: FusedGroup, out: Checkpoint, new: CompressedTensorsSche
     if (found.strategy if found else None) != stored:
         said = found.strategy if found else "none"
         yield f"config.json: engines give the fused {group.name} strategy {said}, its scales are {stored or 'gone'}"
+    elif found is not None and not found.fp8:
+        yield f"config.json: engines give the fused {group.name} another format than FP8"

@@ -35,7 +35,7 @@ def start() -> str:
     _replace_linear_kernels()
     if os.environ.get("LOADER_MATRIX_AMX"):
         _pretend_amx()
-    _keep_fp8_weights_as_loaded()
+    _keep_weights_as_loaded()
     _offer_fp8_cache()
     _inspect_models_here()
     driver.preload(
@@ -165,7 +165,7 @@ def _pretend_amx() -> None:
         torch.library.impl("_C::convert_weight_packed", "CPU", lambda weight: weight.flip(0).contiguous())
 
 
-def _keep_fp8_weights_as_loaded() -> None:
+def _keep_weights_as_loaded() -> None:
     """On a CPU with AMX, vLLM 0.32 chooses a kernel that repacks FP8 weights (``CPUFp8PerTensorScaledMMLinearKernel``):
     they could not be compared. The kernels of torch, which every CPU has, leave them as they were loaded."""
     from vllm.model_executor.kernels import linear
@@ -181,6 +181,8 @@ def _keep_fp8_weights_as_loaded() -> None:
         kernel.is_supported = kernel.can_implement = staticmethod(lambda *_, **__: (True, None))
         kernel.process_weights_after_loading = lambda *_: None
         blocks[PlatformEnum.CPU] = [kernel]
+    if kernel := getattr(linear, "CPUInt8ScaledMMLinearKernel", None):  # repacks, if the size allows it
+        kernel.process_weights_after_loading = lambda *_: None
 
 
 def _offer_fp8_cache() -> None:

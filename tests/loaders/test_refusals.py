@@ -145,3 +145,55 @@ def test_a_layer_quantized_in_part_in_mixed_precision(tmp_path: Path) -> None:
 
 def _with_parents(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{'linear_attn' if name.startswith('in_') else 'mlp'}.{name}" for name in names)
+
+
+def test_sglang_looks_no_parts_up_in_a_llama(tmp_path: Path) -> None:
+    """Seen in SGLang 0.5.23: "Unable to find matching target for model.layers.0.self_attn.qkv_proj". Qwen3.5 loads."""
+    groups = (("fp8-tensor-static", (r"re:.*\.(q|k|v|o)_proj$", "re:.*mlp.*", "re:.*linear_attn.*")),)
+    changes = {"dialect": "compressed-tensors", "groups": groups, "kv_cache": False}
+    for base, kind in (("llmcompressor-llama", "fails to load"), ("modelopt-qwen3_5-vl", "loses precision")):
+        ignore = ("lm_head", "re:.*visual.*", "re:.*in_proj_[ab].*")
+        source = search_recipe(0, tmp_path / base, base=base, ignore=ignore, **changes)
+        rows = {row.loader: row.as_is for row in rewrite.inspect_checkpoint(source, selection="all").rows}
+        assert rows[find_loaders("SGLang@0.5.23")[0]].kind == kind, base
+        assert rows[find_loaders("vLLM@0.32.0")[0]].kind == "loses precision"
+
+
+def test_layers_ignored_by_their_parts_are_not_found_in_a_llama(tmp_path: Path) -> None:
+    names = tuple(f"model.layers.0.self_attn.{part}_proj" for part in "qkv")
+    changes = {"dialect": "compressed-tensors", "groups": (("fp8-tensor-static", ("Linear",)),), "kv_cache": False}
+    source = search_recipe(0, tmp_path / "in", base="llmcompressor-llama", ignore=("lm_head", *names), **changes)
+    outcome = predicted(source, "SGLang@0.5.23")
+    assert (outcome.kind, "self_attn.qkv_proj" in outcome.detail) == ("not known", True)
+
+
+def test_nvfp4_of_a_module_with_several_partitions_in_vllm_0_19(tmp_path: Path) -> None:
+    """Phi-3, stored fused. Seen: q served as NaN in vLLM 0.19.1, right in 0.32.0."""
+    changes = {"dialect": "compressed-tensors", "groups": (("nvfp4", ("Linear",)),), "kv_cache": False}
+    source = search_recipe(0, tmp_path / "in", base="llmcompressor-phi3", ignore=("lm_head",), **changes)
+    rows = {row.loader: row.as_is for row in rewrite.inspect_checkpoint(source, selection="all").rows}
+    kinds = [rows[find_loaders(name)[0]].kind for name in ("vLLM@0.19.1", "vLLM@0.32.0")]
+    assert kinds == ["garbled", "exact"]
+
+
+def test_nvfp4_of_qwen3_next_raises_in_sglang(tmp_path: Path) -> None:
+    """Seen in 0.5.23: "'MergedColumnParallelLinear' object has no attribute 'weight'"."""
+    changes = {"dialect": "compressed-tensors", "groups": (("nvfp4a16", ("re:.*linear_attn.*",)),), "kv_cache": False}
+    ignore = ("lm_head", "re:.*in_proj_ba$", "re:.*mlp.*", "re:.*self_attn.*")
+    source = search_recipe(0, tmp_path / "in", base="llmcompressor-qwen3_next", ignore=ignore, **changes)
+    outcome = predicted(source, "SGLang@0.5.23")
+    assert (outcome.kind, "unpacked" in outcome.detail) == ("fails to load", True)
+
+
+def test_experts_are_viewed_again_where_the_dialect_changes(tmp_path: Path) -> None:
+    """One scale for a weight and activations "per token" in compressed-tensors: what `fp8` left open."""
+    changes = {"dialect": "fp8", "groups": (("fp8-tensor-dynamic", ("Linear",)),), "kv_cache": False}
+    ignored = ("lm_head", "re:.*visual.*", "re:.*in_proj_[ab]$", "re:.*mlp.gate$", "re:.*shared_expert_gate$")
+    ignore = (*ignored, "re:.*layers.0.mlp.experts.3.gate_proj")
+    source = search_recipe(0, tmp_path / "in", base="modelopt-qwen3_5-moe", ignore=ignore, **changes)
+    rewrite.convert(source, tmp_path / "out", selection="all")
+    promised = {row.loader: row.converted["exact"] for row in rewrite.inspect_checkpoint(source, selection="all").rows}
+    for row in rewrite.inspect_checkpoint(tmp_path / "out", selection="all").rows:
+        before = promised[row.loader]
+        assert before is not None
+        assert row.as_is.kind == before.kind, row.loader

@@ -349,11 +349,12 @@ def _verdict(inspection: Inspection, affected: Sequence[LoaderRow], advice: Advi
 
 def _advice(advice: Advice, inspection: Inspection) -> list[str]:
     command = "rewrite convert" + (" --groups all" if inspection.selection == "all" else "")
-    if advice.profile is not None:
-        return [f"`{command} --profile {advice.profile}` helps: with the least change, all of these serve it exactly."]
-    if advice.unserved:
-        return [f"`{command}` helps some, see the table. No profile is exact in {', '.join(advice.unserved)}."]
-    return [f"`{command}` helps, but no one profile is exact in all of these: see the table."]
+    unserved = ", ".join(advice.unserved)
+    if advice.profile is None:
+        some = f"No profile is exact in {unserved}." if unserved else "No one profile is exact in all of these."
+        return [f"`{command}` helps some, see the table. {some}"]
+    served = f"all but {unserved}" if unserved else "all of these"
+    return [f"`{command} --profile {advice.profile}` helps: with the least change, {served} serve it exactly."]
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Iterable[int] = ()) -> list[str]:

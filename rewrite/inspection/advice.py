@@ -15,8 +15,8 @@ LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16",
 
 @dataclass(frozen=True)
 class Advice:
-    """``profile`` is exact in every loader that was asked for; None: no profile is, or none is needed. ``unserved``
-    are then the loaders that no profile makes exact."""
+    """``profile`` is exact in every loader that was asked for, but in those of ``unserved``, in which no profile is.
+    None: no one profile is exact in all others, or none is needed."""
 
     needed: bool
     profile: str | None = None
@@ -30,10 +30,9 @@ def advise(inspection: Inspection, loaders: Iterable[Loader]) -> Advice:
     if all(row.as_is.kind == "exact" for row in rows):
         return Advice(needed=False)
     possible = [profile for profile in LEAST_CHANGE if profile not in inspection.refusals]
-    for profile in possible:
-        if all(_exact(row, profile) for row in rows):
-            return Advice(needed=True, profile=profile)
-    return Advice(True, None, tuple(_unserved(inspection, chosen, possible)))
+    served = [row for row in rows if any(_exact(row, profile) for profile in possible)]
+    helped = (profile for profile in possible if served and all(_exact(row, profile) for row in served))
+    return Advice(True, next(helped, None), tuple(_unserved(inspection, chosen, possible)))
 
 
 def _unserved(inspection: Inspection, chosen: Collection[Loader], profiles: Collection[str]) -> Iterator[str]:

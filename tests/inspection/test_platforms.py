@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from click.testing import CliRunner, Result
 
 import rewrite
 from rewrite.cli.commands import main
+from rewrite.cli.text import render_inspection
 from rewrite.inspection.advice import LEAST_CHANGE, Advice, advise
+from rewrite.loaders.outcome import Outcome
 from tests.support import FIXTURES
 
 VL = FIXTURES / "llmcompressor-qwen3_5-vl"
@@ -83,11 +86,30 @@ def test_the_profile_with_the_least_change_is_named(exact: Path) -> None:
 
 
 def test_where_no_profile_serves_all_the_others_are_named() -> None:
+    """And the profile is named that serves the rest."""
     inspection = rewrite.inspect_checkpoint(FIXTURES / "modelopt-qwen3_5-mixed")
     advice = advise(inspection, rewrite.LOADERS)
-    assert advice.profile is None
-    assert advice.unserved == ("SGLang 0.5.9 to 0.5.14", "transformers 5.17.0+")
-    assert "No profile is exact in SGLang 0.5.9 to 0.5.14" in run("inspect", FIXTURES / "modelopt-qwen3_5-mixed").stdout
+    assert advice == Advice(True, "bf16", ("SGLang 0.5.9 to 0.5.14", "transformers 5.17.0+"))
+    said = run("inspect", FIXTURES / "modelopt-qwen3_5-mixed").stdout
+    assert "with the least change, all but SGLang 0.5.9 to 0.5.14, transformers 5.17.0+ serve it exactly" in said
+    nobody = advise(inspection, chosen("transformers"))
+    assert nobody == Advice(True, None, ("transformers 5.17.0+",))
+
+
+def test_where_loaders_need_different_profiles_none_is_named() -> None:
+    """Made up: `exact` is exact in one, `bf16` in the other."""
+    inspection = rewrite.inspect_checkpoint(VL)
+    bad = Outcome("garbled")
+    first, second = inspection.rows[:2]
+    rows = (
+        replace(first, as_is=bad, converted={"exact": Outcome("exact"), "bf16": bad}),
+        replace(second, as_is=bad, converted={"exact": bad, "bf16": Outcome("exact")}),
+    )
+    made_up = replace(inspection, rows=rows)
+    advice = advise(made_up, [first.loader, second.loader])
+    assert advice == Advice(True, None, ())
+    shown = render_inspection(replace(inspection, idle=()), made_up.rows, advice)
+    assert "No one profile is exact in all of these." in shown
 
 
 def test_inspect_judges_by_the_platform(exact: Path) -> None:

@@ -11,12 +11,13 @@ from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES, decode
 from rewrite.quantization.fit import lacks_input_scale, odd_weight
 from rewrite.quantization.groups import WEIGHTS, FusedGroup, find_lookalikes
 from rewrite.quantization.model import Model
-from rewrite.quantization.scales import bad_values
+from rewrite.quantization.scales import bad_values, implausible_values
 
 _SCALES = (
     *("weight_scale", "weight_scale_inv", "input_scale"),
     *("weight_scale_2", "weight_global_scale", "input_global_scale"),
 )
+_GLOBAL_SCALES = ("_global_scale", "_scale_2")  # of NVFP4: divisors in one dialect, multipliers in the other
 _CHUNK = 8 << 20
 
 
@@ -93,10 +94,16 @@ def _find_bad_values(model: Model) -> Iterator[Finding]:
         info for info in model.checkpoint.tensors.values() if _is_scale(info) and not _may_be_negative(info, model)
     )
     for info, raw in model.checkpoint.read_tensors(scales):
-        bad = bad_values(decode(info.dtype, raw, info.name))
-        if bad:
-            many = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-            yield Finding(f"a scale of {bad[0]}{many}", f"{info.shard}: {info.name}")
+        values = decode(info.dtype, raw, info.name)
+        where = f"{info.shard}: {info.name}"
+        if bad := bad_values(values):
+            yield Finding(f"a scale of {bad[0]}{_and_more(bad)}", where)
+        elif not info.name.endswith(_GLOBAL_SCALES) and (odd := implausible_values(values)):
+            yield Finding(f"a scale of {odd[0]:.3g}{_and_more(odd)}: probably never set by calibration", where)
+
+
+def _and_more(values: list[float]) -> str:
+    return f" and {len(values) - 1} more" if len(values) > 1 else ""
 
 
 def _may_be_negative(info: TensorInfo, model: Model) -> bool:

@@ -64,7 +64,7 @@ def _problems_of_layer(layer: PackedLayer, source: Checkpoint, out: Checkpoint, 
         if new == old[module.name]:
             if not same_blocks:
                 yield f"{module.blocks.name}: the block scales differ, the global scale does not"
-        elif same_blocks and promise.nvfp4 == "folded" and module.name == layer.folded:
+        elif same_blocks and promise.nvfp4 == "folded" and module.name == layer.folded and layer.behind is not None:
             factor = new / old[module.name]
         elif new != max(old.values()):
             yield f"{module.name}: rescaled to a scale that is not the largest of the layer"

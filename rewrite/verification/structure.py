@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 
 from safetensors import safe_open
 
@@ -185,24 +186,29 @@ def _same_schemes(where: str, old: Schemes, new: Schemes, out: Checkpoint, expec
 
 
 def _other_activations(old: Schemes, new: Schemes, module: str, expected: Expected) -> str | None:
-    """A converted layer keeps its activations as they were, or gets a scale for each token where its ``input_scale`` is
-    dropped; plain ones stay plain. What no config says is for ``_module_scheme``."""
+    """A converted layer keeps its activations as they were; where the profile drops an ``input_scale``, they may get a
+    scale for each token. Plain ones stay plain. Whether an ``input_scale`` is stored is for ``_module_scheme``."""
     before, after = old.of_module(module), new.of_module(module)
     if before is None or after is None:
         return None
-    wanted = before.activations
-    if expected.promise.input_scale == "dropped" and wanted != "none":
-        wanted = "token"
-    made_on_the_way = {wanted, after.activations} <= {"dynamic", "token"} and type(old) is not type(new)
-    if after.activations == wanted or made_on_the_way:  # dialects differ in what they say of these
-        return None
-    return f"has activations {after.activations}, expected {wanted}"
+    allowed = {before.activations}
+    if expected.promise.input_scale == "dropped" and before.activations != "none":
+        allowed.add("token")
+    if type(old) is not type(new) and before.activations in ("dynamic", "token"):  # dialects differ in what they say
+        allowed |= {"dynamic", "token"}
+    return None if after.activations in allowed else f"has activations {after.activations}, not {' or '.join(allowed)}"
 
 
 def _alike(old: Schemes, new: Schemes, module: str) -> bool:
     if isinstance(old, CompressedTensorsSchemes) and isinstance(new, CompressedTensorsSchemes):
         return old.stated(module) == new.stated(module)
-    return old.of_module(module) == new.of_module(module)
+    before, after = old.of_module(module), new.of_module(module)
+    if before is None or after is None:
+        return before is after
+    kinds = {before.activations, after.activations}  # dialects differ in what they say of scales made on the way
+    return replace(before, activations=after.activations) == after and (
+        len(kinds) == 1 or kinds == {"dynamic", "token"}
+    )
 
 
 def _ignored_alike(old: Schemes, new: Schemes, module: str) -> bool:

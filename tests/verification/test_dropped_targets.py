@@ -32,7 +32,7 @@ IGNORED = ("lm_head", "re:.*visual.*", "re:.*in_proj_[ab]$")
     [
         (INT8, "dynamic", "all", "re:.*self_attn\\.(q_proj|k_proj|v_proj|qkv_proj)$", "another format than FP8"),
         (INT4, "portable", "all", "re:.*mlp.*", "another scheme than in the source"),
-        (PLAIN_ACTIVATIONS, "partition", "qkvz", LAYER.format(1), "has activations none, expected dynamic"),
+        (PLAIN_ACTIVATIONS, "partition", "qkvz", LAYER.format(1), "has activations none, not dynamic"),
     ],
 )
 def test_a_dropped_target_fails(

@@ -15,7 +15,7 @@ from rewrite.planning.shards import Edits, NewTensor
 from rewrite.promise import Promise
 from rewrite.quantization.dialects.compressed_tensors import kv_scale_name
 from rewrite.quantization.dialects.other import Other
-from rewrite.quantization.dtypes import dequantize
+from rewrite.quantization.dtypes import dequantize, fits
 from rewrite.quantization.groups import FusedGroup, Module, Selection
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import known_layout, layout_of, read_values, repeated_by_row
@@ -127,6 +127,7 @@ class Builder:
     def plain(self, module: Module, dtype: str) -> ModuleChange:
         """The weight in ``dtype``, its scales dropped."""
         _, values, _ = self._read(module)
+        refuse_overflow(module.name, values, dtype)
         columns = module.weight.shape[1]
         segments = tuple(
             Lookup(p.start * columns, p.rows * columns, dequantize(module.weight.dtype, scale, dtype))
@@ -150,6 +151,19 @@ class Builder:
         scale = _scale_of(module)
         raw = self._raw[scale.name]
         return raw, read_values(scale, raw), scale.dtype
+
+
+def refuse_overflow(module: str, scales: Collection[float], dtype: str) -> None:
+    """Raise where a weight times its scale is no number in the floating-point ``dtype``."""
+    largest = max(scales, default=0.0)
+    if not fits(largest, dtype):
+        raise Unsupported(
+            "Dequantized weights would not be finite",
+            where=module,
+            expected=f"448 times the scale to be a number in {dtype}",
+            found=f"a scale of {largest:.3g}",
+            hint="calibration failed for this layer: quantize the model again",
+        )
 
 
 def kv_scales(model: Model) -> dict[str, NewTensor]:

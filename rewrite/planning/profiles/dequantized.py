@@ -10,12 +10,12 @@ from math import ceil
 from rewrite.checkpoint.header import DTYPE_BITS, TensorInfo
 from rewrite.errors import CheckpointError, Unsupported
 from rewrite.planning.manifest import GroupChange, ModuleChange, PartitionChange
-from rewrite.planning.profiles.base import Changes, Profile
+from rewrite.planning.profiles.base import Changes, Profile, refuse_overflow
 from rewrite.planning.segments import Dequantize
 from rewrite.planning.shards import NewTensor
 from rewrite.promise import Promise
 from rewrite.quantization.dialects.other import Other
-from rewrite.quantization.dtypes import FP8_DTYPES, fits, model_dtype
+from rewrite.quantization.dtypes import FP8_DTYPES, model_dtype
 from rewrite.quantization.groups import Partition, Selection
 from rewrite.quantization.kv_cache import kv_cache_scales
 from rewrite.quantization.model import Model, StoredModule
@@ -52,7 +52,7 @@ def _plan(model: Model, _selection: Selection) -> Changes:
     scales = {layer.scale.name: layer for layer in layers}
     for info, raw in model.checkpoint.read_tensors(layer.scale for layer in layers):
         layer, values = scales[info.name], read_values(info, raw)
-        _refuse_overflow(layer, max(values, default=0.0), dtype)
+        refuse_overflow(layer.module.name, values, dtype)
         edits[layer.module.weight.name] = NewTensor(
             dtype, layer.module.weight.shape, _segments(layer, raw, dtype, model)
         )
@@ -133,16 +133,6 @@ def _change(layer: _Layer, values: tuple[float, ...], dtype: str) -> ModuleChang
 def _dropped(layer: _Layer) -> Iterator[str]:
     yield layer.scale.name
     yield f"{layer.module.name}.input_scale"
-
-
-def _refuse_overflow(layer: _Layer, largest: float, dtype: str) -> None:
-    if not fits(largest, dtype):
-        raise Unsupported(
-            "Dequantized weights would not be finite",
-            where=layer.module.name,
-            expected=f"448 times the scale to be a number in {dtype}",
-            found=f"a scale of {largest:.3g}",
-        )
 
 
 def _refuse_other_formats(model: Model) -> None:

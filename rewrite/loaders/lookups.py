@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.architectures import text_config
@@ -108,7 +109,8 @@ def misread(model: Model) -> dict[Lookup, Outcome]:
     found = {}
     for lookup in LOOKUPS:
         problems = (_problem(layer, model, dialect, lookup) for layer in alike.values())
-        worst = max((p for p in problems if p is not None), key=lambda p: p.severity, default=None)
+        all_problems = chain(problems, [_vocabulary(model, dialect, lookup)])
+        worst = max((p for p in all_problems if p is not None), key=lambda p: p.severity, default=None)
         if worst is not None:
             found[lookup] = worst
     return found
@@ -142,6 +144,23 @@ def _problem(layer: ServedLayer, model: Model, dialect: CompressedTensors, looku
     if group is None and lookup.unmatched_raises and dialect.has_targets:
         return Outcome("fails to load", f"finds no target for {layer.name}")
     return _unless_alike(layer, modules, None if group is None else dialect.scheme_of_group(group))
+
+
+def _vocabulary(model: Model, dialect: CompressedTensors, lookup: Lookup) -> Outcome | None:
+    """vLLM from 0.21 quantizes ``lm_head``, too, where a pattern among the targets matches it; 0.19.1 and SGLang do
+    not. In vision-language models it has another name, ``language_model.lm_head``, which the entry ``lm_head`` of
+    ``ignore`` misses: seen in 0.32, which casts it to FP8, or raises."""
+    if lookup not in (VLLM, VLLM_CLASS_FIRST):
+        return None
+    nested = any(name.startswith("model.language_model.") for name in model.modules)
+    for name, module in model.modules.items():
+        if not name.endswith("lm_head") or not module.plain:
+            continue
+        served = f"language_model.{name}" if nested else name
+        ignored = dialect.ignores("" if nested else name, served)
+        if not ignored and dialect.first_group("" if nested else name, served) is not None:
+            return Outcome("not known", f"calls {name} {served}: a target matches that, and ignore does not")
+    return None
 
 
 def _unless_alike(layer: ServedLayer, modules: Sequence[StoredModule], found: Scheme | None) -> Outcome | None:

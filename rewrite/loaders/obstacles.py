@@ -42,9 +42,16 @@ def mixed_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def mixed_without_nvfp4(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang from 0.5.15 takes MIXED_PRECISION without any NVFP4 layer for another format, ``w4afp8`` (read in 0.5.23,
+    ``model_config.py``). Seen: raises, by the sizes of the layers."""
+    if checkpoint.dialect != "modelopt MIXED_PRECISION" or checkpoint.nvfp4_layers:
+        return None
+    return Outcome("not known", "takes MIXED_PRECISION without an NVFP4 layer for w4afp8")
+
+
 def mixed_was_run_with_qwen_only(checkpoint: CheckpointView) -> Outcome | None:
-    """SGLang 0.5.23 raises on MIXED_PRECISION of a Llama (AssertionError in ``layers/linear.py``); of Qwen3.5 it does
-    not. Other families were not run."""
+    """SGLang: other families than Qwen3.5 were not run with MIXED_PRECISION."""
     if checkpoint.dialect == "modelopt MIXED_PRECISION" and not checkpoint.model_type.startswith("qwen3_5"):
         return Outcome("not known", "MIXED_PRECISION was run with Qwen3.5 only")
     return None

@@ -82,6 +82,7 @@ class CheckpointView:
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
     latent_scales: LatentScales = "none"
+    nvfp4_layers: bool = False  # whether the config gives any module NVFP4
     router_bias_is_not_stated: bool = False  # of DeepSeek-V3: stored, and no ``topk_method`` in the config
     block_layers: tuple[BlockLayer, ...] = ()  # the same; one of each kind
     kernel_schemes: frozenset[str] = frozenset()  # of all FP8 layers but experts, as kernel_rules.py names them
@@ -130,6 +131,7 @@ def view_model(
         plain_with_scheme=_plain_with_scheme(model),
         nvfp4_experts=nvfp4_experts,
         latent_scales=_latent_scales(model),
+        nvfp4_layers=any(_is_nvfp4(module.scheme) for module in model.modules.values()),
         router_bias_is_not_stated=_router_bias_is_not_stated(model),
         block_layers=block_layers(model),
         kernel_schemes=kernel_schemes(model.modules.values(), model.dialect.name),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from rewrite.errors import Unsupported
+from rewrite.loaders.experts import is_expert
 from rewrite.loaders.lookups import misread
 from rewrite.planning.profiles.base import PlannedScheme
 from rewrite.quantization.fit import misfit, odd_weight
@@ -37,6 +38,7 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
                 hint="loaders follow the config and then fail on the tensors: export the model again",
             )
     _refuse_odd_weight(after)
+    _check_experts(before, after)
     _check_fused_names(before, after)
     _check_lookups(before, after)
     if before.second_dialect is not None and after.second_dialect is not None:
@@ -80,6 +82,22 @@ def _stays(old: Scheme | None, new: Scheme | None, *, plain: bool) -> bool:
     if old is None or new is None:
         return old is None and new is None
     return old.means(new)
+
+
+def _check_experts(before: Model, after: Model) -> None:
+    """Engines have no scheme for experts with one scale a weight and activations per token, which is how ``fp8`` with
+    dynamic activations is restated: vLLM and SGLang load the one, and raise on the other."""
+    for name, new in after.modules.items():
+        scheme, old = new.scheme, before.modules[name].scheme
+        if not is_expert(name) or scheme is None or not scheme.fp8 or scheme.layout != "tensor":
+            continue
+        if scheme.per_token and not (old is not None and old.per_token):
+            raise Unsupported(
+                "Engines would not load the experts any more",
+                where=name,
+                expected="one scale a weight with one for all tokens, or a scale for each row with one for each token",
+                found=scheme.text,
+            )
 
 
 def _check_fused_names(before: Model, after: Model) -> None:

@@ -185,15 +185,33 @@ def test_nvfp4_of_qwen3_next_raises_in_sglang(tmp_path: Path) -> None:
     assert (outcome.kind, "unpacked" in outcome.detail) == ("fails to load", True)
 
 
-def test_experts_are_viewed_again_where_the_dialect_changes(tmp_path: Path) -> None:
-    """One scale for a weight and activations "per token" in compressed-tensors: what `fp8` left open."""
+def test_experts_that_engines_would_not_load_any_more(tmp_path: Path) -> None:
+    """`fp8` with dynamic activations, which engines load; restated as compressed-tensors they would not. Seen: vLLM
+    0.32.0 served IN and raised on OUT, which verify held."""
     changes = {"dialect": "fp8", "groups": (("fp8-tensor-dynamic", ("Linear",)),), "kv_cache": False}
-    ignored = ("lm_head", "re:.*visual.*", "re:.*in_proj_[ab]$", "re:.*mlp.gate$", "re:.*shared_expert_gate$")
-    ignore = (*ignored, "re:.*layers.0.mlp.experts.3.gate_proj")
+    ignore = ("lm_head", "re:.*visual.*", "re:.*in_proj_[ab]$", "re:.*mlp.gate$", "re:.*shared_expert_gate$")
     source = search_recipe(0, tmp_path / "in", base="modelopt-qwen3_5-moe", ignore=ignore, **changes)
-    rewrite.convert(source, tmp_path / "out", selection="all")
-    promised = {row.loader: row.converted["exact"] for row in rewrite.inspect_checkpoint(source, selection="all").rows}
-    for row in rewrite.inspect_checkpoint(tmp_path / "out", selection="all").rows:
-        before = promised[row.loader]
-        assert before is not None
-        assert row.as_is.kind == before.kind, row.loader
+    for profile in ("exact", "dynamic"):
+        with pytest.raises(rewrite.Refused, match="would not load the experts") as refused:
+            rewrite.convert(source, tmp_path / profile, profile=profile, selection="all")
+        assert "--profile portable" in str(refused.value)
+        assert not (tmp_path / profile).exists()
+    rewrite.convert(source, tmp_path / "portable", profile="portable", selection="all")
+
+
+def test_mixed_precision_without_nvfp4_is_w4afp8_to_sglang(tmp_path: Path) -> None:
+    names = tuple(f"model.language_model.layers.0.linear_attn.in_proj_{part}" for part in ("qkv", "z"))
+    mixed = {"dialect": "modelopt MIXED_PRECISION", "base": "modelopt-qwen3_5-vl", "ignore": ()}
+    source = search_recipe(0, tmp_path / "in", groups=(("fp8-tensor-static", names),), **mixed)
+    outcome = predicted(source, "SGLang@0.5.23")
+    assert (outcome.kind, "w4afp8" in outcome.detail) == ("not known", True)
+
+
+@pytest.mark.parametrize(("ignored", "kind"), [("lm_head", "not known"), ("re:.*lm_head", "loses precision")])
+def test_a_pattern_for_lm_head(ignored: str, kind: str, tmp_path: Path) -> None:
+    """vLLM 0.32.0 calls it language_model.lm_head: seen cast to FP8."""
+    groups = (("fp8-tensor-static", ("re:.*_proj.*", "re:.*lm_head")),)
+    ignore = (ignored, "re:.*visual.*", "re:.*in_proj_[ab]$")
+    changes = {"dialect": "compressed-tensors", "base": "modelopt-qwen3_5-vl", "kv_cache": False}
+    outcome = predicted(search_recipe(0, tmp_path / "in", groups=groups, ignore=ignore, **changes), "vLLM@0.32.0")
+    assert (outcome.kind, "lm_head" in outcome.detail) == (kind, kind == "not known")

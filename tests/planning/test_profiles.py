@@ -27,6 +27,7 @@ from tests.support import (
     compressed_tensors_schemes,
     edit_json,
     raw_tensors,
+    replace_tensor,
     tree,
     write_shard,
 )
@@ -586,3 +587,15 @@ def test_patterns_never_catch_quantized_layers() -> None:
     assert after.scheme("model.layers.1.mlp.up_proj") is not None
     assert after.scheme("language_model.model.layers.0.mlp.up_proj") is None
     assert QKVZ not in after.value["ignore"]
+
+
+def test_weights_that_would_not_be_finite_are_refused(copy_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """A scale that calibration never set. inspect ended in an OverflowError here."""
+    source = copy_of("llmcompressor-qwen3_5-text")
+    scale = "model.layers.0.linear_attn.in_proj_qkv.weight_scale"
+    replace_tensor(source, scale, struct.pack("<f", 1e37)[2:])
+    found = rewrite.inspect_checkpoint(source)
+    assert any("never set by calibration" in finding.what for finding in found.findings)
+    for profile in ("bf16", "dequantized"):
+        with pytest.raises(rewrite.Refused, match="would not be finite"):
+            rewrite.convert(source, tmp_path / profile, profile=profile)

@@ -42,6 +42,14 @@ def mixed_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def cache_scales_of_qwen3_next(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23 has no place for the scales of a KV cache in Qwen3-Next, and raises where one is not 1.0
+    (``models/qwen3_next.py``, ``load_weights``: "Expected 1.0"). Other versions were not run."""
+    if checkpoint.model_type != "qwen3_next" or not checkpoint.kv_cache_scales:
+        return None
+    return Outcome("not known", "may refuse the scales of the KV cache of Qwen3-Next: --kv-scales drop leaves them out")
+
+
 def mixed_without_nvfp4(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang from 0.5.15 takes MIXED_PRECISION without any NVFP4 layer for another format, ``w4afp8`` (read in 0.5.23,
     ``model_config.py``). Seen: raises, by the sizes of the layers."""

@@ -29,6 +29,7 @@ from rewrite.loaders.obstacles import (
     block_size_is_of_the_class,
     blocks_are_torn,
     blocks_are_torn_in_sglang,
+    cache_scales_of_qwen3_next,
     dialect_is_not_read,
     experts_lose_their_scale,
     family_is_not_known,
@@ -71,7 +72,7 @@ def _furthest(outcomes: Iterable[Outcome]) -> tuple[tuple[str, float], ...]:
 #: What ends a load in every version of an engine that was run.
 _OF_ENGINE: Mapping[str, tuple[Obstacle, ...]] = {
     "vLLM": (blocks_are_torn, router_bias_is_not_stated),
-    "SGLang": (blocks_are_torn_in_sglang, block_size_is_of_the_class),
+    "SGLang": (blocks_are_torn_in_sglang, block_size_is_of_the_class, cache_scales_of_qwen3_next),
 }
 
 

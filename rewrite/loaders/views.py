@@ -16,6 +16,7 @@ from rewrite.quantization.architectures import find_architecture, text_config
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
+from rewrite.quantization.kv_cache import kv_cache_scales
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
 from rewrite.quantization.scheme import ScaleLayout, Scheme
@@ -82,6 +83,7 @@ class CheckpointView:
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
     latent_scales: LatentScales = "none"
+    kv_cache_scales: bool = False  # whether scales of the KV cache are stored
     nvfp4_layers: bool = False  # whether the config gives any module NVFP4
     router_bias_is_not_stated: bool = False  # of DeepSeek-V3: stored, and no ``topk_method`` in the config
     block_layers: tuple[BlockLayer, ...] = ()  # the same; one of each kind
@@ -131,6 +133,7 @@ def view_model(
         plain_with_scheme=_plain_with_scheme(model),
         nvfp4_experts=nvfp4_experts,
         latent_scales=_latent_scales(model),
+        kv_cache_scales=any(kv_cache_scales(tensors)),
         nvfp4_layers=any(_is_nvfp4(module.scheme) for module in model.modules.values()),
         router_bias_is_not_stated=_router_bias_is_not_stated(model),
         block_layers=block_layers(model),

@@ -105,10 +105,19 @@ def _check_fused_names(before: Model, after: Model) -> None:
     for group in before.groups.whole:
         names = [module.name for module in group.modules]
         old, new = (model.dialect.scheme(group.name) for model in (before, after))
-        agreed = all(before.modules[name].scheme == old for name in names)
-        if agreed and not all(after.modules[name].scheme == new for name in names):
+        was = [before.modules[name].scheme for name in names]
+        now = [after.modules[name].scheme for name in names]
+        agreed = all(scheme == old for scheme in was)
+        fitted = all(_layout(scheme) == _layout(old) for scheme in was)  # perhaps with other activations
+        if (agreed and any(scheme != new for scheme in now)) or (
+            fitted and any(_layout(scheme) != _layout(new) for scheme in now)
+        ):
             found = after.modules[names[0]].scheme
             raise _refusal(group.name, f"as its modules: {_text(found)}", _text(new))
+
+
+def _layout(scheme: Scheme | None) -> str | None:
+    return None if scheme is None else scheme.layout
 
 
 def _check_lookups(before: Model, after: Model) -> None:

@@ -215,3 +215,13 @@ def test_a_pattern_for_lm_head(ignored: str, kind: str, tmp_path: Path) -> None:
     changes = {"dialect": "compressed-tensors", "base": "modelopt-qwen3_5-vl", "kv_cache": False}
     outcome = predicted(search_recipe(0, tmp_path / "in", groups=groups, ignore=ignore, **changes), "vLLM@0.32.0")
     assert (outcome.kind, "lm_head" in outcome.detail) == (kind, kind == "not known")
+
+
+def test_cache_scales_of_qwen3_next_are_not_known_in_sglang(tmp_path: Path) -> None:
+    """Seen in 0.5.23: "Expected 1.0, got 0.7109375 in skipped model.layers.2.k_scale"."""
+    changes = {"dialect": "compressed-tensors", "groups": (("fp8-channel-token", ("Linear",)),)}
+    ignore = ("lm_head", "re:.*mlp.gate$", "re:.*shared_expert_gate$", "re:.*in_proj_ba$")
+    base = "llmcompressor-qwen3_next"
+    source = search_recipe(0, tmp_path / "in", base=base, ignore=ignore, kv_cache=True, **changes)
+    outcome = predicted(source, "SGLang@0.5.23")
+    assert (outcome.kind, "--kv-scales drop" in outcome.detail) == ("not known", True)

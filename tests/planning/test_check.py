@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import rewrite
 from rewrite import Unsupported
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.model import Model, interpret
+from tests.recipes import draw, make
 from tests.support import edit_json
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -105,3 +107,17 @@ def test_every_scheme_must_fit_its_tensors(copy: Path, tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="do not fit") as caught:
         rewrite.convert(copy, tmp_path / "out")
     assert str(caught.value.where).endswith("down_proj")
+
+
+def test_a_fused_name_that_another_group_has(tmp_path: Path) -> None:
+    """The parts are in a group with dynamic activations, the fused name is in one with static ones: both per tensor, so
+    engines load it. Channel scales would not fit what the fused name is given: verify failed what portable wrote."""
+    groups = (
+        ("fp8-tensor-static", (r"re:^model\..*linear_attn\.in_proj.*",)),
+        ("fp8-tensor-dynamic", ("re:.*in_proj_(qkv|z)$",)),
+    )
+    ignore = ("lm_head", "re:.*visual.*", "re:.*in_proj_[ab]$")
+    recipe = replace(draw(0), base="modelopt-qwen3_5-vl", dialect="compressed-tensors", groups=groups, ignore=ignore)
+    make(replace(recipe, kv_cache=False), tmp_path / "in")
+    with pytest.raises(rewrite.Refused, match="change how a module is read"):
+        rewrite.convert(tmp_path / "in", tmp_path / "out", profile="portable")

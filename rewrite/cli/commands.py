@@ -27,7 +27,7 @@ from rewrite.cli import text
 from rewrite.errors import printable
 from rewrite.inspection.advice import advise
 from rewrite.loaders.kernels import begins_later
-from rewrite.loaders.versions import assumption
+from rewrite.loaders.versions import assumptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
@@ -166,12 +166,13 @@ def _find_loaders(
 
 
 def _assumptions(context: click.Context) -> list[str]:
-    """What is assumed of the versions of --loader that are newer than all that were run, or older than those that were
-    run on the platform."""
+    """What is assumed of the versions of --loader that are newer than those that were run, or older than those
+    that were run on the platform."""
     wanted = context.meta.get(_WANTED, ())
-    found = [assumption(name) for name in wanted]
+    found = [text for name in wanted for text in assumptions(name)]
     names = dict.fromkeys(row.name for name in wanted for row in rewrite.find_loaders(name)) or dict.fromkeys(_NAMES)
-    return [text for text in (*found, *(_since(name, context.meta[_WHERE]) for name in names)) if text is not None]
+    since = (_since(name, context.meta[_WHERE]) for name in names)
+    return [*found, *(text for text in since if text is not None)]
 
 
 def _since(name: str, platform: str) -> str | None:

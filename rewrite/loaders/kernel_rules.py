@@ -24,6 +24,10 @@ _CUDA = (*_ADA, *_HOPPER, *_BLACKWELL)
 _ROCM = ("gfx942", "gfx950")
 
 
+#: The newest version whose choice of kernels was run: rules without a last version are up to it.
+NEWEST_RUN = {"vLLM": "0.32.0", "SGLang": "0.5.23", "transformers": "5.17.0"}
+
+
 @dataclass(frozen=True)
 class KernelRule:
     """``family`` is the kernel, for people; None: the engine loads the layer and raises ``problem`` when it computes.
@@ -31,7 +35,7 @@ class KernelRule:
 
     engine: str
     first: str
-    last: str | None  # None: up to the newest that was run
+    last: str | None  # None: up to NEWEST_RUN
     platforms: tuple[str, ...]
     schemes: tuple[str, ...]
     family: str | None

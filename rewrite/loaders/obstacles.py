@@ -167,6 +167,15 @@ def missing_scales_are_made_up(checkpoint: CheckpointView) -> Outcome | None:
     return Outcome("not known", f"may take {name} for quantized: the config does not ignore it, but it has no scale")
 
 
+def scalars_are_refused(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers from 5.23 on loads no scale of another shape than compressed-tensors makes, which is ``[1]``
+    (``core_model_loading.py``, ``set_param_for_module``: the shape was not checked of quantized models before)."""
+    name = checkpoint.scalar_scale
+    if checkpoint.dialect != "compressed-tensors" or name is None:
+        return None
+    return Outcome("fails to load", f"takes no scale without a dimension: {name}")
+
+
 def experts_lose_their_scale(checkpoint: CheckpointView) -> Outcome | None:
     """transformers 5.17 puts the experts of a layer into one BF16 tensor and leaves the global scales of NVFP4 out:
     weights are as many times too large as the stored divisors say."""

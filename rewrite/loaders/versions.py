@@ -20,6 +20,7 @@ from rewrite.loaders.behaviors import (
     slot_zero_only,
     split_by_sizes,
 )
+from rewrite.loaders.kernel_rules import NEWEST_RUN
 from rewrite.loaders.kernels import Used, judge, used
 from rewrite.loaders.lookups import SGLANG, VLLM, VLLM_CLASS_FIRST, VLLM_RAISES, Lookup
 from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_or_refused, separate, unset_slots
@@ -46,6 +47,7 @@ from rewrite.loaders.obstacles import (
     parts_are_cast,
     parts_follow_the_quantized_one,
     router_bias_is_not_stated,
+    scalars_are_refused,
     scales_are_left_out,
     scales_are_rounded,
     text_only_is_unknown,
@@ -168,6 +170,15 @@ class Loader:
         return self.nvfp4(group) if group.nvfp4 else self.behavior(group)
 
 
+#: What keeps any version of transformers from serving a checkpoint as it is meant.
+_TRANSFORMERS: tuple[Obstacle, ...] = (
+    needs_quark,
+    scales_are_left_out,
+    scales_are_rounded,
+    missing_scales_are_made_up,
+    experts_lose_their_scale,
+)
+
 #: Every loader version that was run or read. One row each; the source says where the behavior comes from.
 LOADERS = (
     Loader(
@@ -216,7 +227,7 @@ LOADERS = (
         "0.27.0",
         None,
         every_slot,
-        "run: 0.27.0, 0.32.0",
+        "run: 0.27.0, 0.32.0; 0.33.0 with the compiled parts of 0.32.0",
         ran_quark=True,
         lookup=VLLM,
         nvfp4=one_global_scale,
@@ -311,10 +322,19 @@ LOADERS = (
     Loader(
         "transformers",
         "5.17.0",
+        "5.22.2",
+        separate_modules,
+        "run: 5.17.0, 5.22.2 with compressed-tensors 0.20.0",
+        _TRANSFORMERS,
+        nvfp4=separate,
+    ),
+    Loader(
+        "transformers",
+        "5.23.0",
         None,
         separate_modules,
-        "run: 5.17.0 with compressed-tensors 0.20.0",
-        (needs_quark, scales_are_left_out, scales_are_rounded, missing_scales_are_made_up, experts_lose_their_scale),
+        "run: 5.23.0, 5.24.0 with compressed-tensors 0.20.0",
+        (*_TRANSFORMERS, scalars_are_refused),
         nvfp4=separate,
     ),
 )
@@ -328,12 +348,16 @@ def newest_run(name: str) -> str:
     return max(versions, key=version_key)
 
 
-def assumption(wanted: str) -> str | None:
-    """What is assumed of ``NAME@VERSION`` where that version is newer than all that were run; None where it is not."""
+def assumptions(wanted: str) -> Iterator[str]:
+    """What is assumed of ``NAME@VERSION`` where that version is newer than all that were run, or whose kernels were."""
     rows, version = find_loaders(wanted), wanted.partition("@")[2]
-    if not rows or not version or version_key(version) <= version_key(newest := newest_run(rows[0].name)):
-        return None
-    return f"{rows[0].name} {version} was not run: assumed to be like {newest}"
+    if not rows or not version:
+        return
+    name, loaded, kernels = rows[0].name, newest_run(rows[0].name), NEWEST_RUN[rows[0].name]
+    if version_key(version) > version_key(loaded):
+        yield f"{name} {version} was not run: assumed to be like {loaded}"
+    if version_key(version) > version_key(kernels) and kernels != loaded:
+        yield f"kernels of {name} {version} were not run: assumed to be those of {kernels}"
 
 
 def _runs(loader: Loader) -> str:

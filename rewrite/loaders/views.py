@@ -25,6 +25,7 @@ SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4",
 #: Of the modules of ``fused_qkv_a_proj``, if any is quantized: the shape of scales of one value, of weights and
 #: activations (of NVFP4 the global ones); "[1]" where any has that, "other" where there are none.
 LatentScales = Literal["none", "[1]", "()", "other"]
+_SCALES = (".weight_scale", ".input_scale", ".weight_global_scale", ".input_global_scale")
 _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
 
 
@@ -81,6 +82,7 @@ class CheckpointView:
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
+    scalar_scale: str | None = None  # the first scale of the shape (), but of the KV cache
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
     latent_scales: LatentScales = "none"
     kv_cache_scales: bool = False  # whether scales of the KV cache are stored
@@ -131,6 +133,7 @@ def view_model(
         quark_not_run=what_was_not_run(model),
         misread=misread(model),
         plain_with_scheme=_plain_with_scheme(model),
+        scalar_scale=_scalar_scale(model),
         nvfp4_experts=nvfp4_experts,
         latent_scales=_latent_scales(model),
         kv_cache_scales=any(kv_cache_scales(tensors)),
@@ -247,6 +250,16 @@ def _plain_with_scheme(model: Model) -> str | None:
         if module.plain and module.scheme is not None and not is_table(name) and not name.startswith("mtp.")
     )
     return next(listed, None)
+
+
+def _scalar_scale(model: Model) -> str | None:
+    """MTP layers are left out, as above."""
+    found = (
+        name
+        for name, info in model.checkpoint.tensors.items()
+        if not info.shape and name.endswith(_SCALES) and not name.startswith("mtp.")
+    )
+    return next(found, None)
 
 
 def _latent_scales(model: Model) -> LatentScales:

@@ -47,11 +47,16 @@ BOUNDARY_FIXTURES = (
     *("llmcompressor-minicpmv4_6", "modelopt-qwen3_5-mixed"),
     *NVFP4_FIXTURES,
 )
+# What shows the boundaries of transformers: scales without a dimension, once they are stated as compressed-tensors.
+SCALAR_FIXTURES = ("modelopt-qwen3_5-vl",)
 BOUNDARY_PROFILES = (ORIGINAL, "exact-all", "portable", "bf16-all")
 
 # Multi-head latent attention: vLLM has no such layer on CPU before 0.27.
 LATENT_FIXTURES = ("modelfree-deepseek_v3-nvfp4a16", "llmcompressor-deepseek_v3")
-LATENT_ENGINES = ("vllm==0.32.0", "sglang==0.5.23", "transformers==5.17.0")
+LATENT_ENGINES = (
+    *("vllm==0.32.0", "vllm==0.33.0", "sglang==0.5.23"),
+    *("transformers==5.17.0", "transformers==5.24.0"),
+)
 
 CI_ENGINES = ("vllm==0.19.1", "vllm==0.32.0", "sglang==0.5.23", "transformers==5.17.0")
 CI_FIXTURES = ("llmcompressor-qwen3_5-vl",)
@@ -87,7 +92,8 @@ def loads(engine: Engine, fixture: str, profile: str) -> bool:
     """Whether the recording has this cell."""
     if fixture in LATENT_FIXTURES:
         return engine.spec in LATENT_ENGINES
-    return not engine.boundary or (fixture in BOUNDARY_FIXTURES and profile in BOUNDARY_PROFILES)
+    boundary = SCALAR_FIXTURES if engine.name == "transformers" else BOUNDARY_FIXTURES
+    return not engine.boundary or (fixture in boundary and profile in BOUNDARY_PROFILES)
 
 
 def _header(shard: Path) -> dict[str, Any]:

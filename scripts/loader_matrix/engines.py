@@ -18,6 +18,7 @@ class Engine:
     serves_tp: bool = False
     generates: bool = False
     boundary: bool = False
+    compiled: str | None = None
 
     @property
     def slug(self) -> str:

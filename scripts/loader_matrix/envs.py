@@ -7,13 +7,14 @@ of their own that comes first on PYTHONPATH, so that no engine sees another's.
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from environments import Failed, exact, overlay, read_pins
 
 from loader_matrix.cases import REPOSITORY
-from loader_matrix.engines import Engine
+from loader_matrix.engines import Engine, find_engine
 
 HOME = REPOSITORY / ".cache" / "loaders"
 SCRIPTS = REPOSITORY / "scripts"
@@ -39,6 +40,9 @@ def environment(engine: Engine) -> Environment:
     try:
         python = exact(HOME / "base", read_pins(SCRIPTS / "loader_matrix" / "base.txt"), IS_CPU_BUILD)
         packages = overlay(HOME / engine.slug, python, engine.pins)
+        if engine.compiled:
+            donor = find_engine(f"{engine.name}=={engine.compiled}")
+            take_compiled(overlay(HOME / donor.slug, python, donor.pins) / donor.name, packages / engine.name)
     except Failed as failure:
         raise Unavailable(f"{failure.purpose}: {failure.reason[:200]}") from failure
     path = (SCRIPTS, SCRIPTS / "loader_matrix" / "site", packages)
@@ -61,5 +65,19 @@ def environment(engine: Engine) -> Environment:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # generation: one process, so that the replaced kernel is seen
             "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
             "GLOO_SOCKET_IFNAME": "lo",
-        },
+        }
+        # A build for accelerators finds no platform here, but for this variable.
+        | ({"VLLM_TARGET_DEVICE": "cpu"} if engine.compiled else {}),
     )
+
+
+def take_compiled(donor: Path, package: Path) -> None:
+    """Let `package` have the extension modules of `donor`, and none of its own: those are for GPU libraries that are
+    not installed here."""
+    wanted = {path.relative_to(donor): path for path in donor.rglob("*.so")}
+    for own in package.rglob("*.so"):
+        if own.relative_to(package) not in wanted:
+            own.unlink()
+    for name, path in wanted.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, package / name)

@@ -103,7 +103,7 @@ def test_mixed_precision_is_explained() -> None:
     layers = [(group.layer, [p.name for p in group.partitions]) for group in inspection.groups]
     assert layers[:2] == [("in_proj_qkvz", ["q", "k", "v", "z"])] * 2
     assert {group.layer for group in inspection.groups if group.nvfp4} == {"gate_up_proj"}
-    assert outcomes(inspection)["transformers 5.17.0+"] == "fails to load"
+    assert outcomes(inspection)["transformers 5.23.0+"] == "fails to load"
     assert inspection.refusals.keys() == {"exact", "dynamic", "portable", "dequantized"}
     (vllm,) = [row for row in inspection.rows if row.loader.covers("0.19.1") and row.loader.name == "vLLM"]
     assert (vllm.as_is.kind, vllm.as_is.partitions) == ("garbled", ("in_proj_qkvz.k", "in_proj_qkvz.v"))
@@ -292,9 +292,19 @@ def test_neither_torch_nor_weights_are_needed(vl: Path) -> None:
     subprocess.run([sys.executable, "-c", script, "inspect", str(vl)], check=True, env=environment)
 
 
+KERNELS = "kernels of vLLM {} were not run: assumed to be those of 0.32.0"
+
+
+def test_a_version_that_was_only_loaded_has_kernels_that_are_assumed(vl: Path) -> None:
+    """There is no wheel of vLLM 0.33.0 for CPU."""
+    result = run(vl, "--loader", "vllm@0.33.0", "--json")
+    assert json.loads(result.stdout)["assumptions"] == [KERNELS.format("0.33.0")]
+
+
 def test_versions_that_were_not_run_are_said_to_be_assumed(vl: Path) -> None:
     """On stderr and in JSON; a version that was run is not."""
     result = run(vl, "--loader", "vllm@99.0", "--json")
-    assert "vLLM 99.0 was not run: assumed to be like 0.32.0" in result.stderr
-    assert json.loads(result.stdout)["assumptions"] == ["vLLM 99.0 was not run: assumed to be like 0.32.0"]
+    said = ["vLLM 99.0 was not run: assumed to be like 0.33.0", KERNELS.format("99.0")]
+    assert all(text in result.stderr for text in said)
+    assert json.loads(result.stdout)["assumptions"] == said
     assert json.loads(run(vl, "--loader", "vllm@0.32.0", "--json").stdout)["assumptions"] == []

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import rewrite
-from rewrite.loaders.kernel_rules import KERNEL_RULES, KernelRule
+from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN, KernelRule
 from rewrite.loaders.kernels import PLATFORMS, judge, used
 from rewrite.loaders.ranges import version_key
-from rewrite.loaders.versions import LOADERS, newest_run
+from rewrite.loaders.versions import LOADERS
 from tests.support import FIXTURES, LOADER_MATRIX, ROOT
 
 CELLS: list[dict[str, Any]] = json.loads((ROOT / "tests" / "kernel_choice.json").read_text())["cells"]
@@ -25,7 +25,7 @@ UNCLAIMED = {("vllm", "modelopt", "sm80"), ("sglang", "modelopt", "sm80")}
 
 
 def covers(rule: KernelRule, version: str) -> bool:
-    last = rule.last or newest_run(rule.engine)
+    last = rule.last or NEWEST_RUN[rule.engine]
     return version_key(rule.first) <= version_key(version) <= version_key(last)
 
 
@@ -57,7 +57,7 @@ def test_every_recorded_cell_is_what_the_rules_say() -> None:
 
 
 def ends(rule: KernelRule) -> Iterator[tuple[str, str, str, str]]:
-    for version in (rule.first, rule.last or newest_run(rule.engine)):
+    for version in (rule.first, rule.last or NEWEST_RUN[rule.engine]):
         yield from ((rule.engine, version, p, s) for p in rule.platforms for s in rule.schemes)
 
 

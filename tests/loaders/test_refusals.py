@@ -14,6 +14,7 @@ from rewrite.loaders.blocks import BlockLayer, torn
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.versions import find_loaders
 from tests.recipes import draw, make
+from tests.support import FIXTURES
 from tests.zoo.rebuild import rebuild
 
 BLOCK = (128, 128)
@@ -225,3 +226,13 @@ def test_cache_scales_of_qwen3_next_are_not_known_in_sglang(tmp_path: Path) -> N
     source = search_recipe(0, tmp_path / "in", base=base, ignore=ignore, kv_cache=True, **changes)
     outcome = predicted(source, "SGLang@0.5.23")
     assert (outcome.kind, "--kv-scales drop" in outcome.detail) == ("not known", True)
+
+
+def test_transformers_refuses_scales_without_a_dimension(tmp_path: Path) -> None:
+    """Seen in 5.23.0 and 5.24.0, not in 5.22.2: "MISMATCH ... ckpt: torch.Size([]) vs model:torch.Size([1])"."""
+    for profile, kinds in (("exact", ["loses precision", "fails to load"]), ("portable", ["loses precision"] * 2)):
+        rewrite.convert(FIXTURES / "modelopt-qwen3_5-vl", tmp_path / profile, profile=profile)
+        rows = rewrite.inspect_checkpoint(tmp_path / profile).rows
+        assert [row.as_is.kind for row in rows if row.loader.name == "transformers"] == kinds
+    assert "without a dimension" in predicted(tmp_path / "exact", "transformers@5.24.0").detail
+    assert predicted(FIXTURES / "llmcompressor-qwen3_5-vl", "transformers@5.24.0").kind == "exact"

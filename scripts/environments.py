@@ -17,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -97,6 +98,40 @@ def overlay(folder: Path, python: Path, pins: Sequence[str]) -> Path:
     _checked([python, *_PIP, *_AS_LISTED, "--target", partial, *pins], f"installing {pins[0]}")
     _finish(partial, stamp)
     partial.rename(folder)
+    return folder
+
+
+def source(folder: Path, python: Path, pin: str) -> Path:
+    """A folder with the source of a package, as published: pip asks it for its metadata, nothing is built."""
+    stamp = _stamp([pin])
+    if _is_ready(folder, stamp):
+        return folder
+    print(f"Downloading the source of {pin} (once) ...", file=sys.stderr)
+    name, partial = pin.partition("==")[0], folder.with_name(f"{folder.name}.partial")
+    for stale in (folder, partial):
+        shutil.rmtree(stale, ignore_errors=True)
+    partial.mkdir(parents=True)
+    download: list[str | Path] = [
+        python,
+        "-m",
+        "pip",
+        "download",
+        *_PIP[3:],
+        "--no-deps",
+        "--no-binary",
+        name,
+        "--dest",
+        partial,
+        pin,
+    ]
+    _checked(download, f"downloading {pin}")
+    (archive,) = partial.glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        packed.extractall(partial / "all", filter="data")
+    (unpacked,) = (partial / "all").iterdir()
+    _finish(unpacked, stamp)
+    unpacked.rename(folder)
+    shutil.rmtree(partial)
     return folder
 
 

@@ -1,0 +1,75 @@
+"""The record, tests/other_consumers.json:
+
+schema   1
+date     when it was recorded
+cells    one for each consumer, version, fixture and profile:
+  outcome    reads          every tensor was compared with the truth: `worst` is the largest relative error, of `tensor`
+             raises         `error` has type, message and place of what was raised
+             refused        `rewrite convert` refuses: `error` has its message
+             unknown model  the consumer raises on the same model without any quantization, too: `error`
+             other tensors  it reads the checkpoint into other tensors than those of the unquantized model: `unmatched`
+                            names some; not compared
+             not run        nothing was learnt of the consumer
+  compared   number of tensors
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from other_consumers.cases import PROFILES
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a consumer makes of one checkpoint; see the module's docstring."""
+
+    consumer: str
+    version: str
+    fixture: str
+    profile: str
+    outcome: str
+    worst: float | None = None
+    tensor: str | None = None
+    compared: int = 0
+    unmatched: list[str] = field(default_factory=list)
+    error: dict[str, str] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return (self.consumer, self.version, self.fixture, self.profile)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The whole file."""
+
+    date: str
+    cells: list[Cell]
+
+
+def read(path: Path) -> Record:
+    """The record; an empty one where there is none of this schema."""
+    data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"schema": None}
+    if data["schema"] != SCHEMA:
+        return Record("", [])
+    return Record(data["date"], [Cell(**each) for each in data["cells"]])
+
+
+def write(path: Path, record: Record) -> None:
+    """As JSON, one cell a line: a changed cell is a changed line."""
+    rows = ",\n".join(f"    {json.dumps(asdict(cell))}" for cell in record.cells)
+    path.write_text(f'{{\n  "schema": {SCHEMA},\n  "date": "{record.date}",\n  "cells": [\n{rows}\n  ]\n}}\n')
+
+
+def merged(old: Record, date: str, cells: Iterable[Cell]) -> Record:
+    """The record with its cells replaced by, and added to from, the new ones; sorted."""
+    found = {cell.key: cell for cell in (*old.cells, *cells)}
+    order = {profile: place for place, profile in enumerate(PROFILES)}
+    return Record(date, sorted(found.values(), key=lambda each: (*each.key[:3], order[each.profile])))

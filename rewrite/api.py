@@ -154,6 +154,8 @@ def _served(
     running = loader.serves(views[-1], platform)
     judged = loader.takes_vectors or not expected.promise.vectors
     change = 0 if old.kind == "not known" else new.severity - old.severity
+    if old.kind == "garbled" and change > 0:
+        change = 0  # an error instead of garbage that nobody is told of: not worse
     stops = running.kind == "does not run"
     if must_run and stops:
         change = max(change, 1)  # also where IN does not run

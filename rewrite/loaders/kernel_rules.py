@@ -134,7 +134,6 @@ _EARLY, _LATE = ("0.5.9", "0.5.17"), ("0.5.18", None)
 _BEFORE_0523, _FROM_0523 = ("0.5.9", "0.5.22"), ("0.5.23", None)
 _ROWS, _ROWS_CALL = "CUTLASS of sgl_kernel", ("sgl_kernel.fp8_scaled_mm",)
 _TUNED = f"{_ROWS} or Triton"
-_TUNED = f"{_ROWS} or Triton"
 _FLASHINFER = ("flashinfer.bmm_fp8",)
 _TORCH, _TORCH_ROWS = "torch", ("torch._scaled_mm (rows)",)
 _MARLIN = "Marlin (weights only)"

@@ -196,7 +196,11 @@ def _other_activations(old: Schemes, new: Schemes, module: str, expected: Expect
         allowed.add("token")
     if type(old) is not type(new) and before.activations in ("dynamic", "token"):  # dialects differ in what they say
         allowed |= {"dynamic", "token"}
-    return None if after.activations in allowed else f"has activations {after.activations}, not {' or '.join(allowed)}"
+    return (
+        None
+        if after.activations in allowed
+        else f"has activations {after.activations}, not {' or '.join(sorted(allowed))}"
+    )
 
 
 def _alike(old: Schemes, new: Schemes, module: str) -> bool:

@@ -14,12 +14,13 @@ cells    one for each engine, version, platform, scheme (`schemes.py`) and numbe
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import cells
 
 from kernel_choice.platforms import PLATFORMS
 from kernel_choice.schemes import SCHEMES
@@ -52,31 +53,22 @@ class Cell:
         return (self.outcome, self.kernel, tuple(self.operators), error)
 
 
-@dataclass(frozen=True)
-class Record:
-    """The whole file."""
-
-    date: str
-    cells: list[Cell]
+Record = cells.Record[Cell]
 
 
 def read(path: Path) -> Record:
     """The record; an empty one where there is none of this schema."""
-    data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"schema": None}
-    if data["schema"] != SCHEMA:
-        return Record("", [])
-    return Record(data["date"], [Cell(**each) for each in data["cells"]])
+    return cells.read(path, SCHEMA, Cell)
 
 
 def write(path: Path, record: Record) -> None:
-    """As JSON, one cell a line: a changed cell is a changed line."""
-    rows = ",\n".join(f"    {json.dumps(asdict(cell))}" for cell in record.cells)
-    path.write_text(f'{{\n  "schema": {SCHEMA},\n  "date": "{record.date}",\n  "cells": [\n{rows}\n  ]\n}}\n')
+    """Write the record."""
+    cells.write(path, SCHEMA, record)
 
 
-def merged(old: Record, date: str, cells: Iterable[Cell]) -> Record:
+def merged(old: Record, date: str, new: Iterable[Cell]) -> Record:
     """The record with its cells replaced by, and added to from, the new ones; sorted."""
-    found = {cell.key: cell for cell in (*old.cells, *cells)}
+    found = {cell.key: cell for cell in (*old.cells, *new)}
     return Record(date, sorted(found.values(), key=_order))
 
 

@@ -15,11 +15,11 @@ cells    one for each consumer, version, fixture and profile:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+import cells
 
 from other_consumers.cases import PROFILES
 
@@ -46,30 +46,21 @@ class Cell:
         return (self.consumer, self.version, self.fixture, self.profile)
 
 
-@dataclass(frozen=True)
-class Record:
-    """The whole file."""
-
-    date: str
-    cells: list[Cell]
+Record = cells.Record[Cell]
 
 
 def read(path: Path) -> Record:
     """The record; an empty one where there is none of this schema."""
-    data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"schema": None}
-    if data["schema"] != SCHEMA:
-        return Record("", [])
-    return Record(data["date"], [Cell(**each) for each in data["cells"]])
+    return cells.read(path, SCHEMA, Cell)
 
 
 def write(path: Path, record: Record) -> None:
-    """As JSON, one cell a line: a changed cell is a changed line."""
-    rows = ",\n".join(f"    {json.dumps(asdict(cell))}" for cell in record.cells)
-    path.write_text(f'{{\n  "schema": {SCHEMA},\n  "date": "{record.date}",\n  "cells": [\n{rows}\n  ]\n}}\n')
+    """Write the record."""
+    cells.write(path, SCHEMA, record)
 
 
-def merged(old: Record, date: str, cells: Iterable[Cell]) -> Record:
+def merged(old: Record, date: str, new: Iterable[Cell]) -> Record:
     """The record with its cells replaced by, and added to from, the new ones; sorted."""
-    found = {cell.key: cell for cell in (*old.cells, *cells)}
+    found = {cell.key: cell for cell in (*old.cells, *new)}
     order = {profile: place for place, profile in enumerate(PROFILES)}
     return Record(date, sorted(found.values(), key=lambda each: (*each.key[:3], order[each.profile])))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from rewrite.api import DEFAULT_WORKERS, convert, inspect_checkpoint, make_plan, open_checkpoint, verify
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.storage import Storage
 from rewrite.errors import (
     CheckpointError,
     ConfigError,
@@ -19,6 +20,7 @@ from rewrite.errors import (
     UsageError,
 )
 from rewrite.inspection.inspection import Inspection
+from rewrite.integrations.addresses import Address, open_storage
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS
 from rewrite.loaders.versions import LOADERS, Loader, find_loaders
 from rewrite.planning.manifest import ByteCounts, Manifest
@@ -40,6 +42,7 @@ __all__ = [
     "PLATFORMS",
     "PROFILES",
     "SELECTIONS",
+    "Address",
     "ByteCounts",
     "Checkpoint",
     "CheckpointError",
@@ -54,6 +57,7 @@ __all__ = [
     "Refused",
     "RewriteError",
     "Selection",
+    "Storage",
     "StorageError",
     "Unsupported",
     "UsageError",
@@ -64,6 +68,7 @@ __all__ = [
     "inspect_checkpoint",
     "make_plan",
     "open_checkpoint",
+    "open_storage",
     "publish_plan",
     "verify",
 ]

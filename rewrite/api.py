@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from rewrite.checkpoint.local import LocalDirectory
 from rewrite.errors import UsageError
 from rewrite.inspection.inspection import Inspection, inspect_model
+from rewrite.integrations.addresses import Address, open_storage
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS, is_platform
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, view_model
@@ -29,23 +29,28 @@ from rewrite.writing.publish import publish_plan
 DEFAULT_WORKERS = 2
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open the checkpoint directory ``path`` and check index and headers against each other, both ways.
+def open_checkpoint(path: Address) -> Checkpoint:
+    """Open the checkpoint ``path`` and check index and headers against each other, both ways.
+
+    ``path`` is a directory, a model on the Hugging Face hub (``org/name[@revision]`` where there is no such directory,
+    or ``hf://org/name[@revision]``), or a :class:`Storage`.
 
     Raises :class:`rewrite.errors.Refused` for what does not add up and :class:`rewrite.errors.StorageError` for what
     cannot be read.
     """
-    return read_checkpoint(LocalDirectory(path))
+    return read_checkpoint(open_storage(path))
 
 
 def inspect_checkpoint(
-    path: str | os.PathLike[str],
+    path: Address,
     *,
     selection: Selection = "qkvz",
     weights: bool = False,
     platform: str | None = DEFAULT_PLATFORM,
 ) -> Inspection:
-    """Say what the checkpoint directory ``path`` is, what is wrong with it and what every known loader makes of it.
+    """Say what the checkpoint ``path`` is, what is wrong with it and what every known loader makes of it.
+
+    ``path`` is what :func:`open_checkpoint` takes.
 
     ``selection``: the fused layers to look at, and to convert for the "after convert" columns, as for :func:`convert`.
     ``platform`` is where loaders compute with it: keys of :data:`PLATFORMS`, joined by commas; None: they load it only.
@@ -102,8 +107,8 @@ def convert(
 
 
 def verify(
-    src: str | os.PathLike[str],
-    dst: str | os.PathLike[str],
+    src: Address,
+    dst: Address,
     *,
     device: str = "auto",
     tokens: int = DEFAULT_TOKENS,
@@ -135,7 +140,7 @@ def verify(
     asked = (loader,) if loader else LOADERS if platform else ()
     predict = partial(_predict, platform=settings.platform, must_run=asked)
     request = Request(promises, predict, settings, quick, workers, progress)
-    return verify_storages(LocalDirectory(src), LocalDirectory(dst), request)
+    return verify_storages(open_storage(src), open_storage(dst), request)
 
 
 def _predict(

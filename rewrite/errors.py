@@ -6,6 +6,10 @@ An error answers five questions: what is wrong, where, what was expected, what w
 from __future__ import annotations
 
 from reprlib import Repr
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _MAX_TEXT = 300
 
@@ -44,6 +48,11 @@ class RewriteError(Exception):
         details = {label: _clip(value) for label, value in self._details() if value is not None}
         return {"type": type(self).__name__, "what": _clip(self.what), **details, "exit_code": self.exit_code}
 
+    def with_hint(self, hint: str) -> Self:
+        """The same with one more sentence on what to do next."""
+        both = hint if self.hint is None else f"{self.hint}; {hint}"
+        return type(self)(self.what, where=self.where, expected=self.expected, found=self.found, hint=both)
+
     def _details(self) -> tuple[tuple[str, object], ...]:
         return ("where", self.where), ("expected", self.expected), ("found", self.found), ("next", self.hint)
 
@@ -58,11 +67,6 @@ class Refused(RewriteError):
     """The checkpoint is not one that can be converted or judged safely."""
 
     exit_code = 3
-
-    def with_hint(self, hint: str) -> Refused:
-        """The same with one more sentence on what to do next."""
-        both = hint if self.hint is None else f"{self.hint}; {hint}"
-        return type(self)(self.what, where=self.where, expected=self.expected, found=self.found, hint=both)
 
 
 class HeaderError(Refused):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from rewrite.checkpoint.bounded_json import INDEX_BOUND, MAX_TENSORS, JsonFile, read_json
+from rewrite.checkpoint.concurrent import in_order
 from rewrite.checkpoint.header import Header, TensorInfo, read_header
 from rewrite.checkpoint.storage import FileId, Storage
 from rewrite.errors import CheckpointError, StorageError
@@ -62,16 +63,21 @@ class Checkpoint:
         for info in infos:
             _check_small(info)
             by_shard.setdefault(info.shard, []).append(info)
-        for name, wanted in by_shard.items():
-            data = self.shards[name].header.size
-            with self.storage.open(name) as file:
-                for run in _runs(sorted(wanted, key=attrgetter("start"))):
-                    start = run[0].start
-                    raw = file.read(data + start, run[-1].end - start)
-                    if len(raw) != run[-1].end - start:
-                        raise StorageError("A shard shrank while it was read", where=f"{name}: {run[-1].name}")
-                    for info in run:
-                        yield info, raw[info.start - start : info.end - start]
+        jobs = (
+            (name, run) for name, found in by_shard.items() for run in _runs(sorted(found, key=attrgetter("start")))
+        )
+        for run, raw in in_order(self._read_run, jobs, self.storage.readers):
+            for info in run:
+                yield info, raw[info.start - run[0].start : info.end - run[0].start]
+
+    def _read_run(self, job: tuple[str, list[TensorInfo]]) -> tuple[list[TensorInfo], bytes]:
+        name, run = job
+        start, length = run[0].start, run[-1].end - run[0].start
+        with self.storage.open(name) as file:
+            raw = file.read(self.shards[name].header.size + start, length)
+        if len(raw) != length:
+            raise StorageError("A shard shrank while it was read", where=f"{name}: {run[-1].name}")
+        return run, raw
 
 
 def read_checkpoint(storage: Storage) -> Checkpoint:
@@ -182,13 +188,17 @@ def _shard_names(weight_map: Mapping[str, str] | None, files: Mapping[str, FileI
 
 
 def _open_shards(storage: Storage, names: Iterable[str]) -> Iterator[Shard]:
-    tensors = 0
-    for name in names:
+    def read(name: str) -> Shard:
         with storage.open(name) as file:
-            shard = Shard(name, read_header(file, name), file.file_id)
+            return Shard(name, read_header(file, name), file.file_id)
+
+    tensors = 0
+    for shard in in_order(read, names, storage.readers):
         tensors += len(shard.header.tensors)
         if tensors > MAX_TENSORS:
-            raise CheckpointError("There are too many tensors", where=name, expected=f"at most {MAX_TENSORS} in all")
+            raise CheckpointError(
+                "There are too many tensors", where=shard.name, expected=f"at most {MAX_TENSORS} in all"
+            )
         yield shard
 
 

@@ -17,6 +17,8 @@ _MAX_DEPTH = 64  # of nested directories
 class LocalDirectory:
     """A :class:`~rewrite.checkpoint.storage.Storage`. Symlinks are followed: the hub's cache is made of them."""
 
+    readers = 1
+
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
 

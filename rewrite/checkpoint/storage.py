@@ -1,6 +1,7 @@
 """The door to where a checkpoint lies: list the files, and read ranges of them.
 
-A local directory is :mod:`rewrite.checkpoint.local`. Whatever else can list files and read ranges can be another one.
+A local directory is :mod:`rewrite.checkpoint.local`. Whatever else can list files and read ranges can be another one:
+:mod:`rewrite.integrations` has the Hugging Face hub.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ class FileId:
     """Size and identity of a file. If a later look gives another value, the file has changed in the meantime."""
 
     size: int  # bytes
-    mtime_ns: int  # last modification, in nanoseconds
+    mtime_ns: int  # last modification, in nanoseconds; 0 where the storage names contents instead
+    tag: str = ""  # what a remote storage calls the contents: a hash or an ETag
+
+    @property
+    def text(self) -> str:
+        return f"{self.size} bytes, " + (self.tag or f"modified at {self.mtime_ns} ns")
+
+    def to_json(self) -> list[int | str]:
+        return [self.size, self.mtime_ns, *([self.tag] if self.tag else [])]
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,10 @@ class Storage(Protocol):
     @property
     def name(self) -> str:
         """The last part of its address: what a manifest may say of it, without the machine that it was read on."""
+
+    @property
+    def readers(self) -> int:
+        """How many reads at a time pay off: many where each waits for a network."""
 
     def list_files(self) -> Listing:
         """Every file, but those of folders that other tools keep beside a checkpoint (:func:`is_passed_over`).

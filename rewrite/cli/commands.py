@@ -26,11 +26,23 @@ from rewrite.checkpoint.local import io_errors
 from rewrite.cli import text
 from rewrite.errors import printable
 from rewrite.inspection.advice import advise
+from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import begins_later
 from rewrite.loaders.versions import assumptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+class _Address(click.Path):
+    """A directory, or where else a checkpoint lies: ``org/name`` stays text, as a path would lose a slash of
+    ``hf://``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if "://" in value else str(super().convert(value, param, ctx))
+
+
+_ADDRESS = _Address(file_okay=False)
 _workers = click.option(
     "--workers",
     type=click.IntRange(1, 64),
@@ -187,7 +199,7 @@ def _find_one_loader(context: click.Context, option: click.Parameter, wanted: st
 
 
 @main.command()
-@click.argument("checkpoint", metavar="CHECKPOINT", type=_DIRECTORY)
+@click.argument("checkpoint", metavar="CHECKPOINT", type=_ADDRESS)
 @click.option(
     "--loader", "loaders", multiple=True, metavar="NAME[@VERSION]", callback=_find_loaders,
     help="Judge by this loader only (vllm, vllm@0.19.1, sglang, transformers, ...); may be repeated.",
@@ -199,7 +211,7 @@ def _find_one_loader(context: click.Context, option: click.Parameter, wanted: st
 @click.pass_context
 def inspect(
     context: click.Context,
-    checkpoint: Path,
+    checkpoint: str,
     loaders: tuple[rewrite.Loader, ...],
     platform: str,
     selection: rewrite.Selection,
@@ -208,16 +220,20 @@ def inspect(
 ) -> None:
     """Say what CHECKPOINT is and what every known loader makes of its fused groups.
 
-    Reads headers, config and scales only. Exits with 0 when no loader is affected and nothing is wrong, else with 1.
+    CHECKPOINT is a directory, or a model on the Hugging Face hub: org/name[@revision], hf://org/name. Reads headers,
+    config and scales only. Exits with 0 when no loader is affected and nothing is wrong, else with 1.
     """
     with _reporting(as_json):
-        inspection = rewrite.inspect_checkpoint(checkpoint, selection=selection, weights=weights, platform=platform)
+        storage = rewrite.open_storage(checkpoint)
+        with _reading_bar(storage):
+            inspection = rewrite.inspect_checkpoint(storage, selection=selection, weights=weights, platform=platform)
         affected = inspection.affected(loaders)
         assumptions = _assumptions(context)
-        for line in assumptions:
+        for line in [*text.traffic_lines(storage, inspection.nbytes), *assumptions]:
             _say(f"note: {line}", False)
         if as_json:
-            _print({**inspection.to_json(), "advice": asdict(advise(inspection, loaders)), "assumptions": assumptions})
+            advice = {"advice": asdict(advise(inspection, loaders)), "assumptions": assumptions}
+            _print({**inspection.to_json(), **advice, **_traffic(storage)})
         else:
             _print(text.render_inspection(inspection, affected, advise(inspection, loaders)))
         if affected or inspection.findings:
@@ -225,8 +241,8 @@ def inspect(
 
 
 @main.command()
-@click.argument("source", metavar="IN", type=_DIRECTORY)
-@click.argument("out", metavar="OUT", type=_DIRECTORY)
+@click.argument("source", metavar="IN", type=_ADDRESS)
+@click.argument("out", metavar="OUT", type=_ADDRESS)
 @click.option("--device", default="auto", show_default=True, help="Where to multiply: auto, cpu, cuda or cuda:N.")
 @click.option(
     "--tokens",
@@ -251,8 +267,8 @@ def inspect(
 @click.pass_context
 def verify(
     context: click.Context,
-    source: Path,
-    out: Path,
+    source: str,
+    out: str,
     device: str,
     tokens: int,
     seed: int,
@@ -323,10 +339,23 @@ def _progress_bar(quiet: bool) -> Iterator[rewrite.Progress | None]:
     with tqdm(total=0, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
 
         def show(done: int, total: int) -> None:
-            bar.total = total
+            bar.total = total or None
             bar.update(done - bar.n)
 
         yield show
+
+
+@contextmanager
+def _reading_bar(storage: rewrite.Storage) -> Iterator[None]:
+    """A bar of the bytes that came over a network, on a terminal."""
+    with _progress_bar(quiet=not isinstance(storage, RemoteStorage)) as progress:
+        if progress is not None and isinstance(storage, RemoteStorage):
+            storage.traffic.watch = lambda done: progress(done, 0)
+        yield
+
+
+def _traffic(storage: rewrite.Storage) -> dict[str, Any]:
+    return {"traffic": storage.traffic.to_json()} if isinstance(storage, RemoteStorage) else {}
 
 
 def _say(line: str, quiet: bool) -> None:

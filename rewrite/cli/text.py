@@ -9,8 +9,10 @@ from itertools import groupby
 from pathlib import Path
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.storage import Storage
 from rewrite.inspection.advice import Advice
 from rewrite.inspection.inspection import Inspection, LoaderRow
+from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import cards_of
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.views import GroupView, spread
@@ -52,6 +54,14 @@ def _how(counts: ByteCounts | None) -> str:
     kept = f", {_bytes(counts.kept)} kept from an interrupted run" if counts.kept else ""
     ways = f"{_bytes(counts.shared)} shared, {_bytes(counts.copied)} copied, {_bytes(counts.written)} written"
     return f"; {ways}{kept}"
+
+
+def traffic_lines(storage: Storage, nbytes: int) -> list[str]:
+    """How much was read over a network; nothing of a directory."""
+    if not isinstance(storage, RemoteStorage):
+        return []
+    traffic = storage.traffic
+    return [f"{_bytes(traffic.read)} of {_bytes(nbytes)} read, in {_count(traffic.requests, 'request')}"]
 
 
 def render_inspection(inspection: Inspection, affected: Sequence[LoaderRow], advice: Advice) -> str:

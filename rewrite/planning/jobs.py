@@ -37,7 +37,7 @@ class ShardPlan:
     def to_json(self) -> dict[str, Any]:
         return {
             "name": self.name,
-            "source": _id_to_json(self.source),
+            "source": self.source.to_json(),
             "shareable": self.shareable,
             "header": self.header[8:].decode(),
             "segments": [segments.to_json(segment) for segment in self.segments],
@@ -68,7 +68,7 @@ class FileCopy:
         return self.source.size
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "source": _id_to_json(self.source)}
+        return {"name": self.name, "source": self.source.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> FileCopy:
@@ -89,13 +89,9 @@ class TextFile:
         return len(self.text.encode())
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "text": self.text, "source": _id_to_json(self.source)}
+        return {"name": self.name, "text": self.text, "source": self.source.to_json()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TextFile:
         """The inverse of :meth:`to_json`."""
         return cls(value["name"], value["text"], FileId(*value["source"]))
-
-
-def _id_to_json(file_id: FileId) -> list[int]:
-    return [file_id.size, file_id.mtime_ns]

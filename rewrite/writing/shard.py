@@ -288,7 +288,7 @@ def _check_unchanged(file: LocalFile, expected: FileId, path: Path) -> None:
         raise StorageError(
             "A file of the checkpoint changed while it was converted",
             where=str(path),
-            expected=f"{expected.size} bytes, modified at {expected.mtime_ns} ns",
-            found=f"{found.size} bytes, modified at {found.mtime_ns} ns",
+            expected=expected.text,
+            found=found.text,
             hint="wait until whatever writes it is done, then convert again",
         )

@@ -1,0 +1,63 @@
+"""Where a checkpoint lies, from what a user wrote: a directory, a model on the hub, a place in a bucket."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from rewrite.checkpoint.local import LocalDirectory
+from rewrite.checkpoint.storage import Storage
+from rewrite.errors import StorageError, UsageError
+
+#: What users may pass: a directory, ``org/name[@revision]``, ``hf://…``, or a storage of their own.
+Address = str | os.PathLike[str] | Storage
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_REFUSED = {
+    "gs": "Google Cloud Storage cannot copy a range of an object into another one on the server",
+    "gcs": "Google Cloud Storage cannot copy a range of an object into another one on the server",
+    "az": "Azure can copy ranges on the server, but this was never run: its emulator answers 501",
+    "abfs": "Azure can copy ranges on the server, but this was never run: its emulator answers 501",
+    "abfss": "Azure can copy ranges on the server, but this was never run: its emulator answers 501",
+}
+
+
+def scheme_of(address: Address) -> str | None:
+    """``hf`` or what else stands before ``://``; None for a path. Raises :class:`UsageError` for what is not read."""
+    found = _SCHEME.match(address) if isinstance(address, str) else None
+    if found is None:
+        return None
+    scheme = found[1].lower()
+    if scheme not in ("hf",):
+        raise UsageError(
+            _REFUSED.get(scheme, "Unknown kind of address"),
+            expected="a directory or hf://org/name",
+            found=f"{scheme}://",
+            hint="copy the checkpoint to a directory first",
+        )
+    return scheme
+
+
+def open_storage(address: Address) -> Storage:
+    """The storage behind an address. A directory of the name ``org/name`` is taken before a model on the hub.
+
+    Raises :class:`UsageError` for an address that makes no sense and :class:`rewrite.errors.StorageError` where the
+    hub cannot be asked.
+    """
+    if not isinstance(address, str | os.PathLike):
+        return address
+    if isinstance(address, str) and scheme_of(address) == "hf":
+        from rewrite.integrations.hub import open_hub
+
+        return open_hub(address)
+    path = Path(address)
+    if not os.path.lexists(path) and isinstance(address, str):
+        from rewrite.integrations import hub
+
+        if hub.is_name(address):
+            try:
+                return hub.open_hub(address)
+            except StorageError as error:
+                raise error.with_hint("there is no directory of this name here, either") from None
+    return LocalDirectory(path)

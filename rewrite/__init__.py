@@ -6,9 +6,18 @@
 
 from __future__ import annotations
 
-from rewrite.api import DEFAULT_WORKERS, convert, inspect_checkpoint, make_plan, open_checkpoint, verify
+from rewrite.api import (
+    DEFAULT_WORKERS,
+    convert,
+    inspect_checkpoint,
+    make_plan,
+    open_checkpoint,
+    plan_conversion,
+    verify,
+)
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.storage import Storage
+from rewrite.conversion import Conversion
 from rewrite.errors import (
     CheckpointError,
     ConfigError,
@@ -47,6 +56,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "ConfigError",
+    "Conversion",
     "HeaderError",
     "Inspection",
     "KvScales",
@@ -69,6 +79,7 @@ __all__ = [
     "make_plan",
     "open_checkpoint",
     "open_storage",
+    "plan_conversion",
     "publish_plan",
     "verify",
 ]

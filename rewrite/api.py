@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Sequence
+from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from rewrite.conversion import Conversion, absolute
 from rewrite.errors import UsageError
 from rewrite.inspection.inspection import Inspection, inspect_model
 from rewrite.integrations.addresses import Address, open_storage
@@ -24,7 +26,6 @@ from rewrite.quantization.kv_cache import KvScales
 from rewrite.quantization.model import interpret
 from rewrite.verification.expected import Expected
 from rewrite.verification.result import DEFAULT_TOKENS, Served, Settings, Verification
-from rewrite.writing.publish import publish_plan
 
 DEFAULT_WORKERS = 2
 
@@ -74,6 +75,24 @@ def make_plan(
     return planner.make_plan(interpret(checkpoint), profile, selection, kv_scales)
 
 
+def plan_conversion(
+    src: str | os.PathLike[str],
+    dst: str | os.PathLike[str],
+    *,
+    profile: str = "exact",
+    selection: Selection = "qkvz",
+    kv_scales: KvScales = "keep",
+    overwrite: bool = False,
+    copy: bool = False,
+    created: str | None = None,
+) -> Conversion:
+    """What :func:`convert` would do, to be carried out in parts: ``run_part`` of the result, also on other machines,
+    then ``finish``. ``save`` and ``Conversion.load`` bring it there. Arguments and errors as of :func:`convert`.
+    """
+    plan = make_plan(open_checkpoint(Path(src)), profile, selection, kv_scales)
+    return Conversion(plan, absolute(src), absolute(dst), overwrite, copy, created)
+
+
 def convert(
     src: str | os.PathLike[str],
     dst: str | os.PathLike[str],
@@ -86,6 +105,7 @@ def convert(
     copy: bool = False,
     created: str | None = None,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> Manifest:
     """Convert the checkpoint directory ``src`` into the new directory ``dst`` and say what changed.
 
@@ -94,16 +114,19 @@ def convert(
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
     written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared
     with ``src`` where the filesystem can; ``created`` is a time to note in the manifest; ``progress(done, total)`` is
-    called with bytes. ``counts`` of the result says how many bytes were shared, copied and written.
+    called with bytes. ``executor``, any of :mod:`concurrent.futures`, writes the files in place of threads: its workers
+    must see ``src`` and the parent of ``dst``. ``counts`` of the result says how many bytes were shared, copied and
+    written.
 
     Raises :class:`rewrite.errors.Refused` for a checkpoint that cannot be converted with certainty (before anything is
     written), :class:`rewrite.errors.UsageError` for arguments that make no sense and
     :class:`rewrite.errors.StorageError` when reading or writing fails.
     """
-    plan = make_plan(open_checkpoint(src), profile, selection, kv_scales)
-    return publish_plan(
-        plan, Path(src), Path(dst), overwrite=overwrite, workers=workers, copy=copy, created=created, progress=progress
-    )
+    conversion = plan_conversion(
+        src, dst, profile=profile, selection=selection, kv_scales=kv_scales, overwrite=overwrite, copy=copy,
+        created=created,
+    )  # fmt: skip
+    return conversion.publish(workers, progress, executor)
 
 
 def verify(

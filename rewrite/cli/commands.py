@@ -6,25 +6,38 @@ SIGINT and SIGTERM, as shells have them.
 
 from __future__ import annotations
 
-import json
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 import rewrite
 from rewrite.checkpoint.local import io_errors
-from rewrite.cli import text
-from rewrite.errors import printable
+from rewrite.cli import parts, text
+from rewrite.cli.common import Address as _Address
+from rewrite.cli.common import (
+    copy_option,
+    kv_scales_option,
+    now,
+    overwrite_option,
+    profile_option,
+    quiet_option,
+    timestamp_option,
+)
+from rewrite.cli.common import json_option as _json
+from rewrite.cli.common import progress_bar as _progress_bar
+from rewrite.cli.common import reporting as _reporting
+from rewrite.cli.common import say as _say
+from rewrite.cli.common import selection_option as _selection
+from rewrite.cli.common import show as _print
+from rewrite.cli.common import workers_option as _workers
 from rewrite.inspection.advice import advise
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import begins_later
@@ -32,32 +45,7 @@ from rewrite.loaders.versions import assumptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _DIRECTORY = click.Path(path_type=Path, file_okay=False)
-
-
-class _Address(click.Path):
-    """A directory, or where else a checkpoint lies: ``org/name`` stays text, as a path would lose a slash of
-    ``hf://``."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return value if "://" in value else str(super().convert(value, param, ctx))
-
-
 _ADDRESS = _Address(file_okay=False)
-_workers = click.option(
-    "--workers",
-    type=click.IntRange(1, 64),
-    default=rewrite.DEFAULT_WORKERS,
-    show_default=True,
-    help="Files at a time.",
-)
-_selection = click.option(
-    "--groups",
-    "selection",
-    type=click.Choice(rewrite.SELECTIONS),
-    default="qkvz",
-    show_default=True,
-    help="in_proj_qkvz only, or every fused layer.",
-)
 
 
 def _joined(
@@ -83,7 +71,6 @@ def _platform(default: str | None) -> Callable[[_Command], _Command]:
 _NAMES = [loader.name for loader in rewrite.LOADERS]
 _WHERE = "rewrite.platform"
 _WANTED = "rewrite.loaders"  # where a context keeps what --loader was given
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout: the result, or the error.")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -99,26 +86,19 @@ def main() -> None:
 @main.command()
 @click.argument("source", metavar="IN", type=_DIRECTORY)
 @click.argument("out", metavar="OUT", type=_DIRECTORY)
-@click.option(
-    "--profile", type=click.Choice(list(rewrite.PROFILES)), default="exact", show_default=True, help="Layout of OUT."
-)
+@profile_option
 @_selection
-@click.option(
-    "--kv-scales",
-    type=click.Choice(rewrite.KV_SCALES),
-    default="keep",
-    show_default=True,
-    help="Scales of an FP8 KV cache; dequantized always drops them.",
-)
+@kv_scales_option
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete.")
+@overwrite_option
 @_workers
-@click.option("--copy", is_flag=True, help="Copy every byte: OUT shares no disk blocks with IN.")
+@copy_option
 @click.option(
-    "--timestamp", is_flag=True, help="Note the time in the manifest; without it, same input gives same bytes."
+    "--cluster", metavar="ADDRESS", help="Let the workers of this Dask scheduler (tcp://host:8786) write the files."
 )
+@timestamp_option
 @_json
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no closing line.")
+@quiet_option
 def convert(
     source: Path,
     out: Path,
@@ -129,6 +109,7 @@ def convert(
     overwrite: bool,
     workers: int,
     copy: bool,
+    cluster: str | None,
     timestamp: bool,
     as_json: bool,
     quiet: bool,
@@ -146,11 +127,11 @@ def convert(
             plan = rewrite.make_plan(checkpoint, profile, selection, kv_scales)
             _print(plan.to_json() if as_json else text.render_plan(plan, checkpoint), quiet and not as_json)
             return
-        created = datetime.now(timezone.utc).isoformat(timespec="seconds") if timestamp else None
-        with _progress_bar(quiet) as progress:
+        with _progress_bar(quiet) as progress, _executor(cluster) as executor:
             manifest = rewrite.convert(
                 source, out, profile=profile, selection=selection, kv_scales=kv_scales, workers=workers,
-                overwrite=overwrite, copy=copy, created=created, progress=progress,
+                overwrite=overwrite, copy=copy, created=now() if timestamp else None, progress=progress,
+                executor=executor,
             )  # fmt: skip
         for note in manifest.notes:
             _say(f"note: {note}", quiet)
@@ -158,6 +139,18 @@ def convert(
             _print(manifest.to_json())
         else:
             _print(text.render_conversion(manifest, str(out), time.monotonic() - started), quiet)
+
+
+def _executor(cluster: str | None) -> AbstractContextManager[Executor | None]:
+    if cluster is None:
+        return nullcontext()
+    from rewrite.integrations import executors
+
+    return executors.cluster(cluster)
+
+
+for command in (parts.plan, parts.run, parts.finish):
+    main.add_command(command)
 
 
 def _find_loaders(
@@ -305,47 +298,6 @@ def verify(
 
 
 @contextmanager
-def _reporting(as_json: bool, when_interrupted: str = "") -> Iterator[None]:
-    """Turn the library's errors and signals into messages and exit codes."""
-    signal.signal(signal.SIGTERM, _terminate)
-    try:
-        yield
-    except rewrite.RewriteError as error:
-        click.echo(f"error: {error}", err=True)
-        if as_json:
-            _print({"error": error.to_json()})
-        sys.exit(error.exit_code)
-    except (KeyboardInterrupt, _Terminated) as signal_:
-        click.echo(f"Interrupted. {when_interrupted}".strip(), err=True)
-        sys.exit(143 if isinstance(signal_, _Terminated) else 130)
-
-
-class _Terminated(BaseException):
-    """SIGTERM, as an exception of the main thread."""
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise _Terminated
-
-
-@contextmanager
-def _progress_bar(quiet: bool) -> Iterator[rewrite.Progress | None]:
-    """A bar in bytes on stderr; None without a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm  # 20 ms that a run without a terminal need not pay
-
-    with tqdm(total=0, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
-
-        def show(done: int, total: int) -> None:
-            bar.total = total or None
-            bar.update(done - bar.n)
-
-        yield show
-
-
-@contextmanager
 def _reading_bar(storage: rewrite.Storage) -> Iterator[None]:
     """A bar of the bytes that came over a network, on a terminal."""
     with _progress_bar(quiet=not isinstance(storage, RemoteStorage)) as progress:
@@ -356,18 +308,3 @@ def _reading_bar(storage: rewrite.Storage) -> Iterator[None]:
 
 def _traffic(storage: rewrite.Storage) -> dict[str, Any]:
     return {"traffic": storage.traffic.to_json()} if isinstance(storage, RemoteStorage) else {}
-
-
-def _say(line: str, quiet: bool) -> None:
-    if not quiet:
-        click.echo(printable(line), err=True)
-
-
-def _print(value: str | dict[str, Any], quiet: bool = False) -> None:
-    if not quiet:
-        click.echo(_lines(value) if isinstance(value, str) else json.dumps(value, indent=2))
-
-
-def _lines(value: str) -> str:
-    """Names in a report come from strangers: no escape sequence may reach the terminal."""
-    return "\n".join(printable(line) for line in value.split("\n"))

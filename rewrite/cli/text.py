@@ -47,11 +47,25 @@ def render_conversion(manifest: Manifest, out: str, seconds: float) -> str:
     return f"Converted: {_what_changes(manifest)}.\n{out}: {_bytes(size)} in {seconds:.1f} s{_how(manifest.counts)}."
 
 
+def render_planned(plan: Plan, path: str) -> str:
+    """That a plan was written, and what comes next."""
+    size = f"{_bytes(plan.size)} in {_count(len(plan.jobs), 'file')} that can be written in parts"
+    what = _what_changes(plan.manifest) if plan.manifest.changed else "nothing to do, all files come along as they are"
+    runs = f"`rewrite run {path} --part I/N` for each I from 0 to N - 1"
+    return f"{path}: {size}; {what}.\nNext: {runs}, then `rewrite finish {path}`."
+
+
+def render_part(part: tuple[int, int], counts: ByteCounts, seconds: float) -> str:
+    """The closing line of a part."""
+    size = counts.shared + counts.copied + counts.written + counts.kept
+    return f"Part {part[0]}/{part[1]}: {_bytes(size)} in {seconds:.1f} s{_how(counts)}."
+
+
 def _how(counts: ByteCounts | None) -> str:
     """The ways that the bytes came, to go on a sentence."""
     if counts is None:
         return ""
-    kept = f", {_bytes(counts.kept)} kept from an interrupted run" if counts.kept else ""
+    kept = f", {_bytes(counts.kept)} kept from earlier runs" if counts.kept else ""
     ways = f"{_bytes(counts.shared)} shared, {_bytes(counts.copied)} copied, {_bytes(counts.written)} written"
     return f"; {ways}{kept}"
 

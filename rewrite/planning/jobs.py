@@ -59,6 +59,15 @@ class FileCopy:
     source: FileId
 
     @property
+    def header(self) -> bytes:
+        return b""
+
+    @property
+    def segments(self) -> tuple[Segment, ...]:
+        """As of a shard: all of the source."""
+        return (Copy(0, self.size),)
+
+    @property
     def size(self) -> int:
         return self.source.size
 
@@ -74,6 +83,10 @@ class FileCopy:
     def from_json(cls, value: Mapping[str, Any]) -> FileCopy:
         """The inverse of :meth:`to_json`."""
         return cls(value["name"], FileId(*value["source"]))
+
+
+#: A file that takes time, and can be written on its own.
+Job = ShardPlan | FileCopy
 
 
 @dataclass(frozen=True)

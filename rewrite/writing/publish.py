@@ -8,41 +8,38 @@ and after it before the old output is removed. tests/test_faults.py has a model 
 
 Beside OUT lie, while a conversion runs or after it was killed::
 
-    .OUT.rewrite-lock                held by the one converter that may work on OUT
+    .OUT.rewrite-lock                held by the one converter that may work on OUT, or by all that write parts of it
     .OUT.rewrite-<plan digest>/      staging: ``out/`` holds complete files, ``part-<n>`` those being written
     .OUT.rewrite-swap/               with --overwrite: ``out/`` is about to be exchanged with OUT, or was
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import os
-import re
-import shutil
-from collections.abc import Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from collections.abc import Iterable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from uuid import uuid4
 
 from rewrite.checkpoint.checkpoint import CONFIG_NAME
 from rewrite.checkpoint.local import LocalDirectory, io_errors
+from rewrite.checkpoint.storage import Storage
 from rewrite.errors import StorageError, UsageError
-from rewrite.planning.jobs import FileCopy, ShardPlan
+from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import MANIFEST_NAME, ByteCounts, Manifest
 from rewrite.planning.plan import Plan
-from rewrite.progress import Counter, Progress, Stopped
-from rewrite.writing.shard import can_clone, copy_file, write_shard, write_text
-
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
-_NO_EXCHANGE = frozenset({errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP})
+from rewrite.progress import Counter, Progress
+from rewrite.writing.exchange import move_into_place, repair_swap
+from rewrite.writing.shard import can_clone, write_text
+from rewrite.writing.staging import Staging, locked, remove_staging, sync_directory
+from rewrite.writing.tasks import Tasks, check_complete, part_of, write_by, write_here
 
 
 def publish_plan(
     plan: Plan,
-    source: Path,
+    source: str | os.PathLike[str] | Storage,
     out: Path,
     *,
     overwrite: bool = False,
@@ -50,203 +47,188 @@ def publish_plan(
     copy: bool = False,
     created: str | None = None,
     progress: Progress | None = None,
+    executor: Executor | None = None,
 ) -> Manifest:
     """Write the output of ``plan`` to ``out``, all or nothing. Killed at any point, the same call resumes.
 
     Blocks are shared with the source where the filesystem can, with ``copy`` never. ``created`` is a time for the
-    manifest. The manifest that is returned counts the bytes shared, copied and written; the file does not.
+    manifest. The manifest that is returned counts the bytes shared, copied and written; the file does not. ``executor``
+    writes the files in place of ``workers`` threads: its workers must see ``source`` and the parent of ``out`` under
+    the same names.
 
     Raises :class:`UsageError` when source and output overlap and :class:`StorageError` when the output exists, is being
     written by somebody else, or cannot be written.
     """
-    source, out = Path(os.path.abspath(source)), Path(os.path.abspath(out))  # noqa: PTH100 - resolve() would follow OUT
-    _check_apart(source, out)
-    with io_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-    with io_errors(out), _locked(out):
-        manifest = plan.manifest if created is None else plan.manifest.created_at(created)
-        counts = ByteCounts(kept=plan.size)
-        staging = _Staging(out.parent / f".{out.name}.rewrite-{_staging_key(plan, copy)}")
-        _repair_swap(out)
-        if staging.was_moved_to(out):
-            _sync_directory(out.parent)  # the run that was killed may not have come to that
-        else:
-            _check_free_name(out, overwrite)
-            staging.make()
-            _check_space(plan, source, staging, copy)
-            counts = _write_all(plan, source, staging, workers, copy, Counter(plan.size, progress))
-            counts += _write_texts(plan, source, staging, manifest)
-            _check_source(plan, source)
-            _finish_directories(source, staging.out)
-            _move_into_place(staging, out)
-        _remove_staging(out)
-    return manifest.with_counts(counts)
+    # abspath, not resolve(), which would follow OUT
+    out = Path(os.path.abspath(out))  # noqa: PTH100
+    storage = LocalDirectory(os.path.abspath(source)) if isinstance(source, str | os.PathLike) else source  # noqa: PTH100
+    return Publication(plan, storage, out, overwrite, copy, created).publish(workers, progress, executor)
 
 
-def _staging_key(plan: Plan, copy: bool) -> str:
-    """Half of the digest: a run that must not share blocks does not resume one that may have."""
-    return plan.digest[16:32] if copy else plan.digest[:16]
+@dataclass(frozen=True)
+class Publication:
+    """A plan, and where it is carried out: at once, or in parts on several machines and a last step.
 
+    ``source`` and ``out`` are absolute. Whatever part is written where, the same files come out.
+    """
 
-class _Staging:
-    """The directory that a conversion is built in. Temporary files lie beside the files, so no name can collide."""
+    plan: Plan
+    source: Storage
+    out: Path
+    overwrite: bool = False
+    copy: bool = False
+    created: str | None = None
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.out = root / "out"
-        self.moving = root / "moving"  # exists from just before ``out`` is renamed to OUT
+    def publish(self, workers: int, progress: Progress | None, executor: Executor | None) -> Manifest:
+        """Everything, holding the lock of the output all the time."""
+        self._prepare()
+        with io_errors(self.out), locked(self.out):
+            counts = ByteCounts(kept=self.plan.size)
+            repair_swap(self.out)
+            if not self._was_moved():
+                _check_free_name(self.out, self.overwrite)
+                self.staging.make()
+                self._check_space(self.plan.jobs)
+                counter = Counter(self.plan.size, progress)
+                if executor is None:
+                    counts = write_here(self._tasks, self.plan.jobs, workers, counter)
+                else:
+                    counts = write_by(executor, self._tasks, self.plan.jobs, counter)
+                counts += self._complete()
+            remove_staging(self.out)
+        return self._manifest.with_counts(counts)
 
-    def make(self) -> None:
-        self.root.mkdir(exist_ok=True)
-        self.out.mkdir(exist_ok=True)
+    def run_part(self, number: int, parts: int, workers: int = 2, progress: Progress | None = None) -> ByteCounts:
+        """Write part ``number`` (from 0) of ``parts``. It may run again, and beside the other parts."""
+        self._prepare()
+        jobs = part_of(self.plan.jobs, number, parts)
+        with io_errors(self.out), locked(self.out, shared=True):
+            _check_free_name(self.out, self.overwrite)
+            self.staging.make()
+            self._check_space(jobs)
+            counter = Counter(sum(job.size for job in jobs), progress)
+            return write_here(self._tasks, jobs, workers, counter, prefix=f"{uuid4().hex}-")
 
-    def was_moved_to(self, out: Path) -> bool:
-        """Whether a run of this very plan was killed after OUT had become complete: nothing is left to do."""
-        return self.moving.exists() and not self.out.exists() and out.is_dir()
+    def finish(self) -> Manifest:
+        """Publish, once all parts are written. It may run again."""
+        self._prepare()
+        with io_errors(self.out), locked(self.out):
+            counts = ByteCounts(kept=self.plan.size)
+            repair_swap(self.out)
+            if not self._was_moved() and not self._is_published():
+                _check_free_name(self.out, self.overwrite)
+                check_complete(self.plan.jobs, self.staging.root, "run the parts that are missing, then finish again")
+                counts = ByteCounts(kept=sum(job.size for job in self.plan.jobs)) + self._complete()
+            remove_staging(self.out)
+        return self._manifest.with_counts(counts)
 
-    def holds(self, name: str, size: int) -> bool:
-        """Whether an earlier run of the same plan completed this file: only complete, synced files get their name."""
-        try:
-            return (self.out / name).stat().st_size == size
-        except FileNotFoundError:
+    @cached_property
+    def staging(self) -> Staging:
+        """Named by half of the digest: a run that must not share blocks does not resume one that may have."""
+        key = self.plan.digest[16:32] if self.copy else self.plan.digest[:16]
+        return Staging(self.out.parent / f".{self.out.name}.rewrite-{key}")
+
+    @property
+    def _manifest(self) -> Manifest:
+        return self.plan.manifest if self.created is None else self.plan.manifest.created_at(self.created)
+
+    @property
+    def _tasks(self) -> Tasks:
+        return Tasks(self.source, self.staging.root, self.copy)
+
+    @property
+    def _root(self) -> Path | None:
+        """The directory of the source, where it is one."""
+        return self.source.root if isinstance(self.source, LocalDirectory) else None
+
+    def _prepare(self) -> None:
+        if self._root is not None:
+            _check_apart(self._root, self.out)
+        with io_errors(self.out):
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def _was_moved(self) -> bool:
+        if not self.staging.was_moved_to(self.out):
             return False
+        sync_directory(self.out.parent)  # the run that was killed may not have come to that
+        return True
 
-    @contextmanager
-    def new_file(self, name: str, number: int) -> Iterator[Path]:
-        """A temporary path; the file gets its name when the block ends well."""
-        part = self.root / f"part-{number}"
-        yield part
-        directory = self.out
-        for folder in name.split("/")[:-1]:  # one by one: a parent that has vanished is not made again
-            directory /= folder
-            directory.mkdir(exist_ok=True)
-        part.rename(self.out / name)
-
-
-def _write_all(plan: Plan, source: Path, staging: _Staging, workers: int, copy: bool, counter: Counter) -> ByteCounts:
-    # Largest first: a long job must not start last.
-    jobs = sorted(plan.jobs, key=lambda job: -job.size)
-
-    def write(number: int, job: ShardPlan | FileCopy) -> ByteCounts:
-        if staging.holds(job.name, job.size):
-            counter.advance(job.size)
-            return ByteCounts(kept=job.size)
-        with staging.new_file(job.name, number) as part:
-            if isinstance(job, ShardPlan):
-                return write_shard(job, source / job.name, part, counter.advance, copy=copy)
-            return copy_file(job, source / job.name, part, counter.advance, copy=copy)
-
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        futures = [pool.submit(write, number, job) for number, job in enumerate(jobs)]
+    def _is_published(self) -> bool:
+        """Whether the output is that of this very plan: its manifest says so, and every file has its size."""
         try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            errors = [error for future in done if (error := future.exception())]
-            if errors:
-                raise next((error for error in errors if not isinstance(error, Stopped)), errors[0])
-            return sum((future.result() for future in futures), ByteCounts())
-        finally:
-            counter.stop.set()
-            pool.shutdown(cancel_futures=True)
+            manifest = (self.out / MANIFEST_NAME).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return False
+        files = Staging(self.out)
+        files.out = self.out
+        return manifest == self._manifest.to_text() and all(files.holds(f.name, f.size) for f in self._manifest.files)
+
+    def _complete(self) -> ByteCounts:
+        """From all files staged to the output under its name."""
+        staging = self.staging
+        counts = self._write_texts(staging)
+        check_source(self.plan, self.source)
+        _finish_directories(self._root, staging.out)
+        move_into_place(staging, self.out)
+        return counts
+
+    def _write_texts(self, staging: Staging) -> ByteCounts:
+        texts = [(text.name, text.name, text.text) for text in self.plan.texts]
+        if self._manifest.changed:  # an output that equals its source says nothing of us
+            texts.append((MANIFEST_NAME, CONFIG_NAME, self._manifest.to_text()))
+        for number, (name, like, text) in enumerate(texts):
+            with staging.new_file(name, str(number)) as part:
+                write_text(text, self._root / like if self._root is not None else None, part)
+        return ByteCounts(written=sum(len(text.encode()) for _, _, text in texts))
+
+    def _check_space(self, jobs: Iterable[Job]) -> None:
+        """Raise if these files cannot fit. Shared blocks take no space: where it is short, see what can be shared."""
+        parent = self.staging.root.parent
+        jobs = [job for job in jobs if not self.staging.holds(job.name, job.size)]
+        todo = sum(job.size for job in jobs)
+        status = os.statvfs(parent)
+        free = status.f_bavail * status.f_frsize
+        root = self._root
+        if todo > free and not self.copy and root is not None:
+            # A trial for each file: through symlinks they may lie on several filesystems.
+            trial = self.staging.root / f"trial-{uuid4().hex}"
+            todo -= sum(job.shareable for job in jobs if can_clone(root / job.name, trial))
+        if todo > free:
+            raise StorageError(
+                "Not enough free space for the output",
+                where=str(parent),
+                expected=f"{todo} bytes",
+                found=f"{free} bytes free",
+                hint="free some space or choose another disk; complete files are kept for the next run",
+            )
 
 
-def _write_texts(plan: Plan, source: Path, staging: _Staging, manifest: Manifest) -> ByteCounts:
-    texts = [(text.name, text.name, text.text) for text in plan.texts]
-    if manifest.changed:  # an output that equals its source says nothing of us
-        texts.append((MANIFEST_NAME, CONFIG_NAME, manifest.to_text()))
-    for number, (name, like, text) in enumerate(texts):
-        with staging.new_file(name, number) as part:
-            write_text(text, source / like, part)
-    return ByteCounts(written=sum(len(text.encode()) for _, _, text in texts))
-
-
-def _check_source(plan: Plan, source: Path) -> None:
+def check_source(plan: Plan, source: Storage) -> None:
     """Raise :class:`StorageError` unless the source still holds the files that were planned on, and no others.
 
     Writers check each file that they read; this is for config and index, which were read when the plan was made, for
     what changed after it was copied, and for what came or went.
     """
     expected = {file.name: file.source for file in (*plan.jobs, *plan.texts, *plan.left_out)}
-    found = LocalDirectory(source).list_files().files
+    found = source.list_files().files
     changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
     if changed:
         raise StorageError(
             "The checkpoint changed while it was converted",
-            where=str(source / changed[0]),
+            where=f"{source}/{changed[0]}",
             expected=expected.get(changed[0], "no such file"),
             found=found.get(changed[0], "no such file"),
             hint="wait until whatever writes it is done, then convert again",
         )
 
 
-def _finish_directories(source: Path, out: Path) -> None:
+def _finish_directories(source: Path | None, out: Path) -> None:
     """Modes of the source (its owner may always write: a read-only directory could not be renamed), then syncs."""
     for directory, _, _ in os.walk(out, topdown=False):
         path = Path(directory)
-        path.chmod((source / path.relative_to(out)).stat().st_mode & 0o777 | 0o700)
-        _sync_directory(path)
-
-
-def _move_into_place(staging: _Staging, out: Path) -> None:
-    if os.path.lexists(out):
-        _swap(staging, out)
-    else:
-        staging.moving.touch()
-        _sync_directory(staging.root)
-        staging.out.rename(out)
-        _sync_directory(out.parent)
-
-
-def _swap(staging: _Staging, out: Path) -> None:
-    """Exchange the new directory with the old one, in one step where the filesystem can, and remove the old one.
-
-    The staging directory gets another name first: after the exchange it holds the old output, which a later run must
-    not mistake for files of its own.
-    """
-    swap = _Staging(_swap_path(out))
-    staging.root.rename(swap.root)
-    _sync_directory(out.parent)
-    if not _exchange(swap.out, out):
-        old = swap.root / "old"
-        out.rename(old)  # from here to the next line OUT is absent; _repair_swap completes it
-        swap.out.rename(out)
-    _sync_directory(out.parent)
-    shutil.rmtree(swap.root)
-
-
-def _repair_swap(out: Path) -> None:
-    """Complete or undo an exchange that was killed. OUT is the old or the new directory, both of them complete."""
-    swap = _Staging(_swap_path(out))
-    if not swap.root.is_dir():
-        return
-    if not os.path.lexists(out):
-        (swap.out if swap.out.is_dir() else swap.root / "old").rename(out)
-    _sync_directory(out.parent)
-    shutil.rmtree(swap.root)
-
-
-def _swap_path(out: Path) -> Path:
-    return out.parent / f".{out.name}.rewrite-swap"
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """renameat2(RENAME_EXCHANGE), Linux 3.15; False where the kernel or filesystem has none."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if not hasattr(libc, "renameat2"):
-        return False
-    if libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
-        return True
-    number = ctypes.get_errno()
-    if number in _NO_EXCHANGE:
-        return False
-    raise OSError(number, os.strerror(number), str(other))
-
-
-def _remove_staging(out: Path) -> None:
-    """Remove our staging directory and those of other plans for this OUT: under the lock nobody else needs them."""
-    pattern = re.compile(re.escape(f".{out.name}.rewrite-") + r"[0-9a-f]{16}")
-    for path in out.parent.iterdir():
-        if pattern.fullmatch(path.name):
-            shutil.rmtree(path)
+        mode = 0o755 if source is None else (source / path.relative_to(out)).stat().st_mode
+        path.chmod(mode & 0o777 | 0o700)
+        sync_directory(path)
 
 
 def _check_apart(source: Path, out: Path) -> None:
@@ -273,70 +255,3 @@ def _check_free_name(out: Path, overwrite: bool) -> None:
         found="a directory" if out.is_dir() else "a file",
         hint="choose another path" + ("" if overwrite else ", or pass --overwrite to replace it at the end"),
     )
-
-
-def _check_space(plan: Plan, source: Path, staging: _Staging, copy: bool) -> None:
-    """Raise if the output cannot fit. Shared blocks take no space: where it is short, see what can be shared."""
-    parent = staging.root.parent
-    jobs = [job for job in plan.jobs if not staging.holds(job.name, job.size)]
-    todo = sum(job.size for job in jobs)
-    status = os.statvfs(parent)
-    free = status.f_bavail * status.f_frsize
-    if todo > free and not copy:  # a trial for each file: through symlinks they may lie on several filesystems
-        todo -= sum(job.shareable for job in jobs if can_clone(source / job.name, staging.root / "trial"))
-    if todo > free:
-        raise StorageError(
-            "Not enough free space for the output",
-            where=str(parent),
-            expected=f"{todo} bytes",
-            found=f"{free} bytes free",
-            hint="free some space or choose another disk; complete files are kept for the next run",
-        )
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Hold the lock file of ``out``. It goes away with the last holder; a killed holder leaves it unlocked."""
-    path = out.parent / f".{out.name}.rewrite-lock"
-    while not _is_named(fd := _open_locked(path, out), path):
-        os.close(fd)  # its last holder removed it between our open and our lock: lock the next one
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(fd)
-
-
-def _open_locked(path: Path, out: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(fd)
-        if not isinstance(error, BlockingIOError):
-            raise
-        raise StorageError(
-            "Another conversion is writing this output",
-            where=str(out),
-            hint="wait for it to end, or choose another output",
-        ) from None
-    return fd
-
-
-def _is_named(fd: int, path: Path) -> bool:
-    """Whether the open file is the one that has this name now."""
-    try:
-        return os.fstat(fd).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False
-    except OSError:
-        os.close(fd)
-        raise
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -14,22 +14,23 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from rewrite.checkpoint.local import LocalFile, io_errors, open_regular
-from rewrite.checkpoint.storage import FileId
-from rewrite.errors import StorageError
+from rewrite.checkpoint.local import io_errors, open_regular
+from rewrite.checkpoint.storage import FileId, Storage
 from rewrite.planning.jobs import FileCopy, ShardPlan
 from rewrite.planning.manifest import ByteCounts
 from rewrite.planning.placement import BLOCK
-from rewrite.planning.segments import Copy, Dequantize, Fill, Lookup, Segment
-from rewrite.quantization.dtypes import decode, dequantizing_tables
+from rewrite.planning.segments import Copy, Segment
+from rewrite.writing.stream import check_unchanged, ended, streamed
+from rewrite.writing.values import BUFFER, values
 
 #: Called with the number of bytes just written; may raise to stop the write.
 Advance = Callable[[int], None]
 
+STREAMED_MODE = 0o644  # of files whose source has no mode
 _KERNEL_CHUNK = 64 << 20  # between two looks at whether to stop
-_BUFFER = 1 << 20
 #: The kernel or the filesystem cannot do it; the next way can (ioctl_ficlonerange(2), copy_file_range(2); ENOSYS and
 #: EPERM by seccomp, ENOTTY where there is no such ioctl, EINVAL also where blocks are larger than ours).
 _NOT_OFFERED = frozenset(
@@ -57,6 +58,19 @@ def copy_file(plan: FileCopy, source: Path, target: Path, advance: Advance, *, c
         return _write(files, b"", [Copy(0, plan.size)])
 
 
+def write_streamed(job: ShardPlan | FileCopy, source: Storage, target: Path, advance: Advance) -> ByteCounts:
+    """As :func:`write_shard` and :func:`copy_file`, from a source that is no directory: nothing can be shared."""
+    with io_errors(target), _Target(target) as out:
+        offset = 0
+        for piece in streamed(job, source):
+            _pwrite_all(out, piece, offset)
+            offset += len(piece)
+            advance(len(piece))
+        _finish(out, STREAMED_MODE)
+    copied = sum(segment.length for segment in job.segments if isinstance(segment, Copy))
+    return ByteCounts(copied=copied, written=job.size - copied)
+
+
 def can_clone(source: Path, scratch: Path) -> bool:
     """Whether blocks of ``source`` can be shared with a file at ``scratch``, found out by sharing one.
 
@@ -74,20 +88,20 @@ def can_clone(source: Path, scratch: Path) -> bool:
         scratch.unlink(missing_ok=True)
 
 
-def write_text(text: str, like: Path, target: Path) -> None:
+def write_text(text: str, like: Path | None, target: Path) -> None:
     """Write a small UTF-8 file, synced, with the mode of the file ``like``."""
     with io_errors(target), _Target(target) as out:
         _pwrite_all(out, text.encode(), 0)
-        _finish(out, like.stat().st_mode)
+        _finish(out, STREAMED_MODE if like is None else like.stat().st_mode)
 
 
 @contextmanager
 def _opened(expected: FileId, source: Path, target: Path, advance: Advance, copy: bool) -> Iterator[_Files]:
     """Both files; that the source is the expected one is checked before and after, then the target is synced."""
     with open_regular(source) as file, io_errors(target), _Target(target) as out:
-        _check_unchanged(file, expected, source)
+        check_unchanged(file, expected, str(source))
         yield _Files(file.fd, out, source, advance, copy)
-        _check_unchanged(file, expected, source)
+        check_unchanged(file, expected, str(source))
         _finish(out, os.fstat(file.fd).st_mode)
 
 
@@ -138,9 +152,9 @@ class _Files:
             done = self._kernel_copy(start, offset, min(left, _KERNEL_CHUNK)) if in_kernel else 0
             if not done:  # not offered, or the filesystem gave up half way: the buffer takes over for good
                 in_kernel = False
-                done = self._buffer_copy(start, offset, min(left, _BUFFER))
+                done = self._buffer_copy(start, offset, min(left, BUFFER))
             if not done:
-                raise _ended(self.where, left)
+                raise ended(str(self.where), left)
             start, offset, left = start + done, offset + done, left - done
             self.advance(done)
 
@@ -168,14 +182,12 @@ def _write(files: _Files, header: bytes, segments: Iterable[Segment]) -> ByteCou
             case Copy():
                 cloned = files.bring(segment, offset)
                 shared, copied = shared + cloned, copied + segment.length - cloned
-            case Fill():
-                _fill(files, segment, offset)
-                written += segment.length
-            case Lookup():
-                _look_up(files, segment, offset)
-                written += segment.length
-            case Dequantize():
-                _dequantize(files, segment, offset)
+            case _:
+                at = offset
+                for piece in values(segment, partial(_read, files), str(files.where)):
+                    _pwrite_all(files.target, piece, at)
+                    at += len(piece)
+                    files.advance(len(piece))
                 written += segment.length
         offset += segment.length
     return ByteCounts(shared, copied, written)
@@ -200,79 +212,15 @@ def _finish(fd: int, mode: int) -> None:
     os.fsync(fd)
 
 
-def _fill(files: _Files, fill: Fill, offset: int) -> None:
-    per_write = max(1, _BUFFER // len(fill.data))
-    left = fill.count
-    while left:
-        count = min(left, per_write)
-        _pwrite_all(files.target, fill.data * count, offset)
-        offset, left = offset + len(fill.data) * count, left - count
-    files.advance(fill.length)
-
-
-def _look_up(files: _Files, run: Lookup, offset: int) -> None:
-    """Replace every byte by its table entry: one translation for each byte of an entry, interleaved."""
-    columns = [bytes(entry[i] for entry in run.entries) for i in range(len(run.entries[0]))]
-    start, left = run.start, run.count
-    while left:
-        data = os.pread(files.source, min(left, _BUFFER), start)
-        if not data:
-            raise _ended(files.where, left)
-        wide = bytearray(len(data) * len(columns))
-        for i, column in enumerate(columns):
-            wide[i :: len(columns)] = data.translate(column)
-        _pwrite_all(files.target, wide, offset)
-        start, offset, left = start + len(data), offset + len(wide), left - len(data)
-        files.advance(len(wide))
-
-
-def _dequantize(files: _Files, run: Dequantize, offset: int) -> None:
-    """Each row of codes through the tables of its scales. One block of rows, or a megabyte, is in memory at a time."""
-    raw = run.scales if isinstance(run.scales, bytes) else _read(files, run.scales, run.scale_bytes)
-    scales = decode(run.scale_dtype, raw, str(files.where))
-    across, high = run.blocks_across, run.block[0]
-    rows_at_once = max(1, _BUFFER // max(1, run.columns))
-    for band, first in enumerate(range(0, run.rows, high)):
-        tables = [dequantizing_tables(s, run.dtype) for s in scales[band * across : (band + 1) * across]]
-        last = min(first + high, run.rows)
-        for start in range(first, last, rows_at_once):
-            count = min(rows_at_once, last - start) * run.columns
-            codes = _read(files, run.start + start * run.columns, count)
-            wide = _through(tables, codes, run.columns, run.block[1])
-            _pwrite_all(files.target, wide, offset)
-            offset += len(wide)
-            files.advance(len(wide))
-
-
-def _through(tables: list[tuple[bytes, ...]], codes: bytes, columns: int, width: int) -> bytearray:
-    """Rows of ``columns`` codes, where each ``width`` of them go through tables of their own."""
-    wide = bytearray(len(codes) * len(tables[0]))
-    for i in range(len(tables[0])):
-        if len(tables) == 1:
-            plane = codes.translate(tables[0][i])
-        else:
-            plane = b"".join(
-                codes[row + j * width : row + min((j + 1) * width, columns)].translate(table[i])
-                for row in range(0, len(codes), columns)
-                for j, table in enumerate(tables)
-            )
-        wide[i :: len(tables[0])] = plane
-    return wide
-
-
 def _read(files: _Files, start: int, length: int) -> bytes:
     """Exactly these bytes of the source."""
     data = os.pread(files.source, length, start)
     while len(data) < length:
         more = os.pread(files.source, length - len(data), start + len(data))
         if not more:
-            raise _ended(files.where, length - len(data))
+            raise ended(str(files.where), length - len(data))
         data += more
     return data
-
-
-def _ended(where: Path, left: int) -> StorageError:
-    return StorageError("A file ended while it was read", where=str(where), expected=f"{left} bytes more")
 
 
 def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:
@@ -280,15 +228,3 @@ def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:
     while view:
         done = os.pwrite(fd, view, offset)  # may be short, on a full disk or a signal
         view, offset = view[done:], offset + done
-
-
-def _check_unchanged(file: LocalFile, expected: FileId, path: Path) -> None:
-    found = file.file_id
-    if found != expected:
-        raise StorageError(
-            "A file of the checkpoint changed while it was converted",
-            where=str(path),
-            expected=expected.text,
-            found=found.text,
-            hint="wait until whatever writes it is done, then convert again",
-        )

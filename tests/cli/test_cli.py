@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 import rewrite
 from rewrite.cli.commands import main
+from rewrite.cli.common import progress_bar
 from tests.support import README, tree
 
 
@@ -164,14 +165,12 @@ def test_python_dash_m() -> None:
 
 def test_progress_bar_on_a_terminal(monkeypatch: Any) -> None:
     """In bytes, on stderr; --quiet turns it off."""
-    from rewrite.cli import commands as cli
-
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with cli._progress_bar(quiet=False) as progress:
+    with progress_bar(quiet=False) as progress:
         assert progress is not None
         progress(400, 1000)
         progress(1000, 1000)
-    with cli._progress_bar(quiet=True) as progress:
+    with progress_bar(quiet=True) as progress:
         assert progress is None
 
 

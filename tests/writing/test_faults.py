@@ -21,7 +21,7 @@ import rewrite
 from rewrite import make_plan, open_checkpoint
 from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from rewrite.errors import StorageError
-from rewrite.writing import publish
+from rewrite.writing import exchange, publish
 from tests import crafted_cases as cases
 from tests.support import ROOT, tree
 from tests.writing.interruptions import before_call, converter, fork, kill_self, leftovers
@@ -62,7 +62,7 @@ def test_a_disk_that_is_full_at_any_stage(
     option: str, source: Path, disk: Path, expected: dict[str, bytes], monkeypatch: Any
 ) -> None:
     """Filled by somebody else after we had looked: ENOSPC wherever it strikes, then space is made and it goes on."""
-    monkeypatch.setattr(publish, "_check_space", lambda *_: None)
+    monkeypatch.setattr(publish.Publication, "_check_space", lambda *_: None)
     before, out, failed, room = tree(source), disk / "out", 0, 1
     while True:
         remount(disk, "size=1m,nr_inodes=100")
@@ -274,7 +274,7 @@ def recorded(top: Path) -> Iterator[Disk]:  # noqa: PLR0915 - a wrapper for each
         name: getattr(os, name)
         for name in ("open", "pwrite", "copy_file_range", "fsync", "mkdir", "rename", "unlink", "rmdir")
     }
-    exchange = publish._exchange
+    real_exchange = exchange.exchange
 
     def place(path: Any, dir_fd: int | None = None) -> Entry:
         full = Path(f"/proc/self/fd/{dir_fd}").readlink() / path if dir_fd is not None else Path(path)
@@ -313,7 +313,7 @@ def recorded(top: Path) -> Iterator[Disk]:  # noqa: PLR0915 - a wrapper for each
         step(place(new)[0], {source: None, place(new): inode})
 
     def exchange_(one: Path, other: Path) -> bool:
-        if not exchange(one, other):
+        if not real_exchange(one, other):
             return False
         step(place(other)[0], {place(one): one.stat().st_ino, place(other): other.stat().st_ino})
         return True
@@ -336,7 +336,7 @@ def recorded(top: Path) -> Iterator[Disk]:  # noqa: PLR0915 - a wrapper for each
         patch.setattr(os, "rename", rename)
         patch.setattr(os, "unlink", remove("unlink"))
         patch.setattr(os, "rmdir", remove("rmdir"))
-        patch.setattr(publish, "_exchange", exchange_)
+        patch.setattr(exchange, "exchange", exchange_)
         yield disk
 
 
@@ -404,7 +404,7 @@ def test_power_loss(way: str, source: Path, tmp_path: Path, expected: dict[str, 
             (out / name).write_bytes(b"old")
         old = (out.stat().st_ino, {"config.json", "old.bin"})
     if way == "overwrite without exchange":
-        monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+        monkeypatch.setattr(exchange, "exchange", lambda *_: False)
     with recorded(top) as disk:
         rewrite.convert(source, out, workers=1, overwrite=old is not None)
     assert tree(out) == expected

@@ -20,7 +20,7 @@ import pytest
 import rewrite
 from rewrite import make_plan, open_checkpoint
 from rewrite.errors import StorageError, UsageError
-from rewrite.writing import publish
+from rewrite.writing import exchange, publish
 from tests.support import tree
 from tests.writing.interruptions import before_call, converter, count_calls, fork, kill_self, leftovers
 
@@ -98,7 +98,7 @@ def test_overwrite_without_exchange_killed_at_every_system_call(
     text: Path, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: Any
 ) -> None:
     """Filesystems without RENAME_EXCHANGE: OUT may be absent for a moment, and the next run puts the old one back."""
-    monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+    monkeypatch.setattr(exchange, "exchange", lambda *_: False)
     old = {"keep": b"me"}
     absent = 0
     number = 0

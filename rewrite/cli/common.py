@@ -1,0 +1,124 @@
+"""What the commands share: options, messages, exit codes, the bar."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from types import FrameType
+from typing import Any, NoReturn
+
+import click
+
+import rewrite
+from rewrite.errors import printable
+
+
+class Address(click.Path):
+    """A directory, or where else a checkpoint lies: ``org/name`` stays text, as a path would lose a slash of
+    ``hf://``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return value if "://" in value else str(super().convert(value, param, ctx))
+
+
+workers_option = click.option(
+    "--workers",
+    type=click.IntRange(1, 64),
+    default=rewrite.DEFAULT_WORKERS,
+    show_default=True,
+    help="Files at a time.",
+)
+selection_option = click.option(
+    "--groups",
+    "selection",
+    type=click.Choice(rewrite.SELECTIONS),
+    default="qkvz",
+    show_default=True,
+    help="in_proj_qkvz only, or every fused layer.",
+)
+
+
+profile_option = click.option(
+    "--profile", type=click.Choice(list(rewrite.PROFILES)), default="exact", show_default=True, help="Layout of OUT."
+)
+kv_scales_option = click.option(
+    "--kv-scales",
+    type=click.Choice(rewrite.KV_SCALES),
+    default="keep",
+    show_default=True,
+    help="Scales of an FP8 KV cache; dequantized always drops them.",
+)
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete.")
+copy_option = click.option("--copy", is_flag=True, help="Copy every byte: OUT shares no disk blocks with IN.")
+timestamp_option = click.option(
+    "--timestamp", is_flag=True, help="Note the time in the manifest; without it, same input gives same bytes."
+)
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON document on stdout: the result, or the error."
+)
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no closing line.")
+
+
+def now() -> str:
+    """For the manifest."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+@contextmanager
+def reporting(as_json: bool, when_interrupted: str = "") -> Iterator[None]:
+    """Turn the library's errors and signals into messages and exit codes."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        yield
+    except rewrite.RewriteError as error:
+        click.echo(f"error: {error}", err=True)
+        if as_json:
+            show({"error": error.to_json()})
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, _Terminated) as signal_:
+        click.echo(f"Interrupted. {when_interrupted}".strip(), err=True)
+        sys.exit(143 if isinstance(signal_, _Terminated) else 130)
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as an exception of the main thread."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[rewrite.Progress | None]:
+    """A bar in bytes on stderr; None without a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from tqdm import tqdm  # 20 ms that a run without a terminal need not pay
+
+    with tqdm(total=0, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total or None
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+def say(line: str, quiet: bool) -> None:
+    if not quiet:
+        click.echo(printable(line), err=True)
+
+
+def show(value: str | dict[str, Any], quiet: bool = False) -> None:
+    if not quiet:
+        click.echo(_lines(value) if isinstance(value, str) else json.dumps(value, indent=2))
+
+
+def _lines(value: str) -> str:
+    """Names in a report come from strangers: no escape sequence may reach the terminal."""
+    return "\n".join(printable(line) for line in value.split("\n"))

@@ -1,0 +1,120 @@
+"""``plan``, ``run`` and ``finish``: a conversion in parts, on as many machines as see the same directories."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+import rewrite
+from rewrite.cli import text
+from rewrite.cli.common import (
+    copy_option,
+    json_option,
+    kv_scales_option,
+    now,
+    overwrite_option,
+    profile_option,
+    progress_bar,
+    quiet_option,
+    reporting,
+    say,
+    selection_option,
+    show,
+    timestamp_option,
+    workers_option,
+)
+
+_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_PLAN = click.Path(path_type=Path, dir_okay=False)
+
+
+def _part(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", value)
+    if found is None or int(found[1]) >= int(found[2]):
+        raise click.BadParameter(f"{value!r} is not I/N with I from 0 to N - 1")
+    return int(found[1]), int(found[2])
+
+
+@click.command()
+@click.argument("source", metavar="IN", type=_DIRECTORY)
+@click.argument("out", metavar="OUT", type=_DIRECTORY)
+@click.option("--output", type=_PLAN, required=True, metavar="FILE", help="Where the plan goes.")
+@profile_option
+@selection_option
+@kv_scales_option
+@overwrite_option
+@copy_option
+@timestamp_option
+@json_option
+@quiet_option
+def plan(
+    source: Path,
+    out: Path,
+    output: Path,
+    profile: str,
+    selection: rewrite.Selection,
+    kv_scales: rewrite.KvScales,
+    overwrite: bool,
+    copy: bool,
+    timestamp: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Plan the conversion of IN to OUT, to be carried out by `run` and `finish`.
+
+    IN and OUT must have the same paths wherever `run` and `finish` are called.
+    """
+    with reporting(as_json):
+        conversion = rewrite.plan_conversion(
+            source, out, profile=profile, selection=selection, kv_scales=kv_scales, overwrite=overwrite, copy=copy,
+            created=now() if timestamp else None,
+        )  # fmt: skip
+        conversion.save(output)
+        if as_json:
+            show(conversion.plan.to_json())
+            return
+        for note in conversion.plan.manifest.notes:
+            say(f"note: {note}", quiet)
+        show(text.render_planned(conversion.plan, str(output)), quiet)
+
+
+@click.command()
+@click.argument("plan_file", metavar="PLAN", type=_PLAN)
+@click.option("--part", required=True, metavar="I/N", callback=_part, help="Part I, from 0, of N parts.")
+@workers_option
+@json_option
+@quiet_option
+def run(plan_file: Path, part: tuple[int, int], workers: int, as_json: bool, quiet: bool) -> None:
+    """Write part I of N of the files of a plan. Parts may run at the same time; a part that was killed may run again.
+
+    All parts must have the same N. OUT appears with `finish` only.
+    """
+    with reporting(as_json, "Run the same part again to resume."):
+        started = time.monotonic()
+        conversion = rewrite.Conversion.load(plan_file)
+        with progress_bar(quiet) as progress:
+            counts = conversion.run_part(*part, workers, progress)
+        if as_json:
+            show({"part": list(part), "bytes": asdict(counts)})
+        else:
+            show(text.render_part(part, counts, time.monotonic() - started), quiet)
+
+
+@click.command()
+@click.argument("plan_file", metavar="PLAN", type=_PLAN)
+@json_option
+@quiet_option
+def finish(plan_file: Path, as_json: bool, quiet: bool) -> None:
+    """Publish OUT, once all parts of a plan were run. May be run again."""
+    with reporting(as_json, "OUT was not touched; run the same command to resume."):
+        started = time.monotonic()
+        conversion = rewrite.Conversion.load(plan_file)
+        manifest = conversion.finish()
+        if as_json:
+            show(manifest.to_json())
+        else:
+            show(text.render_conversion(manifest, conversion.out, time.monotonic() - started), quiet)

@@ -1,0 +1,118 @@
+"""A conversion as a file: planned once, carried out in parts on any machines, published by a last step."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rewrite.checkpoint.local import LocalDirectory, io_errors
+from rewrite.errors import StorageError, UsageError
+from rewrite.integrations.addresses import open_storage
+from rewrite.planning.manifest import ByteCounts, Manifest
+from rewrite.planning.plan import Plan
+from rewrite.progress import Progress
+from rewrite.version import __version__
+from rewrite.writing.publish import Publication
+
+_KIND = "rewrite conversion"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A plan, where it reads and where it writes. Addresses only: every machine has credentials of its own.
+
+    Every part, and the last step, may run again: what is complete is kept.
+    """
+
+    plan: Plan
+    source: str
+    out: str
+    overwrite: bool = False
+    copy: bool = False
+    created: str | None = None
+
+    def publish(self, workers: int, progress: Progress | None = None, executor: Executor | None = None) -> Manifest:
+        """All of it."""
+        return self._publication.publish(workers, progress, executor)
+
+    def run_part(self, number: int, parts: int, workers: int = 2, progress: Progress | None = None) -> ByteCounts:
+        """Write part ``number``, from 0, of ``parts``. Parts may run at the same time, here and on other machines.
+
+        Raises :class:`UsageError` for a part that there is not, else as :func:`rewrite.convert`.
+        """
+        if not 0 <= number < parts:
+            raise UsageError("There is no such part", expected="I/N with I from 0 to N - 1", found=f"{number}/{parts}")
+        return self._publication.run_part(number, parts, workers, progress)
+
+    def finish(self) -> Manifest:
+        """Publish the output. Raises :class:`StorageError` while files of it are missing."""
+        return self._publication.finish()
+
+    @property
+    def _publication(self) -> Publication:
+        storage = open_storage(Path(self.source))
+        return Publication(self.plan, storage, Path(self.out), self.overwrite, self.copy, self.created)
+
+    def save(self, path: Path) -> None:
+        """Write it to a file, which others see complete or not at all."""
+        document = {
+            "kind": _KIND,
+            "version": __version__,
+            "in": self.source,
+            "out": self.out,
+            "overwrite": self.overwrite,
+            "copy": self.copy,
+            "created": self.created,
+            "digest": self.plan.digest,
+            "plan": self.plan.to_json(),
+        }
+        partial = path.with_name(f".{path.name}.partial")
+        with io_errors(path):
+            partial.write_text(json.dumps(document, indent=1), encoding="utf-8", errors="surrogatepass")
+            partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Conversion:
+        """The inverse of :meth:`save`. Raises :class:`StorageError` for what is no such file, or was changed."""
+        with io_errors(path):
+            raw = path.read_bytes()
+        try:
+            value: dict[str, Any] = json.loads(raw.decode("utf-8", errors="surrogatepass"))
+            kind, version = value["kind"], value["version"]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise _unreadable(path, "no such file") from None
+        if kind != _KIND or version != __version__:
+            raise _unreadable(path, f"{kind} by rewrite {version}")
+        try:
+            plan = Plan.from_json(value["plan"])
+            fields = {key: value[key] for key in ("out", "overwrite", "copy", "created")}
+            loaded = cls(plan=plan, source=value["in"], **fields)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            raise _unreadable(path, "a file that was changed") from None
+        if plan.digest != value.get("digest"):
+            raise _unreadable(path, "a file that was changed")
+        return loaded
+
+
+def absolute(address: str | os.PathLike[str]) -> str:
+    """As another machine, or another directory of this one, understands it. Symlinks stay."""
+    return os.path.abspath(address)  # noqa: PTH100 - resolve() would follow OUT
+
+
+def address_of(storage: object) -> str:
+    """What to write into the file for a storage that is open."""
+    return absolute(storage.root) if isinstance(storage, LocalDirectory) else str(storage)
+
+
+def _unreadable(path: Path, found: str) -> StorageError:
+    return StorageError(
+        "This is not a plan of `rewrite plan`",
+        where=str(path),
+        expected=f"{_KIND} by rewrite {__version__}",
+        found=found,
+        hint="plan again, with the version that runs the parts",
+    )

@@ -1,0 +1,46 @@
+"""A file of the output as a stream of bytes, from a source that is read in ranges: nothing is shared, all is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rewrite.checkpoint.storage import FileId, Reader, Storage
+from rewrite.errors import StorageError
+from rewrite.planning.jobs import Job
+from rewrite.writing.values import values
+
+
+def streamed(job: Job, source: Storage) -> Iterator[bytes | bytearray]:
+    """The bytes of ``job``. That the source is the file that was planned on is checked before the first and after the
+    last one."""
+    where = f"{source}/{job.name}"
+    with source.open(job.name) as file:
+        check_unchanged(file, job.source, where)
+
+        def read(start: int, length: int) -> bytes:
+            data = file.read(start, length)
+            if len(data) != length:
+                raise ended(where, length - len(data))
+            return data
+
+        if job.header:
+            yield job.header
+        for segment in job.segments:
+            yield from values(segment, read, where)
+        check_unchanged(file, job.source, where)
+
+
+def check_unchanged(file: Reader, expected: FileId, where: str) -> None:
+    found = file.file_id
+    if found != expected:
+        raise StorageError(
+            "A file of the checkpoint changed while it was converted",
+            where=where,
+            expected=expected.text,
+            found=found.text,
+            hint="wait until whatever writes it is done, then convert again",
+        )
+
+
+def ended(where: str, left: int) -> StorageError:
+    return StorageError("A file ended while it was read", where=where, expected=f"{left} bytes more")

@@ -15,3 +15,11 @@ echo "\$ rewrite convert $in OUT"
 rewrite convert "$in" "$out" | sed "s|$out|OUT|"
 echo
 python scripts/demo.py "$in" "$out"
+
+in=tests/talk/talk-fp8
+out=$work/talks
+echo
+echo "\$ rewrite convert $in OUT"
+rewrite convert "$in" "$out" | sed "s|$out|OUT|"
+echo
+PYTHONPATH=scripts:. python -m talk.demo "$in" "$out"

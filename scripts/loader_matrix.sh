@@ -12,6 +12,7 @@
 #                                                               serves something else than was predicted (--help
 #                                                               has more: --survey, --shrink, --no-engine)
 #   scripts/loader_matrix.sh --outputs                          what NVFP4 layers compute in vLLM's emulation
+#   scripts/loader_matrix.sh --talk                             what a model that talks says in vLLM (--record, --readme)
 #   scripts/loader_matrix.sh --logits                           logits of the NVFP4 fixtures as served (transformers)
 #
 # PYTHON chooses the interpreter; the pinned wheels are for CPython 3.11.
@@ -24,8 +25,8 @@ if [[ ${1:-} == --search || ${1:-} == --logits ]]; then
   PYTHONPATH=scripts:. PYTHONDONTWRITEBYTECODE=1 HF_HUB_OFFLINE=1 exec "$python" -m "$module" "$@"
 fi
 module=loader_matrix.matrix
-if [[ ${1:-} == --outputs ]]; then
-  module=loader_matrix.outputs
+if [[ ${1:-} == --outputs || ${1:-} == --talk ]]; then
+  module=loader_matrix.${1#--}
   shift
 fi
 PYTHONPATH=scripts PYTHONDONTWRITEBYTECODE=1 exec "${PYTHON:-python3}" -m "$module" "$@"

@@ -11,6 +11,7 @@ from loader_matrix.engines import Engine
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FIXTURES = REPOSITORY / "tests" / "fixtures"
+TALKING = REPOSITORY / "tests" / "talk"
 RECORD = REPOSITORY / "tests" / "loader_matrix.json"
 
 # `original` is the fixture as it is; every other name stands for what `rewrite convert` is told.
@@ -67,6 +68,11 @@ CI_PROFILES = (ORIGINAL, "exact")
 PARALLEL_FIXTURES = ("llmcompressor-qwen3_5-vl",)
 GENERATING_FIXTURES = ("llmcompressor-qwen3_5-vl", "llmcompressor-llama")
 TP_RANKS = 2
+
+
+def folder(fixture: str) -> Path:
+    """Where a checkpoint of the tests lies: those that talk have a folder of their own."""
+    return (TALKING if fixture.startswith("talk-") else FIXTURES) / fixture
 
 
 def fixtures() -> tuple[str, ...]:

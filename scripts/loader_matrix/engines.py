@@ -19,10 +19,11 @@ class Engine:
     generates: bool = False
     boundary: bool = False
     compiled: str | None = None
+    variant: str = ""  # names the folder of an engine that is put together in another way
 
     @property
     def slug(self) -> str:
-        return f"{self.name}-{self.version}"
+        return f"{self.name}-{self.version}{self.variant}"
 
     @property
     def spec(self) -> str:

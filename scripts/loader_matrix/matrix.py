@@ -72,7 +72,7 @@ class Runner:
 
     def _converted(self, fixture: str, profile: str) -> Path:
         """The fixture, or what `rewrite convert` makes of it; Unavailable where it refuses."""
-        source = cases.FIXTURES / fixture
+        source = cases.folder(fixture)
         if profile == ORIGINAL:
             return source
         out = HOME / "converted" / f"{fixture}-{profile}"
@@ -118,7 +118,7 @@ class Runner:
         log.unlink(missing_ok=True)
         folder.mkdir()
         is_own = driver.startswith("drive_") and cases.is_own_truth(fixture, profile)
-        truth = model if is_own else cases.FIXTURES / fixture
+        truth = model if is_own else cases.folder(fixture)
         return Task(label, str(model), str(truth), str(folder), str(log), ranks)
 
 

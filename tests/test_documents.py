@@ -261,23 +261,6 @@ def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").stat().st_size <= MAX_README
 
 
-def rows(text: str, first: str) -> list[dict[str, str]]:
-    """The rows of the Markdown table whose first column is called ``first``."""
-    table = re.search(rf"^\| {first} \|.*?(?=^[^|]|\Z)", text, re.MULTILINE | re.DOTALL)
-    assert table
-    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.group(0).split("\n") if line]
-    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
-
-
-def test_the_table_of_the_readme_is_a_part_of_the_recorded_one() -> None:
-    """test_loader_matrix.py compares the table of the loaders with the record."""
-    recorded = {row["engine"]: row for row in rows((ROOT / "rewrite/loaders/README.md").read_text(), "engine")}
-    short = rows((ROOT / "README.md").read_text(), "engine")
-    assert short
-    for row in short:
-        assert row.items() <= recorded[row["engine"]].items()
-
-
 def test_the_number_of_recorded_loads_is_right() -> None:
     """As the README of the loaders says it."""
     cells = json.loads((ROOT / "tests/loader_matrix.json").read_text())["cells"]

@@ -6,8 +6,13 @@ import json
 import math
 from pathlib import Path
 
+import cells
 import pytest
 import torch
+from loader_matrix import talk
+from loader_matrix.delta_rule import convolved, delta_rule, gates
+from loader_matrix.engines import find_engine
+from loader_matrix.envs import Unavailable
 from loader_matrix.served import rel
 from loader_matrix.truth import Truth, canonical
 from talk import demo, say, served, text
@@ -19,8 +24,9 @@ TALK = ROOT / "tests" / "talk"
 ROWS = [
     [each.strip() for each in line.strip("|").split("|")]
     for line in (TALK / "README.md").read_text().splitlines()
-    if line.startswith("| talk-")
+    if line.startswith("| talk-") and "vllm" not in line
 ]
+RECORD = cells.read(talk.RECORD, talk.SCHEMA, talk.Cell).cells
 
 
 @pytest.mark.parametrize(
@@ -99,3 +105,74 @@ def test_chapters_are_held_back_whole() -> None:
     assert len(parts.learned.splitlines()) == 76
     with pytest.raises(ValueError, match="not a verse"):
         text.split("Usage: bible")
+
+
+def test_everything_that_runs_is_recorded() -> None:
+    """And what raises is what has no kernel on CPU."""
+    wanted = {(e.version, fixture, profile) for e in talk.ENGINES for _, fixture, profile, _ in talk.loads(e)}
+    assert {(each.version, each.fixture, each.profile) for each in RECORD} == wanted
+    assert len(RECORD) == len(wanted)
+    raised = {each.profile for each in RECORD if each.outcome == "raises"}
+    assert raised == {"exact", "exact-all"}
+    assert {each.outcome for each in RECORD} == {"runs", "raises"}
+
+
+def test_the_documents_have_the_recorded_tables() -> None:
+    """As `scripts/loader_matrix.sh --talk --readme` and `--first` print them."""
+    assert talk.readme(RECORD) in (TALK / "README.md").read_text()
+    assert talk.first(RECORD) in (ROOT / "README.md").read_text()
+
+
+def test_the_sizes_are_right() -> None:
+    text = (TALK / "README.md").read_text()
+    for name in ("talk-fp8", "talk-nvfp4"):
+        size = sum(path.stat().st_size for path in (TALK / name).iterdir())
+        assert f"| folder `{name}` | {size:,} |" in text
+    assert f"| `held_back.txt` | {say.HELD_BACK.stat().st_size:,} |" in text
+
+
+def test_real_engines_agree_with_the_loader_model() -> None:
+    """What transformers computes with the weights that the loader model says, and what vLLM computed."""
+    computed = {(name, loader): float(nats) for name, loader, nats, _, _ in ROWS}
+    real = {(each.version, each.fixture, each.profile): each.nats for each in RECORD}
+    pairs = {
+        ("0.19.1", "original"): computed["talk-fp8", "vLLM 0.19.1"],
+        ("0.32.0", "original"): computed["talk-fp8", "vLLM 0.20 and newer"],
+        ("0.19.1", "dynamic"): computed["talk-fp8, exact", "vLLM 0.19.1"],
+    }
+    for (version, profile), nats in pairs.items():
+        assert real[version, "talk-fp8", profile] == pytest.approx(nats, rel=2e-3)
+
+
+def test_the_delta_rule_is_that_of_transformers() -> None:
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as theirs
+
+    torch.manual_seed(0)
+    tokens, heads = 70, 4
+    q, k, v = (torch.randn(tokens, each, 8) for each in (2, 2, heads))
+    a, b, a_log, bias = torch.randn(tokens, heads), torch.randn(tokens, heads), torch.randn(heads), torch.randn(heads)
+    decay, beta = gates(a, b, a_log, bias)
+    true, _ = theirs.torch_chunk_gated_delta_rule(
+        *(each.repeat_interleave(heads // each.shape[1], 1)[None] for each in (q, k, v)),
+        g=(-a_log.exp() * torch.nn.functional.softplus(a + bias))[None],
+        beta=b.sigmoid()[None],
+        use_qk_l2norm_in_kernel=True,
+    )
+    torch.testing.assert_close(delta_rule(q, k, v, decay, beta), true[0], atol=1e-4, rtol=1e-3)
+
+
+def test_the_convolution_is_causal_and_per_channel() -> None:
+    x, filters = torch.randn(6, 3), torch.randn(3, 1, 4)
+    by_hand = torch.zeros(6, 3)
+    for token in range(6):
+        for back in range(min(4, token + 1)):
+            by_hand[token] += x[token - back] * filters[:, 0, 3 - back]
+    torch.testing.assert_close(convolved(x, filters), torch.nn.functional.silu(by_hand))
+
+
+def test_a_result_becomes_a_cell() -> None:
+    load = (find_engine("vllm==0.32.0"), "talk-fp8", "exact", 1)
+    assert talk.cell(load, [{"nats": 1.0, "text": "x"}]).outcome == "runs"
+    assert talk.cell(load, [{"error": {"type": "E", "message": "m"}}]).error == "E: m"
+    assert talk.cell(load, [{"fault": {}}]).outcome == "not run"
+    assert talk.cell(load, Unavailable("no wheel")).error == "no wheel"

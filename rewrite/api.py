@@ -6,13 +6,12 @@ import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from functools import partial
-from pathlib import Path
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
-from rewrite.conversion import Conversion, absolute
+from rewrite.conversion import Conversion, absolute, address_of
 from rewrite.errors import UsageError
 from rewrite.inspection.inspection import Inspection, inspect_model
-from rewrite.integrations.addresses import Address, open_storage
+from rewrite.integrations.addresses import Address, open_storage, scheme_of
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS, is_platform
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, view_model
@@ -76,7 +75,7 @@ def make_plan(
 
 
 def plan_conversion(
-    src: str | os.PathLike[str],
+    src: Address,
     dst: str | os.PathLike[str],
     *,
     profile: str = "exact",
@@ -89,12 +88,14 @@ def plan_conversion(
     """What :func:`convert` would do, to be carried out in parts: ``run_part`` of the result, also on other machines,
     then ``finish``. ``save`` and ``Conversion.load`` bring it there. Arguments and errors as of :func:`convert`.
     """
-    plan = make_plan(open_checkpoint(Path(src)), profile, selection, kv_scales)
-    return Conversion(plan, absolute(src), absolute(dst), overwrite, copy, created)
+    scheme_of(dst)  # refuses what is not written, before anything is read
+    storage = open_storage(src)
+    plan = make_plan(open_checkpoint(storage), profile, selection, kv_scales)
+    return Conversion(plan, address_of(storage), absolute(dst), overwrite, copy, created, storage)
 
 
 def convert(
-    src: str | os.PathLike[str],
+    src: Address,
     dst: str | os.PathLike[str],
     *,
     profile: str = "exact",
@@ -107,8 +108,11 @@ def convert(
     progress: Progress | None = None,
     executor: Executor | None = None,
 ) -> Manifest:
-    """Convert the checkpoint directory ``src`` into the new directory ``dst`` and say what changed.
+    """Convert the checkpoint ``src`` into the new directory ``dst``, or the new prefix ``s3://bucket/prefix``, and say
+    what changed.
 
+    ``src`` is what :func:`open_checkpoint` takes. Between two places of one store, the store copies what does not
+    change.
     ``profile`` is a key of :data:`PROFILES`; ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
     ``kv_scales`` "drop" leaves out the scales of an FP8 KV cache; ``dequantized`` always does.
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are

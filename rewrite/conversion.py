@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewrite.checkpoint.local import LocalDirectory, io_errors
+from rewrite.checkpoint.storage import Storage
 from rewrite.errors import StorageError, UsageError
-from rewrite.integrations.addresses import open_storage
+from rewrite.integrations.addresses import open_storage, scheme_of
 from rewrite.planning.manifest import ByteCounts, Manifest
 from rewrite.planning.plan import Plan
 from rewrite.progress import Progress
 from rewrite.version import __version__
 from rewrite.writing.publish import Publication
+
+if TYPE_CHECKING:
+    from rewrite.integrations.s3_publish import S3Publication
 
 _KIND = "rewrite conversion"
 
@@ -34,6 +38,7 @@ class Conversion:
     overwrite: bool = False
     copy: bool = False
     created: str | None = None
+    storage: Storage | None = field(default=None, compare=False, repr=False)  # the source, where it is open already
 
     def publish(self, workers: int, progress: Progress | None = None, executor: Executor | None = None) -> Manifest:
         """All of it."""
@@ -53,9 +58,17 @@ class Conversion:
         return self._publication.finish()
 
     @property
-    def _publication(self) -> Publication:
-        storage = open_storage(Path(self.source))
-        return Publication(self.plan, storage, Path(self.out), self.overwrite, self.copy, self.created)
+    def _publication(self) -> Publication | S3Publication:
+        place = as_path(self.source)
+        storage = self.storage or open_storage(self.source if place is None else place)
+        out = as_path(self.out)
+        if out is not None:
+            return Publication(self.plan, storage, out, self.overwrite, self.copy, self.created)
+        if self.copy:
+            raise UsageError("Only an output in a directory can share disk blocks", where=self.out, found="--copy")
+        from rewrite.integrations.s3_publish import S3Publication
+
+        return S3Publication(self.plan, storage, self.out, self.overwrite, self.created)
 
     def save(self, path: Path) -> None:
         """Write it to a file, which others see complete or not at all."""
@@ -98,13 +111,20 @@ class Conversion:
         return loaded
 
 
+def as_path(address: str) -> Path | None:
+    """The path that an address is; None for what lies elsewhere."""
+    return Path(address) if scheme_of(address) is None else None
+
+
 def absolute(address: str | os.PathLike[str]) -> str:
-    """As another machine, or another directory of this one, understands it. Symlinks stay."""
+    """An address as another machine, or another directory of this one, understands it. Symlinks stay."""
+    if isinstance(address, str) and scheme_of(address) is not None:
+        return address.rstrip("/")
     return os.path.abspath(address)  # noqa: PTH100 - resolve() would follow OUT
 
 
-def address_of(storage: object) -> str:
-    """What to write into the file for a storage that is open."""
+def address_of(storage: Storage) -> str:
+    """The same of a storage that is open: with the commit, of a model on the hub."""
     return absolute(storage.root) if isinstance(storage, LocalDirectory) else str(storage)
 
 

@@ -44,7 +44,6 @@ from rewrite.loaders.kernels import begins_later
 from rewrite.loaders.versions import assumptions
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
-_DIRECTORY = click.Path(path_type=Path, file_okay=False)
 _ADDRESS = _Address(file_okay=False)
 
 
@@ -84,8 +83,8 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("source", metavar="IN", type=_DIRECTORY)
-@click.argument("out", metavar="OUT", type=_DIRECTORY)
+@click.argument("source", metavar="IN", type=_ADDRESS)
+@click.argument("out", metavar="OUT", type=_ADDRESS)
 @profile_option
 @_selection
 @kv_scales_option
@@ -100,8 +99,8 @@ def main() -> None:
 @_json
 @quiet_option
 def convert(
-    source: Path,
-    out: Path,
+    source: str,
+    out: str,
     profile: str,
     selection: rewrite.Selection,
     kv_scales: rewrite.KvScales,

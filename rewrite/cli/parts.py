@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ import click
 import rewrite
 from rewrite.cli import text
 from rewrite.cli.common import (
+    Address,
     copy_option,
     json_option,
     kv_scales_option,
@@ -28,7 +28,7 @@ from rewrite.cli.common import (
     workers_option,
 )
 
-_DIRECTORY = click.Path(path_type=Path, file_okay=False)
+_ADDRESS = Address(file_okay=False)
 _PLAN = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -40,8 +40,8 @@ def _part(_context: click.Context, _option: click.Parameter, value: str) -> tupl
 
 
 @click.command()
-@click.argument("source", metavar="IN", type=_DIRECTORY)
-@click.argument("out", metavar="OUT", type=_DIRECTORY)
+@click.argument("source", metavar="IN", type=_ADDRESS)
+@click.argument("out", metavar="OUT", type=_ADDRESS)
 @click.option("--output", type=_PLAN, required=True, metavar="FILE", help="Where the plan goes.")
 @profile_option
 @selection_option
@@ -52,8 +52,8 @@ def _part(_context: click.Context, _option: click.Parameter, value: str) -> tupl
 @json_option
 @quiet_option
 def plan(
-    source: Path,
-    out: Path,
+    source: str,
+    out: str,
     output: Path,
     profile: str,
     selection: rewrite.Selection,
@@ -99,7 +99,7 @@ def run(plan_file: Path, part: tuple[int, int], workers: int, as_json: bool, qui
         with progress_bar(quiet) as progress:
             counts = conversion.run_part(*part, workers, progress)
         if as_json:
-            show({"part": list(part), "bytes": asdict(counts)})
+            show({"part": list(part), "bytes": counts.to_json()})
         else:
             show(text.render_part(part, counts, time.monotonic() - started), quiet)
 

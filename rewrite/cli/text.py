@@ -67,7 +67,8 @@ def _how(counts: ByteCounts | None) -> str:
         return ""
     kept = f", {_bytes(counts.kept)} kept from earlier runs" if counts.kept else ""
     ways = f"{_bytes(counts.shared)} shared, {_bytes(counts.copied)} copied, {_bytes(counts.written)} written"
-    return f"; {ways}{kept}"
+    network = f"; {_bytes(counts.read)} read and {_bytes(counts.sent)} sent over the network"
+    return f"; {ways}{kept}{network if counts.read or counts.sent else ''}"
 
 
 def traffic_lines(storage: Storage, nbytes: int) -> list[str]:

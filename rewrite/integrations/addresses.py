@@ -24,15 +24,15 @@ _REFUSED = {
 
 
 def scheme_of(address: Address) -> str | None:
-    """``hf`` or what else stands before ``://``; None for a path. Raises :class:`UsageError` for what is not read."""
+    """``hf`` or ``s3``; None for a path. Raises :class:`UsageError` for what is neither."""
     found = _SCHEME.match(address) if isinstance(address, str) else None
     if found is None:
         return None
     scheme = found[1].lower()
-    if scheme not in ("hf",):
+    if scheme not in ("hf", "s3"):
         raise UsageError(
             _REFUSED.get(scheme, "Unknown kind of address"),
-            expected="a directory or hf://org/name",
+            expected="a directory, hf://org/name or s3://bucket/prefix",
             found=f"{scheme}://",
             hint="copy the checkpoint to a directory first",
         )
@@ -47,10 +47,15 @@ def open_storage(address: Address) -> Storage:
     """
     if not isinstance(address, str | os.PathLike):
         return address
-    if isinstance(address, str) and scheme_of(address) == "hf":
+    scheme = scheme_of(address)
+    if isinstance(address, str) and scheme == "hf":
         from rewrite.integrations.hub import open_hub
 
         return open_hub(address)
+    if isinstance(address, str) and scheme == "s3":
+        from rewrite.integrations.s3 import S3Storage
+
+        return S3Storage(address)
     path = Path(address)
     if not os.path.lexists(path) and isinstance(address, str):
         from rewrite.integrations import hub

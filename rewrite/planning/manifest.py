@@ -111,6 +111,8 @@ class ByteCounts:
     copied: int = 0
     written: int = 0  # new: headers, scales, config, index, manifest
     kept: int = 0  # complete since an earlier run that was interrupted
+    read: int = 0  # over a network, by this machine; what a store copies by itself is not read
+    sent: int = 0  # over a network, by this machine
 
     def __add__(self, other: ByteCounts) -> ByteCounts:
         return ByteCounts(
@@ -118,7 +120,14 @@ class ByteCounts:
             self.copied + other.copied,
             self.written + other.written,
             self.kept + other.kept,
+            self.read + other.read,
+            self.sent + other.sent,
         )
+
+    def to_json(self) -> dict[str, int]:
+        """Without what came over no network."""
+        network = ("read", "sent")
+        return {key: count for key, count in asdict(self).items() if key not in network or count}
 
 
 @dataclass(frozen=True)
@@ -171,7 +180,7 @@ class Manifest:
             "renamed": dict(self.renamed),
             "notes": list(self.notes),
             "files": [{"name": f.name, "size": f.size, "rewritten": f.rewritten} for f in self.files],
-            **({} if self.counts is None else {"bytes": asdict(self.counts)}),
+            **({} if self.counts is None else {"bytes": self.counts.to_json()}),
         }
 
     @classmethod

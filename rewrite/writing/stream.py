@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rewrite.checkpoint.storage import FileId, Reader, Storage
 from rewrite.errors import StorageError
 from rewrite.planning.jobs import Job
+from rewrite.planning.segments import Segment
 from rewrite.writing.values import values
 
 
 def streamed(job: Job, source: Storage) -> Iterator[bytes | bytearray]:
     """The bytes of ``job``. That the source is the file that was planned on is checked before the first and after the
     last one."""
+    if job.header:
+        yield job.header
+    yield from pieces_of(job.segments, job, source)
+
+
+def pieces_of(segments: Iterable[Segment], job: Job, source: Storage) -> Iterator[bytes | bytearray]:
+    """As :func:`streamed`, of some segments of ``job``."""
     where = f"{source}/{job.name}"
     with source.open(job.name) as file:
         check_unchanged(file, job.source, where)
@@ -23,9 +31,7 @@ def streamed(job: Job, source: Storage) -> Iterator[bytes | bytearray]:
                 raise ended(where, length - len(data))
             return data
 
-        if job.header:
-            yield job.header
-        for segment in job.segments:
+        for segment in segments:
             yield from values(segment, read, where)
         check_unchanged(file, job.source, where)
 

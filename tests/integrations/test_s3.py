@@ -1,0 +1,438 @@
+"""Checkpoints in buckets: the store copies what does not change, and nobody ever sees half a checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import rewrite
+from rewrite import Conversion
+from rewrite.cli.commands import main
+from rewrite.errors import CheckpointError, RewriteError, StorageError, UsageError
+from rewrite.integrations import s3 as s3_module
+from rewrite.integrations.s3 import Bucket, Place, S3Storage
+from tests.servers.http import Fault, Request
+from tests.servers.s3 import S3Stub
+from tests.support import tree
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+SECRETS = ("AKIDEXAMPLE", "wJalrXUtnFEMI", "Signature", "127.0.0.1")
+
+
+def run(*words: object) -> Result:
+    """The command line, in this process."""
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def upload(directory: Path, prefix: str) -> None:
+    for name, data in tree(directory).items():
+        s3_module._client().put_object(Bucket="models", Key=f"{prefix}/{name}", Body=data)
+
+
+def download(prefix: str) -> dict[str, bytes]:
+    """Every object below a prefix, and nothing beside it."""
+    client = s3_module._client()
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="models", Prefix=f"{prefix}/")
+    keys = [entry["Key"] for page in pages for entry in page.get("Contents", [])]
+    return {k.removeprefix(f"{prefix}/"): client.get_object(Bucket="models", Key=k)["Body"].read() for k in keys}
+
+
+def exists(key: str) -> bool:
+    return Bucket("models").head(key) is not None
+
+
+def uploads() -> int:
+    return len(s3_module._client().list_multipart_uploads(Bucket="models").get("Uploads", []))
+
+
+@pytest.fixture
+def source(s3: S3Stub, vl: Path) -> Path:
+    """A checkpoint at s3://models/in, whose directory has the name ``in`` as well: the manifest says it."""
+    upload(vl, "in")
+    s3.requests.clear()
+    s3.sent = s3.received = 0
+    return vl
+
+
+@pytest.fixture
+def local(vl: Path, tmp_path: Path) -> dict[str, bytes]:
+    """What a conversion of a directory called ``in`` gives."""
+    (tmp_path / "in").symlink_to(vl)
+    rewrite.convert(tmp_path / "in", tmp_path / "local")
+    return tree(tmp_path / "local")
+
+
+# --- reading
+
+
+def test_inspect_says_the_same_of_a_bucket(s3: S3Stub, source: Path) -> None:
+    """But for the address, and that bytes came over a network."""
+    here, there = run("inspect", source, "--json"), run("inspect", "s3://models/in/", "--json")
+    assert there.exit_code == 1, there.output
+    one, other = json.loads(here.stdout), json.loads(there.stdout)
+    assert other["path"] == "s3://models/in"
+    assert other.pop("traffic")["requests"] == len(s3.requests)
+    assert {**one, "path": None} == {**other, "path": None}
+
+
+def test_only_what_lies_below_the_prefix_is_read(s3: S3Stub, source: Path) -> None:
+    """Neither s3://models/in2 nor what a browser leaves for a folder."""
+    for key in ("in2/config.json", "in.json", "in/"):
+        s3_module._client().put_object(Bucket="models", Key=key, Body=b"")
+    assert set(S3Storage("s3://models/in").list_files().files) == set(tree(source))
+
+
+def test_the_whole_bucket_is_a_place(s3: S3Stub, vl: Path) -> None:
+    """To read from."""
+    for name, data in tree(vl).items():
+        s3_module._client().put_object(Bucket="models", Key=name, Body=data)
+    assert rewrite.open_storage("s3://models").name == "models"
+    assert rewrite.inspect_checkpoint("s3://models").groups == rewrite.inspect_checkpoint(vl).groups
+
+
+def test_an_object_that_changes_between_two_reads(s3: S3Stub, source: Path) -> None:
+    """The plan was made of other bytes."""
+    storage = S3Storage("s3://models/in")
+    name = next(name for name in storage.list_files().files if name.endswith(".safetensors"))
+    storage.fetch(name, 0, 8)
+    s3_module._client().put_object(Bucket="models", Key=f"in/{name}", Body=b"x" * storage.identify(name).size)
+    with pytest.raises(StorageError, match="changed while it was read"):
+        storage.fetch(name, 8, 16)
+
+
+FAULTS = {
+    "drop": Fault("drop"),
+    "short": Fault("short"),
+    "clipped": Fault("clipped"),
+    "hang": Fault("hang"),
+    "whole": Fault("whole"),
+    "403": Fault("status", 403),
+    "500": Fault("status", 500),
+    "503": Fault("status", 503),
+    "302": Fault("status", 302, {"Location": "http://127.0.0.1:1/elsewhere"}),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_store_that_misbehaves_is_an_error(
+    s3: S3Stub, source: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 4; never a wrong result, never a secret."""
+    monkeypatch.setattr("rewrite.integrations.remote.HEAD", 1024)  # less than a file: "whole" is another answer
+    s3.misbehave = lambda request: FAULTS[name] if request.path.endswith(".safetensors") else None
+    result = run("inspect", "s3://models/in")
+    assert result.exit_code == 4, result.output
+    assert not [secret for secret in SECRETS if secret in result.output]
+
+
+def test_a_fault_that_passes_is_survived(s3: S3Stub, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """boto3 tries again."""
+    monkeypatch.setattr(s3_module, "ATTEMPTS", 3)
+    s3_module._client_of.cache_clear()
+    s3.misbehave = lambda request: Fault("status", 503) if request.number == 3 else None
+    assert rewrite.inspect_checkpoint("s3://models/in").groups == rewrite.inspect_checkpoint(source).groups
+
+
+@pytest.mark.parametrize(
+    ("address", "what"),
+    [("s3://models/no-such", "no checkpoint here"), ("s3://no-such-bucket/in", "no such object, bucket")],
+)
+def test_nothing_there(s3: S3Stub, address: str, what: str) -> None:
+    """Exit code 4."""
+    result = run("inspect", address)
+    assert result.exit_code == 4
+    assert what in result.stderr
+
+
+@pytest.mark.parametrize("address", ["s3://", "s3://key:secret@models/in", "s3://models/../in", "s3://models//in"])
+def test_what_is_no_place(address: str) -> None:
+    """Exit code 2."""
+    with pytest.raises(UsageError, match="Not a place in a bucket"):
+        rewrite.open_storage(address)
+
+
+def test_keys_that_lead_elsewhere(s3: S3Stub, source: Path) -> None:
+    """They would become paths."""
+    s3_module._client().put_object(Bucket="models", Key="in/a/../../etc", Body=b"x")
+    with pytest.raises(CheckpointError, match="leads out"):
+        rewrite.open_checkpoint("s3://models/in")
+
+
+def test_without_credentials(s3: S3Stub, source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What to set is said."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    s3_module._client_of.cache_clear()
+    result = run("inspect", "s3://models/in")
+    assert result.exit_code == 4
+    assert "set AWS_PROFILE" in result.stderr
+
+
+def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What to install is said."""
+
+    def absent(name: str) -> None:
+        raise ImportError(name)
+
+    s3_module._client_of.cache_clear()
+    monkeypatch.setattr(s3_module.importlib, "import_module", absent)  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="needs the package boto3"):
+        S3Storage("s3://models/in")
+
+
+# --- writing
+
+
+def test_within_a_store_the_store_copies(s3: S3Stub, source: Path, local: dict[str, bytes]) -> None:
+    """The same bytes as a local conversion, byte for byte; what went through here is little, by the server's count."""
+    result = run("convert", "s3://models/in", "s3://models/out", "--json")
+    assert result.exit_code == 0, result.output
+    counted = json.loads(result.stdout)["bytes"]
+    data = [r for r in s3.requests if r.method == "PUT" and b"<?xml" not in r.body[:5]]
+    assert counted["sent"] == sum(len(r.body) for r in data if "x-amz-copy-source" not in r.headers)
+    assert counted["read"] <= s3.sent
+    assert download("out") == local
+    assert counted["copied"] > 0.7 * sum(map(len, local.values()))
+    assert any("uploadId" in r.query and "x-amz-copy-source-range" in r.headers for r in s3.requests)
+    assert exists("out.rewrite-complete")
+    assert not exists("out.rewrite-started")
+    assert uploads() == 0
+
+
+def test_config_comes_last(s3: S3Stub, source: Path) -> None:
+    """The index before it, all else before both, the marker after them."""
+    rewrite.convert("s3://models/in", "s3://models/out")
+    done = [
+        r.path.removeprefix("/models/")
+        for r in s3.requests
+        if (r.method == "PUT" and "uploadId" not in r.query) or (r.method == "POST" and "uploadId" in r.query)
+    ]
+    assert done[0] == "out.rewrite-started"
+    assert done[-3:] == ["out/model.safetensors.index.json", "out/config.json", "out.rewrite-complete"]
+
+
+@pytest.mark.parametrize("profile", ["exact", "dequantized"])
+def test_between_here_and_there(s3: S3Stub, source: Path, vl: Path, tmp_path: Path, profile: str) -> None:
+    """Directory to bucket, bucket to directory; profiles that compute, too. The manifests name their sources."""
+    rewrite.convert(vl, tmp_path / "out", profile=profile)
+    rewrite.convert(vl, "s3://models/up", profile=profile)
+    assert download("up") == tree(tmp_path / "out")
+    assert run("convert", "s3://models/in", tmp_path / "down", "--profile", profile).exit_code == 0
+    down = tree(tmp_path / "down")
+    (manifest, other) = (json.loads(t.pop("rewrite_manifest.json")) for t in (down, tree(tmp_path / "out")))
+    assert {**manifest, "source": ""} == {**other, "source": ""}
+    assert manifest["source"] == "in"
+    assert down.items() <= tree(tmp_path / "out").items()
+
+
+def test_verify_reads_buckets(s3: S3Stub, source: Path, vl: Path, tmp_path: Path) -> None:
+    """On both sides, and finds a byte that differs."""
+    rewrite.convert("s3://models/in", "s3://models/out")
+    assert run("verify", "s3://models/in", "s3://models/out", "-q").stdout == "s3://models/out is verified.\n"
+    assert run("verify", vl, "s3://models/out", "-q").exit_code == 0
+    key = next(f"out/{name}" for name in download("out") if name.endswith(".safetensors"))
+    data = bytearray(s3_module._client().get_object(Bucket="models", Key=key)["Body"].read())
+    data[-1] ^= 1
+    s3_module._client().put_object(Bucket="models", Key=key, Body=bytes(data))
+    assert run("verify", "s3://models/in", "s3://models/out", "-q").exit_code == 1
+
+
+def test_nothing_to_do_is_a_copy(s3: S3Stub, source: Path, local: dict[str, bytes], tmp_path: Path) -> None:
+    """All by the store, config and index last as well; no manifest of ours is added."""
+    rewrite.convert("s3://models/in", "s3://models/out")
+    s3.requests.clear()
+    rewrite.convert("s3://models/out", "s3://models/again")
+    assert download("again") == local
+    copied = [r for r in s3.requests if "x-amz-copy-source" in r.headers]
+    assert len(copied) == len(local)
+    assert copied[-1].path == "/models/again/config.json"
+
+
+@pytest.mark.parametrize("fault", [Fault("drop"), Fault("status", 503)], ids=["after", "before"])
+def test_the_store_dies_at_any_request(s3: S3Stub, text: Path, tmp_path: Path, fault: Fault) -> None:
+    """From the n-th request on, after or before it was carried out, for every n: OUT cannot be opened or is whole, and
+    the next run completes it."""
+    upload(text, "in")
+    (tmp_path / "in").symlink_to(text)
+    rewrite.convert(tmp_path / "in", tmp_path / "local")
+    local, total = tree(tmp_path / "local"), _requests(s3, "count")
+    assert total > 60
+    early = tried = 0
+    for number in range(0, total, 4):
+        out, tried = f"out{number}", tried + 1
+        s3.misbehave = _dead_from(len(s3.requests) + number, fault)
+        with pytest.raises(RewriteError):
+            rewrite.convert("s3://models/in", f"s3://models/{out}", workers=1)
+        s3.misbehave = lambda request: None
+        found = download(out)
+        if "config.json" in found:
+            assert found == local
+        else:
+            early += 1
+            with pytest.raises(RewriteError):
+                rewrite.open_checkpoint(f"s3://models/{out}")
+        rewrite.convert("s3://models/in", f"s3://models/{out}", workers=1)
+        assert download(out) == local
+        assert exists(f"{out}.rewrite-complete")
+        assert not exists(f"{out}.rewrite-started")
+        assert uploads() == 0
+    assert early > tried * 0.8
+
+
+def _requests(s3: S3Stub, out: str) -> int:
+    began = len(s3.requests)
+    rewrite.convert("s3://models/in", f"s3://models/{out}", workers=1)
+    return len(s3.requests) - began
+
+
+def _dead_from(number: int, fault: Fault) -> Callable[[Request], Fault | None]:
+    return lambda request: fault if request.number >= number else None
+
+
+def test_parts_that_an_upload_has_are_not_sent_again(
+    s3: S3Stub, source: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill, which can abort nothing, the next run goes on."""
+    with monkeypatch.context() as patch:
+        patch.setattr("rewrite.integrations.s3_write._Upload.abort", lambda self: None)
+        s3.misbehave = lambda request: Fault("status", 500) if _completes(request) else None
+        with pytest.raises(StorageError):
+            rewrite.convert("s3://models/in", "s3://models/out", workers=1)
+    left = uploads()
+    assert left
+    s3.misbehave = lambda request: None
+    before = len(s3.requests)
+    rewrite.convert("s3://models/in", "s3://models/out", workers=1)
+    begun = [r for r in s3.requests[before:] if r.method == "POST" and r.query.startswith("uploads")]
+    all_shards = [r for r in s3.requests[:before] if r.method == "POST" and r.query.startswith("uploads")]
+    assert len(all_shards) == left
+    assert not {r.path for r in begun} & {r.path for r in all_shards}
+    assert download("out") == local
+
+
+def _completes(request: Request) -> bool:
+    return request.method == "POST" and "uploadId" in request.query
+
+
+def test_an_upload_that_fails_is_thrown_away(s3: S3Stub, source: Path) -> None:
+    """Parts cost money."""
+    s3.misbehave = lambda request: Fault("status", 500) if "partNumber=2" in request.query else None
+    with pytest.raises(StorageError):
+        rewrite.convert("s3://models/in", "s3://models/out")
+    assert uploads() == 0
+
+
+def test_a_store_that_answers_and_keeps_nothing(s3: S3Stub, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rclone does it with copied parts: found before the object is made."""
+    real = S3Stub.answer
+
+    def lying(self: S3Stub, request: Request) -> object:
+        if "x-amz-copy-source-range" in request.headers:
+            shorter = {**request.headers, "x-amz-copy-source-range": "bytes=0-299"}
+            request = Request(request.method, request.path, request.query, shorter, request.body, request.number)
+        return real(self, request)
+
+    monkeypatch.setattr(S3Stub, "answer", lying)
+    with pytest.raises(StorageError, match="has not kept a part"):
+        rewrite.convert("s3://models/in", "s3://models/out")
+    assert not exists("out/config.json")
+
+
+def test_a_source_that_changes_meanwhile(s3: S3Stub, source: Path) -> None:
+    """Servers ignore CopySourceIfMatch; we look before and after."""
+    planned = rewrite.plan_conversion("s3://models/in", "s3://models/out")
+    shard = planned.plan.shards[0]
+    s3_module._client().put_object(Bucket="models", Key=f"in/{shard.name}", Body=b"x" * shard.source.size)
+    with pytest.raises(StorageError, match="changed while it was converted"):
+        planned.publish(2)
+    assert not exists("out/config.json")
+
+
+def test_a_file_that_came_meanwhile(s3: S3Stub, source: Path) -> None:
+    """The whole list is looked at before the config is written."""
+    planned = rewrite.plan_conversion("s3://models/in", "s3://models/out")
+    s3_module._client().put_object(Bucket="models", Key="in/new.txt", Body=b"x")
+    with pytest.raises(StorageError, match="changed while it was converted"):
+        planned.publish(2)
+    assert not exists("out/config.json")
+
+
+def test_an_out_that_exists_is_refused(s3: S3Stub, source: Path) -> None:
+    """Unless it is the result of the same plan: then there is nothing to do."""
+    s3_module._client().put_object(Bucket="models", Key="out/mine", Body=b"x")
+    with pytest.raises(StorageError, match="output exists"):
+        rewrite.convert("s3://models/in", "s3://models/out")
+    rewrite.convert("s3://models/in", "s3://models/out2")
+    counts = rewrite.convert("s3://models/in", "s3://models/out2").counts
+    assert counts is not None
+    assert (counts.copied, counts.written, counts.sent) == (0, 0, 0)
+    with pytest.raises(StorageError, match="output exists"):
+        rewrite.convert("s3://models/in", "s3://models/out2", profile="portable")
+
+
+def test_two_conversions_to_one_place(s3: S3Stub, source: Path) -> None:
+    """The second one, of another plan, is told."""
+    one = rewrite.plan_conversion("s3://models/in", "s3://models/out")
+    one.run_part(0, 2)
+    with pytest.raises(StorageError, match="Another conversion has begun"):
+        rewrite.convert("s3://models/in", "s3://models/out", profile="portable")
+    one.run_part(1, 2)
+    one.finish()
+
+
+def test_in_parts(s3: S3Stub, source: Path, local: dict[str, bytes], tmp_path: Path) -> None:
+    """As in a directory: nothing is there before the last step, which may run again. The plan has no credentials."""
+    path = tmp_path / "plan.json"
+    assert run("plan", "s3://models/in", "s3://models/out", "--output", path).exit_code == 0
+    assert not [secret for secret in SECRETS if secret in path.read_text()]
+    assert run("run", path, "--part", "0/2").exit_code == 0
+    result = run("finish", path)
+    assert result.exit_code == 4
+    assert "run the parts that are missing" in result.stderr
+    assert run("run", path, "--part", "0/2").exit_code == 0
+    assert run("run", path, "--part", "1/2").exit_code == 0
+    assert not exists("out/config.json")
+    assert run("finish", path).exit_code == 0
+    assert download("out") == local
+    assert Conversion.load(path).finish().counts is not None
+    assert Conversion.load(path).run_part(0, 2).written == 0
+
+
+def test_by_other_processes(s3: S3Stub, source: Path, local: dict[str, bytes]) -> None:
+    """Each with a client of its own."""
+    with ProcessPoolExecutor(2) as executor:
+        rewrite.convert("s3://models/in", "s3://models/out", executor=executor)
+    assert download("out") == local
+
+
+@pytest.mark.parametrize(
+    ("out", "options", "what"),
+    [
+        ("s3://models", {}, "no name for an output"),
+        ("s3://models/in/out", {}, "overlap"),
+        ("s3://models/out", {"overwrite": True}, "not replaced"),
+        ("s3://models/out", {"copy": True}, "disk blocks"),
+        ("gs://models/out", {}, "Google"),
+    ],
+)
+def test_what_makes_no_sense(s3: S3Stub, source: Path, out: str, options: dict[str, bool], what: str) -> None:
+    """Exit code 2, and nothing is written."""
+    with pytest.raises(UsageError, match=what):
+        rewrite.convert("s3://models/in", out, **options)  # type: ignore[arg-type]
+    assert not [r for r in s3.requests if r.method in ("PUT", "POST")]
+
+
+def test_places_that_overlap() -> None:
+    """By whole names."""
+    place = Place.parse("s3://models/in")
+    assert place.overlaps(Place.parse("s3://models/in/x"))
+    assert place.overlaps(Place.parse("s3://models"))
+    assert not place.overlaps(Place.parse("s3://models/in2"))
+    assert not place.overlaps(Place.parse("s3://other/in"))

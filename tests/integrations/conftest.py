@@ -31,7 +31,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubStub]:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
         monkeypatch.setattr("huggingface_hub.file_download.HF_HUB_CACHE", str(cache), raising=False)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
-        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.4)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 10)
         monkeypatch.setattr(Http, "first_wait", 0.01)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield stub
@@ -48,7 +48,6 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Stub]:
     monkeypatch.setattr(s3_parts, "_COPIED", 16 << 10)
     monkeypatch.setattr(s3_parts, "_SENT", 8 << 10)
     monkeypatch.setattr(s3_module, "ATTEMPTS", 1)
-    monkeypatch.setattr(s3_module, "_READ_TIMEOUT", 0.5)
     server = S3Stub()
     with server.running() as url:
         for name, value in {

@@ -38,12 +38,14 @@ from rewrite.planning.profiles import PROFILES
 from rewrite.progress import Progress
 from rewrite.quantization.groups import SELECTIONS, Selection
 from rewrite.quantization.kv_cache import KV_SCALES, KvScales
-from rewrite.verification.result import DEFAULT_TOKENS, Verification
+from rewrite.verification.result import DEFAULT_TOKENS, Check, Verification
+from rewrite.verification.sample import DEFAULT_ROWS
 from rewrite.version import __version__
 from rewrite.writing.publish import publish_plan
 
 __all__ = [
     "DEFAULT_PLATFORM",
+    "DEFAULT_ROWS",
     "DEFAULT_TOKENS",
     "DEFAULT_WORKERS",
     "KV_SCALES",
@@ -53,6 +55,7 @@ __all__ = [
     "SELECTIONS",
     "Address",
     "ByteCounts",
+    "Check",
     "Checkpoint",
     "CheckpointError",
     "ConfigError",

@@ -10,6 +10,7 @@ from functools import partial
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.conversion import Conversion, absolute, address_of
 from rewrite.errors import UsageError
+from rewrite.inspection.findings import Finding
 from rewrite.inspection.inspection import Inspection, inspect_model
 from rewrite.integrations.addresses import Address, open_storage, scheme_of
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS, is_platform
@@ -24,7 +25,8 @@ from rewrite.quantization.groups import Selection
 from rewrite.quantization.kv_cache import KvScales
 from rewrite.quantization.model import interpret
 from rewrite.verification.expected import Expected
-from rewrite.verification.result import DEFAULT_TOKENS, Served, Settings, Verification
+from rewrite.verification.result import DEFAULT_TOKENS, Check, OnCheck, Served, Settings, Verification
+from rewrite.verification.sample import DEFAULT_ROWS
 
 DEFAULT_WORKERS = 2
 
@@ -47,6 +49,8 @@ def inspect_checkpoint(
     selection: Selection = "qkvz",
     weights: bool = False,
     platform: str | None = DEFAULT_PLATFORM,
+    workers: int = DEFAULT_WORKERS,
+    progress: Progress | None = None,
 ) -> Inspection:
     """Say what the checkpoint ``path`` is, what is wrong with it and what every known loader makes of it.
 
@@ -54,12 +58,19 @@ def inspect_checkpoint(
 
     ``selection``: the fused layers to look at, and to convert for the "after convert" columns, as for :func:`convert`.
     ``platform`` is where loaders compute with it: keys of :data:`PLATFORMS`, joined by commas; None: they load it only.
-    Reads headers, config and scales; ``weights`` also reads every FP8 weight and looks for NaN codes. Raises
+    Reads headers, config and scales; with ``weights`` ``workers`` also read every weight and look for NaN codes, rows
+    of nothing but zeros and codes that hardly use their range, and ``progress`` is about these bytes. Raises
     :class:`rewrite.errors.Refused` for a checkpoint that does not add up and :class:`rewrite.errors.StorageError` for
     one that cannot be read.
     """
     _known_platform(platform)
-    return inspect_model(interpret(open_checkpoint(path)), selection, weights=weights, platform=platform)
+    model = interpret(open_checkpoint(path))
+    found: list[Finding] = []
+    if weights:
+        from rewrite.inspection.weights import find_bad_weights  # numpy
+
+        found = find_bad_weights(model.checkpoint, workers=workers, progress=progress)
+    return inspect_model(model, selection, platform=platform, in_weights=found)
 
 
 def _known_platform(platform: str | None) -> None:
@@ -140,34 +151,61 @@ def verify(
     device: str = "auto",
     tokens: int = DEFAULT_TOKENS,
     seed: int = 0,
+    rows: int | None = DEFAULT_ROWS,
     quick: bool = False,
+    weights_only: bool = False,
+    digest: bool = False,
     loader: Loader | None = None,
     platform: str | None = None,
     workers: int = DEFAULT_WORKERS,
     progress: Progress | None = None,
+    on_check: OnCheck | None = None,
 ) -> Verification:
     """Prove that ``dst`` is ``src`` converted: the same weights, nothing else changed, outputs as the fixed loader's.
 
-    ``device`` (auto, cpu, cuda, cuda:N) multiplies ``tokens`` activations made from ``seed``; ``quick`` leaves out the
-    comparison of untouched bytes; ``loader`` is the one that serves ``dst`` (None: one with the fix); ``platform``, a
-    key of :data:`PLATFORMS`, where it does (None: CUDA). That loaders load ``dst`` and cannot compute with it fails the
-    check only where ``loader`` or ``platform`` was given: of that loader, or of all; else the report says so.
+    ``device`` (auto, cpu, cuda, cuda:N) multiplies ``tokens`` activations made from ``seed`` with ``rows`` of each
+    partition (None: all of them). Weights and all other bytes are compared in full, in one pass over the files, which
+    ``workers`` read and which ``progress`` is about; with ``digest`` the same pass notes the SHA-256 of each file of
+    ``dst``. ``quick`` makes no such pass: of the weights of the fused groups it compares ``rows`` of each partition,
+    and no other bytes. ``weights_only`` multiplies nothing and does not compare what the config says of layers: it
+    needs neither torch nor compressed-tensors. ``on_check`` is called as a check begins (its name, None), and ends (its
+    name, the :class:`Check`).
+
+    ``loader`` is the one that serves ``dst`` (None: one with the fix); ``platform``, a key of :data:`PLATFORMS`, where
+    it does (None: CUDA). That loaders load ``dst`` and cannot compute with it fails the check only where ``loader`` or
+    ``platform`` was given: of that loader, or of all; else the report says so.
 
     Raises :class:`rewrite.errors.Refused` for a source that does not add up, :class:`rewrite.errors.UsageError` for a
-    device that is not there. Whatever is wrong with ``dst`` is a failed check of the result.
+    device that is not there, or options that exclude each other, and :class:`rewrite.errors.StorageError` for a file
+    that cannot be read or changes meanwhile. Whatever is wrong with ``dst`` is a failed check of the result.
     """
     _known_platform(platform)
-    # torch and compressed-tensors: seconds to import
-    from rewrite.verification.run import Request, choose_device, verify_storages
+    from rewrite.verification.run import Request, choose_device, verify_storages  # numpy, perhaps torch
 
-    name = f"{loader.name} {loader.versions}" if loader else "fixed"
-    every_slot = loader is None or not loader.fills_slot_zero_only
-    settings = Settings(choose_device(device), tokens, seed, name, every_slot, platform or DEFAULT_PLATFORM)
+    if digest and quick:
+        raise UsageError(
+            "Digests need every byte of OUT, and quick does not read them all", hint="leave one of them out"
+        )
+    settings = Settings(
+        device="none" if weights_only else choose_device(device),
+        tokens=tokens,
+        seed=seed,
+        loader=f"{loader.name} {loader.versions}" if loader else "fixed",
+        every_slot=loader is None or not loader.fills_slot_zero_only,
+        platform=platform or DEFAULT_PLATFORM,
+        rows=rows,
+        quick=quick,
+        weights_only=weights_only,
+    )
     promises = {profile.name: profile.promise for profile in PROFILES.values()}
     asked = (loader,) if loader else LOADERS if platform else ()
     predict = partial(_predict, platform=settings.platform, must_run=asked)
-    request = Request(promises, predict, settings, quick, workers, progress)
+    request = Request(promises, predict, settings, digest, workers, progress, on_check or _nobody)
     return verify_storages(open_storage(src), open_storage(dst), request)
+
+
+def _nobody(_name: str, _check: Check | None) -> None:
+    """Who watches where nobody does."""
 
 
 def _predict(

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# How long `rewrite convert` takes beside `cp -r`, safetensors and compressed-tensors, and how long planning takes.
+# How long `rewrite convert` takes beside `cp -r`, safetensors and compressed-tensors, how long planning
+# takes, and verifying.
 #
 #   scripts/benchmark.sh                            4 GB, 5 rounds, in the folder for temporary files
 #   scripts/benchmark.sh --dir DIR                  on another filesystem; needs twice the size and some
@@ -7,6 +8,7 @@
 #   scripts/benchmark.sh --filesystems              ext4, XFS and Btrfs in images on loop devices; root, four times the size
 #   scripts/benchmark.sh --plan-only                planning alone
 #   scripts/benchmark.sh --rescaling                NVFP4 layers that get one global scale, instead
+#   scripts/benchmark.sh --verify                   verify beside cmp and sha256sum, instead; four times the size
 #   scripts/benchmark.sh --python ENV/bin/python    with an environment of yours that has all it takes
 #
 # Cold caches need root (/proc/sys/vm/drop_caches); without it the run is warm, and says so.

@@ -172,7 +172,8 @@ def wrong_calls(text: str) -> list[str]:
 
 
 def options_of(command: click.Command) -> set[str]:
-    return {name for parameter in command.params if isinstance(parameter, click.Option) for name in parameter.opts}
+    options = (parameter for parameter in command.params if isinstance(parameter, click.Option))
+    return {name for option in options for name in (*option.opts, *option.secondary_opts)}
 
 
 def unknown_options(text: str) -> list[str]:

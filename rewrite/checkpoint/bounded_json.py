@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,9 @@ from rewrite.errors import ConfigError, StorageError
 MAX_TENSORS = 1_000_000  # of a checkpoint, at some 600 bytes of memory each; the largest known has 300,000
 MAX_DEPTH = 64  # of nested values
 _MAX_BRACKETS = 100_000
+_MAX_TEXT = 1_000_000_000  # a file of which a few words are read
+#: Strings, those that are keys with their colon, and brackets.
+_TOKEN = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"([ \t\r\n]*:)?|[][{}]', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,43 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _unique_keys_shared_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     texts: dict[str, str] = {}  # an index names each shard thousands of times
     return unique_keys([(key, texts.setdefault(v, v) if type(v) is str else v) for key, v in pairs])
+
+
+def read_texts(storage: Storage, name: str, wanted: Collection[str]) -> dict[str, str]:
+    """Of the JSON object in the file ``name`` the members ``wanted``, as far as they are strings.
+
+    For a file that names every layer, of which a few words are needed: nothing else of it becomes a value. Raises as
+    :func:`read_json`, for what is wrong between the members.
+    """
+    with storage.open(name) as file:
+        size = file.file_id.size
+        if size > _MAX_TEXT:
+            raise ConfigError(f"{name} is too large", where=name, expected=_MAX_TEXT, found=size)
+        text = file.read(0, size).decode("utf-8", errors="replace")
+    found: dict[str, str] = {}
+    depth, key = 0, None
+    for token in _TOKEN.finditer(text):
+        kind = token[0][0]
+        if kind in "[{":
+            depth += 1
+        elif kind in "]}":
+            depth -= 1
+        elif depth == 1 and token[1]:  # a string before a colon
+            key = _string(token[0].rstrip(": \t\r\n"), name)
+            if key in found:
+                raise ConfigError("A key stands twice", where=name, found=key)
+        elif depth == 1 and kind == '"' and key in wanted:
+            found[str(key)] = _string(token[0], name)
+    if depth:
+        raise ConfigError(f"{name} is not valid JSON", where=name, found="brackets that do not fit each other")
+    return found
+
+
+def _string(raw: str, name: str) -> str:
+    try:
+        return str(json.loads(raw))
+    except ValueError as error:
+        raise ConfigError(f"{name} is not valid JSON: {error}", where=name, found=raw[:80]) from error
 
 
 def _parse_object(raw: bytes, name: str) -> JsonFile:

@@ -32,16 +32,26 @@ from rewrite.cli.common import (
     timestamp_option,
 )
 from rewrite.cli.common import json_option as _json
-from rewrite.cli.common import progress_bar as _progress_bar
 from rewrite.cli.common import reporting as _reporting
 from rewrite.cli.common import say as _say
 from rewrite.cli.common import selection_option as _selection
 from rewrite.cli.common import show as _print
 from rewrite.cli.common import workers_option as _workers
+from rewrite.cli.watching import Shown, progress_bar
 from rewrite.inspection.advice import advise
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import begins_later
 from rewrite.loaders.versions import assumptions
+
+
+class _Rows(click.ParamType[int | None]):
+    """A number of rows, or all of them."""
+
+    name = "rows"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        return None if value is None or value == "all" else click.IntRange(1).convert(value, param, ctx)
+
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 _ADDRESS = _Address(file_okay=False)
@@ -126,10 +136,10 @@ def convert(
             plan = rewrite.make_plan(checkpoint, profile, selection, kv_scales)
             _print(plan.to_json() if as_json else text.render_plan(plan, checkpoint), quiet and not as_json)
             return
-        with _progress_bar(quiet) as progress, _executor(cluster) as executor:
+        with progress_bar(quiet) as bar, _executor(cluster) as executor:
             manifest = rewrite.convert(
                 source, out, profile=profile, selection=selection, kv_scales=kv_scales, workers=workers,
-                overwrite=overwrite, copy=copy, created=now() if timestamp else None, progress=progress,
+                overwrite=overwrite, copy=copy, created=now() if timestamp else None, progress=bar.show,
                 executor=executor,
             )  # fmt: skip
         for note in manifest.notes:
@@ -198,7 +208,10 @@ def _find_one_loader(context: click.Context, option: click.Parameter, wanted: st
 )  # fmt: skip
 @_platform(rewrite.DEFAULT_PLATFORM)
 @_selection
-@click.option("--weights", is_flag=True, help="Also read every FP8 weight and look for NaN codes.")
+@click.option(
+    "--weights", is_flag=True, help="Also read every weight: NaN codes, rows of zeros, codes that are too small."
+)
+@_workers
 @_json
 @click.pass_context
 def inspect(
@@ -208,6 +221,7 @@ def inspect(
     platform: str,
     selection: rewrite.Selection,
     weights: bool,
+    workers: int,
     as_json: bool,
 ) -> None:
     """Say what CHECKPOINT is and what every known loader makes of its fused groups.
@@ -217,8 +231,11 @@ def inspect(
     """
     with _reporting(as_json):
         storage = rewrite.open_storage(checkpoint)
-        with _reading_bar(storage):
-            inspection = rewrite.inspect_checkpoint(storage, selection=selection, weights=weights, platform=platform)
+        with _reading_bar(storage), progress_bar(quiet=not weights or isinstance(storage, RemoteStorage)) as bar:
+            bar.name("weights")
+            inspection = rewrite.inspect_checkpoint(
+                storage, selection=selection, weights=weights, platform=platform, workers=workers, progress=bar.show
+            )
         affected = inspection.affected(loaders)
         assumptions = _assumptions(context)
         for line in [*text.traffic_lines(storage, inspection.nbytes), *assumptions]:
@@ -244,7 +261,15 @@ def inspect(
     help="Activations for each group.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed for the random activations.")
-@click.option("--quick", is_flag=True, help="Do not compare the bytes that must be untouched.")
+@click.option(
+    "--rows", type=_Rows(), default=str(rewrite.DEFAULT_ROWS), show_default=True, metavar="N|all",
+    help="Rows of each partition to multiply.",
+)  # fmt: skip
+@click.option("--quick", is_flag=True, help="Compare only these rows of the fused layers' weights, and no other bytes.")
+@click.option(
+    "--weights-only", is_flag=True, help="Multiply nothing and leave out the config of layers; needs no torch."
+)
+@click.option("--digest/--no-digest", default=None, help="Note the SHA-256 of each file of OUT; on with --report.")
 @click.option(
     "--loader", "loader", metavar="NAME[@VERSION]", callback=_find_one_loader,
     help="The loader that serves OUT; without it, one with the fix.",
@@ -264,7 +289,10 @@ def verify(
     device: str,
     tokens: int,
     seed: int,
+    rows: int | None,
     quick: bool,
+    weights_only: bool,
+    digest: bool | None,
     loader: rewrite.Loader | None,
     platform: str | None,
     workers: int,
@@ -276,11 +304,15 @@ def verify(
 
     Exits with 0 when OUT is verified, 1 when a check fails, 3 when IN is refused.
     """
-    with _reporting(as_json):
-        with _progress_bar(quiet) as progress:
+    if digest is None:
+        digest = report_file is not None and not quick
+    shown = Shown()
+    with _reporting(as_json, shown):
+        with progress_bar(quiet) as bar:
             found = rewrite.verify(
-                source, out, device=device, tokens=tokens, seed=seed, quick=quick, loader=loader,
-                platform=platform, workers=workers, progress=progress,
+                source, out, device=device, tokens=tokens, seed=seed, rows=rows, quick=quick,
+                weights_only=weights_only, digest=digest, loader=loader, platform=platform, workers=workers,
+                progress=bar.show, on_check=shown.following(bar),
             )  # fmt: skip
         if report_file is not None:
             with io_errors(report_file):
@@ -299,9 +331,10 @@ def verify(
 @contextmanager
 def _reading_bar(storage: rewrite.Storage) -> Iterator[None]:
     """A bar of the bytes that came over a network, on a terminal."""
-    with _progress_bar(quiet=not isinstance(storage, RemoteStorage)) as progress:
-        if progress is not None and isinstance(storage, RemoteStorage):
-            storage.traffic.watch = lambda done: progress(done, 0)
+    with progress_bar(quiet=not isinstance(storage, RemoteStorage)) as bar:
+        show = bar.show
+        if show is not None and isinstance(storage, RemoteStorage):
+            storage.traffic.watch = lambda done: show(done, 0)
         yield
 
 

@@ -69,7 +69,7 @@ def now() -> str:
 
 
 @contextmanager
-def reporting(as_json: bool, when_interrupted: str = "") -> Iterator[None]:
+def reporting(as_json: bool, when_interrupted: object = "") -> Iterator[None]:
     """Turn the library's errors and signals into messages and exit codes."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -90,23 +90,6 @@ class _Terminated(BaseException):
 
 def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise _Terminated
-
-
-@contextmanager
-def progress_bar(quiet: bool) -> Iterator[rewrite.Progress | None]:
-    """A bar in bytes on stderr; None without a terminal."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from tqdm import tqdm  # 20 ms that a run without a terminal need not pay
-
-    with tqdm(total=0, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
-
-        def advance(done: int, total: int) -> None:
-            bar.total = total or None
-            bar.update(done - bar.n)
-
-        yield advance
 
 
 def say(line: str, quiet: bool) -> None:

@@ -18,7 +18,6 @@ from rewrite.cli.common import (
     now,
     overwrite_option,
     profile_option,
-    progress_bar,
     quiet_option,
     reporting,
     say,
@@ -27,6 +26,7 @@ from rewrite.cli.common import (
     timestamp_option,
     workers_option,
 )
+from rewrite.cli.watching import progress_bar
 
 _ADDRESS = Address(file_okay=False)
 _PLAN = click.Path(path_type=Path, dir_okay=False)
@@ -96,8 +96,8 @@ def run(plan_file: Path, part: tuple[int, int], workers: int, as_json: bool, qui
     with reporting(as_json, "Run the same part again to resume."):
         started = time.monotonic()
         conversion = rewrite.Conversion.load(plan_file)
-        with progress_bar(quiet) as progress:
-            counts = conversion.run_part(*part, workers, progress)
+        with progress_bar(quiet) as bar:
+            counts = conversion.run_part(*part, workers, bar.show)
         if as_json:
             show({"part": list(part), "bytes": counts.to_json()})
         else:

@@ -182,10 +182,10 @@ def render_verification(verification: Verification) -> str:
 def verdict_line(verification: Verification) -> str:
     """One sentence."""
     failed = [check.name for check in verification.checks if check.verdict == "FAILED"]
-    skipped = [check.name for check in verification.checks if check.verdict == "skipped"]
     if failed:
         return f"{verification.out} FAILED: {', '.join(failed)}."
-    return f"{verification.out} is verified." + (f" Not checked: {', '.join(skipped)}." if skipped else "")
+    left_out = verification.not_checked
+    return f"{verification.out} is verified." + (f" Not checked: {', '.join(left_out)}." if left_out else "")
 
 
 def markdown_verification(verification: Verification) -> str:
@@ -202,8 +202,11 @@ def markdown_verification(verification: Verification) -> str:
         lines += ["", "## Loaders", "What known loaders make of the fused groups of this checkpoint:", ""]
         lines += _markdown([["loader", "versions", "fused groups"], *_served(verification)])
     if verification.numbers:
-        lines += ["", "## Outputs", _OUTPUTS_NOTE.format(settings=settings), ""]
+        lines += ["", "## Outputs", _OUTPUTS_NOTE.format(settings=settings, rows=settings.rows or "all"), ""]
         lines += _markdown([_NUMBER_COLUMNS, *map(_number_cells, verification.numbers)])
+    if verification.digests:
+        lines += ["", "## Files", "SHA-256 of each file, of the bytes that were compared:", ""]
+        lines += _markdown([["file", "SHA-256"], *([name, f"`{sha}`"] for name, sha in verification.digests.items())])
     return "\n".join(lines) + "\n"
 
 
@@ -220,10 +223,10 @@ _NUMBER_COLUMNS = [
     "bound used",
 ]
 _OUTPUTS_NOTE = (
-    "Relative error of weights and outputs against float64, {settings.tokens} tokens on {settings.device}, seed "
-    "{settings.seed}. *before*: the source as vLLM before 0.20 serves it; *fixed*: the source as fixed loaders serve "
-    "it; *OUT*: this checkpoint ({settings.loader} loader). *bound used*: the largest difference between fixed and "
-    "OUT over what requantization can explain."
+    "Relative error of weights and outputs against float64, {settings.tokens} tokens and {rows} rows of each partition "
+    "on {settings.device}, seed {settings.seed}. *before*: the source as vLLM before 0.20 serves it; *fixed*: the "
+    "source as fixed loaders serve it; *OUT*: this checkpoint ({settings.loader} loader). *bound used*: the largest "
+    "difference between fixed and OUT over what requantization can explain."
 )
 
 

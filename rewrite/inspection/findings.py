@@ -18,7 +18,6 @@ _SCALES = (
     *("weight_scale_2", "weight_global_scale", "input_global_scale"),
 )
 _GLOBAL_SCALES = ("_global_scale", "_scale_2")  # of NVFP4: divisors in one dialect, multipliers in the other
-_CHUNK = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -41,24 +40,6 @@ def find_faults(model: Model, groups: Iterable[FusedGroup]) -> Iterator[Finding]
     if (odd := odd_weight(model.checkpoint.tensors.values())) is not None:
         what = f"a quantized weight that is no matrix {list(odd.shape)}: no loader was seen to read it"
         yield Finding(what, f"{odd.shard}: {odd.name}")
-
-
-def find_nan_codes(checkpoint: Checkpoint) -> Iterator[Finding]:
-    """NaN in E4M3 is 0x7f and 0xff: everything it touches becomes NaN (OCP OFP8 specification, table 1).
-
-    Reads every FP8 weight.
-    """
-    for shard in checkpoint.shards.values():
-        with checkpoint.storage.open(shard.name) as file:
-            for info in shard.header.tensors:
-                if info.dtype != "F8_E4M3":
-                    continue
-                nans = 0
-                for start in range(info.start, info.end, _CHUNK):
-                    chunk = file.read(shard.header.size + start, min(_CHUNK, info.end - start))
-                    nans += chunk.count(b"\x7f") + chunk.count(b"\xff")
-                if nans:
-                    yield Finding(f"{nans:,} FP8 NaN codes among {info.nbytes:,} weights", f"{shard.name}: {info.name}")
 
 
 def _find_lookalikes(model: Model) -> Iterator[Finding]:

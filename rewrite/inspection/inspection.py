@@ -1,4 +1,4 @@
-"""Model → :class:`Inspection`. Reads headers, config and scales; weights only for ``weights=True``."""
+"""Model → :class:`Inspection`. Reads headers, config and scales."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rewrite.errors import Refused
-from rewrite.inspection.findings import Finding, find_faults, find_nan_codes
+from rewrite.inspection.findings import Finding, find_faults
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, Used
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.versions import LOADERS, Loader
@@ -73,10 +73,14 @@ class Inspection:
 
 
 def inspect_model(
-    model: Model, selection: Selection = "qkvz", *, weights: bool = False, platform: str | None = DEFAULT_PLATFORM
+    model: Model,
+    selection: Selection = "qkvz",
+    *,
+    platform: str | None = DEFAULT_PLATFORM,
+    in_weights: Iterable[Finding] = (),
 ) -> Inspection:
-    """Inspect a checkpoint. ``weights`` also reads every FP8 weight and looks for NaN codes. ``platform`` is where
-    loaders compute with it; None: they load it only.
+    """Inspect a checkpoint. ``platform`` is where loaders compute with it; None: they load it only. ``in_weights`` is
+    what was found by reading all weights.
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
@@ -84,7 +88,7 @@ def inspect_model(
     view = view_model(model, selection)
     converted, refusals = _after_convert(model, view, selection)
     rows = tuple(_row(loader, view, converted, platform) for loader in LOADERS)
-    findings = [*find_faults(model, groups), *(find_nan_codes(model.checkpoint) if weights else ())]
+    findings = [*find_faults(model, groups), *in_weights]
     checkpoint = model.checkpoint
     return Inspection(
         path=str(checkpoint.storage),

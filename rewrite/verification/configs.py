@@ -51,7 +51,9 @@ class CompressedTensorsSchemes:
 
         config = QuantizationConfig.model_validate(value)
         self._targets = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
-        self._ignore = config.ignore or []
+        self._target_names, self._other_targets = _sorted_out(self._targets)
+        self._ignored_names, self._other_ignored = _sorted_out(config.ignore or [])
+        self._found: dict[str, Any] = {}
         self._linear = torch.nn.Linear(1, 1, device="meta")
         self._table = torch.nn.Embedding(1, 1, device="meta")
 
@@ -69,7 +71,9 @@ class CompressedTensorsSchemes:
         """The scheme of a fused layer as vLLM and SGLang look it up: by its name, then by its class, ``…Linear``, then
         by its stored ``parts``, which must all match (vLLM 0.32 ``find_matched_target``)."""
         names = (name, *parts)
-        if any(_matches(entry, each) for entry in self._ignore for each in names):
+        if self._ignored_names.intersection(names):
+            return None
+        if any(_matches(entry, each) for entry in self._other_ignored for each in names):
             return None
         named = next((t for t in self._targets if _matches(t, name)), "Linear" if "Linear" in self._targets else None)
         if named is not None:
@@ -79,12 +83,27 @@ class CompressedTensorsSchemes:
 
     def _raw(self, name: str) -> Any:
         """compressed-tensors' own object."""
+        if name not in self._found:
+            self._found[name] = self._look_up(name)
+        return self._found[name]
+
+    def _look_up(self, name: str) -> Any:
+        """Only entries that can match are handed to the matcher: it tries each of them, and exports list thousands."""
         from compressed_tensors.utils.match import is_match, match_targets
 
         module = self._table if is_table(name) else self._linear
-        if not is_match(name, module, self._targets, self._ignore):
+        targets = [*self._other_targets, *self._target_names.intersection({name})]
+        ignored = [*self._other_ignored, *self._ignored_names.intersection({name})]
+        if not is_match(name, module, targets, ignored):
             return None
-        return self._targets[match_targets(name, module, self._targets)[0]]
+        return self._targets[match_targets(name, module, targets)[0]]
+
+
+def _sorted_out(entries: Iterable[str]) -> tuple[frozenset[str], list[str]]:
+    """Entries that match a module of this very name and nothing else, and the others: patterns, and names of classes,
+    which have no dots."""
+    others = [entry for entry in entries if entry.startswith("re:") or "." not in entry]
+    return frozenset(entries) - frozenset(others), others
 
 
 def _matches(target: str, name: str) -> bool:

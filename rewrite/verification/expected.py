@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from rewrite.checkpoint.bounded_json import read_texts
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Refused
@@ -126,15 +127,16 @@ def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:
 def _profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
     """Profile and selection by OUT's manifest, and whether the scales of the KV cache were dropped. One that is not
     ours, or broken: the strictest reading."""
-    try:
-        manifest = out.read_json(MANIFEST_NAME)
-    except Refused:
-        manifest = None
-    if manifest is None or not {"profile", "selection"} <= manifest.value.keys():
+    if MANIFEST_NAME not in out.files:
         return "exact", "qkvz", False
-    stated = manifest.value
+    try:
+        stated = read_texts(out.storage, MANIFEST_NAME, ("profile", "selection", "kv_scales"))
+    except Refused:
+        stated = {}
+    if not {"profile", "selection"} <= stated.keys():
+        return "exact", "qkvz", False
     selection: Selection = "all" if stated["selection"] == "all" else "qkvz"
-    return str(stated["profile"]), selection, stated.get("kv_scales") == "dropped"
+    return stated["profile"], selection, stated.get("kv_scales") == "dropped"
 
 
 def _quantized_part(group: FusedGroup) -> FusedGroup:

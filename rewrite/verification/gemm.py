@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rewrite.verification.oracle import FP8, FP8_MAX, Served
+from rewrite.verification.oracle import FP8, FP8_MAX, Served, doubles
 
 #: What float32 accumulation may be off by, relative to the sum of absolute products. Exact arithmetic on CPU; on
 #: Hopper the FP8 tensor cores align products to about 14 bits before they add them (DeepSeek-V3 report, section 3.3.2).
@@ -38,7 +38,7 @@ class Activations:
 
     def value(self) -> torch.Tensor:
         """[tokens, K] float64."""
-        return self.codes.double() if self.scale is None else self.codes.double() * self.scale.double()
+        return doubles(self.codes) if self.scale is None else doubles(self.codes) * self.scale.double()
 
     def same(self, other: Activations) -> bool:
         """Whether both stand for the same values."""
@@ -58,7 +58,7 @@ def quantize(x: torch.Tensor, input_scale: float | None) -> Activations:
 def multiply(x: Activations, served: Served) -> torch.Tensor:
     """[tokens, n] float64: activations times the transposed weights, as served on the device of ``x``."""
     if x.codes.device.type == "cpu":
-        return _scaled(x.codes.double() @ served.weight.double().T, x.scale, served)
+        return _scaled(doubles(x.codes) @ doubles(served.weight).T, x.scale, served)
     if x.scale is None:
         return (x.codes @ served.weight.to(x.codes.dtype).T).double()
     per_row = served.scale.numel() > 1 or x.scale.numel() > 1

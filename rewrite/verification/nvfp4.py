@@ -18,12 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.promise import Promise
+from rewrite.quantization.groups import Partition
 from rewrite.verification.packed import Norm, PackedLayer, PackedModule, changeable, read_value
+from rewrite.verification.reading import Reading
+from rewrite.verification.sample import Sample
+from rewrite.verification.values import Bytes, Values, code_values, decode
 
 _F32_ROUNDINGS = 2.0**-22  # four of them
 _LARGEST = 16.5  # factor of the input of a norm
@@ -31,16 +36,44 @@ _CHUNK = 1 << 22
 
 
 def problems_of(
-    layers: tuple[PackedLayer, ...], source: Checkpoint, out: Checkpoint, promise: Promise, *, stated: bool
+    layers: tuple[PackedLayer, ...],
+    source: Checkpoint,
+    out: Checkpoint,
+    promise: Promise,
+    reading: Reading | None,
+    sample: Sample,
+    *,
+    stated: bool,
 ) -> Iterator[str]:
-    """What is wrong with the layers of OUT. ``stated``: OUT has a manifest, which names the profile of the promise. One
-    that has none may be a copy: a conversion that changes nothing writes no manifest."""
+    """What is wrong with the layers of OUT. ``reading``: what the pass over the files found of the codes; None: those
+    of ``sample`` are compared. ``stated``: OUT has a manifest, which names the profile of the promise. One that has
+    none may be a copy: a conversion that changes nothing writes no manifest."""
     if promise.nvfp4 == "kept":
         return
     for layer in layers:
+        for module in layer.modules:
+            if _codes_differ(source, out, module, reading, sample):
+                yield f"{module.codes.name}: the codes differ"
         if not stated and all(_same_bytes(source, out, info) for info in changeable((layer,), promise).values()):
             continue
         yield from _problems_of_layer(layer, source, out, promise)
+
+
+def _codes_differ(
+    source: Checkpoint, out: Checkpoint, module: PackedModule, reading: Reading | None, sample: Sample
+) -> bool:
+    info = module.codes
+    if reading is not None:
+        return info.name in reading.tensors
+    row = info.nbytes // max(info.shape[0], 1)
+    runs = sample.of(module.name, Partition("", 0, info.shape[0]))
+    return any(
+        one != other
+        for run in runs
+        for one, other in zip(
+            *(_chunks(each, info, run.start * row, run.stop * row) for each in (source, out)), strict=True
+        )
+    )
 
 
 def _problems_of_layer(layer: PackedLayer, source: Checkpoint, out: Checkpoint, promise: Promise) -> Iterator[str]:
@@ -58,8 +91,6 @@ def _problems_of_layer(layer: PackedLayer, source: Checkpoint, out: Checkpoint, 
         return
     factor = 1.0
     for module in layer.modules:
-        if not _same_bytes(source, out, module.codes):
-            yield f"{module.codes.name}: the codes differ"
         same_blocks = _same_bytes(source, out, module.blocks)
         if new == old[module.name]:
             if not same_blocks:
@@ -84,17 +115,27 @@ def _widest_input(layer: PackedLayer, source: Checkpoint, out: Checkpoint) -> It
 
 def _rescaled(module: PackedModule, source: Checkpoint, out: Checkpoint, old: float, new: float) -> Iterator[str]:
     """``old`` and ``new`` are scales to multiply with."""
-    before, after = (_read(each, module.blocks).double() for each in (source, out))
-    meant, found = before * old, after * new
-    bound = torch.clamp(meant.abs() * 2.0**-4, min=2.0**-10 * new)
-    smallest = after.abs() == 2.0**-9
-    bound = torch.where(smallest & (meant.abs() < 2.0**-9 * new), 2.0**-9 * new, bound)
-    # Divisors make the ratio one of two F32 numbers, none of which is rounded; this is float64's own rounding.
-    wrong = (found - meant).abs() > bound * (1 + 1e-9)
-    wrong |= (before == 0) != (after == 0)
-    wrong |= before.isnan() != after.isnan()
+    seen = np.zeros(1 << 16, np.int64)  # how often each code became which: the rest is about pairs of codes
+    for one, other in zip(_chunks(source, module.blocks), _chunks(out, module.blocks), strict=True):
+        pairs = np.frombuffer(one, np.uint8).astype(np.uint16) << 8 | np.frombuffer(other, np.uint8)
+        seen += np.bincount(pairs, minlength=1 << 16)
+    pairs = np.flatnonzero(seen)
+    before, after = (code_values("F8_E4M3").astype(np.float64)[codes] for codes in (pairs >> 8, pairs & 0xFF))
+    with np.errstate(invalid="ignore"):
+        wrong = _too_far(before, after, old, new)
     if wrong.any():
-        yield f"{module.blocks.name}: {int(wrong.sum())} block scales are off by more than one rounding"
+        yield f"{module.blocks.name}: {int(seen[pairs][wrong].sum())} block scales are off by more than one rounding"
+
+
+def _too_far(before: Values, after: Values, old: float, new: float) -> npt.NDArray[np.bool_]:
+    meant, found = before * old, after * new
+    bound = np.maximum(np.abs(meant) * 2.0**-4, 2.0**-10 * new)
+    smallest = np.abs(after) == 2.0**-9
+    bound = np.where(smallest & (np.abs(meant) < 2.0**-9 * new), 2.0**-9 * new, bound)
+    # Divisors make the ratio one of two F32 numbers, none of which is rounded; this is float64's own rounding.
+    too_far = np.abs(found - meant) > bound * (1 + 1e-9)
+    zero, nan = (before == 0) != (after == 0), np.isnan(before) != np.isnan(after)
+    return np.asarray(np.logical_or.reduce([too_far, zero, nan]), np.bool_)
 
 
 def _made_up(
@@ -110,11 +151,10 @@ def _made_up(
             yield f"a norm stands behind a factor of {factor:.3g}: its epsilon may count"
         return
     if isinstance(behind, TensorInfo):
-        before, after = (_read(each, behind).double() for each in (source, out))
-        rounding = 0.0 if factor == 1 else torch.finfo(_DTYPES[behind.dtype]).eps / 2 + _F32_ROUNDINGS
-        if ((after * factor - before).abs() > before.abs() * rounding).any() or bool(
-            (before == 0).ne(after == 0).any()
-        ):
+        before, after = (_values(each, behind) for each in (source, out))
+        rounding = 0.0 if factor == 1 else _HALF_A_UNIT[behind.dtype] + _F32_ROUNDINGS
+        off = np.abs(after * factor - before) > np.abs(before) * rounding
+        if (off | ((before == 0) != (after == 0))).any():
             yield f"{behind.name}: does not make up for the factor {factor:.6g} of what it follows"
         return
     pairs = [(behind.scale, 1 / factor)] + ([(behind.input_scale, factor)] if behind.input_scale else [])
@@ -130,21 +170,22 @@ def _multiplier(checkpoint: Checkpoint, module: PackedModule) -> float:
     return 1 / value if module.divides else value
 
 
-_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
+_HALF_A_UNIT = {"BF16": 2.0**-8, "F32": 2.0**-24}  # of the last place, relative
 
 
-def _read(checkpoint: Checkpoint, info: TensorInfo) -> torch.Tensor:
-    raw = b"".join(_chunks(checkpoint, info))
-    return torch.frombuffer(bytearray(raw), dtype=_DTYPES[info.dtype])
+def _values(checkpoint: Checkpoint, info: TensorInfo) -> Values:
+    raw: Bytes = np.frombuffer(b"".join(_chunks(checkpoint, info)), np.uint8)
+    return decode(info.dtype, raw).astype(np.float64)
 
 
-def _chunks(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[bytes]:
-    """The bytes of a tensor of this name, a few MB at a time."""
+def _chunks(checkpoint: Checkpoint, info: TensorInfo, first: int = 0, last: int | None = None) -> Iterator[bytes]:
+    """The bytes of a tensor of this name, or those from ``first`` to ``last``, a few MB at a time."""
     own = checkpoint.tensors[info.name]
     start = checkpoint.shards[own.shard].header.size + own.start
+    stop = own.nbytes if last is None else last
     with checkpoint.storage.open(own.shard) as file:
-        for offset in range(0, own.nbytes, _CHUNK):
-            yield file.read(start + offset, min(_CHUNK, own.nbytes - offset))
+        for offset in range(first, stop, _CHUNK):
+            yield file.read(start + offset, min(_CHUNK, stop - offset))
 
 
 def _same_bytes(source: Checkpoint, out: Checkpoint, info: TensorInfo) -> bool:

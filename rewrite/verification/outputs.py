@@ -5,55 +5,143 @@ the true weights: where its scale is the group's largest, nothing is requantized
 smaller, OUT must be no further off than the fixed loader on IN, and the two must not differ by more than
 requantization can explain (:func:`rewrite.verification.oracle.requantization_bound`).
 
-Where OUT quantizes activations in another way, or not at all, its outputs cannot agree with those of IN. They are then
-judged against the product of OUT's own activations with the true weights, with which they must agree.
+A sample of the rows of each partition is multiplied (:mod:`rewrite.verification.sample`); the weights have been
+compared in full. Where OUT quantizes activations in another way, or not at all, its outputs cannot agree with those of
+IN. They are then judged against the product of OUT's own activations with the true weights, with which they must agree.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.quantization.dtypes import FP8_DTYPES
 from rewrite.quantization.groups import FusedGroup, Partition
 from rewrite.verification import configs, gemm
-from rewrite.verification.expected import in_checkpoint
+from rewrite.verification.counts import CodeCounts, count_codes
+from rewrite.verification.expected import has_blocks, in_checkpoint
+from rewrite.verification.norms import WeightErrors
 from rewrite.verification.oracle import (
     SENTINEL,
-    GroupReader,
     Rows,
     Served,
+    all_codes,
+    as_rows,
     as_stored,
     half_precision_bound,
     plain_bound,
     requantization_bound,
     requantized,
+    rounded,
 )
+from rewrite.verification.reader import ROWS, GroupReader
 from rewrite.verification.result import Check, PartitionNumbers, Settings, Verdict, judge, skip
+from rewrite.verification.sample import Sample
+from rewrite.verification.weights import Different
 
 #: What the configs of IN and OUT say.
 Schemes = tuple[configs.Schemes, configs.Schemes]
+#: By module and partition.
+Counts = Mapping[tuple[str, str], CodeCounts]
+_ROWS_ON_CPU = 64  # at a time: what is made of them stays in the processor's cache
+_SINGLE_LAYERS = 256  # of those that no engine fuses: the weights of all of them are compared
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the other checks have seen of the weights, and which rows are multiplied."""
+
+    sample: Sample
+    counts: Counts
+    different: Different
+
+    def rows(self, module: str, partition: Partition) -> tuple[range, ...]:
+        """The sampled rows, among them those with the extreme codes and some of those that differ."""
+        key = (module, partition.name)
+        counted = self.counts.get(key)
+        return self.sample.of(module, partition, (*(counted.extremes if counted else ()), *self.different.get(key, ())))
+
+
+def choose_groups(groups: tuple[FusedGroup, ...], seed: int) -> tuple[FusedGroup, ...]:
+    """The groups to multiply: all that are fused, and of other layers a sample. None with scales for blocks: no engine
+    requantizes these, so that the weights are equal says all."""
+    fused = [group for group in groups if not has_blocks(group)]
+    single = [group.name for group in fused if len(group.modules) == 1 and len(group.modules[0].partitions) == 1]
+    drawn = set(single if len(single) <= _SINGLE_LAYERS else random.Random(seed).sample(single, _SINGLE_LAYERS))
+    left_out = set(single) - drawn
+    return tuple(group for group in fused if group.name not in left_out)
+
+
+def watch_codes(
+    source: Checkpoint, groups: Iterable[FusedGroup], sample: Sample
+) -> Iterator[tuple[str, list[tuple[Partition, CodeCounts | None]]]]:
+    """For each weight of which codes have to be counted its partitions: where an engine makes other weights of them, or
+    where only some of the rows are looked at."""
+    for group in groups:
+        reader = GroupReader(source, group)
+        slots = {*reader.slots(every_slot=True), *reader.slots(every_slot=False)} if reader.is_per_tensor() else set()
+        for module in group.modules:
+            columns = module.weight.shape[1]
+            wanted = [len(slots) > 1 or not sample.covers(partition) for partition in module.partitions]
+            if any(wanted) and columns and module.weight.dtype in FP8_DTYPES:
+                pairs = zip(module.partitions, wanted, strict=True)
+                yield module.weight.name, [(p, CodeCounts(p, columns) if want else None) for p, want in pairs]
 
 
 def check_outputs(
-    source: Checkpoint, out: Checkpoint, groups: tuple[FusedGroup, ...], settings: Settings, schemes: Schemes
+    source: Checkpoint,
+    out: Checkpoint,
+    groups: tuple[FusedGroup, ...],
+    settings: Settings,
+    schemes: Schemes,
+    looked: Looked,
 ) -> tuple[Check, tuple[PartitionNumbers, ...]]:
     """Group by group: memory is that of 1024 rows, not of the model. ``schemes`` are what the two configs say."""
     if not groups:
         return skip("outputs", "no fused FP8 layer was converted: nothing was multiplied"), ()
-    numbers = [row for i, group in enumerate(groups) for row in _group(source, out, group, settings, schemes, i)]
+    with _one_thread():
+        numbers = [
+            row for i, group in enumerate(groups) for row in _group(source, out, group, settings, schemes, looked, i)
+        ]
     problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
-    summary = f"{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"
-    return judge("outputs", problems, summary), tuple(numbers)
+    return judge("outputs", problems, _summary(groups, numbers, settings, looked.sample)), tuple(numbers)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """torch's threads wait for each other after every small step: on a busy machine longer than the step takes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _summary(
+    groups: tuple[FusedGroup, ...], numbers: list[PartitionNumbers], settings: Settings, sample: Sample
+) -> str:
+    partitions = (p for group in groups for module in group.modules for p in module.partitions)
+    rows = "" if all(map(sample.covers, partitions)) else f"{sample.rows} rows of each of "
+    return f"{rows}{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"
 
 
 def _group(
-    source: Checkpoint, out: Checkpoint, group: FusedGroup, settings: Settings, schemes: Schemes, number: int
+    source: Checkpoint,
+    out: Checkpoint,
+    group: FusedGroup,
+    settings: Settings,
+    schemes: Schemes,
+    looked: Looked,
+    number: int,
 ) -> Iterator[PartitionNumbers]:
     converted = in_checkpoint(group, out)
-    before, after = GroupReader(source, group, settings.device), GroupReader(out, converted, settings.device)
+    before, after = GroupReader(source, group), GroupReader(out, converted)
     input_scale = before.input_scale() if _is_static(group, schemes[0]) else None
     columns = group.modules[0].weight.shape[1]
     x = gemm.activations(columns, settings.tokens, settings.seed + number, input_scale).to(settings.device)
@@ -63,19 +151,47 @@ def _group(
     else:
         out_x = gemm.quantize(x, after.input_scale() if _is_static(converted, schemes[1]) else None)
     alike = out_x.same(served_x)
+    if alike:
+        out_x = served_x
     reference = served_x.value() if alike else x.double()
     broken, fixed = (_server(before, before.slots(every_slot=every)) for every in (False, True))
     other = _server(after, after.slots(every_slot=settings.every_slot))
     for slot, (partition, module) in enumerate(before.partitions()):
-        sums = _Sums(settings.device, alike)
-        for old, new in zip(before.chunks(partition, module), after.chunks(partition, module), strict=True):
-            results = {
-                "before": (served_x, broken(slot, old)),
-                "fixed": (served_x, fixed(slot, old)),
-                "out": (out_x, other(slot, new)),
-            }
-            sums.add(reference, old, results, fixed.bound(slot, old) if alike else other.bound(slot, new))
-        yield sums.judge(group.name, partition)
+        sums, errors = _Sums(settings.device, alike), WeightErrors()
+        serve = {"before": broken, "fixed": fixed, "out": other}
+        differ = looked.different.get((module, partition.name))
+        every = None if differ else _every_code(before, after, module, partition)
+        counts = looked.counts.get((module, partition.name))
+        times = torch.zeros(256, dtype=torch.int64) if counts is None else counts.counts
+        rows = looked.rows(module, partition)
+        most = _ROWS_ON_CPU if settings.device == "cpu" else ROWS
+        for stored, found in zip(*(each.chunks(module, rows, most) for each in (before, after)), strict=True):
+            old, new = as_rows(stored, settings.device), as_rows(found, settings.device)
+            served = {name: loader(slot, new if name == "out" else old) for name, loader in serve.items()}
+            inputs = {name: out_x if name == "out" else served_x for name in serve}
+            sums.add(reference, old, inputs, served, fixed.bound(slot, old) if alike else other.bound(slot, new))
+            if every is None:
+                errors.add(old, served)
+            elif counts is None:
+                times += count_codes(old.weight)
+        if every is not None:
+            old, new = every
+            errors.add(
+                old, {name: loader(slot, new if name == "out" else old) for name, loader in serve.items()}, times
+            )
+        yield sums.judge(group.name, partition, errors)
+
+
+def _every_code(before: GroupReader, after: GroupReader, module: str, partition: Partition) -> tuple[Rows, Rows] | None:
+    """A row for each code of IN, and what it is in OUT, whose weights are equal; None where rows have other scales."""
+    one, other = before.module(module).weight, after.module(module).weight
+    scales = [set(reader.scales(module)[partition.start : partition.stop].tolist()) for reader in (before, after)]
+    if any(len(each) != 1 for each in scales) or one.dtype not in FP8_DTYPES:
+        return None
+    old = all_codes(one.dtype, scales[0].pop())
+    if other.dtype == one.dtype:
+        return old, all_codes(other.dtype, scales[1].pop())
+    return old, rounded(old, other.dtype)
 
 
 def _is_static(group: FusedGroup, schemes: configs.Schemes) -> bool:
@@ -120,12 +236,12 @@ class _server:  # noqa: N801 - used as a function of slot and rows
 
 @dataclass
 class _Sums:
-    """Squared norms and extremes of one partition, added up over its chunks."""
+    """Squared norms and extremes of the outputs of one partition, added up over its chunks."""
 
     device: str
     alike: bool  # whether IN and OUT quantize activations alike, so that their outputs can be compared
-    truth: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    errors: dict[str, list[float]] = field(default_factory=lambda: {n: [0.0, 0.0] for n in ("before", "fixed", "out")})
+    truth: float = 0.0
+    errors: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("before", "fixed", "out"), 0.0))
     bound_used: float | None = None
     beyond: float = 0.0  # largest excess of |fixed - out| over what accumulation and the bound explain
 
@@ -133,21 +249,26 @@ class _Sums:
         self,
         x: torch.Tensor,
         rows: Rows,
-        served: dict[str, tuple[gemm.Activations, Served]],
+        inputs: Mapping[str, gemm.Activations],
+        served: Mapping[str, Served],
         bound: torch.Tensor | None,
     ) -> None:
-        """``x`` [tokens, K] float64: the activations of the reference."""
+        """``x`` [tokens, K] float64: the activations of the reference. Each of ``served`` is multiplied with its own of
+        ``inputs``."""
         true = rows.true()
         reference = x @ true.T
-        self._accumulate(self.truth, true, reference)
-        results = {}
-        for name, (activations, weights) in served.items():
-            results[name] = gemm.multiply(activations, weights)
-            self._accumulate(self.errors[name], weights.value() - true, results[name] - reference)
+        self.truth += float(reference.square().sum())
+        results: dict[str, torch.Tensor] = {}
+        for name, weights in served.items():
+            twin = next(
+                (each for each in results if inputs[each] is inputs[name] and _same(served[each], weights)), None
+            )
+            results[name] = gemm.multiply(inputs[name], weights) if twin is None else results[twin]
+            self.errors[name] += float((results[name] - reference).square().sum())
         if self.alike:
             self._compare(x, true, reference, results["fixed"] - results["out"], bound)
         else:
-            own = served["out"][0].value()
+            own = inputs["out"].value()
             self._compare(own, true, own @ true.T, results["out"] - own @ true.T, bound)
 
     def _compare(
@@ -171,24 +292,19 @@ class _Sums:
             allowed = allowed + explained * (1 + gemm.OUTPUT[kind])
         self.beyond = max(self.beyond, float((difference.abs() / (2 * allowed)).nan_to_num(torch.inf).max()))
 
-    @staticmethod
-    def _accumulate(sums: list[float], weights: torch.Tensor, outputs: torch.Tensor) -> None:
-        sums[0] += float(weights.square().sum())
-        sums[1] += float(outputs.square().sum())
+    def judge(self, group: str, partition: Partition, weights: WeightErrors) -> PartitionNumbers:
+        def relative(name: str) -> float:
+            return float((self.errors[name] / self.truth) ** 0.5) if self.truth else 0.0
 
-    def judge(self, group: str, partition: Partition) -> PartitionNumbers:
-        def relative(name: str, kind: int) -> float:
-            return float((self.errors[name][kind] / self.truth[kind]) ** 0.5) if self.truth[kind] else 0.0
-
-        fixed, out = relative("fixed", 1), relative("out", 1)
+        fixed, out = relative("fixed"), relative("out")
         verdict, reason = self._verdict(fixed, out)
         return PartitionNumbers(
             group,
             partition.name,
-            relative("before", 0),
-            relative("fixed", 0),
-            relative("out", 0),
-            relative("before", 1),
+            weights.relative("before"),
+            weights.relative("fixed"),
+            weights.relative("out"),
+            relative("before"),
             fixed,
             out,
             self.bound_used,
@@ -206,3 +322,12 @@ class _Sums:
         if not self.alike:
             return "ok", "agrees with the true weights, for the activations as OUT quantizes them"
         return "ok", "requantized by the fixed loader only" if self.bound_used is not None else "agrees"
+
+
+def _same(one: Served, other: Served) -> bool:
+    """Whether two engines multiply with the same numbers by the same kernel: a GPU has another for a scale by row."""
+    if one.weight.dtype != other.weight.dtype or not bool((one.scale == other.scale).all()):
+        return False
+    if one.weight.device.type != "cpu" and one.scale.shape != other.scale.shape:
+        return False
+    return one.weight is other.weight or torch.equal(one.weight.view(torch.uint8), other.weight.view(torch.uint8))

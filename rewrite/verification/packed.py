@@ -80,6 +80,15 @@ def changeable(layers: tuple[PackedLayer, ...], promise: Promise) -> dict[str, T
     return {info.name: info for info in infos if info is not None}
 
 
+def tensors_of(layers: tuple[PackedLayer, ...]) -> list[TensorInfo]:
+    """Every tensor of the layers, and of what is behind them."""
+    behind = [layer.behind for layer in layers if isinstance(layer.behind, PackedModule)]
+    infos = [layer.behind for layer in layers if isinstance(layer.behind, TensorInfo)]
+    for module in (*(module for layer in layers for module in layer.modules), *behind):
+        infos += [module.codes, module.blocks, module.scale, *([module.input_scale] if module.input_scale else [])]
+    return infos
+
+
 def _layers(source: Checkpoint) -> Iterator[PackedLayer]:
     for group in find_groups(source).whole:
         names = [module.name for module in group.modules]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from rewrite.verification.sample import DEFAULT_ROWS
 
 Verdict = Literal["ok", "FAILED", "skipped"]
 DEFAULT_TOKENS = 32
@@ -13,12 +15,18 @@ _KEPT = 20  # problems kept of a check: a wrong config makes one for every modul
 
 @dataclass(frozen=True)
 class Check:
-    """One question and its answer. ``problems`` names what is wrong, the first 20 of them."""
+    """One question and its answer. ``problems`` names what is wrong, the first 20 of them; ``left_out`` the part of the
+    question that was not asked."""
 
     name: str
     verdict: Verdict
     summary: str
     problems: tuple[str, ...] = ()
+    left_out: str = ""
+
+
+#: Called with the name of a check and None when it begins, and with the check itself when it has its verdict.
+OnCheck = Callable[[str, "Check | None"], object]
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class PartitionNumbers:
 
 @dataclass(frozen=True)
 class Settings:
-    """How the outputs were computed."""
+    """How it was verified. ``rows`` of each partition are multiplied; None: all of them."""
 
     device: str
     tokens: int
@@ -58,6 +66,9 @@ class Settings:
     loader: str
     every_slot: bool = True  # whether the loader of OUT fills every scale slot of a fused layer
     platform: str = "cuda"  # where loaders compute with OUT
+    rows: int | None = DEFAULT_ROWS
+    quick: bool = False  # only what lies in the fused groups, and of their weights only these rows
+    weights_only: bool = False  # nothing was multiplied, and no config was compared
 
 
 @dataclass(frozen=True)
@@ -87,10 +98,17 @@ class Verification:
     checks: tuple[Check, ...]
     numbers: tuple[PartitionNumbers, ...]
     loaders: tuple[Served, ...]  # empty when OUT cannot be opened
+    digests: Mapping[str, str] | None = None  # SHA-256 of each file of OUT, of the bytes that were compared
 
     @property
     def ok(self) -> bool:
         return all(check.verdict != "FAILED" for check in self.checks)
+
+    @property
+    def not_checked(self) -> tuple[str, ...]:
+        """What the verdict is not about."""
+        left_out = (check.name if check.verdict == "skipped" else check.left_out for check in self.checks)
+        return tuple(filter(None, left_out))
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -101,6 +119,7 @@ class Verification:
             "checks": [asdict(check) for check in self.checks],
             "numbers": [asdict(numbers) for numbers in self.numbers],
             "loaders": [asdict(row) for row in self.loaders],
+            "digests": None if self.digests is None else dict(self.digests),
         }
 
 
@@ -118,13 +137,15 @@ def _how_far_off(row: PartitionNumbers) -> tuple[float, float, float]:
     return row.outputs_out, row.outputs_fixed, row.outputs_before
 
 
-def judge(name: str, problems: Iterable[str], summary: str) -> Check:
+def judge(name: str, problems: Iterable[str], summary: str, left_out: str = "") -> Check:
     """A check that holds when there are no problems."""
     found = list(problems)
     if not found:
-        return Check(name, "ok", summary)
+        return Check(name, "ok", summary, left_out=left_out)
     more = f" (the first {_KEPT} are listed)" if len(found) > _KEPT else ""
-    return Check(name, "FAILED", f"{len(found)} problem{'s' if len(found) > 1 else ''}{more}", tuple(found[:_KEPT]))
+    return Check(
+        name, "FAILED", f"{len(found)} problem{'s' if len(found) > 1 else ''}{more}", tuple(found[:_KEPT]), left_out
+    )
 
 
 def skip(name: str, reason: str) -> Check:

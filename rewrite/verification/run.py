@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.storage import Storage
 from rewrite.errors import Refused, StorageError, UsageError
 from rewrite.progress import Progress
 from rewrite.promise import Promise
-from rewrite.quantization.groups import find_groups
+from rewrite.quantization.groups import FusedGroup, Partition, find_groups
 from rewrite.verification.configs import read_schemes
 from rewrite.verification.expected import Expected, expect, has_blocks
-from rewrite.verification.outputs import check_outputs
-from rewrite.verification.result import Check, PartitionNumbers, Served, Settings, Verification, judge, skip
+from rewrite.verification.packed import tensors_of
+from rewrite.verification.reader import Blocks
+from rewrite.verification.reading import Reading, read_files
+from rewrite.verification.result import Check, OnCheck, PartitionNumbers, Served, Settings, Verification, judge, skip
+from rewrite.verification.sample import Sample
+from rewrite.verification.spans import Wanted, plan_spans
 from rewrite.verification.structure import check_structure
 from rewrite.verification.untouched import check_untouched
-from rewrite.verification.weights import check_weights
+from rewrite.verification.weights import Different, check_weights, rules
+
+if TYPE_CHECKING:
+    from rewrite.verification.counts import CodeCounts
 
 _NOT_OPENED = "OUT cannot be opened"
 
 #: What engines are predicted to serve from IN and OUT: given by the caller, since it is the loaders' knowledge.
 Predict = Callable[[Checkpoint, Checkpoint, Expected], tuple[Served, ...]]
+#: Counts of codes by the name of the weight, with all partitions of it.
+Watches = Mapping[str, Sequence[tuple[Partition, "CodeCounts | None"]]]
 
 
 @dataclass(frozen=True)
@@ -32,16 +42,18 @@ class Request:
     promises: Mapping[str, Promise]
     predict: Predict
     settings: Settings
-    quick: bool
+    digest: bool
     workers: int
     progress: Progress | None
+    on_check: OnCheck
 
 
 def verify_storages(source: Storage, out: Storage, request: Request) -> Verification:
     """What :func:`rewrite.verify` does, which has the defaults and says what they mean."""
+    settings = request.settings
     before = read_checkpoint(source)
     find_groups(before).select("all")  # a source that does not add up is refused, not judged
-    result = Verification(str(source), str(out), request.settings, (), (), ())
+    result = Verification(str(source), str(out), settings, (), (), ())
     try:
         after = read_checkpoint(out)
         expected = expect(before, after, request.promises)
@@ -50,37 +62,127 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
         return replace(
             result, checks=(judge("structure", [str(error)], ""), *(skip(name, _NOT_OPENED) for name in names))
         )
-    structure = check_structure(before, after, expected)
-    if request.quick:
-        untouched = skip("untouched", "--quick: no byte outside the fused groups was compared")
+    checks = _Checks(request.on_check)
+    checks.run("structure", lambda: check_structure(before, after, expected, configs=not settings.weights_only))
+    comparable = _comparable(after, expected, configs=not settings.weights_only)
+    blocks = _blocks_of(before, expected)
+    sample = Sample(settings.rows, settings.seed)
+    multiplied = _multiplied(expected, settings) if comparable else ()
+    watches: Watches = {}
+    reading: Reading | None = None
+    if settings.quick:
+        checks.add(skip("untouched", "--quick: no byte outside the fused groups was compared"))
     else:
-        untouched = check_untouched(before, after, expected, workers=request.workers, progress=request.progress)
-    numbers: tuple[PartitionNumbers, ...] = ()
-    rows: tuple[Served, ...] = ()
-    if _comparable(after, expected):
-        schemes = (read_schemes(before), read_schemes(after))
-        weights = check_weights(before, after, expected, schemes[0])
-        # No engine requantizes blocks: that the weights are equal says all of them.
-        multiplied = tuple(group for group in expected.groups if not has_blocks(group))
-        outputs, numbers = check_outputs(before, after, multiplied, request.settings, schemes)
-        rows = request.predict(before, after, expected)
-        loaders = _check_loaders(rows, expected, request.settings.platform)
-    else:
+        if multiplied:
+            watches = _watches(before, multiplied, sample)
+        request.on_check("bytes", None)
+        wanted = Wanted(dict(rules(before, after, expected.groups, blocks)) if comparable else {}, watches)
+        files = plan_spans(before, after, expected, wanted)
+        reading = read_files(
+            files, before, after, digest=request.digest, workers=request.workers, progress=request.progress
+        )
+        checks.add(check_untouched(before, after, expected, reading))
+    result = replace(result, digests=reading.digests if reading else None)
+    if not comparable:
         # Not skipped: what could not be compared has not been shown to be equal.
-        weights = judge("weights", ["the fused groups of IN are not in OUT, or not in a form that convert writes"], "")
-        outputs, loaders = (skip(name, "the groups cannot be compared") for name in ("outputs", "loaders"))
-    return replace(result, checks=(structure, untouched, weights, outputs, loaders), numbers=numbers, loaders=rows)
+        checks.add(
+            judge("weights", ["the fused groups of IN are not in OUT, or not in a form that convert writes"], "")
+        )
+        for name in ("outputs", "loaders"):
+            checks.add(skip(name, "the groups cannot be compared"))
+        return replace(result, checks=checks.done)
+    request.on_check("weights", None)
+    weights, different = check_weights(before, after, expected, blocks, reading, sample)
+    checks.add(weights)
+    numbers: tuple[PartitionNumbers, ...] = ()
+    if settings.weights_only:
+        checks.add(skip("outputs", "--weights-only: nothing was multiplied"))
+    else:
+        request.on_check("outputs", None)
+        outputs, numbers = _outputs(before, after, multiplied, settings, sample, watches, different)
+        checks.add(outputs)
+    request.on_check("loaders", None)
+    rows = request.predict(before, after, expected)
+    checks.add(_check_loaders(rows, expected, settings.platform))
+    return replace(result, checks=checks.done, numbers=numbers, loaders=rows)
 
 
-def _comparable(after: Checkpoint, expected: Expected) -> bool:
+class _Checks:
+    """The checks that have their verdict, in order; each is told to whoever watches."""
+
+    def __init__(self, on_check: OnCheck) -> None:
+        self.done: tuple[Check, ...] = ()
+        self._on_check = on_check
+
+    def run(self, name: str, check: Callable[[], Check]) -> None:
+        self._on_check(name, None)
+        self.add(check())
+
+    def add(self, check: Check) -> None:
+        self.done += (check,)
+        self._on_check(check.name, check)
+
+
+def _multiplied(expected: Expected, settings: Settings) -> tuple[FusedGroup, ...]:
+    if settings.weights_only:
+        return ()
+    from rewrite.verification.outputs import choose_groups  # torch: seconds to import
+
+    return choose_groups(expected.groups, settings.seed)
+
+
+def _watches(before: Checkpoint, groups: tuple[FusedGroup, ...], sample: Sample) -> Watches:
+    from rewrite.verification.outputs import watch_codes
+
+    return dict(watch_codes(before, groups, sample))
+
+
+def _outputs(
+    before: Checkpoint,
+    after: Checkpoint,
+    groups: tuple[FusedGroup, ...],
+    settings: Settings,
+    sample: Sample,
+    watches: Watches,
+    different: Different,
+) -> tuple[Check, tuple[PartitionNumbers, ...]]:
+    from rewrite.verification.outputs import Looked, check_outputs
+
+    counts = {
+        (name.removesuffix(".weight"), partition.name): watch
+        for name, pairs in watches.items()
+        for partition, watch in pairs
+        if watch is not None
+    }
+    schemes = (read_schemes(before), read_schemes(after))
+    return check_outputs(before, after, groups, settings, schemes, Looked(sample, counts, different))
+
+
+def _blocks_of(before: Checkpoint, expected: Expected) -> Blocks | None:
+    """What the config of IN says of scales for blocks. Not read where there are none: compressed-tensors' own parser
+    takes seconds to import."""
+    if not any(map(has_blocks, expected.groups)):
+        return None
+    schemes = read_schemes(before)
+
+    def blocks(module: str) -> tuple[int, int] | None:
+        found = schemes.of_module(module)
+        return found.block if found else None
+
+    return blocks
+
+
+def _comparable(after: Checkpoint, expected: Expected, *, configs: bool) -> bool:
     """Whether every group of IN is there in OUT in a form that a conversion can give it."""
     try:
         find_groups(after).select("all")
-        read_schemes(after)
+        if configs:
+            read_schemes(after)
     except (Refused, ValueError):  # ValueError: pydantic's, of a config that compressed-tensors cannot parse
         return False
     modules = (module for group in expected.groups for module in group.modules)
-    infos = (info for module in modules for info in (module.weight, module.scale, module.input_scale) if info)
+    infos = [info for module in modules for info in (module.weight, module.scale, module.input_scale) if info]
+    infos += tensors_of(expected.packed)
     return all(expected.allows(info, after.tensors.get(info.name)) for info in infos)
 
 

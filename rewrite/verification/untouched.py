@@ -1,99 +1,58 @@
-"""Check 2: every tensor and file that a conversion must not change is byte for byte the same. Streams both sides."""
+"""Check 2: every tensor and file that a conversion must not change is byte for byte the same."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from rewrite.checkpoint.bounded_json import JsonFile
 from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, Shard
 from rewrite.checkpoint.header import TensorInfo
-from rewrite.checkpoint.storage import Storage
 from rewrite.errors import Refused
-from rewrite.progress import Counter, Progress
 from rewrite.verification.configs import KV_CACHE, PLACES, QUANT_FILE_NAME, dialect_key, quantization_of, stated_by
 from rewrite.verification.expected import MANIFEST_NAME, Expected
+from rewrite.verification.reading import Reading
 from rewrite.verification.result import Check, judge
 
-_CHUNK = 1 << 20  # both sides of a comparison stay in the processor's cache
 CONFIG_COPY_NAME = "quantization_config.json"
 _MAY_CHANGE = {CONFIG_NAME, INDEX_NAME, QUANT_FILE_NAME, MANIFEST_NAME}
 
 
-@dataclass(frozen=True)
-class _Run:
-    """The same bytes in two files: ``length`` from ``old`` and from ``new``. ``tensors`` to name a difference."""
-
-    name: str
-    old: int
-    new: int
-    length: int
-    tensors: tuple[TensorInfo, ...] = ()
-
-    def locate(self, offset: int) -> str:
-        """What lies ``offset`` bytes into the run."""
-        if not self.tensors:
-            return f"{self.name}: differs at byte {offset}"
-        place = self.tensors[0].start + offset
-        tensor = next(t for t in self.tensors if t.start <= place < t.end)
-        return f"{self.name}: {tensor.name} differs at byte {place - tensor.start}"
-
-
-def check_untouched(
-    source: Checkpoint,
-    out: Checkpoint,
-    expected: Expected,
-    *,
-    workers: int,
-    progress: Progress | None,
-) -> Check:
-    """Compare all tensors that may not change, all other files, and all of config and index but the edits."""
-    runs = [run for shard in source.shards.values() for run in _tensor_runs(shard, out, expected)]
-    shards = set(source.shards)
-    runs += [
-        _Run(name, 0, 0, file.size)
-        for name, file in source.files.items()
-        if name not in shards | _MAY_CHANGE and name in out.files and out.files[name].size == file.size
-    ]
-    problems = [*_files(source, out, shards), *_json_edits(source, out, expected)]
-    problems += _compare_all(runs, source.storage, out.storage, workers, progress)
-    size = sum(run.length for run in runs)
-    tensors = sum(len(run.tensors) for run in runs)
-    return judge("untouched", problems, f"{tensors} tensors and all other files, {size:,} bytes, are the same")
-
-
-def _tensor_runs(shard: Shard, out: Checkpoint, expected: Expected) -> Iterator[_Run]:
-    """Tensors that lie side by side in both shards, as few long runs. Missing or reshaped ones are another check's."""
-    pending: list[tuple[TensorInfo, TensorInfo]] = []
-    home = out.tensors
+def same_tensors(shard: Shard, out: Checkpoint, expected: Expected) -> Iterator[tuple[TensorInfo, TensorInfo]]:
+    """The tensors of a shard of IN that must be the same bytes in OUT. Missing or reshaped ones are another check's."""
     for old in shard.header.tensors:
         name = expected.renamed.get(old.name, old.name)
         may_differ = old.name in expected.forms and old.name not in expected.reshaped
-        if (may_differ and name == old.name) or name not in home:
+        new = out.tensors.get(name)
+        if new is None or (may_differ and name == old.name):
             continue
-        new = home[name]
-        if new.shard != shard.name or new.nbytes != old.nbytes:
-            continue
-        if pending and not (pending[-1][0].end == old.start and pending[-1][1].end == new.start):
-            yield _run(shard, out.shards[shard.name], pending)
-            pending = []
-        pending.append((old, new))
-    if pending:
-        yield _run(shard, out.shards[shard.name], pending)
+        if new.shard == shard.name and new.nbytes == old.nbytes:
+            yield old, new
 
 
-def _run(old_shard: Shard, new_shard: Shard, pairs: list[tuple[TensorInfo, TensorInfo]]) -> _Run:
-    (first_old, first_new), (last_old, _) = pairs[0], pairs[-1]
-    return _Run(
-        old_shard.name,
-        old_shard.header.size + first_old.start,
-        new_shard.header.size + first_new.start,
-        last_old.end - first_old.start,
-        tuple(old for old, _ in pairs),
-    )
+def same_files(source: Checkpoint, out: Checkpoint) -> Iterator[str]:
+    """The names of the files, besides the shards, that must be the same bytes."""
+    others = source.files.keys() - source.shards.keys() - _MAY_CHANGE
+    for name, file in source.files.items():
+        if name in others and name in out.files and out.files[name].size == file.size:
+            yield name
+
+
+def check_untouched(source: Checkpoint, out: Checkpoint, expected: Expected, reading: Reading) -> Check:
+    """All tensors that may not change, all other files, and all of config and index but the edits. ``reading`` is what
+    the pass over the files found."""
+    problems = [*_files(source, out, set(source.shards)), *_json_edits(source, out, expected)]
+    tensors, size = 0, sum(source.files[name].size for name in same_files(source, out))
+    for shard in source.shards.values():
+        for old, _ in same_tensors(shard, out, expected):
+            tensors, size = tensors + 1, size + old.nbytes
+            if old.name in reading.tensors:
+                problems.append(f"{shard.name}: {old.name} differs at byte {reading.tensors[old.name]}")
+    for name in same_files(source, out):
+        if name in reading.files:
+            problems.append(f"{name}: differs at byte {reading.files[name]}")
+    return judge("untouched", problems, f"{tensors} tensors and all other files, {size:,} bytes, are the same")
 
 
 def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[str]:
@@ -191,24 +150,3 @@ def _index_text(file: JsonFile, gone: Collection[str], renamed: Mapping[str, str
     weight_map = value["weight_map"].items()
     value["weight_map"] = {renamed.get(name, name): shard for name, shard in weight_map if name not in gone}
     return json.dumps(value)
-
-
-def _compare_all(runs: list[_Run], old: Storage, new: Storage, workers: int, progress: Progress | None) -> list[str]:
-    counter = Counter(sum(run.length for run in runs), progress)
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        found = pool.map(lambda run: _compare(run, old, new, counter.advance), runs)
-        return [problem for problem in found if problem]
-
-
-def _compare(run: _Run, old: Storage, new: Storage, advance: Callable[[int], None]) -> str | None:
-    """The first difference of a run, or None."""
-    with old.open(run.name) as one, new.open(run.name) as other:
-        for offset in range(0, run.length, _CHUNK):
-            size = min(_CHUNK, run.length - offset)
-            a = one.read(run.old + offset, size)
-            b = other.read(run.new + offset, size)
-            if a != b:
-                at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-                return run.locate(offset + at)
-            advance(size)
-    return None

@@ -1,52 +1,196 @@
-"""Check 3: the dequantized weights of every fused group are equal in IN and OUT, exactly."""
+"""Check 3: the dequantized weights of every fused group are equal in IN and OUT, exactly.
+
+Equal codes with equal scales are equal weights: of what keeps its codes, the bytes and the scales are compared. A
+weight that is plain in OUT must be code times scale rounded to float32 and then, once, to its dtype: its bytes follow
+from IN's. Only where bytes or scales are not as they must be are values compared: code times scale, in float64, where
+the product is exact. NaN equals NaN of the same place, and 0 equals -0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from rewrite.checkpoint.checkpoint import Checkpoint
-from rewrite.verification.configs import Schemes
+from rewrite.quantization.dtypes import PLAIN_DTYPES
+from rewrite.quantization.groups import FusedGroup, Partition
 from rewrite.verification.expected import MANIFEST_NAME, Expected, in_checkpoint
 from rewrite.verification.nvfp4 import problems_of
-from rewrite.verification.oracle import GroupReader
+from rewrite.verification.reader import Blocks, GroupReader, StoredRows
+from rewrite.verification.reading import Reading, Rule
 from rewrite.verification.result import Check, judge
+from rewrite.verification.sample import Sample
+from rewrite.verification.values import Values, code_values, decode, encode
+
+_KEPT = 256  # rows that differ, of a partition: what the check of the outputs looks at
 
 
-def check_weights(source: Checkpoint, out: Checkpoint, expected: Expected, schemes: Schemes) -> Check:
-    """Code times scale, in float64, where the product is exact. NaN equals NaN of the same place.
+#: The first rows that differ of each module and partition.
+Different = Mapping[tuple[str, str], tuple[int, ...]]
 
-    A weight that is plain in OUT must be the product rounded to float32 and then, once, to its dtype. ``schemes`` is
-    what the config of IN says.
-    """
-    groups = expected.groups
 
-    def blocks(module: str) -> tuple[int, int] | None:
-        found = schemes.of_module(module)
-        return found.block if found else None
+def rules(
+    source: Checkpoint, out: Checkpoint, groups: Iterable[FusedGroup], blocks: Blocks | None
+) -> Iterator[tuple[str, Sequence[tuple[Partition, Rule]]]]:
+    """For each weight that is plain in OUT what its rows must be."""
+    for group in groups:
+        reader = GroupReader(source, group, blocks)
+        for module in group.modules:
+            new = out.tensors[module.weight.name]
+            if new.dtype in PLAIN_DTYPES and module.weight.dtype not in PLAIN_DTYPES and module.weight.shape[0]:
+                yield (
+                    module.weight.name,
+                    [
+                        (partition, _Dequantized.of(reader, module.name, partition, new.dtype))
+                        for partition in module.partitions
+                    ],
+                )
 
-    readers = (
-        (GroupReader(source, group, blocks=blocks), GroupReader(out, in_checkpoint(group, out))) for group in groups
+
+@dataclass(frozen=True)
+class _Dequantized:
+    """Rows of plain weights, made from rows of FP8 codes."""
+
+    reader: GroupReader
+    module: str
+    partition: Partition
+    dtype: str
+    old_row: int
+    new_row: int
+    table: np.typing.NDArray[Any] | None  # [256, its size]: where all rows have one scale
+
+    @classmethod
+    def of(cls, reader: GroupReader, name: str, partition: Partition, dtype: str) -> _Dequantized:
+        module = reader.module(name)
+        size = {"F16": 2, "BF16": 2, "F32": 4}.get(dtype, 0)
+        columns = module.weight.shape[1]
+        scale = None if reader.block(name) else reader.scales(name)[partition.start : partition.stop]
+        table = None
+        if scale is not None and scale.size and (scale == scale[0]).all():
+            with np.errstate(invalid="ignore", over="ignore"):
+                table = encode(code_values(module.weight.dtype)[:, None] * scale[0], dtype).view(f"<u{size}").ravel()
+        return cls(reader, name, partition, dtype, columns, columns * size, table)
+
+    def expected(self, old: bytes, first: int) -> bytes:
+        codes = np.frombuffer(old, np.uint8)
+        if self.table is not None:
+            return np.take(self.table, codes).tobytes()
+        start = self.partition.start + first
+        rows = range(start, start + len(old) // self.old_row)
+        scale = self.reader.scales_of(self.module, rows)
+        dtype = self.reader.module(self.module).weight.dtype
+        return StoredRows(dtype, codes.reshape(-1, self.old_row), scale).rounded(self.dtype).tobytes()
+
+
+def check_weights(
+    source: Checkpoint,
+    out: Checkpoint,
+    expected: Expected,
+    blocks: Blocks | None,
+    reading: Reading | None,
+    sample: Sample,
+) -> tuple[Check, Different]:
+    """``blocks``: what the config of IN says of scales for blocks. ``reading``: what the pass over the files found;
+    None: none was made, and the rows of ``sample`` are compared."""
+    problems: list[str] = []
+    different: dict[tuple[str, str], tuple[int, ...]] = {}
+    for group in expected.groups:
+        before, after = GroupReader(source, group, blocks), GroupReader(out, in_checkpoint(group, out), blocks)
+        for partition, module in before.partitions():
+            suspects = _suspects(before, after, module, partition, reading, sample)
+            found = _Differences()
+            for rows in suspects:
+                found.add(rows, before, after, module)
+            if found.count:
+                different[module, partition.name] = tuple(found.rows)
+                whole = reading is not None or sample.covers(partition)
+                problems.append(f"{module}: {partition.name}, {found.of(partition, whole)}")
+    problems += problems_of(
+        expected.packed, source, out, expected.promise, reading, sample, stated=MANIFEST_NAME in out.files
     )
-    problems = [problem for before, after in readers for problem in _compare(before, after)]
-    problems += problems_of(expected.packed, source, out, expected.promise, stated=MANIFEST_NAME in out.files)
+    whole = reading is not None or all(map(sample.covers, _partitions(expected)))
+    left_out = "" if whole else "weights of other rows"
+    return judge("weights", problems, _summary(expected, sample, whole), left_out), different
+
+
+def _suspects(
+    before: GroupReader, after: GroupReader, module: str, partition: Partition, reading: Reading | None, sample: Sample
+) -> tuple[range, ...]:
+    """The rows of a partition whose values have to be compared."""
+    if reading is None:
+        return sample.of(module, partition)
+    every = (range(partition.start, partition.stop),)
+    one, other = before.module(module), after.module(module)
+    if one.weight.name in reading.tensors:
+        return every
+    if one.weight.dtype != other.weight.dtype:
+        return ()  # the pass compared all bytes with what they must be
+    if before.block(module) or after.block(module):
+        return every
+    old, new = (reader.scales(module)[partition.start : partition.stop] for reader in (before, after))
+    unequal = np.flatnonzero((old != new) & ~(np.isnan(old) & np.isnan(new))) + partition.start
+    return tuple(
+        range(run[0], run[-1] + 1) for run in np.split(unequal, np.flatnonzero(np.diff(unequal) > 1) + 1) if run.size
+    )
+
+
+@dataclass
+class _Differences:
+    """Rows of a partition that mean something else in OUT."""
+
+    count: int = 0
+    compared: int = 0
+    largest: float = 0.0
+    rows: list[int] = field(default_factory=list)  # the first of them
+
+    def add(self, rows: range, before: GroupReader, after: GroupReader, module: str) -> None:
+        at = rows.start
+        self.compared += len(rows)
+        for old, new in zip(before.chunks(module, [rows]), after.chunks(module, [rows]), strict=True):
+            same_bytes = (
+                old.dtype == new.dtype and np.array_equal(old.raw, new.raw) and np.array_equal(old.scale, new.scale)
+            )
+            if not same_bytes:
+                self._compare(old, new, at)
+            at += len(old.raw)
+
+    def _compare(self, old: StoredRows, new: StoredRows, at: int) -> None:
+        found = new.true()
+        true = old.true() if new.dtype == old.dtype else _meant(old, new.dtype)
+        unequal = (true != found) & ~(np.isnan(true) & np.isnan(found))
+        if unequal.any():
+            wrong = np.flatnonzero(unequal.any(axis=1))
+            self.count += wrong.size
+            self.largest = max(self.largest, float(np.abs(true - found)[unequal].max()))
+            self.rows += (wrong[: _KEPT - len(self.rows)] + at).tolist()
+
+    def of(self, partition: Partition, whole: bool) -> str:
+        among = f"{partition.rows} rows" if whole else f"{self.compared} rows that were compared"
+        return f"{self.count} of {among} differ, by up to {self.largest:.3g}"
+
+
+def _meant(old: StoredRows, dtype: str) -> Values:
+    """What plain weights in OUT must be."""
+    return decode(dtype, old.rounded(dtype)).astype(np.float64)
+
+
+def _partitions(expected: Expected) -> list[Partition]:
+    """All that weights are compared of."""
+    packed = (module.codes.shape[0] for layer in expected.packed for module in layer.modules)
+    groups = (p for group in expected.groups for module in group.modules for p in module.partitions)
+    return [*groups, *(Partition("", 0, rows) for rows in packed)]
+
+
+def _summary(expected: Expected, sample: Sample, whole: bool) -> str:
+    groups = expected.groups
     partitions = sum(len(module.partitions) for group in groups for module in group.modules)
-    summary = f"{partitions} partitions of {len(groups)} fused groups dequantize to the same values"
-    if expected.packed:
-        packed = f"{len(expected.packed)} fused NVFP4 layers mean what they meant, within rounding"
-        summary = f"{summary}; {packed}" if groups else packed
-    return judge("weights", problems, summary)
-
-
-def _compare(before: GroupReader, after: GroupReader) -> Iterator[str]:
-    for partition, module in before.partitions():
-        different, largest = 0, 0.0
-        for old, new in zip(before.chunks(partition, module), after.chunks(partition, module), strict=True):
-            true, found = old.true(), new.true()
-            if new.weight.dtype != old.weight.dtype:
-                true = true.float().to(new.weight.dtype).double()
-            unequal = (true != found) & ~(true.isnan() & found.isnan())
-            if unequal.any():
-                different += int(unequal.any(1).sum())
-                largest = max(largest, float((true - found).abs().max()))
-        if different:
-            yield f"{module}: {partition.name}, {different} of {partition.rows} rows differ, by up to {largest:.3g}"
+    rows = "" if whole else f"{sample.rows} rows of each of "
+    summary = f"{rows}{partitions} partitions of {len(groups)} fused groups dequantize to the same values"
+    if not expected.packed:
+        return summary
+    codes = "" if whole else f", {sample.rows} rows of their codes compared"
+    packed = f"{len(expected.packed)} fused NVFP4 layers mean what they meant, within rounding{codes}"
+    return f"{summary}; {packed}" if groups else packed

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import copying, filesystems, planning, rescaling
+from benchmark import copying, filesystems, planning, rescaling, verifying
 from benchmark.measure import ProgramFailed, can_drop_caches, machine, python, run
 
 
@@ -25,6 +25,12 @@ def main() -> int:
             return 0
         if options.rescaling:
             print(*rescaling.report(rescaling.measure(work, options.rounds, cold=cold, say=_say)), sep="\n")
+            return 0
+        if options.verify is not None:
+            cases = verifying.measure(
+                _make(options, work), work, options.verify or verifying.PROFILES, options.rounds, cold=cold, say=_say
+            )
+            print(*verifying.report(cases), sep="\n")
             return 0
         if not options.plan_only:
             _copying(options, work, cold)
@@ -48,6 +54,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--warm", action="store_true", help="with the source in the page cache, not with cold caches")
     parser.add_argument("--plan-only", action="store_true", help="only the planning of large checkpoints")
     parser.add_argument("--rescaling", action="store_true", help="instead: one global scale for fused NVFP4 layers")
+    parser.add_argument(
+        "--verify",
+        nargs="*",
+        metavar="PROFILE",
+        help="instead: how long verify takes beside cmp and sha256sum, for each profile (or some); four times the size",
+    )
     parser.add_argument(
         "--filesystems",
         nargs="*",

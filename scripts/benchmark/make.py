@@ -1,22 +1,25 @@
-"""`python -m benchmark.make DIR GIGABYTES`: a checkpoint of Qwen3.5-9B shapes, random weights, stock `save_file`."""
+"""`python -m benchmark.make DIR GIGABYTES`: a checkpoint of Qwen3.5-9B shapes, random weights, stock `save_file`.
+
+`python -m benchmark.make DIR --small TENSORS`: as many tensors, those of weights 4 kB each.
+"""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from benchmark.qwen import PERIOD, Model, Tensor, dense, tensors
+from benchmark.qwen import PERIOD, Model, Tensor, dense, moe, tensors
 from benchmark.shards import name_shards, split, write_side_files
 
 _MAX_SHARD_BYTES = 1_000_000_000
 
 
-def main(directory: Path, size: int) -> None:
-    model = _model_of(size)
+def main(directory: Path, model: Model) -> None:
     shards = split(tensors(model), _MAX_SHARD_BYTES)
     generator = torch.Generator().manual_seed(0)
     for name, shard in name_shards(shards):
@@ -31,6 +34,19 @@ def _model_of(size: int) -> Model:
     while sum(tensor.nbytes for tensor in tensors(dense(layers))) < size:
         layers += PERIOD
     return dense(layers)
+
+
+def _small(count: int) -> Model:
+    """Experts of 64 x 64."""
+
+    def model(layers: int) -> Model:
+        return replace(moe(layers), hidden=64, intermediate=64, heads=2, head_dim=32, vocabulary=1024,
+                       key_heads=2, value_heads=2, linear_head_dim=32)  # fmt: skip
+
+    layers = PERIOD
+    while sum(1 for _ in tensors(model(layers))) < count:
+        layers += PERIOD
+    return model(layers)
 
 
 def _random(tensor: Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -48,4 +64,5 @@ def _random(tensor: Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(float(sys.argv[2]) * 1e9))
+    small = sys.argv[2] == "--small"
+    main(Path(sys.argv[1]), _small(int(sys.argv[3])) if small else _model_of(int(float(sys.argv[2]) * 1e9)))

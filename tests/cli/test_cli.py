@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 import rewrite
 from rewrite.cli.commands import main
-from rewrite.cli.common import progress_bar
+from rewrite.cli.watching import progress_bar
 from tests.support import README, tree
 
 
@@ -166,12 +166,14 @@ def test_python_dash_m() -> None:
 def test_progress_bar_on_a_terminal(monkeypatch: Any) -> None:
     """In bytes, on stderr; --quiet turns it off."""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with progress_bar(quiet=False) as progress:
-        assert progress is not None
-        progress(400, 1000)
-        progress(1000, 1000)
-    with progress_bar(quiet=True) as progress:
-        assert progress is None
+    with progress_bar(quiet=False) as bar:
+        assert bar.show is not None
+        bar.name("bytes")
+        bar.show(400, 1000)
+        bar.show(1000, 1000)
+    with progress_bar(quiet=True) as bar:
+        assert bar.show is None
+        bar.name("bytes")
 
 
 @pytest.mark.parametrize("command", main.commands.values(), ids=lambda c: c.name)

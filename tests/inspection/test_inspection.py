@@ -308,3 +308,45 @@ def test_versions_that_were_not_run_are_said_to_be_assumed(vl: Path) -> None:
     assert all(text in result.stderr for text in said)
     assert json.loads(result.stdout)["assumptions"] == said
     assert json.loads(run(vl, "--loader", "vllm@0.32.0", "--json").stdout)["assumptions"] == []
+
+
+def _fill(copy: Path, name: str, fill: Callable[[int, int], int]) -> None:
+    """Make each byte of a tensor from its number and the byte that was there."""
+    info = rewrite.open_checkpoint(copy).tensors[name]
+    data = raw_tensors(copy)[name][3]
+    assert info.nbytes == len(data)
+    replace_tensor(copy, name, bytes(fill(i, byte) for i, byte in enumerate(data)))
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "zero"),
+    [("mlp.up_proj.weight", 1, 0x80), ("linear_attn.in_proj_a.weight", 2, 0)],
+)
+def test_rows_of_zeros_are_found_when_weights_are_read(name: str, width: int, zero: int, copy: Path) -> None:
+    """In FP8 and in plain layers; a minus sign does not hide them (BitNet issue #608: whole tensors were zero)."""
+    full = next(each for each in rewrite.open_checkpoint(copy).tensors if each.endswith(f"0.{name}"))
+    columns = rewrite.open_checkpoint(copy).tensors[full].shape[1] * width
+    _fill(copy, full, lambda i, byte: zero if columns <= i < 3 * columns else byte)
+    assert rewrite.inspect_checkpoint(copy).findings == ()
+    (finding,) = rewrite.inspect_checkpoint(copy, weights=True).findings
+    assert full in finding.where
+    assert finding.what.startswith("2 of ")
+    assert finding.what.endswith(" rows are nothing but zeros")
+    assert run(copy, "--weights").exit_code == 1
+
+
+def test_codes_that_hardly_use_the_range_are_found(copy: Path) -> None:
+    """A scale 32 times too large: five bits of range are lost, whoever loads it."""
+    full = next(each for each in rewrite.open_checkpoint(copy).tensors if each.endswith("mlp.up_proj.weight"))
+    _fill(copy, full, lambda i, byte: (byte & 0x80) | min(byte & 0x7F, 0x56))  # 14
+    (finding,) = rewrite.inspect_checkpoint(copy, weights=True).findings
+    assert finding.what == "the largest FP8 code stands for 14 of 448: its scale is 32 times too large"
+
+
+def test_a_vocabulary_may_be_padded(copy: Path) -> None:
+    """Rows of zeros in tables of embeddings and in lm_head are no finding."""
+    names = [n for n in rewrite.open_checkpoint(copy).tensors if "embed_tokens" in n or n == "lm_head.weight"]
+    assert names
+    for name in names:
+        _fill(copy, name, lambda i, byte: 0 if i < 64 else byte)
+    assert rewrite.inspect_checkpoint(copy, weights=True).findings == ()

@@ -1,0 +1,260 @@
+"""The one pass over all files of OUT: compare bytes, take digests, count codes, all from the same buffers.
+
+Every file of OUT is a list of :class:`Span` in the order of its bytes. A span either must be the same bytes as a part
+of IN, or follows from it by a rule, or is not compared. Files are independent of each other, so several workers can
+read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Protocol
+
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.header import TensorInfo
+from rewrite.checkpoint.storage import Reader
+from rewrite.errors import StorageError
+from rewrite.progress import Counter, Progress
+
+_CHUNK = 1 << 20  # both sides of a comparison stay in the processor's cache
+_TASK = 256 << 20  # bytes for one worker, where files need not be read from end to end
+
+
+class Rule(Protocol):
+    """What rows of OUT must be, made from rows of IN."""
+
+    @property
+    def old_row(self) -> int:
+        """Bytes of a row of IN."""
+
+    @property
+    def new_row(self) -> int:
+        """Bytes of a row of OUT."""
+
+    def expected(self, old: bytes, first: int) -> bytes:
+        """The bytes in OUT of the rows ``old`` of IN, the first of which is row ``first`` of the span."""
+
+
+class Watch(Protocol):
+    """Looks at whole rows of IN as they come by."""
+
+    @property
+    def row(self) -> int:
+        """Bytes of a row."""
+
+    def add(self, rows: bytes, first: int) -> None:
+        """``rows`` of the span, the first of which is row ``first``."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """``length`` bytes from ``start`` of a file of OUT. ``old``: where they come from in IN's file of the same name;
+    None: from nowhere, they are only digested. ``tensors`` of IN, to name a difference; the span begins ``skipped``
+    bytes into the first of them (by a rule: into what it becomes)."""
+
+    start: int
+    length: int
+    old: int | None = None
+    tensors: tuple[TensorInfo, ...] = ()
+    skipped: int = 0
+    rule: Rule | None = None
+    watch: Watch | None = None
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Bytes of a row in IN and in OUT: of what is read in whole rows only."""
+        if self.rule is not None:
+            return self.rule.old_row, self.rule.new_row
+        return (self.watch.row, self.watch.row) if self.watch else (1, 1)
+
+
+@dataclass(frozen=True)
+class FileSpans:
+    """A file of OUT: ``spans`` in order, without overlaps."""
+
+    name: str
+    size: int
+    spans: tuple[Span, ...]
+
+    def without_gaps(self) -> FileSpans:
+        """With spans for the bytes in between."""
+        complete: list[Span] = []
+        at = 0
+        for span in self.spans:
+            if span.start > at:
+                complete.append(Span(at, span.start - at))
+            complete.append(span)
+            at = span.start + span.length
+        if at < self.size:
+            complete.append(Span(at, self.size - at))
+        return replace(self, spans=tuple(complete))
+
+    def tasks(self) -> Iterator[FileSpans]:
+        """Parts of some 256 MB."""
+        part: list[Span] = []
+        for span in self.spans:
+            if part and sum(each.length for each in part) + span.length > _TASK:
+                yield replace(self, spans=tuple(part))
+                part = []
+            part.append(span)
+        if part:
+            yield replace(self, spans=tuple(part))
+
+
+@dataclass
+class Reading:
+    """What the pass found: the first byte of OUT that is not as it must be, of ``tensors`` (by their name in IN) and of
+    ``files`` that are no shards. ``digests`` are SHA-256, by file of OUT; None where they were not asked for."""
+
+    tensors: dict[str, int] = field(default_factory=dict)
+    files: dict[str, int] = field(default_factory=dict)
+    digests: dict[str, str] | None = None
+
+
+def read_files(
+    files: Sequence[FileSpans],
+    source: Checkpoint,
+    out: Checkpoint,
+    *,
+    digest: bool,
+    workers: int,
+    progress: Progress | None,
+) -> Reading:
+    """Read all ``files``, ``workers`` at a time. With ``digest`` each is read from its first byte to its last.
+
+    Raises :class:`StorageError` for what cannot be read, or changes while it is read.
+    """
+    tasks = [file.without_gaps() for file in files] if digest else [*chain.from_iterable(f.tasks() for f in files)]
+    counter = Counter(sum(span.length for task in tasks for span in task.spans), progress)
+    found = Reading(digests={} if digest else None)
+
+    def read(task: FileSpans) -> _Pass:
+        reading = _Pass(task, digest, counter)
+        reading.run(source, out)
+        return reading
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        try:
+            for done in pool.map(read, tasks):
+                found.tensors.update(done.tensors)
+                found.files.update(done.files)
+                if found.digests is not None and done.sha is not None:
+                    found.digests[done.file.name] = done.sha.hexdigest()
+        except BaseException:
+            counter.stop.set()  # the workers end at their next chunk
+            raise
+    return found
+
+
+class _Pass:
+    """One file, or a part of one, read once."""
+
+    def __init__(self, file: FileSpans, digest: bool, counter: Counter) -> None:
+        self.file, self._counter = file, counter
+        self.sha = hashlib.sha256() if digest else None
+        self.tensors: dict[str, int] = {}
+        self.files: dict[str, int] = {}
+
+    def run(self, source: Checkpoint, out: Checkpoint) -> None:
+        name = self.file.name
+        with out.storage.open(name) as other:
+            new = _Window(other, name)
+            if any(span.old is not None for span in self.file.spans):
+                with source.storage.open(name) as one:
+                    self._read(_Window(one, name), new)
+                    _unchanged(one, source, name)
+            else:
+                self._read(None, new)
+            _unchanged(other, out, name)
+
+    def _read(self, old: _Window | None, new: _Window) -> None:
+        for span in self.file.spans:
+            old_row, new_row = span.rows
+            step = max(1, _CHUNK // max(old_row, new_row, 1))
+            rows = span.length // new_row if new_row else 0
+            for first in range(0, rows, step):
+                count = min(step, rows - first)
+                found = new.read(span.start + first * new_row, count * new_row)
+                if old is not None and span.old is not None:
+                    stored = old.read(span.old + first * old_row, count * old_row)
+                    self._compare(span, stored, found, first)
+                if self.sha is not None:
+                    self.sha.update(found)
+                self._counter.advance(len(found))
+
+    def _compare(self, span: Span, stored: bytes, found: bytes, first: int) -> None:
+        expected = stored if span.rule is None else span.rule.expected(stored, first)
+        if expected != found:
+            self._locate(span, expected, found, first * span.rows[1])
+        if span.watch is not None:
+            span.watch.add(stored, first)
+
+    def _locate(self, span: Span, expected: bytes, found: bytes, offset: int) -> None:
+        """Note the first different byte of every tensor in this chunk, which begins ``offset`` bytes into the span."""
+        if not span.tensors:
+            self.files.setdefault(self.file.name, span.start + offset + first_difference(expected, found))
+            return
+        if span.rule is not None:
+            at = span.skipped + offset + first_difference(expected, found)
+            self.tensors.setdefault(span.tensors[0].name, at)
+            return
+        place = span.tensors[0].start + span.skipped + offset
+        number = bisect_right(span.tensors, place, key=lambda info: info.start) - 1
+        for info in span.tensors[number:]:
+            if info.start >= place + len(found):
+                return
+            low, high = max(info.start - place, 0), min(info.end - place, len(found))
+            if info.name not in self.tensors and expected[low:high] != found[low:high]:
+                at = low + first_difference(expected[low:high], found[low:high])
+                self.tensors[info.name] = place + at - info.start
+
+
+class _Window:
+    """Reads of a file in order: many small ones become one of a chunk."""
+
+    def __init__(self, reader: Reader, name: str) -> None:
+        self._reader, self._name = reader, name
+        self._start, self._block = 0, b""
+
+    def read(self, start: int, length: int) -> bytes:
+        """Exactly ``length`` bytes. Raises :class:`StorageError` where the file ends before."""
+        if length >= _CHUNK // 2:
+            return self._whole(self._reader.read(start, length), length)
+        if not self._start <= start <= start + length <= self._start + len(self._block):
+            self._start, self._block = start, self._reader.read(start, _CHUNK)
+        return self._whole(self._block[start - self._start : start - self._start + length], length)
+
+    def _whole(self, found: bytes, length: int) -> bytes:
+        if len(found) != length:
+            raise StorageError("A file shrank while it was read", where=self._name)
+        return found
+
+
+def first_difference(one: bytes, other: bytes) -> int:
+    """The first place where two runs of bytes of the same length differ."""
+    low, high = 0, len(one)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _unchanged(reader: Reader, checkpoint: Checkpoint, name: str) -> None:
+    """That the verdict is about the bytes that were there when the checkpoint was opened."""
+    opened = checkpoint.files[name]
+    if reader.file_id != opened:
+        raise StorageError(
+            "The file changed while it was read",
+            where=f"{checkpoint.storage}: {name}",
+            expected=opened.text,
+            found=reader.file_id.text,
+            hint="let nothing write to the checkpoint, then verify again",
+        )

@@ -26,16 +26,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tokens", type=int, default=256)
+    parser.add_argument("--rows", type=int, help="of each partition; without it, all of them")
     arguments = parser.parse_args()
     name = torch.cuda.get_device_name(arguments.device) if arguments.device != "cpu" else "CPU"
-    print(f"{name}, torch {torch.__version__}, {arguments.tokens} tokens\n")
+    print(f"{name}, torch {torch.__version__}, {arguments.tokens} tokens, {arguments.rows or 'all'} rows\n")
     rows = [
         ["checkpoint", "layer", "partition", "weights before fix", "fixed", "OUT", "outputs before fix", "fixed", "OUT"]
     ]
     rows[0] += ["bound used", "verdict", "seconds"]
     with tempfile.TemporaryDirectory() as folder:
         for source in checkpoints(Path(folder)):
-            rows += check(source, Path(folder) / f"{source.name}-converted", arguments.device, arguments.tokens)
+            rows += check(source, Path(folder) / f"{source.name}-converted", arguments)
     print("\n".join(table(rows, right=range(3, len(rows[0])))))
     sys.exit(0 if all(row[-2] == "ok" for row in rows[1:]) else 1)
 
@@ -68,14 +69,14 @@ def make_group(directory: Path, hidden: int, key_heads: int, value_heads: int) -
     return directory
 
 
-def check(source: Path, out: Path, device: str, tokens: int) -> list[list[str]]:
+def check(source: Path, out: Path, arguments: argparse.Namespace) -> list[list[str]]:
     """A row for each partition of every fused layer: the group that is furthest off."""
     try:
         rewrite.convert(source, out, selection="all")
     except rewrite.Unsupported:  # mixed precision: no channel scales there
         rewrite.convert(source, out, profile="bf16", selection="all")
     started = time.monotonic()
-    found = rewrite.verify(source, out, device=device, tokens=tokens)
+    found = rewrite.verify(source, out, device=arguments.device, tokens=arguments.tokens, rows=arguments.rows)
     seconds = time.monotonic() - started
     rows = []
     for row in worst(found.numbers):

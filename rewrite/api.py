@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from typing import TypedDict
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.conversion import Conversion, absolute, address_of
@@ -85,6 +86,14 @@ def make_plan(
     return planner.make_plan(interpret(checkpoint), profile, selection, kv_scales)
 
 
+class Choice(TypedDict):
+    """What a conversion is to make: arguments of :func:`make_plan`."""
+
+    profile: str
+    selection: Selection
+    kv_scales: KvScales
+
+
 def plan_conversion(
     src: Address,
     dst: str | os.PathLike[str],
@@ -95,6 +104,7 @@ def plan_conversion(
     overwrite: bool = False,
     copy: bool = False,
     created: str | None = None,
+    create_pr: bool = False,
 ) -> Conversion:
     """What :func:`convert` would do, to be carried out in parts: ``run_part`` of the result, also on other machines,
     then ``finish``. ``save`` and ``Conversion.load`` bring it there. Arguments and errors as of :func:`convert`.
@@ -102,7 +112,9 @@ def plan_conversion(
     scheme_of(dst)  # refuses what is not written, before anything is read
     storage = open_storage(src)
     plan = make_plan(open_checkpoint(storage), profile, selection, kv_scales)
-    return Conversion(plan, address_of(storage), absolute(dst), overwrite, copy, created, storage)
+    return Conversion(
+        plan, address_of(storage), absolute(dst), overwrite, copy, created, create_pr=create_pr, storage=storage
+    )
 
 
 def convert(
@@ -118,12 +130,14 @@ def convert(
     created: str | None = None,
     progress: Progress | None = None,
     executor: Executor | None = None,
+    create_pr: bool = False,
 ) -> Manifest:
-    """Convert the checkpoint ``src`` into the new directory ``dst``, or the new prefix ``s3://bucket/prefix``, and say
-    what changed.
+    """Convert the checkpoint ``src`` into the new directory ``dst``, the new prefix ``s3://bucket/prefix`` or the model
+    ``hf://org/name``, and say what changed.
 
     ``src`` is what :func:`open_checkpoint` takes. Between two places of one store, the store copies what does not
-    change.
+    change. A model of the hub is downloaded through the cache of huggingface_hub. ``create_pr`` makes a pull request
+    to an output on the hub.
     ``profile`` is a key of :data:`PROFILES`; ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
     ``kv_scales`` "drop" leaves out the scales of an FP8 KV cache; ``dequantized`` always does.
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
@@ -137,10 +151,13 @@ def convert(
     written), :class:`rewrite.errors.UsageError` for arguments that make no sense and
     :class:`rewrite.errors.StorageError` when reading or writing fails.
     """
+    what = Choice(profile=profile, selection=selection, kv_scales=kv_scales)
     conversion = plan_conversion(
-        src, dst, profile=profile, selection=selection, kv_scales=kv_scales, overwrite=overwrite, copy=copy,
-        created=created,
+        src, dst, **what, overwrite=overwrite, copy=copy,
+        created=created, create_pr=create_pr,
     )  # fmt: skip
+    if executor is None:
+        conversion = conversion.downloaded(workers, progress, partial(make_plan, **what))
     return conversion.publish(workers, progress, executor)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.local import LocalDirectory, io_errors
 from rewrite.checkpoint.storage import Storage
 from rewrite.errors import StorageError, UsageError
@@ -20,6 +22,7 @@ from rewrite.version import __version__
 from rewrite.writing.publish import Publication
 
 if TYPE_CHECKING:
+    from rewrite.integrations.hub_publish import HubPublication
     from rewrite.integrations.s3_publish import S3Publication
 
 _KIND = "rewrite conversion"
@@ -38,11 +41,27 @@ class Conversion:
     overwrite: bool = False
     copy: bool = False
     created: str | None = None
+    create_pr: bool = False
     storage: Storage | None = field(default=None, compare=False, repr=False)  # the source, where it is open already
 
     def publish(self, workers: int, progress: Progress | None = None, executor: Executor | None = None) -> Manifest:
         """All of it."""
         return self._publication.publish(workers, progress, executor)
+
+    def downloaded(
+        self, workers: int, progress: Progress | None, make_plan: Callable[[Checkpoint], Plan]
+    ) -> Conversion:
+        """The same from a complete copy in the cache, where a model of the hub goes to a directory: files are shared
+        with the cache, or copied by the kernel. The plan was made before, so that what is refused is not downloaded."""
+        if as_path(self.out) is None or scheme_of(self.source) != "hf" or self.storage is None:
+            return self
+        from rewrite.integrations.hub import HubStorage
+        from rewrite.integrations.hub_download import download
+
+        if not isinstance(self.storage, HubStorage):
+            return self
+        storage = download(self.storage, workers, progress)
+        return replace(self, plan=make_plan(read_checkpoint(storage)), storage=storage)
 
     def run_part(self, number: int, parts: int, workers: int = 2, progress: Progress | None = None) -> ByteCounts:
         """Write part ``number``, from 0, of ``parts``. Parts may run at the same time, here and on other machines.
@@ -58,7 +77,9 @@ class Conversion:
         return self._publication.finish()
 
     @property
-    def _publication(self) -> Publication | S3Publication:
+    def _publication(self) -> Publication | S3Publication | HubPublication:
+        if self.create_pr and scheme_of(self.out) != "hf":
+            raise UsageError("Only the hub has pull requests", expected="hf://org/name", found=self.out)
         place = as_path(self.source)
         storage = self.storage or open_storage(self.source if place is None else place)
         out = as_path(self.out)
@@ -66,6 +87,10 @@ class Conversion:
             return Publication(self.plan, storage, out, self.overwrite, self.copy, self.created)
         if self.copy:
             raise UsageError("Only an output in a directory can share disk blocks", where=self.out, found="--copy")
+        if scheme_of(self.out) == "hf":
+            from rewrite.integrations.hub_publish import HubPublication
+
+            return HubPublication(self.plan, storage, self.out, self.overwrite, self.created, self.create_pr)
         from rewrite.integrations.s3_publish import S3Publication
 
         return S3Publication(self.plan, storage, self.out, self.overwrite, self.created)
@@ -79,6 +104,7 @@ class Conversion:
             "out": self.out,
             "overwrite": self.overwrite,
             "copy": self.copy,
+            "create_pr": self.create_pr,
             "created": self.created,
             "digest": self.plan.digest,
             "plan": self.plan.to_json(),
@@ -102,7 +128,7 @@ class Conversion:
             raise _unreadable(path, f"{kind} by rewrite {version}")
         try:
             plan = Plan.from_json(value["plan"])
-            fields = {key: value[key] for key in ("out", "overwrite", "copy", "created")}
+            fields = {key: value[key] for key in ("out", "overwrite", "copy", "created", "create_pr")}
             loaded = cls(plan=plan, source=value["in"], **fields)
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise _unreadable(path, "a file that was changed") from None

@@ -75,7 +75,8 @@ def is_passed_over(name: str) -> bool:
     """Whether the file or folder ``name`` belongs to a tool, not to the checkpoint: ``.git``, ``.cache/huggingface``.
 
     ``huggingface_hub`` leaves the same out when it uploads a folder (``DEFAULT_IGNORE_PATTERNS``,
-    ``utils/_paths.py``, 1.33).
+    ``utils/_paths.py``, 1.33). ``.gitattributes`` is the hub's: it makes one in each repository, so a model there has
+    it, and the same model in a directory may not.
     """
     parts = name.split("/")
-    return parts[-1] == ".git" or parts[-2:] == [".cache", "huggingface"]
+    return parts[-1] == ".git" or parts[-2:] == [".cache", "huggingface"] or name == ".gitattributes"

@@ -105,6 +105,7 @@ def main() -> None:
 @click.option(
     "--cluster", metavar="ADDRESS", help="Let the workers of this Dask scheduler (tcp://host:8786) write the files."
 )
+@click.option("--create-pr", is_flag=True, help="Make a pull request; OUT is a model on the hub.")
 @timestamp_option
 @_json
 @quiet_option
@@ -119,6 +120,7 @@ def convert(
     workers: int,
     copy: bool,
     cluster: str | None,
+    create_pr: bool,
     timestamp: bool,
     as_json: bool,
     quiet: bool,
@@ -140,7 +142,7 @@ def convert(
             manifest = rewrite.convert(
                 source, out, profile=profile, selection=selection, kv_scales=kv_scales, workers=workers,
                 overwrite=overwrite, copy=copy, created=now() if timestamp else None, progress=bar.show,
-                executor=executor,
+                executor=executor, create_pr=create_pr,
             )  # fmt: skip
         for note in manifest.notes:
             _say(f"note: {note}", quiet)

@@ -102,6 +102,9 @@ class HubStorage(RemoteStorage):
     def name(self) -> str:
         return f"{self.model}@{self.commit}"
 
+    def __reduce__(self) -> tuple[type[HubStorage], tuple[str, str]]:
+        return type(self), (self.model, self.commit)  # another process has a client of its own
+
     def list_files(self) -> Listing:
         return self._listing
 
@@ -114,18 +117,19 @@ class HubStorage(RemoteStorage):
     @contextmanager
     def open(self, name: str) -> Iterator[Reader]:
         file_id = self.identify(name)
-        path = self._in_cache(name, file_id)
+        path = self.in_cache(name)
         if path is None:
             yield RemoteFile(self, name, file_id)
             return
         with open_regular(path) as file:
             yield _CachedFile(file, file_id)
 
-    def _in_cache(self, name: str, file_id: FileId) -> Path | None:
+    def in_cache(self, name: str) -> Path | None:
+        """Where the file lies in the cache of huggingface_hub, at this commit."""
         from huggingface_hub import try_to_load_from_cache
 
         path = try_to_load_from_cache(self.model, name, revision=self.commit)
-        if not isinstance(path, str) or Path(path).stat().st_size != file_id.size:
+        if not isinstance(path, str) or Path(path).stat().st_size != self.identify(name).size:
             return None
         return Path(path)
 
@@ -194,7 +198,7 @@ class HubStorage(RemoteStorage):
         for entry in info["siblings"]:
             name, file_id = self._entry(entry)
             parts = name.split("/")
-            above = next((p for n in range(1, len(parts)) if is_passed_over(p := "/".join(parts[:n]))), None)
+            above = next((p for n in range(1, len(parts) + 1) if is_passed_over(p := "/".join(parts[:n]))), None)
             if above is not None:
                 passed_over.add(above)
             else:

@@ -165,7 +165,7 @@ class S3Storage(RemoteStorage):
                 if not is_inside(name):
                     raise CheckpointError("A key leads out of the checkpoint", where=str(self), found=name)
                 parts = name.split("/")
-                above = next((p for n in range(1, len(parts)) if is_passed_over(p := "/".join(parts[:n]))), None)
+                above = next((p for n in range(1, len(parts) + 1) if is_passed_over(p := "/".join(parts[:n]))), None)
                 if above is not None:
                     passed_over.add(above)
                 else:

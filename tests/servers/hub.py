@@ -73,6 +73,7 @@ class HubStub(Server):
     """The state of the hub. ``gated`` are models that need the token ``token``."""
 
     signed: bool = False
+    copies: bool = True  # whether it copies files from one model to another
     cdn: Server | None = None
     token: str = "hf_secret"
     gated: set[str] = field(default_factory=set)
@@ -174,7 +175,13 @@ class HubStub(Server):
         return _json({"transfer": "basic", "objects": objects})
 
     def _duplicate(self, request: Request, name: str) -> Reply:
-        return _json({"success": json.loads(request.body).get("files", []), "failed": []})
+        if not self.copies:
+            return Reply(400, b'{"error": "another region"}')
+        wanted = json.loads(request.body)["files"]
+        mine = {file.sha: file for commit in self.models[name] for file in commit.files.values()}
+        for each in wanted:
+            self.blobs[each["sha256"]] = mine[each["sha256"]].read(0, mine[each["sha256"]].size)
+        return _json({"success": wanted, "failed": []})
 
     def _change(self, request: Request, name: str, what: str, revision: str) -> Reply:
         commit = self.at(name, revision)
@@ -251,7 +258,7 @@ def _lfs(file: File) -> dict[str, Any]:
 
 
 def _entry(path: str, file: File) -> dict[str, Any]:
-    lfs = {"lfs": {"oid": file.sha, "size": file.size, "pointerSize": 130}} if file.lfs else {}
+    lfs = {"lfs": {"oid": file.sha, "size": file.size, "pointerSize": 130}, "xetHash": file.sha} if file.lfs else {}
     return {"type": "file", "path": path, "oid": file.blob, "size": file.size, **lfs}
 
 

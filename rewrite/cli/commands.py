@@ -24,6 +24,7 @@ from rewrite.cli import parts, text
 from rewrite.cli.common import Address as _Address
 from rewrite.cli.common import (
     copy_option,
+    endpoint_option,
     kv_scales_option,
     now,
     overwrite_option,
@@ -107,6 +108,7 @@ def main() -> None:
 )
 @click.option("--create-pr", is_flag=True, help="Make a pull request; OUT is a model on the hub.")
 @timestamp_option
+@endpoint_option
 @_json
 @quiet_option
 def convert(
@@ -214,6 +216,7 @@ def _find_one_loader(context: click.Context, option: click.Parameter, wanted: st
     "--weights", is_flag=True, help="Also read every weight: NaN codes, rows of zeros, codes that are too small."
 )
 @_workers
+@endpoint_option
 @_json
 @click.pass_context
 def inspect(
@@ -281,6 +284,7 @@ def inspect(
 @click.option(
     "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown report."
 )
+@endpoint_option
 @_json
 @click.option("-q", "--quiet", is_flag=True, help="The closing line only.")
 @click.pass_context

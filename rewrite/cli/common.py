@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -60,6 +61,18 @@ timestamp_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout: the result, or the error."
 )
+
+
+def _use_endpoint(_context: click.Context, _option: click.Parameter, url: str | None) -> None:
+    """boto3 reads it in this process, as if the user had set it."""
+    if url is not None:
+        os.environ["AWS_ENDPOINT_URL_S3"] = url
+
+
+endpoint_option = click.option(
+    "--endpoint-url", metavar="URL", expose_value=False, callback=_use_endpoint,
+    help="Of an S3 server that is not AWS; or set AWS_ENDPOINT_URL.",
+)  # fmt: skip
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no closing line.")
 
 

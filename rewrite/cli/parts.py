@@ -13,6 +13,7 @@ from rewrite.cli import text
 from rewrite.cli.common import (
     Address,
     copy_option,
+    endpoint_option,
     json_option,
     kv_scales_option,
     now,
@@ -49,6 +50,7 @@ def _part(_context: click.Context, _option: click.Parameter, value: str) -> tupl
 @overwrite_option
 @copy_option
 @timestamp_option
+@endpoint_option
 @json_option
 @quiet_option
 def plan(
@@ -86,6 +88,7 @@ def plan(
 @click.argument("plan_file", metavar="PLAN", type=_PLAN)
 @click.option("--part", required=True, metavar="I/N", callback=_part, help="Part I, from 0, of N parts.")
 @workers_option
+@endpoint_option
 @json_option
 @quiet_option
 def run(plan_file: Path, part: tuple[int, int], workers: int, as_json: bool, quiet: bool) -> None:
@@ -106,6 +109,7 @@ def run(plan_file: Path, part: tuple[int, int], workers: int, as_json: bool, qui
 
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=_PLAN)
+@endpoint_option
 @json_option
 @quiet_option
 def finish(plan_file: Path, as_json: bool, quiet: bool) -> None:

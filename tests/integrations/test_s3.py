@@ -190,6 +190,15 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         S3Storage("s3://models/in")
 
 
+def test_another_endpoint(s3: S3Stub, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an option, before what the environment says."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:1")
+    s3_module._client_of.cache_clear()
+    assert run("inspect", "s3://models/in").exit_code == 4
+    s3_module._client_of.cache_clear()
+    assert run("inspect", "s3://models/in", "--endpoint-url", s3.url).exit_code == 1
+
+
 # --- writing
 
 

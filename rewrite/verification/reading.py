@@ -109,11 +109,17 @@ class FileSpans:
 @dataclass
 class Reading:
     """What the pass found: the first byte of OUT that is not as it must be, of ``tensors`` (by their name in IN) and of
-    ``files`` that are no shards. ``digests`` are SHA-256, by file of OUT; None where they were not asked for."""
+    ``files`` that are no shards; and the tensors that were ``compared`` at all. ``digests`` are SHA-256, by file of
+    OUT; None where they were not asked for."""
 
+    compared: set[str] = field(default_factory=set)
     tensors: dict[str, int] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] | None = None
+
+    def same(self, name: str) -> bool:
+        """Whether a tensor was compared and is what it must be. One that lies in another shard was not compared."""
+        return name in self.compared and name not in self.tensors
 
 
 def read_files(
@@ -141,6 +147,7 @@ def read_files(
     with ThreadPoolExecutor(max_workers=workers) as pool:
         try:
             for done in pool.map(read, tasks):
+                found.compared.update(info.name for span in done.file.spans for info in span.tensors)
                 found.tensors.update(done.tensors)
                 found.files.update(done.files)
                 if found.digests is not None and done.sha is not None:

@@ -55,7 +55,7 @@ def _of_shard(old: Shard, new: Shard, out: Checkpoint, expected: Expected, wante
 
 def _converted(old: Shard, out: Checkpoint, wanted: Wanted) -> Iterator[tuple[TensorInfo, TensorInfo]]:
     for info in old.header.tensors:
-        if info.name in wanted.rules:
+        if info.name in wanted.rules and out.tensors[info.name].shard == old.name:
             yield info, out.tensors[info.name]
 
 

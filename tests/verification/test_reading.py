@@ -25,7 +25,7 @@ from rewrite.verification import run as running
 from rewrite.verification.reading import first_difference
 from rewrite.verification.sample import Sample
 from rewrite.verification.values import code_values, decode, encode
-from tests.support import FIXTURES, raw_tensors, replace_tensor, write_shard
+from tests.support import FIXTURES, raw_tensors, replace_tensor, shard_of, write_shard
 from tests.verification.test_verification import QKV, Z, _flip, failed
 
 NVFP4 = FIXTURES / "llmcompressor-qwen3_5-nvfp4"
@@ -333,3 +333,29 @@ def test_a_broken_manifest_promises_nothing(text: str, vl: Path, tmp_path: Path)
     rewrite.convert(vl, out, profile="dequantized")
     (out / "rewrite_manifest.json").write_text(text)
     assert "structure" in failed(rewrite.verify(vl, out, device="cpu", tokens=2))
+
+
+@pytest.mark.parametrize("profile", ["exact", "bf16"])
+def test_a_weight_that_moved_to_another_shard_is_compared_all_the_same(
+    profile: str, text: Path, tmp_path: Path
+) -> None:
+    """The pass compares files of the same name. What it did not see is not said to be equal."""
+    out = tmp_path / "out"
+    rewrite.convert(text, out, profile=profile)
+    name = f"{QKV}.weight"
+    home = shard_of(out, name).name
+    other = next(shard for shard in rewrite.open_checkpoint(out).shards if shard != home)
+    raw = raw_tensors(out)
+    dtype, shape, data = raw[name][1:]
+    raw[name] = (raw[name][0], dtype, shape, bytes([data[0] ^ 1]) + data[1:])
+    shards = rewrite.open_checkpoint(out).shards
+    for shard in (home, other):
+        names = [info.name for info in shards[shard].header.tensors if info.name != name]
+        tensors = {each: raw[each][1:] for each in (*names, *([name] if shard == other else []))}
+        write_shard(out / shard, tensors, format="pt")
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    index["weight_map"][name] = other
+    (out / "model.safetensors.index.json").write_text(json.dumps(index))
+    problems = failed(rewrite.verify(text, out, device="cpu", tokens=2))
+    assert f"{name}: moved from {home} to {other}" in problems["structure"]
+    assert f"{QKV}: q, 1 of 64 rows differ" in problems["weights"]

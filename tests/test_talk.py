@@ -176,3 +176,15 @@ def test_a_result_becomes_a_cell() -> None:
     assert talk.cell(load, [{"error": {"type": "E", "message": "m"}}]).error == "E: m"
     assert talk.cell(load, [{"fault": {}}]).outcome == "not run"
     assert talk.cell(load, Unavailable("no wheel")).error == "no wheel"
+
+
+@pytest.mark.parametrize("name", ["talk-fp8", "talk-nvfp4"])
+def test_a_token_is_its_byte(name: str) -> None:
+    """The model was trained so."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(TALK / name)
+    said = "And God\n\u00e9 \u2603~"
+    assert tokenizer(said)["input_ids"] == list(said.encode())
+    assert tokenizer.decode(list(said.encode())) == said
+    assert tokenizer.eos_token_id == 256

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from fixtures.inputs import byte_tokenizer
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
 from safetensors.torch import load_file
@@ -21,6 +20,7 @@ from transformers import GenerationConfig, Qwen3_5Config, Qwen3_5ForConditionalG
 
 from talk import text
 from talk.model import BYTES, SETTINGS
+from talk.tokenizer import byte_tokenizer
 
 #: By name of the checkpoint. FP8: weights and activations per tensor, static. NVFP4: the same in 4 bits.
 SCHEMES = {"talk-fp8": "FP8", "talk-nvfp4": "NVFP4"}

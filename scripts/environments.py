@@ -2,6 +2,7 @@
 
     python3 scripts/environments.py project      .venv: the project, with what its tests, its fuzzer and the lint need
     python3 scripts/environments.py fixtures     what `scripts/make_fixtures.sh` needs
+    python3 scripts/environments.py judge        what `scripts/judge_talk.sh` needs: lm-evaluation-harness
 
 Prints the path of the environment's Python. The loader matrix makes its environments with the same functions.
 
@@ -25,9 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 EXTRAS = "test,lint,fuzz,dask,s3"
 _PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
-# For complete lists of pins. No resolver: it could replace torch, or add gigabytes of GPU libraries. Wheels only:
-# building a package runs its code.
-_AS_LISTED = ("--no-deps", "--only-binary", ":all:")
+# For complete lists of pins. No resolver: it could replace torch, or add gigabytes of GPU libraries. Wheels only, but
+# where a list has packages that are published as source alone: building a package runs its code.
+_NO_RESOLVER = ("--no-deps",)
+_AS_LISTED = (*_NO_RESOLVER, "--only-binary", ":all:")
 
 
 class Failed(Exception):
@@ -72,7 +74,14 @@ def fixtures() -> Path:
     )
 
 
-def exact(folder: Path, pins: Sequence[str], proof: Sequence[str]) -> Path:
+def judge() -> Path:
+    """The Python with lm-evaluation-harness, transformers and compressed-tensors."""
+    pins = read_pins(SCRIPTS / "talk" / "lm_eval.txt")
+    proof = ("-c", "import lm_eval.models.huggingface")
+    return exact(ROOT / ".cache" / "judge-venv", pins, proof, how=_NO_RESOLVER)  # sqlitedict, word2number: no wheels
+
+
+def exact(folder: Path, pins: Sequence[str], proof: Sequence[str], *, how: Sequence[str] = _AS_LISTED) -> Path:
     """The Python of an environment with these packages and no others; `proof` are arguments for it that must succeed
     before the environment counts as ready."""
     stamp, python = _stamp(pins), _python(folder)
@@ -80,7 +89,7 @@ def exact(folder: Path, pins: Sequence[str], proof: Sequence[str]) -> Path:
         return python
     print(f"Installing {len(pins)} packages into {folder.relative_to(ROOT)} (once) ...", file=sys.stderr)
     _new_venv(folder)
-    _checked([python, *_PIP, *_AS_LISTED, *pins], f"installing into {folder.name}")
+    _checked([python, *_PIP, *how, *pins], f"installing into {folder.name}")
     _checked([python, *proof], f"checking {folder.name}")
     _finish(folder, stamp)
     return python
@@ -177,7 +186,7 @@ def _checked(command: Sequence[str | Path], purpose: str) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Make the environment that the command line names and print its Python."""
-    known = {"project": project, "fixtures": fixtures}
+    known = {"project": project, "fixtures": fixtures, "judge": judge}
     if len(words) != 1 or words[0] not in known:
         print(f"usage: environments.py {'|'.join(known)}", file=sys.stderr)
         return 2

@@ -40,9 +40,11 @@ from rewrite.cli.common import show as _print
 from rewrite.cli.common import workers_option as _workers
 from rewrite.cli.watching import Shown, progress_bar
 from rewrite.inspection.advice import advise
+from rewrite.integrations import attestation
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import begins_later
 from rewrite.loaders.versions import assumptions
+from rewrite.schemas import named
 
 
 class _Rows(click.ParamType[int | None]):
@@ -138,7 +140,8 @@ def convert(
         if dry_run:
             checkpoint = rewrite.open_checkpoint(source)
             plan = rewrite.make_plan(checkpoint, profile, selection, kv_scales)
-            _print(plan.to_json() if as_json else text.render_plan(plan, checkpoint), quiet and not as_json)
+            shown = named("plan", plan.to_json()) if as_json else text.render_plan(plan, checkpoint)
+            _print(shown, quiet and not as_json)
             return
         with progress_bar(quiet) as bar, _executor(cluster) as executor:
             manifest = rewrite.convert(
@@ -149,7 +152,7 @@ def convert(
         for note in manifest.notes:
             _say(f"note: {note}", quiet)
         if as_json:
-            _print(manifest.to_json())
+            _print(named("convert", manifest.to_json()))
         else:
             _print(text.render_conversion(manifest, str(out), time.monotonic() - started), quiet)
 
@@ -247,7 +250,7 @@ def inspect(
             _say(f"note: {line}", False)
         if as_json:
             advice = {"advice": asdict(advise(inspection, loaders)), "assumptions": assumptions}
-            _print({**inspection.to_json(), **advice, **_traffic(storage)})
+            _print(named("inspect", {**inspection.to_json(), **advice, **_traffic(storage)}))
         else:
             _print(text.render_inspection(inspection, affected, advise(inspection, loaders)))
         if affected or inspection.findings:
@@ -285,6 +288,10 @@ def inspect(
     "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown report."
 )
 @endpoint_option
+@click.option(
+    "--attest", "attest_file", type=click.Path(path_type=Path, dir_okay=False),
+    help="Write an in-toto Statement, to be signed; nothing if OUT is not verified.",
+)  # fmt: skip
 @_json
 @click.option("-q", "--quiet", is_flag=True, help="The closing line only.")
 @click.pass_context
@@ -303,6 +310,7 @@ def verify(
     platform: str | None,
     workers: int,
     report_file: Path | None,
+    attest_file: Path | None,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -311,7 +319,9 @@ def verify(
     Exits with 0 when OUT is verified, 1 when a check fails, 3 when IN is refused.
     """
     if digest is None:
-        digest = report_file is not None and not quick
+        digest = (report_file is not None or attest_file is not None) and not quick
+    if attest_file is not None and not digest:
+        raise click.UsageError("--attest needs the digests of all files: leave --quick and --no-digest out")
     shown = Shown()
     with _reporting(as_json, shown):
         with progress_bar(quiet) as bar:
@@ -323,11 +333,14 @@ def verify(
         if report_file is not None:
             with io_errors(report_file):
                 report_file.write_text(text.markdown_verification(found), encoding="utf-8", errors="backslashreplace")
+        if attest_file is not None and found.ok:
+            with io_errors(attest_file):
+                attest_file.write_text(attestation.dump(found), encoding="utf-8")
         assumptions = _assumptions(context)
         for line in assumptions:
             _say(f"note: {line}", quiet)
         if as_json:
-            _print({**found.to_json(), "assumptions": assumptions})
+            _print(named("verify", {**found.to_json(), "assumptions": assumptions}))
         else:
             _print(text.verdict_line(found) if quiet else text.render_verification(found))
         if not found.ok:

@@ -16,6 +16,7 @@ import click
 
 import rewrite
 from rewrite.errors import printable
+from rewrite.schemas import named
 
 
 class Address(click.Path):
@@ -90,7 +91,7 @@ def reporting(as_json: bool, when_interrupted: object = "") -> Iterator[None]:
     except rewrite.RewriteError as error:
         click.echo(f"error: {error}", err=True)
         if as_json:
-            show({"error": error.to_json()})
+            show(named("error", {"error": error.to_json()}))
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, _Terminated) as signal_:
         click.echo(f"Interrupted. {when_interrupted}".strip(), err=True)

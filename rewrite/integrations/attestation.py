@@ -1,0 +1,72 @@
+"""A verification as an in-toto Statement (https://in-toto.io/Statement/v1), for programs that sign such.
+
+The subjects are all files of OUT with their SHA-256, of the very bytes that were compared. The predicate says what was
+checked, how, and by which versions. It has no times and no paths: the same run gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import PurePosixPath
+from typing import Any
+
+from rewrite.errors import UsageError
+from rewrite.verification.result import Verification
+from rewrite.version import __version__
+
+STATEMENT = "https://in-toto.io/Statement/v1"
+PREDICATE = "urn:rewrite:verification:1"
+#: What the verdict depends on beside rewrite itself.
+_PACKAGES = ("torch", "safetensors", "compressed-tensors")
+
+
+def statement(verification: Verification) -> dict[str, Any]:
+    """The Statement of a verification that holds and noted the digests; raises :class:`UsageError` for another one."""
+    if not verification.ok:
+        raise UsageError("OUT is not verified: nothing is attested", where=verification.out)
+    if not verification.digests:
+        raise UsageError("There are no digests to attest", hint="leave --quick and --no-digest out")
+    subjects = [{"name": name, "digest": {"sha256": digest}} for name, digest in sorted(verification.digests.items())]
+    return {"_type": STATEMENT, "subject": subjects, "predicateType": PREDICATE, "predicate": _predicate(verification)}
+
+
+def _predicate(verification: Verification) -> dict[str, Any]:
+    return {
+        "verifier": {"name": "rewrite", "version": __version__},
+        "environment": {"python": platform.python_version(), **_versions()},
+        "in": _last(verification.source),
+        "out": _last(verification.out),
+        "ok": verification.ok,
+        "settings": asdict(verification.settings),
+        "checks": [
+            {"name": check.name, "verdict": check.verdict, "summary": check.summary} for check in verification.checks
+        ],
+        "notChecked": list(verification.not_checked),
+        "loaders": [
+            {"loader": row.loader, "versions": row.versions, "before": row.before, "after": row.after}
+            for row in verification.loaders
+        ],
+    }
+
+
+def _last(path: str) -> str:
+    """A folder's own name, without where it lies."""
+    return PurePosixPath(path).name
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def dump(verification: Verification) -> str:
+    """The Statement as JSON."""
+    return json.dumps(statement(verification), indent=2, sort_keys=True) + "\n"

@@ -28,6 +28,7 @@ from rewrite.cli.common import (
     workers_option,
 )
 from rewrite.cli.watching import progress_bar
+from rewrite.schemas import named
 
 _ADDRESS = Address(file_okay=False)
 _PLAN = click.Path(path_type=Path, dir_okay=False)
@@ -77,7 +78,7 @@ def plan(
         )  # fmt: skip
         conversion.save(output)
         if as_json:
-            show(conversion.plan.to_json())
+            show(named("plan", conversion.plan.to_json()))
             return
         for note in conversion.plan.manifest.notes:
             say(f"note: {note}", quiet)
@@ -102,7 +103,7 @@ def run(plan_file: Path, part: tuple[int, int], workers: int, as_json: bool, qui
         with progress_bar(quiet) as bar:
             counts = conversion.run_part(*part, workers, bar.show)
         if as_json:
-            show({"part": list(part), "bytes": counts.to_json()})
+            show(named("part", {"part": list(part), "bytes": counts.to_json()}))
         else:
             show(text.render_part(part, counts, time.monotonic() - started), quiet)
 
@@ -119,6 +120,6 @@ def finish(plan_file: Path, as_json: bool, quiet: bool) -> None:
         conversion = rewrite.Conversion.load(plan_file)
         manifest = conversion.finish()
         if as_json:
-            show(manifest.to_json())
+            show(named("convert", manifest.to_json()))
         else:
             show(text.render_conversion(manifest, conversion.out, time.monotonic() - started), quiet)

@@ -57,6 +57,13 @@ def test_convert_and_verify(name: str, tmp_path: Path) -> None:
         break
 
 
+def test_conversions_in_parts(tmp_path: Path) -> None:
+    plan, out = tmp_path / "plan.json", tmp_path / "out"
+    check(printed("plan", FIXTURES / "llmcompressor-qwen3_5-text", out, "--output", plan), "plan")
+    check(printed("run", plan, "--part", "0/1"), "part")
+    check(printed("finish", plan), "convert")
+
+
 def test_a_failed_verification_and_a_refusal(tmp_path: Path) -> None:
     source, broken = FIXTURES / "llmcompressor-qwen3_5-text", tmp_path / "broken"
     broken.mkdir()

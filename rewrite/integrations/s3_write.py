@@ -177,7 +177,7 @@ class _Upload:
     def parts(self) -> dict[int, tuple[int, str]]:
         """Size and ETag of the parts that the store has."""
         pages = self.bucket.pages("list_parts", self.where, Key=self.key, UploadId=self.id)
-        return {p["PartNumber"]: (p["Size"], p["ETag"]) for page in pages for p in page.get("Parts", [])}
+        return {p["PartNumber"]: (p["Size"], p["ETag"].strip('"')) for page in pages for p in page.get("Parts", [])}
 
     def copy(self, part: CopyPart, source: dict[str, str], tag: str) -> str:
         answer = self.bucket.call(
@@ -210,7 +210,7 @@ class _Upload:
                 expected="{} bytes, ETag {}".format(*expected.get(wrong, (0, "none"))),
                 found="{} bytes, ETag {}".format(*found.get(wrong, (0, "none"))),
             )  # fmt: skip
-        parts = [{"PartNumber": number, "ETag": tags[number]} for number in sorted(tags)]
+        parts = [{"PartNumber": number, "ETag": f'"{tags[number]}"'} for number in sorted(tags)]
         self.bucket.call(
             "complete_multipart_upload", self.where, Key=self.key, UploadId=self.id, MultipartUpload={"Parts": parts}
         )
@@ -232,7 +232,8 @@ def _copy_source(source: S3Storage, job: Job) -> dict[str, str]:
 
 
 def _etag(answer: dict[str, Any], where: str) -> str:
-    tag = answer.get("ETag")
-    if not isinstance(tag, str) or not tag.strip('"'):
+    """Without its quotation marks: Ceph sends them in lists of parts, and not when it has copied one."""
+    tag = str(answer.get("ETag") or "").strip('"')
+    if not tag:
         raise StorageError("The store answers without an ETag", where=where)
     return tag

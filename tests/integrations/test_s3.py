@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ from rewrite.cli.commands import main
 from rewrite.errors import CheckpointError, RewriteError, StorageError, UsageError
 from rewrite.integrations import s3 as s3_module
 from rewrite.integrations.s3 import Bucket, Place, S3Storage
-from tests.servers.http import Fault, Request
+from tests.servers.http import Fault, Reply, Request
 from tests.servers.s3 import S3Stub
 from tests.support import tree
 
@@ -355,6 +356,41 @@ def test_a_store_that_answers_and_keeps_nothing(s3: S3Stub, source: Path, monkey
     with pytest.raises(StorageError, match="has not kept a part"):
         rewrite.convert("s3://models/in", "s3://models/out")
     assert not exists("out/config.json")
+
+
+def test_a_store_that_quotes_etags_now_and_then(
+    s3: S3Stub, source: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ceph 16 does not, where it has copied a part."""
+    real = S3Stub.answer
+
+    def unquoted(self: S3Stub, request: Request) -> Reply:
+        reply = real(self, request)
+        if "x-amz-copy-source-range" in request.headers:
+            reply.body = (
+                reply.body.replace(b"&quot;", b"").replace(b'<ETag>"', b"<ETag>").replace(b'"</ETag>', b"</ETag>")
+            )
+            assert b"CopyPartResult" in reply.body
+        return reply
+
+    monkeypatch.setattr(S3Stub, "answer", unquoted)
+    rewrite.convert("s3://models/in", "s3://models/out")
+    assert download("out") == local
+
+
+def test_a_store_that_answers_without_an_etag(s3: S3Stub, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing could be checked afterwards."""
+    real = S3Stub.answer
+
+    def without(self: S3Stub, request: Request) -> Reply:
+        reply = real(self, request)
+        if "x-amz-copy-source-range" in request.headers:
+            reply.body = re.sub(rb"<ETag>.*</ETag>", b"", reply.body)
+        return reply
+
+    monkeypatch.setattr(S3Stub, "answer", without)
+    with pytest.raises(StorageError, match="without an ETag"):
+        rewrite.convert("s3://models/in", "s3://models/out")
 
 
 def test_a_source_that_changes_meanwhile(s3: S3Stub, source: Path) -> None:

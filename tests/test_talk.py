@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import cells
@@ -14,8 +15,9 @@ from loader_matrix.delta_rule import convolved, delta_rule, gates
 from loader_matrix.engines import find_engine
 from loader_matrix.envs import Unavailable
 from loader_matrix.served import rel
-from loader_matrix.truth import Truth, canonical
-from talk import demo, say, served, text
+from loader_matrix.truth import Truth, canonical, read_tensors
+from talk import demo, export, judge, say, served, text
+from talk.tasks import held_back
 
 import rewrite
 from tests.support import FIXTURES, ROOT
@@ -188,3 +190,43 @@ def test_a_token_is_its_byte(name: str) -> None:
     assert tokenizer(said)["input_ids"] == list(said.encode())
     assert tokenizer.decode(list(said.encode())) == said
     assert tokenizer.eos_token_id == 256
+
+
+def test_the_table_of_the_harness_is_the_recorded_one() -> None:
+    """As `scripts/judge_talk.sh --record` wrote it."""
+    judged = json.loads((TALK / "judged.json").read_text())
+    text = (ROOT / "scripts" / "talk" / "README.md").read_text()
+    for name, found in judged.items():
+        right = round(found["exact_match"] * held_back.VERSES)
+        assert f"| {name} | {found['bits_per_byte']:.4f} | {right} of {held_back.VERSES} |" in text
+    assert judged["original as vLLM 0.19.1 serves it"]["bits_per_byte"] > 4 * judged["original"]["bits_per_byte"]
+    assert judged["exact"] == judged["original"]
+
+
+def test_the_tasks_are_made_of_the_held_back_text() -> None:
+    text = held_back.TEXT.read_text()
+    pieces, verses = held_back.cut(text), held_back.cloze(text)
+    assert (len(pieces), len(verses)) == (held_back.PIECES, held_back.VERSES)
+    assert text.startswith(" ".join(each["text"] for each in pieces)[:5000].strip())
+    assert all(len(each["text"]) <= held_back.PIECE for each in pieces)
+    lines = set(text.splitlines())
+    for verse in verses:
+        assert verse["last"].isalpha() or "'" in verse["last"] or "-" in verse["last"]
+        assert any(line.startswith(f"{verse['start']} {verse['last']}") for line in lines)
+
+
+@pytest.mark.parametrize("task", judge.NAMES)
+def test_a_task_names_a_function_that_is_there(task: str) -> None:
+    text = (judge.TASKS / f"{task}.yaml").read_text()
+    assert f"task: {task}\n" in text
+    (name,) = re.findall(r"!function held_back\.(\w+)", text)
+    assert callable(getattr(held_back, name))
+
+
+def test_an_exported_model_has_the_weights_as_served(tmp_path: Path) -> None:
+    export.export(TALK / "talk-fp8", "vLLM 0.19.1", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert "quantization_config" not in config
+    found, meant = read_tensors(tmp_path), served.weights(TALK / "talk-fp8", "vLLM 0.19.1")
+    assert found.keys() == meant.keys()
+    assert all(torch.equal(found[name], meant[name]) for name in meant)

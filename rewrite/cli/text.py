@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.storage import Storage
-from rewrite.inspection.advice import Advice
+from rewrite.inspection.advice import Advice, Alternative
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import cards_of
@@ -372,7 +372,14 @@ def _verdict(inspection: Inspection, affected: Sequence[LoaderRow], advice: Advi
     title = "Affected loaders:"
     if all(row.as_is.kind == "not known" for row in affected):
         title = "It is not known what these loaders make of the checkpoint:"
-    return [title, *table(rows), *(_advice(advice, inspection) if helps else [])]
+    said = _advice(advice, inspection) if helps else []
+    return [title, *table(rows), *said, *map(_alternative, advice.alternatives)]
+
+
+def _alternative(found: Alternative) -> str:
+    names = dict.fromkeys(name.rpartition(".")[2] for name in found.partitions)
+    said = found.kind if found.kind == "exact" else f"{found.kind}: {', '.join(names)}, {found.detail}"
+    return f"Without a conversion: {found.loader} {found.versions} ({said})."
 
 
 def _advice(advice: Advice, inspection: Inspection) -> list[str]:

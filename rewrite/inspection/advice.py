@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, takewhile
 
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.loaders.versions import Loader
 
+_SERVED = ("exact", "loses precision")
 #: By how much of a checkpoint each changes: scales only; activations of the fused layers, of all; weights; everything.
 LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16", "dequantized")
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A range of versions of an engine that serves the checkpoint better as it is."""
+
+    loader: str
+    versions: str
+    kind: str
+    detail: str
+    partitions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Advice:
     """``profile`` is exact in every loader that was asked for, but in those of ``unserved``, in which no profile is.
-    None: no one profile is exact in all others, or none is needed."""
+    None: no one profile is exact in all others, or none is needed. ``alternatives``: where not all versions of an
+    engine were asked for, others of it that are better without a conversion."""
 
     needed: bool
     profile: str | None = None
     unserved: tuple[str, ...] = ()
+    alternatives: tuple[Alternative, ...] = ()
 
 
 def advise(inspection: Inspection, loaders: Iterable[Loader]) -> Advice:
@@ -32,7 +46,34 @@ def advise(inspection: Inspection, loaders: Iterable[Loader]) -> Advice:
     possible = [profile for profile in LEAST_CHANGE if profile not in inspection.refusals]
     served = [row for row in rows if any(_exact(row, profile) for profile in possible)]
     helped = (profile for profile in possible if served and all(_exact(row, profile) for row in served))
-    return Advice(True, next(helped, None), tuple(_unserved(inspection, chosen, possible)))
+    return Advice(
+        True,
+        next(helped, None),
+        tuple(_unserved(inspection, chosen, possible)),
+        tuple(_alternatives(inspection, chosen)),
+    )
+
+
+def _alternatives(inspection: Inspection, chosen: Collection[Loader]) -> Iterator[Alternative]:
+    """Of each engine the newest versions that are no worse than any other of it, where one that was asked for is. What
+    does not load at all, or is not known, is no alternative."""
+    for name in dict.fromkeys(row.loader.name for row in inspection.rows if row.loader in chosen):
+        rows = [row for row in inspection.rows if row.loader.name == name]
+        others = [row for row in rows if row.loader not in chosen and row.as_is.kind in _SERVED]
+        worst = max(row.as_is.severity for row in rows if row.loader in chosen)
+        least = min((row.as_is.severity for row in others), default=worst)
+        if least < worst:
+            *_, newest = (row for row in others if row.as_is.severity == least)
+            run = _run_up_to(newest, rows, chosen)
+            outcome, versions = newest.as_is, newest.loader.versions_from(run[0].loader)
+            yield Alternative(name, versions, outcome.kind, outcome.detail, outcome.partitions)
+
+
+def _run_up_to(newest: LoaderRow, rows: Sequence[LoaderRow], chosen: Collection[Loader]) -> list[LoaderRow]:
+    """The neighboring version ranges that end with this one and of which the same is true."""
+    before = reversed(rows[: rows.index(newest) + 1])
+    run = takewhile(lambda row: row.as_is == newest.as_is and row.loader not in chosen, before)
+    return list(run)[::-1]
 
 
 def _unserved(inspection: Inspection, chosen: Collection[Loader], profiles: Collection[str]) -> Iterator[str]:

@@ -70,6 +70,7 @@ def test_json_is_one_document_on_stdout(text: Path, tmp_path: Path) -> None:
     assert rewrite.Plan.from_json(json.loads(plan.stdout)).manifest.changed
     manifest = run("convert", text, tmp_path / "out", "--json")
     returned = json.loads(manifest.stdout)
+    assert returned.pop("schema") == "urn:rewrite:convert:1"
     size = sum(len(data) for data in tree(tmp_path / "out").values())
     assert sum(returned.pop("bytes").values()) == size
     assert returned == json.loads((tmp_path / "out" / "rewrite_manifest.json").read_text())

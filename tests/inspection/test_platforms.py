@@ -131,7 +131,7 @@ def test_kernels_are_shown_before_and_after() -> None:
 def test_json_has_all_of_it() -> None:
     shown = json.loads(run("inspect", VL, "--json", "--platform", "sm90").stdout)
     assert shown["platform"] == "sm90"
-    assert shown["advice"] == {"needed": True, "profile": "dynamic", "unserved": []}
+    assert shown["advice"] == {"needed": True, "profile": "dynamic", "unserved": [], "alternatives": []}
     (row,) = [row for row in shown["loaders"] if row["versions"] == "0.5.17"]
     assert row["kernels"] == {"sm90": ["torch"]}
     assert row["kernels_converted"]["exact"] == {"sm90": ["does not run"]}
@@ -201,3 +201,21 @@ def test_what_was_not_run_is_noted() -> None:
 
 def test_the_command_that_is_named_converts_what_was_looked_at() -> None:
     assert "`rewrite convert --groups all --profile" in run("inspect", VL, "--groups", "all").stdout
+
+
+def test_other_versions_that_serve_it_better_as_it_is() -> None:
+    """Named where not all versions of an engine were asked for."""
+    inspection = rewrite.inspect_checkpoint(VL)
+    (found,) = advise(inspection, chosen("vllm@0.19.1")).alternatives
+    assert (found.loader, found.versions, found.kind) == ("vLLM", "0.20.0+", "loses precision")
+    (sglang,) = advise(inspection, chosen("sglang@0.5.10")).alternatives
+    assert (sglang.loader, sglang.versions, sglang.kind) == ("SGLang", "0.5.11+", "loses precision")
+    assert advise(inspection, chosen("vllm")).alternatives == ()
+    assert advise(inspection, chosen("vllm@0.32.0")).alternatives == ()
+    assert advise(inspection, rewrite.LOADERS).alternatives == ()
+
+
+def test_a_version_that_was_asked_for_is_no_alternative() -> None:
+    inspection = rewrite.inspect_checkpoint(VL)
+    (found,) = advise(inspection, chosen("vllm@0.19.1", "vllm@0.32.0")).alternatives
+    assert found.versions == "0.20.0 to 0.26.0"

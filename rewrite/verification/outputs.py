@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -26,22 +26,12 @@ from rewrite.verification import configs, gemm
 from rewrite.verification.counts import CodeCounts, count_codes
 from rewrite.verification.expected import has_blocks, in_checkpoint
 from rewrite.verification.norms import WeightErrors
-from rewrite.verification.oracle import (
-    SENTINEL,
-    Rows,
-    Served,
-    all_codes,
-    as_rows,
-    as_stored,
-    half_precision_bound,
-    plain_bound,
-    requantization_bound,
-    requantized,
-    rounded,
-)
+from rewrite.verification.oracle import Rows, Served, all_codes, as_rows, rounded
 from rewrite.verification.reader import ROWS, GroupReader
-from rewrite.verification.result import Check, PartitionNumbers, Settings, Verdict, judge, skip
+from rewrite.verification.result import Check, PartitionNumbers, Settings, judge, skip
 from rewrite.verification.sample import Sample
+from rewrite.verification.server import Server
+from rewrite.verification.sums import OutputSums
 from rewrite.verification.weights import Different
 
 #: What the configs of IN and OUT say.
@@ -106,7 +96,9 @@ def check_outputs(
         return skip("outputs", "no fused FP8 layer was converted: nothing was multiplied"), ()
     with _one_thread():
         numbers = [
-            row for i, group in enumerate(groups) for row in _group(source, out, group, settings, schemes, looked, i)
+            row
+            for i, group in enumerate(groups)
+            for row in _Group(source, out, group, settings, schemes, i).numbers(looked)
         ]
     problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
     return judge("outputs", problems, _summary(groups, numbers, settings, looked.sample)), tuple(numbers)
@@ -131,55 +123,65 @@ def _summary(
     return f"{rows}{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"
 
 
-def _group(
-    source: Checkpoint,
-    out: Checkpoint,
-    group: FusedGroup,
-    settings: Settings,
-    schemes: Schemes,
-    looked: Looked,
-    number: int,
-) -> Iterator[PartitionNumbers]:
-    converted = in_checkpoint(group, out)
-    before, after = GroupReader(source, group), GroupReader(out, converted)
-    input_scale = before.input_scale() if _is_static(group, schemes[0]) else None
-    columns = group.modules[0].weight.shape[1]
-    x = gemm.activations(columns, settings.tokens, settings.seed + number, input_scale).to(settings.device)
-    served_x = gemm.quantize(x, input_scale)
-    if after.is_plain():
-        out_x = gemm.Activations(x, None)
-    else:
-        out_x = gemm.quantize(x, after.input_scale() if _is_static(converted, schemes[1]) else None)
-    alike = out_x.same(served_x)
-    if alike:
-        out_x = served_x
-    reference = served_x.value() if alike else x.double()
-    broken, fixed = (_server(before, before.slots(every_slot=every)) for every in (False, True))
-    other = _server(after, after.slots(every_slot=settings.every_slot))
-    for slot, (partition, module) in enumerate(before.partitions()):
-        sums, errors = _Sums(settings.device, alike), WeightErrors()
-        serve = {"before": broken, "fixed": fixed, "out": other}
+class _Group:
+    """A fused group of IN and OUT, with activations to multiply it with."""
+
+    def __init__(
+        self, source: Checkpoint, out: Checkpoint, group: FusedGroup, settings: Settings, schemes: Schemes, number: int
+    ) -> None:
+        converted = in_checkpoint(group, out)
+        self._group, self._device = group, settings.device
+        self._before, self._after = GroupReader(source, group), GroupReader(out, converted)
+        input_scale = self._before.input_scale() if _is_static(group, schemes[0]) else None
+        columns = group.modules[0].weight.shape[1]
+        x = gemm.activations(columns, settings.tokens, settings.seed + number, input_scale).to(settings.device)
+        served_x = gemm.quantize(x, input_scale)
+        if self._after.is_plain():
+            out_x = gemm.Activations(x, None)
+        else:
+            out_x = gemm.quantize(x, self._after.input_scale() if _is_static(converted, schemes[1]) else None)
+        self._alike = out_x.same(served_x)
+        self._inputs = {"before": served_x, "fixed": served_x, "out": served_x if self._alike else out_x}
+        self._reference = served_x.value() if self._alike else x.double()
+        self._servers = {
+            "before": Server(self._before, self._before.slots(every_slot=False)),
+            "fixed": Server(self._before, self._before.slots(every_slot=True)),
+            "out": Server(self._after, self._after.slots(every_slot=settings.every_slot)),
+        }
+
+    def numbers(self, looked: Looked) -> Iterator[PartitionNumbers]:
+        """A row for each partition."""
+        for slot, (partition, module) in enumerate(self._before.partitions()):
+            yield self._partition(slot, partition, module, looked)
+
+    def _partition(self, slot: int, partition: Partition, module: str, looked: Looked) -> PartitionNumbers:
+        sums, errors = OutputSums(self._device, self._alike), WeightErrors()
         differ = looked.different.get((module, partition.name))
-        every = None if differ else _every_code(before, after, module, partition)
+        every = None if differ else _every_code(self._before, self._after, module, partition)
         counts = looked.counts.get((module, partition.name))
         times = torch.zeros(256, dtype=torch.int64) if counts is None else counts.counts
-        rows = looked.rows(module, partition)
-        most = _ROWS_ON_CPU if settings.device == "cpu" else ROWS
-        for stored, found in zip(*(each.chunks(module, rows, most) for each in (before, after)), strict=True):
-            old, new = as_rows(stored, settings.device), as_rows(found, settings.device)
-            served = {name: loader(slot, new if name == "out" else old) for name, loader in serve.items()}
-            inputs = {name: out_x if name == "out" else served_x for name in serve}
-            sums.add(reference, old, inputs, served, fixed.bound(slot, old) if alike else other.bound(slot, new))
+        bounding = self._servers["fixed" if self._alike else "out"]
+        for old, new in self._rows(module, looked.rows(module, partition)):
+            served = self._serve(slot, old, new)
+            bound = bounding.bound(slot, old if self._alike else new)
+            sums.add(self._reference, old, self._inputs, served, bound)
             if every is None:
                 errors.add(old, served)
             elif counts is None:
                 times += count_codes(old.weight)
         if every is not None:
-            old, new = every
-            errors.add(
-                old, {name: loader(slot, new if name == "out" else old) for name, loader in serve.items()}, times
-            )
-        yield sums.judge(group.name, partition, errors)
+            errors.add(every[0], self._serve(slot, *every), times)
+        return sums.judge(self._group.name, partition, errors)
+
+    def _rows(self, module: str, rows: tuple[range, ...]) -> Iterator[tuple[Rows, Rows]]:
+        """The same rows of IN and OUT, some at a time."""
+        most = _ROWS_ON_CPU if self._device == "cpu" else ROWS
+        chunks = (reader.chunks(module, rows, most) for reader in (self._before, self._after))
+        for old, new in zip(*chunks, strict=True):
+            yield as_rows(old, self._device), as_rows(new, self._device)
+
+    def _serve(self, slot: int, old: Rows, new: Rows) -> dict[str, Served]:
+        return {name: server(slot, new if name == "out" else old) for name, server in self._servers.items()}
 
 
 def _every_code(before: GroupReader, after: GroupReader, module: str, partition: Partition) -> tuple[Rows, Rows] | None:
@@ -198,136 +200,3 @@ def _is_static(group: FusedGroup, schemes: configs.Schemes) -> bool:
     """Whether engines quantize the input by a stored scale. A config that says nothing: they go by the tensor."""
     found = schemes.of_module(group.modules[0].name)
     return found.static if found else any(module.input_scale for module in group.modules)
-
-
-@dataclass(frozen=True)
-class _server:  # noqa: N801 - used as a function of slot and rows
-    """How an engine serves a group's rows, given what its loader put into the slots."""
-
-    reader: GroupReader
-    slots: tuple[float | None, ...]
-
-    @property
-    def fused_on_disk(self) -> bool:
-        """A last slot that nothing was loaded into: engines take the module for one that was fused before it was
-        quantized (Phi-3), and requantize nothing."""
-        return self.slots[-1] is None
-
-    @property
-    def largest(self) -> float:
-        return max(scale for scale in self.slots if scale is not None)
-
-    def bound(self, slot: int, rows: Rows) -> torch.Tensor | None:
-        """How far what the engine multiplies with may be from each weight of the slot; None for not at all."""
-        if self.reader.is_plain():
-            return plain_bound(rows)
-        if not self.reader.is_per_tensor() or self.fused_on_disk:
-            return None
-        if self.slots[slot] == self.largest:
-            return half_precision_bound(rows, self.largest)
-        return requantization_bound(rows, self.largest)
-
-    def __call__(self, slot: int, rows: Rows) -> Served:
-        if not self.reader.is_per_tensor() or self.fused_on_disk:
-            return as_stored(rows)
-        scale = self.slots[slot]
-        return requantized(rows, SENTINEL if scale is None else scale, self.largest)
-
-
-@dataclass
-class _Sums:
-    """Squared norms and extremes of the outputs of one partition, added up over its chunks."""
-
-    device: str
-    alike: bool  # whether IN and OUT quantize activations alike, so that their outputs can be compared
-    truth: float = 0.0
-    errors: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("before", "fixed", "out"), 0.0))
-    bound_used: float | None = None
-    beyond: float = 0.0  # largest excess of |fixed - out| over what accumulation and the bound explain
-
-    def add(
-        self,
-        x: torch.Tensor,
-        rows: Rows,
-        inputs: Mapping[str, gemm.Activations],
-        served: Mapping[str, Served],
-        bound: torch.Tensor | None,
-    ) -> None:
-        """``x`` [tokens, K] float64: the activations of the reference. Each of ``served`` is multiplied with its own of
-        ``inputs``."""
-        true = rows.true()
-        reference = x @ true.T
-        self.truth += float(reference.square().sum())
-        results: dict[str, torch.Tensor] = {}
-        for name, weights in served.items():
-            twin = next(
-                (each for each in results if inputs[each] is inputs[name] and _same(served[each], weights)), None
-            )
-            results[name] = gemm.multiply(inputs[name], weights) if twin is None else results[twin]
-            self.errors[name] += float((results[name] - reference).square().sum())
-        if self.alike:
-            self._compare(x, true, reference, results["fixed"] - results["out"], bound)
-        else:
-            own = inputs["out"].value()
-            self._compare(own, true, own @ true.T, results["out"] - own @ true.T, bound)
-
-    def _compare(
-        self,
-        x: torch.Tensor,
-        true: torch.Tensor,
-        reference: torch.Tensor,
-        difference: torch.Tensor,
-        bound: torch.Tensor | None,
-    ) -> None:
-        """How much of what can explain the ``difference`` is used, and what is beyond it."""
-        kind = x.device.type
-        slack = gemm.OUTPUT[kind] * reference.abs() + 1e-300
-        accumulation = gemm.ACCUMULATION[kind] if self.alike else max(gemm.ACCUMULATION[kind], gemm.SCALED)
-        if accumulation:
-            slack = slack + accumulation * (x.abs() @ true.abs().T)
-        allowed = 2 * slack
-        if bound is not None:
-            explained = x.abs() @ bound.T
-            self.bound_used = max(self.bound_used or 0.0, float((difference.abs() / (explained + slack)).max()))
-            allowed = allowed + explained * (1 + gemm.OUTPUT[kind])
-        self.beyond = max(self.beyond, float((difference.abs() / (2 * allowed)).nan_to_num(torch.inf).max()))
-
-    def judge(self, group: str, partition: Partition, weights: WeightErrors) -> PartitionNumbers:
-        def relative(name: str) -> float:
-            return float((self.errors[name] / self.truth) ** 0.5) if self.truth else 0.0
-
-        fixed, out = relative("fixed"), relative("out")
-        verdict, reason = self._verdict(fixed, out)
-        return PartitionNumbers(
-            group,
-            partition.name,
-            weights.relative("before"),
-            weights.relative("fixed"),
-            weights.relative("out"),
-            relative("before"),
-            fixed,
-            out,
-            self.bound_used,
-            verdict,
-            reason,
-        )
-
-    def _verdict(self, fixed: float, out: float) -> tuple[Verdict, str]:
-        rounding = gemm.OUTPUT[torch.device(self.device).type]
-        if self.alike and not out <= fixed + rounding:
-            return "FAILED", f"outputs are off by {out:.3g} of their norm, the fixed loader on IN by {fixed:.3g}"
-        if self.beyond > 1:
-            other = "the fixed loader's" if self.alike else "the true weights'"
-            return "FAILED", f"outputs differ from {other} by {self.beyond:.3g} times what is explained"
-        if not self.alike:
-            return "ok", "agrees with the true weights, for the activations as OUT quantizes them"
-        return "ok", "requantized by the fixed loader only" if self.bound_used is not None else "agrees"
-
-
-def _same(one: Served, other: Served) -> bool:
-    """Whether two engines multiply with the same numbers by the same kernel: a GPU has another for a scale by row."""
-    if one.weight.dtype != other.weight.dtype or not bool((one.scale == other.scale).all()):
-        return False
-    if one.weight.device.type != "cpu" and one.scale.shape != other.scale.shape:
-        return False
-    return one.weight is other.weight or torch.equal(one.weight.view(torch.uint8), other.weight.view(torch.uint8))

@@ -1,0 +1,113 @@
+"""How far outputs are off, added up over the rows of a partition, and the verdict on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from rewrite.quantization.groups import Partition
+from rewrite.verification import gemm
+from rewrite.verification.norms import WeightErrors
+from rewrite.verification.oracle import Rows, Served
+from rewrite.verification.result import PartitionNumbers, Verdict
+
+
+@dataclass
+class OutputSums:
+    """Squared norms and extremes of the outputs of one partition, added up over its chunks."""
+
+    device: str
+    alike: bool  # whether IN and OUT quantize activations alike, so that their outputs can be compared
+    truth: float = 0.0
+    errors: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("before", "fixed", "out"), 0.0))
+    bound_used: float | None = None
+    beyond: float = 0.0  # largest excess of |fixed - out| over what accumulation and the bound explain
+
+    def add(
+        self,
+        x: torch.Tensor,
+        rows: Rows,
+        inputs: Mapping[str, gemm.Activations],
+        served: Mapping[str, Served],
+        bound: torch.Tensor | None,
+    ) -> None:
+        """``x`` [tokens, K] float64: the activations of the reference. Each of ``served`` is multiplied with its own of
+        ``inputs``."""
+        true = rows.true()
+        reference = x @ true.T
+        self.truth += float(reference.square().sum())
+        results: dict[str, torch.Tensor] = {}
+        for name, weights in served.items():
+            twin = next(
+                (each for each in results if inputs[each] is inputs[name] and _same(served[each], weights)), None
+            )
+            results[name] = gemm.multiply(inputs[name], weights) if twin is None else results[twin]
+            self.errors[name] += float((results[name] - reference).square().sum())
+        if self.alike:
+            self._compare(x, true, reference, results["fixed"] - results["out"], bound)
+        else:
+            own = inputs["out"].value()
+            self._compare(own, true, own @ true.T, results["out"] - own @ true.T, bound)
+
+    def _compare(
+        self,
+        x: torch.Tensor,
+        true: torch.Tensor,
+        reference: torch.Tensor,
+        difference: torch.Tensor,
+        bound: torch.Tensor | None,
+    ) -> None:
+        """How much of what can explain the ``difference`` is used, and what is beyond it."""
+        kind = x.device.type
+        slack = gemm.OUTPUT[kind] * reference.abs() + 1e-300
+        accumulation = gemm.ACCUMULATION[kind] if self.alike else max(gemm.ACCUMULATION[kind], gemm.SCALED)
+        if accumulation:
+            slack = slack + accumulation * (x.abs() @ true.abs().T)
+        allowed = 2 * slack
+        if bound is not None:
+            explained = x.abs() @ bound.T
+            self.bound_used = max(self.bound_used or 0.0, float((difference.abs() / (explained + slack)).max()))
+            allowed = allowed + explained * (1 + gemm.OUTPUT[kind])
+        self.beyond = max(self.beyond, float((difference.abs() / (2 * allowed)).nan_to_num(torch.inf).max()))
+
+    def judge(self, group: str, partition: Partition, weights: WeightErrors) -> PartitionNumbers:
+        def relative(name: str) -> float:
+            return float((self.errors[name] / self.truth) ** 0.5) if self.truth else 0.0
+
+        fixed, out = relative("fixed"), relative("out")
+        verdict, reason = self._verdict(fixed, out)
+        return PartitionNumbers(
+            group,
+            partition.name,
+            weights.relative("before"),
+            weights.relative("fixed"),
+            weights.relative("out"),
+            relative("before"),
+            fixed,
+            out,
+            self.bound_used,
+            verdict,
+            reason,
+        )
+
+    def _verdict(self, fixed: float, out: float) -> tuple[Verdict, str]:
+        rounding = gemm.OUTPUT[torch.device(self.device).type]
+        if self.alike and not out <= fixed + rounding:
+            return "FAILED", f"outputs are off by {out:.3g} of their norm, the fixed loader on IN by {fixed:.3g}"
+        if self.beyond > 1:
+            other = "the fixed loader's" if self.alike else "the true weights'"
+            return "FAILED", f"outputs differ from {other} by {self.beyond:.3g} times what is explained"
+        if not self.alike:
+            return "ok", "agrees with the true weights, for the activations as OUT quantizes them"
+        return "ok", "requantized by the fixed loader only" if self.bound_used is not None else "agrees"
+
+
+def _same(one: Served, other: Served) -> bool:
+    """Whether two engines multiply with the same numbers by the same kernel: a GPU has another for a scale by row."""
+    if one.weight.dtype != other.weight.dtype or not bool((one.scale == other.scale).all()):
+        return False
+    if one.weight.device.type != "cpu" and one.scale.shape != other.scale.shape:
+        return False
+    return one.weight is other.weight or torch.equal(one.weight.view(torch.uint8), other.weight.view(torch.uint8))

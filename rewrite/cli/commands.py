@@ -131,6 +131,9 @@ def convert(
 ) -> None:
     """Write the checkpoint IN to the new directory OUT, with an explicit scale for every partition.
 
+    IN may also be a model on the Hugging Face hub (org/name, hf://org/name) or lie in a bucket (s3://bucket/prefix). So
+    may OUT: hf://org/name, where a new model is made private, or s3://bucket/prefix.
+
     OUT is absent or complete, never in between; after an interruption the same command resumes. Tensors that need no
     change stay byte for byte; where the filesystem can, OUT shares their disk blocks with IN. A checkpoint with nothing
     to do is copied as it is.

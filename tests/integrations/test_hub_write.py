@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 from click.testing import CliRunner, Result
 from huggingface_hub import constants
 
 import rewrite
+from rewrite import schemas
 from rewrite.cli.commands import main
 from rewrite.errors import RewriteError, StorageError, UsageError
 from tests.servers.http import Fault
 from tests.servers.hub import HubStub, make_file
+from tests.servers.s3 import S3Stub
 from tests.support import edit_json, tree
 
 ATTRIBUTES = ".gitattributes"
@@ -209,3 +212,22 @@ def test_what_makes_no_sense(hub: HubStub, text: Path, tmp_path: Path, monkeypat
     with pytest.raises(UsageError, match="HF_HUB_OFFLINE"):
         rewrite.convert(text, "hf://me/fixed")
     assert hub.models == {}
+
+
+def test_documents_of_remote_checkpoints_keep_the_schemas(hub: HubStub, s3: S3Stub, vl: Path, tmp_path: Path) -> None:
+    """With identities that are tags, and counts of bytes over a network."""
+    hub.add("org/model", vl)
+    rewrite.convert(vl, "s3://models/in")
+    plan = tmp_path / "plan.json"
+    for kind, words in (
+        ("inspect", ("inspect", "org/model")),
+        ("plan", ("convert", "org/model", tmp_path / "out", "--dry-run")),
+        ("convert", ("convert", "org/model", "hf://me/fixed")),
+        ("inspect", ("inspect", "s3://models/in")),
+        ("convert", ("convert", "org/model", "s3://models/out")),
+        ("plan", ("plan", "org/model", "s3://models/out2", "--profile", "portable", "--output", plan)),
+        ("part", ("run", plan, "--part", "0/1")),
+        ("convert", ("finish", plan)),
+    ):
+        document = json.loads(run(*words, "--json").stdout)
+        jsonschema.validate(document, schemas.schema(kind), jsonschema.Draft202012Validator)  # type: ignore[arg-type]

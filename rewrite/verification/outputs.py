@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.progress import Counter, Progress
 from rewrite.quantization.dtypes import FP8_DTYPES
 from rewrite.quantization.groups import FusedGroup, Partition
 from rewrite.verification import configs, gemm
@@ -56,6 +57,16 @@ class Looked:
         counted = self.counts.get(key)
         return self.sample.of(module, partition, (*(counted.extremes if counted else ()), *self.different.get(key, ())))
 
+    def nbytes(self, group: FusedGroup) -> int:
+        """Bytes of the rows of a group of IN."""
+        return sum(
+            len(run) * module.weight.nbytes // module.weight.shape[0]
+            for module in group.modules
+            for partition in module.partitions
+            for run in self.rows(module.name, partition)
+            if run
+        )
+
 
 def choose_groups(groups: tuple[FusedGroup, ...], seed: int) -> tuple[FusedGroup, ...]:
     """The groups to multiply: all that are fused, and of other layers a sample. None with scales for blocks: no engine
@@ -90,15 +101,18 @@ def check_outputs(
     settings: Settings,
     schemes: Schemes,
     looked: Looked,
+    progress: Progress | None,
 ) -> tuple[Check, tuple[PartitionNumbers, ...]]:
-    """Group by group: memory is that of 1024 rows, not of the model. ``schemes`` are what the two configs say."""
+    """Group by group: memory is that of 1024 rows, not of the model. ``schemes`` are what the two configs say;
+    ``progress`` is about the bytes of the rows of IN that are multiplied."""
     if not groups:
         return skip("outputs", "no fused FP8 layer was converted: nothing was multiplied"), ()
+    counter = Counter(sum(looked.nbytes(group) for group in groups), progress)
     with _one_thread():
         numbers = [
             row
             for i, group in enumerate(groups)
-            for row in _Group(source, out, group, settings, schemes, i).numbers(looked)
+            for row in _Group(source, out, group, settings, schemes, i).numbers(looked, counter)
         ]
     problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
     return judge("outputs", problems, _summary(groups, numbers, settings, looked.sample)), tuple(numbers)
@@ -149,12 +163,14 @@ class _Group:
             "out": Server(self._after, self._after.slots(every_slot=settings.every_slot)),
         }
 
-    def numbers(self, looked: Looked) -> Iterator[PartitionNumbers]:
+    def numbers(self, looked: Looked, counter: Counter) -> Iterator[PartitionNumbers]:
         """A row for each partition."""
         for slot, (partition, module) in enumerate(self._before.partitions()):
-            yield self._partition(slot, partition, module, looked)
+            yield self._partition(slot, partition, module, looked, counter)
 
-    def _partition(self, slot: int, partition: Partition, module: str, looked: Looked) -> PartitionNumbers:
+    def _partition(
+        self, slot: int, partition: Partition, module: str, looked: Looked, counter: Counter
+    ) -> PartitionNumbers:
         sums, errors = OutputSums(self._device, self._alike), WeightErrors()
         differ = looked.different.get((module, partition.name))
         every = None if differ else _every_code(self._before, self._after, module, partition)
@@ -169,6 +185,7 @@ class _Group:
                 errors.add(old, served)
             elif counts is None:
                 times += count_codes(old.weight)
+            counter.advance(old.weight.nbytes)
         if every is not None:
             errors.add(every[0], self._serve(slot, *every), times)
         return sums.judge(self._group.name, partition, errors)

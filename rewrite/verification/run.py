@@ -99,7 +99,7 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
         checks.add(skip("outputs", "--weights-only: nothing was multiplied"))
     else:
         request.on_check("outputs", None)
-        outputs, numbers = _outputs(before, after, multiplied, settings, sample, watches, different)
+        outputs, numbers = _outputs(before, after, multiplied, request, sample, watches, different)
         checks.add(outputs)
     request.on_check("loaders", None)
     rows = request.predict(before, after, expected)
@@ -141,7 +141,7 @@ def _outputs(
     before: Checkpoint,
     after: Checkpoint,
     groups: tuple[FusedGroup, ...],
-    settings: Settings,
+    request: Request,
     sample: Sample,
     watches: Watches,
     different: Different,
@@ -155,7 +155,8 @@ def _outputs(
         if watch is not None
     }
     schemes = (read_schemes(before), read_schemes(after))
-    return check_outputs(before, after, groups, settings, schemes, Looked(sample, counts, different))
+    looked = Looked(sample, counts, different)
+    return check_outputs(before, after, groups, request.settings, schemes, looked, request.progress)
 
 
 def _blocks_of(before: Checkpoint, expected: Expected) -> Blocks | None:

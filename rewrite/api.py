@@ -182,11 +182,11 @@ def verify(
 
     ``device`` (auto, cpu, cuda, cuda:N) multiplies ``tokens`` activations made from ``seed`` with ``rows`` of each
     partition (None: all of them). Weights and all other bytes are compared in full, in one pass over the files, which
-    ``workers`` read; ``progress`` is about these bytes, and then about the rows that are multiplied. With ``digest`` the
-    same pass notes the SHA-256 of each file of ``dst``. ``quick`` makes no such pass: of the weights of the fused groups
-    it compares ``rows`` of each partition, and no other bytes. ``weights_only`` multiplies nothing and does not compare
-    what the config says of layers: it needs neither torch nor compressed-tensors. ``on_check`` is called as a check
-    begins (its name, None), and ends (its name, the :class:`Check`).
+    ``workers`` read; ``progress`` is about these bytes, and then about the rows that are multiplied. With ``digest``
+    the same pass notes the SHA-256 of each file of ``dst``. ``quick`` makes no such pass: of the weights of the fused
+    groups it compares ``rows`` of each partition, and no other bytes. ``weights_only`` multiplies nothing and does not
+    compare what the config says of layers: it needs neither torch nor compressed-tensors. ``on_check`` is called as a
+    check begins (its name, None), and ends (its name, the :class:`Check`).
 
     ``loader`` is the one that serves ``dst`` (None: one with the fix); ``platform``, a key of :data:`PLATFORMS`, where
     it does (None: CUDA). That loaders load ``dst`` and cannot compute with it fails the check only where ``loader`` or

@@ -177,6 +177,7 @@ def verify(
     workers: int = DEFAULT_WORKERS,
     progress: Progress | None = None,
     on_check: OnCheck | None = None,
+    executor: Executor | None = None,
 ) -> Verification:
     """Prove that ``dst`` is ``src`` converted: the same weights, nothing else changed, outputs as the fixed loader's.
 
@@ -186,7 +187,8 @@ def verify(
     the same pass notes the SHA-256 of each file of ``dst``. ``quick`` makes no such pass: of the weights of the fused
     groups it compares ``rows`` of each partition, and no other bytes. ``weights_only`` multiplies nothing and does not
     compare what the config says of layers: it needs neither torch nor compressed-tensors. ``on_check`` is called as a
-    check begins (its name, None), and ends (its name, the :class:`Check`).
+    check begins (its name, None), and ends (its name, the :class:`Check`). ``executor``, any of
+    :mod:`concurrent.futures`, reads the files in place of threads: its workers must see both checkpoints.
 
     ``loader`` is the one that serves ``dst`` (None: one with the fix); ``platform``, a key of :data:`PLATFORMS`, where
     it does (None: CUDA). That loaders load ``dst`` and cannot compute with it fails the check only where ``loader`` or
@@ -217,7 +219,7 @@ def verify(
     promises = {profile.name: profile.promise for profile in PROFILES.values()}
     asked = (loader,) if loader else LOADERS if platform else ()
     predict = partial(_predict, platform=settings.platform, must_run=asked)
-    request = Request(promises, predict, settings, digest, workers, progress, on_check or _nobody)
+    request = Request(promises, predict, settings, digest, workers, progress, on_check or _nobody, executor)
     return verify_storages(open_storage(src), open_storage(dst), request)
 
 

@@ -288,6 +288,9 @@ def inspect(
 @_platform(None)
 @_workers
 @click.option(
+    "--cluster", metavar="ADDRESS", help="Let the workers of this Dask scheduler (tcp://host:8786) read the files."
+)
+@click.option(
     "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown report."
 )
 @endpoint_option
@@ -312,6 +315,7 @@ def verify(
     loader: rewrite.Loader | None,
     platform: str | None,
     workers: int,
+    cluster: str | None,
     report_file: Path | None,
     attest_file: Path | None,
     as_json: bool,
@@ -327,11 +331,11 @@ def verify(
         raise click.UsageError("--attest needs the digests of all files: leave --quick and --no-digest out")
     shown = Shown()
     with _reporting(as_json, shown):
-        with progress_bar(quiet) as bar:
+        with progress_bar(quiet) as bar, _executor(cluster) as executor:
             found = rewrite.verify(
                 source, out, device=device, tokens=tokens, seed=seed, rows=rows, quick=quick,
                 weights_only=weights_only, digest=digest, loader=loader, platform=platform, workers=workers,
-                progress=bar.show, on_check=shown.following(bar),
+                progress=bar.show, on_check=shown.following(bar), executor=executor,
             )  # fmt: skip
         if report_file is not None:
             with io_errors(report_file):

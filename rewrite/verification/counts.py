@@ -32,6 +32,11 @@ class CodeCounts:
         self._largest = max(self._largest, (int(sizes[high]), at + high), key=lambda found: found[0])
         self._smallest = min(self._smallest, (int(sizes[low]), at + low), key=lambda found: found[0])
 
+    def take(self, other: CodeCounts) -> None:
+        """All that another one has seen of the same partition."""
+        self.counts = other.counts
+        self._largest, self._smallest = other._largest, other._smallest
+
     @property
     def extremes(self) -> tuple[int, int]:
         """The rows of the module whose largest code is the largest, and the smallest, of the partition."""

@@ -42,6 +42,22 @@ class StoredRows:
             return encode(decode(self.dtype, self.raw) * self.scale, dtype)
 
 
+@dataclass(frozen=True)
+class ScaleTable:
+    """The scales of a module: ``values`` [N], a row each; or by ``block`` (rows, columns), of K ``columns``."""
+
+    values: Scales
+    block: tuple[int, int] | None
+    columns: int
+
+    def of(self, rows: range) -> Scales:
+        """[n, 1], or [n, K] where blocks have scales."""
+        if self.block is None:
+            return self.values[rows.start : rows.stop, None]
+        of_rows = self.values[np.arange(rows.start, rows.stop) // self.block[0]]
+        return of_rows[:, np.arange(self.columns) // self.block[1]]
+
+
 class GroupReader:
     """Reads one fused group from a checkpoint, a few rows at a time."""
 
@@ -79,15 +95,17 @@ class GroupReader:
 
     def scales_of(self, module: str, rows: range) -> Scales:
         """Of these rows: [n, 1], or [n, K] where blocks have scales."""
+        return self.scale_table(module).of(rows)
+
+    def scale_table(self, module: str) -> ScaleTable:
+        """The scales of a module, as data."""
         block = self.block(module)
         if block is None:
-            return self.scales(module)[rows.start : rows.stop, None]
+            return ScaleTable(self.scales(module), None, 0)
         found = self.module(module)
         stored = found.block_scale or found.scale
         assert stored is not None  # there are blocks of it
-        columns = np.arange(found.weight.shape[1]) // block[1]
-        table = self._values(stored.name).reshape(stored.shape)
-        return table[np.arange(rows.start, rows.stop) // block[0]][:, columns]
+        return ScaleTable(self._values(stored.name).reshape(stored.shape), block, found.weight.shape[1])
 
     def block(self, module: str) -> tuple[int, int] | None:
         """Rows and columns that share a scale, where the config says so and a scale of that shape is stored."""

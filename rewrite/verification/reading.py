@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Protocol
+from typing import Any, Protocol
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
-from rewrite.checkpoint.storage import Reader
+from rewrite.checkpoint.storage import FileId, Reader, Storage
 from rewrite.errors import StorageError
 from rewrite.progress import Counter, Progress
 
@@ -49,6 +49,9 @@ class Watch(Protocol):
 
     def add(self, rows: bytes, first: int) -> None:
         """``rows`` of the span, the first of which is row ``first``."""
+
+    def take(self, other: Any) -> None:
+        """What another of the same kind has seen, in another process."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,12 @@ class FileSpans:
             complete.append(Span(at, self.size - at))
         return replace(self, spans=tuple(complete))
 
+    def take(self, watches: Sequence[Watch | None]) -> None:
+        """What the watches of the spans have seen in another process."""
+        for span, watch in zip(self.spans, watches, strict=True):
+            if span.watch is not None and span.watch is not watch:
+                span.watch.take(watch)
+
     def tasks(self) -> Iterator[FileSpans]:
         """Parts of some 256 MB."""
         part: list[Span] = []
@@ -117,6 +126,16 @@ class Reading:
     files: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] | None = None
 
+    def add(self, task: FileSpans, found: Found) -> None:
+        """What a part found."""
+        self.compared.update(info.name for span in task.spans for info in span.tensors)
+        # The parts of a weight are read in order, and the first that differs is kept.
+        for name, at in found.tensors.items():
+            self.tensors.setdefault(name, at)
+        self.files.update(found.files)
+        if self.digests is not None and found.digest is not None:
+            self.digests[task.name] = found.digest
+
     def same(self, name: str) -> bool:
         """Whether a tensor was compared and is what it must be. One that lies in another shard was not compared."""
         return name in self.compared and name not in self.tensors
@@ -130,57 +149,95 @@ def read_files(
     digest: bool,
     workers: int,
     progress: Progress | None,
+    executor: Executor | None = None,
 ) -> Reading:
-    """Read all ``files``, ``workers`` at a time. With ``digest`` each is read from its first byte to its last.
+    """Read all ``files``, ``workers`` at a time, or by the workers of an ``executor``, whose tasks are pickled. With
+    ``digest`` each is read from its first byte to its last.
 
     Raises :class:`StorageError` for what cannot be read, or changes while it is read.
     """
     tasks = [file.without_gaps() for file in files] if digest else [*chain.from_iterable(f.tasks() for f in files)]
-    counter = Counter(sum(span.length for task in tasks for span in task.spans), progress)
+    sizes = [sum(span.length for span in task.spans) for task in tasks]
+    counter = Counter(sum(sizes), progress)
     found = Reading(digests={} if digest else None)
 
-    def read(task: FileSpans) -> _Pass:
-        reading = _Pass(task, digest, counter)
-        reading.run(source, out)
-        return reading
+    def part(task: FileSpans) -> Part:
+        return Part(task, source.storage, out.storage, source.files.get(task.name), out.files[task.name], digest)
 
+    if executor is not None:
+        futures = [executor.submit(part(task).read) for task in tasks]
+        try:
+            for task, size, future in zip(tasks, sizes, futures, strict=True):
+                done = future.result()
+                task.take(done.watches)
+                found.add(task, done)
+                counter.advance(size)
+        finally:
+            for future in futures:
+                future.cancel()
+        return found
     with ThreadPoolExecutor(max_workers=workers) as pool:
         try:
-            for done in pool.map(read, tasks):
-                found.compared.update(info.name for span in done.file.spans for info in span.tensors)
-                found.tensors.update(done.tensors)
-                found.files.update(done.files)
-                if found.digests is not None and done.sha is not None:
-                    found.digests[done.file.name] = done.sha.hexdigest()
+            for task, done in zip(tasks, pool.map(lambda task: part(task).read(counter), tasks), strict=True):
+                found.add(task, done)
         except BaseException:
             counter.stop.set()  # the workers end at their next chunk
             raise
     return found
 
 
+@dataclass(frozen=True)
+class Found:
+    """What reading a part found, as of :class:`Reading`; and the watches of its spans, filled."""
+
+    tensors: dict[str, int]
+    files: dict[str, int]
+    digest: str | None
+    watches: tuple[Watch | None, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file, or a part of one, and where it lies. Picklable: any process that sees the storages can read it."""
+
+    file: FileSpans
+    source: Storage
+    out: Storage
+    source_id: FileId | None
+    out_id: FileId
+    digest: bool
+
+    def read(self, counter: Counter | None = None) -> Found:
+        """Read it once."""
+        return _Pass(self, counter).run()
+
+
 class _Pass:
-    """One file, or a part of one, read once."""
+    """A part while it is read."""
 
-    def __init__(self, file: FileSpans, digest: bool, counter: Counter) -> None:
-        self.file, self._counter = file, counter
-        self.sha = hashlib.sha256() if digest else None
-        self.tensors: dict[str, int] = {}
-        self.files: dict[str, int] = {}
+    def __init__(self, part: Part, counter: Counter | None) -> None:
+        self._part, self._counter = part, counter
+        self._sha = hashlib.sha256() if part.digest else None
+        self._tensors: dict[str, int] = {}
+        self._files: dict[str, int] = {}
 
-    def run(self, source: Checkpoint, out: Checkpoint) -> None:
-        name = self.file.name
-        with out.storage.open(name) as other:
+    def run(self) -> Found:
+        part = self._part
+        name = part.file.name
+        with part.out.open(name) as other:
             new = _Window(other, name)
-            if any(span.old is not None for span in self.file.spans):
-                with source.storage.open(name) as one:
+            if any(span.old is not None for span in part.file.spans):
+                with part.source.open(name) as one:
                     self._read(_Window(one, name), new)
-                    _unchanged(one, source, name)
+                    _unchanged(one, part.source_id, f"{part.source}: {name}")
             else:
                 self._read(None, new)
-            _unchanged(other, out, name)
+            _unchanged(other, part.out_id, f"{part.out}: {name}")
+        watches = tuple(span.watch for span in part.file.spans)
+        return Found(self._tensors, self._files, self._sha.hexdigest() if self._sha else None, watches)
 
     def _read(self, old: _Window | None, new: _Window) -> None:
-        for span in self.file.spans:
+        for span in self._part.file.spans:
             old_row, new_row = span.rows
             step = max(1, _CHUNK // max(old_row, new_row, 1))
             rows = span.length // new_row if new_row else 0
@@ -190,9 +247,10 @@ class _Pass:
                 if old is not None and span.old is not None:
                     stored = old.read(span.old + first * old_row, count * old_row)
                     self._compare(span, stored, found, first)
-                if self.sha is not None:
-                    self.sha.update(found)
-                self._counter.advance(len(found))
+                if self._sha is not None:
+                    self._sha.update(found)
+                if self._counter is not None:
+                    self._counter.advance(len(found))
 
     def _compare(self, span: Span, stored: bytes, found: bytes, first: int) -> None:
         expected = stored if span.rule is None else span.rule.expected(stored, first)
@@ -204,11 +262,12 @@ class _Pass:
     def _locate(self, span: Span, expected: bytes, found: bytes, offset: int) -> None:
         """Note the first different byte of every tensor in this chunk, which begins ``offset`` bytes into the span."""
         if not span.tensors:
-            self.files.setdefault(self.file.name, span.start + offset + first_difference(expected, found))
+            at = span.start + offset + first_difference(expected, found)
+            self._files.setdefault(self._part.file.name, at)
             return
         if span.rule is not None:
             at = span.skipped + offset + first_difference(expected, found)
-            self.tensors.setdefault(span.tensors[0].name, at)
+            self._tensors.setdefault(span.tensors[0].name, at)
             return
         place = span.tensors[0].start + span.skipped + offset
         number = bisect_right(span.tensors, place, key=lambda info: info.start) - 1
@@ -216,9 +275,9 @@ class _Pass:
             if info.start >= place + len(found):
                 return
             low, high = max(info.start - place, 0), min(info.end - place, len(found))
-            if info.name not in self.tensors and expected[low:high] != found[low:high]:
+            if info.name not in self._tensors and expected[low:high] != found[low:high]:
                 at = low + first_difference(expected[low:high], found[low:high])
-                self.tensors[info.name] = place + at - info.start
+                self._tensors[info.name] = place + at - info.start
 
 
 class _Window:
@@ -254,14 +313,13 @@ def first_difference(one: bytes, other: bytes) -> int:
     return low
 
 
-def _unchanged(reader: Reader, checkpoint: Checkpoint, name: str) -> None:
+def _unchanged(reader: Reader, opened: FileId | None, where: str) -> None:
     """That the verdict is about the bytes that were there when the checkpoint was opened."""
-    opened = checkpoint.files[name]
     if reader.file_id != opened:
         raise StorageError(
             "The file changed while it was read",
-            where=f"{checkpoint.storage}: {name}",
-            expected=opened.text,
+            where=where,
+            expected=opened.text if opened else "no file",
             found=reader.file_id.text,
             hint="let nothing write to the checkpoint, then verify again",
         )

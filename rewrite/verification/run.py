@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ class Request:
     workers: int
     progress: Progress | None
     on_check: OnCheck
+    executor: Executor | None = None
 
 
 def verify_storages(source: Storage, out: Storage, request: Request) -> Verification:
@@ -79,8 +81,9 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
         wanted = Wanted(dict(rules(before, after, expected.groups, blocks)) if comparable else {}, watches)
         files = plan_spans(before, after, expected, wanted)
         reading = read_files(
-            files, before, after, digest=request.digest, workers=request.workers, progress=request.progress
-        )
+            files, before, after,
+            digest=request.digest, workers=request.workers, progress=request.progress, executor=request.executor,
+        )  # fmt: skip
         checks.add(check_untouched(before, after, expected, reading))
     result = replace(result, digests=reading.digests if reading else None)
     if not comparable:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.quantization.dtypes import PLAIN_DTYPES
 from rewrite.quantization.groups import FusedGroup, Partition
 from rewrite.verification.expected import MANIFEST_NAME, Expected, in_checkpoint
 from rewrite.verification.nvfp4 import problems_of
-from rewrite.verification.reader import Blocks, GroupReader, StoredRows
+from rewrite.verification.reader import Blocks, GroupReader, ScaleTable, StoredRows
 from rewrite.verification.reading import Reading, Rule
 from rewrite.verification.result import Check, judge
 from rewrite.verification.sample import Sample
@@ -52,37 +53,35 @@ def rules(
 
 @dataclass(frozen=True)
 class _Dequantized:
-    """Rows of plain weights, made from rows of FP8 codes."""
+    """Rows of plain weights, made from rows of FP8 codes. Data alone: it goes to whoever reads the file."""
 
-    reader: GroupReader
-    module: str
-    partition: Partition
-    dtype: str
+    fp8: str
+    plain: str
     old_row: int
     new_row: int
-    table: np.typing.NDArray[Any] | None  # [256, its size]: where all rows have one scale
+    start: int  # the first row of the partition
+    scales: ScaleTable
+    table: npt.NDArray[Any] | None  # [256]: where all rows have one scale
 
     @classmethod
-    def of(cls, reader: GroupReader, name: str, partition: Partition, dtype: str) -> _Dequantized:
-        module = reader.module(name)
-        size = {"F16": 2, "BF16": 2, "F32": 4}.get(dtype, 0)
+    def of(cls, reader: GroupReader, name: str, partition: Partition, plain: str) -> _Dequantized:
+        module, scales = reader.module(name), reader.scale_table(name)
+        size = {"F16": 2, "BF16": 2, "F32": 4}.get(plain, 0)
         columns = module.weight.shape[1]
-        scale = None if reader.block(name) else reader.scales(name)[partition.start : partition.stop]
         table = None
+        scale = None if scales.block else scales.of(range(partition.start, partition.stop))
         if scale is not None and scale.size and (scale == scale[0]).all():
             with np.errstate(invalid="ignore", over="ignore"):
-                table = encode(code_values(module.weight.dtype)[:, None] * scale[0], dtype).view(f"<u{size}").ravel()
-        return cls(reader, name, partition, dtype, columns, columns * size, table)
+                table = encode(code_values(module.weight.dtype)[:, None] * scale[0], plain).view(f"<u{size}").ravel()
+        return cls(module.weight.dtype, plain, columns, columns * size, partition.start, scales, table)
 
     def expected(self, old: bytes, first: int) -> bytes:
         codes = np.frombuffer(old, np.uint8)
         if self.table is not None:
             return np.take(self.table, codes).tobytes()
-        start = self.partition.start + first
-        rows = range(start, start + len(old) // self.old_row)
-        scale = self.reader.scales_of(self.module, rows)
-        dtype = self.reader.module(self.module).weight.dtype
-        return StoredRows(dtype, codes.reshape(-1, self.old_row), scale).rounded(self.dtype).tobytes()
+        start = self.start + first
+        scale = self.scales.of(range(start, start + len(old) // self.old_row))
+        return StoredRows(self.fp8, codes.reshape(-1, self.old_row), scale).rounded(self.plain).tobytes()
 
 
 def check_weights(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts
 from rewrite.writing.tasks import Tasks
 from tests.support import tree
+from tests.verification.test_verification import _flip
 
 distributed = pytest.importorskip("distributed")
 
@@ -114,3 +116,33 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executors.importlib, "import_module", absent)  # type: ignore[attr-defined]
     with pytest.raises(UsageError, match="needs the package `distributed`"), executors.cluster("tcp://127.0.0.1:1"):
         pass
+
+
+@pytest.mark.parametrize("profile", ["exact", "dequantized"])
+def test_a_cluster_verifies_as_one_process_does(profile: str, scheduler: Any, vl: Path, tmp_path: Path) -> None:
+    """The same checks, numbers and digests, for an output that holds and for one that does not."""
+    out = tmp_path / "out"
+    rewrite.convert(vl, out, profile=profile)
+    for broken in (False, True):
+        if broken:
+            _flip(
+                out,
+                next(name for name in rewrite.open_checkpoint(out).tensors if name.endswith("in_proj_z.weight")),
+                9,
+                0,
+            )
+        with executors.cluster(scheduler.scheduler_address) as executor:
+            there = rewrite.verify(vl, out, device="cpu", tokens=2, digest=True, executor=executor)
+        here = rewrite.verify(vl, out, device="cpu", tokens=2, digest=True)
+        assert there.to_json() == here.to_json()
+        assert there.ok is not broken
+    result = run("verify", vl, vl, "--quiet", "--device", "cpu", "--cluster", scheduler.scheduler_address)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_pool_of_processes_verifies_too(vl: Path, tmp_path: Path) -> None:
+    """Counts of codes come back from where they were made."""
+    rewrite.convert(vl, tmp_path / "out")
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
+        there = rewrite.verify(vl, tmp_path / "out", device="cpu", tokens=2, rows=16, executor=executor)
+    assert there.to_json() == rewrite.verify(vl, tmp_path / "out", device="cpu", tokens=2, rows=16).to_json()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rewrite.checkpoint.storage import FileId, Storage
+from rewrite.checkpoint.storage import Storage
 from rewrite.errors import StorageError, UsageError
 from rewrite.integrations.s3 import SCHEME, Bucket, Missing, Place, S3Storage, md5
 from rewrite.integrations.s3_parts import MAX_PART, MIN_PART, CopyPart, PutParts, Run, numbered_sizes, plan_parts
@@ -127,7 +127,7 @@ class ObjectWriter:
         found = source.bucket.head(source.place.key(job.name))
         if found is None:
             raise StorageError("An object of the source is gone", where=where)
-        check_unchanged(_Identity(found), job.source, where)
+        check_unchanged(found, job.source, where)
 
     def _check(self, job: Job) -> None:
         """The size of what was written: rclone answers 200 and stores nothing of a copied part."""
@@ -139,14 +139,6 @@ class ObjectWriter:
                 expected=f"{job.size} bytes",
                 found="no object" if found is None else f"{found.size} bytes",
             )
-
-
-@dataclass(frozen=True)
-class _Identity:
-    file_id: FileId
-
-    def read(self, start: int, length: int) -> bytes:
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

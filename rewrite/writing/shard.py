@@ -99,9 +99,9 @@ def write_text(text: str, like: Path | None, target: Path) -> None:
 def _opened(expected: FileId, source: Path, target: Path, advance: Advance, copy: bool) -> Iterator[_Files]:
     """Both files; that the source is the expected one is checked before and after, then the target is synced."""
     with open_regular(source) as file, io_errors(target), _Target(target) as out:
-        check_unchanged(file, expected, str(source))
+        check_unchanged(file.file_id, expected, str(source))
         yield _Files(file.fd, out, source, advance, copy)
-        check_unchanged(file, expected, str(source))
+        check_unchanged(file.file_id, expected, str(source))
         _finish(out, os.fstat(file.fd).st_mode)
 
 

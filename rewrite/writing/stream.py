@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from rewrite.checkpoint.storage import FileId, Reader, Storage
+from rewrite.checkpoint.storage import FileId, Storage
 from rewrite.errors import StorageError
 from rewrite.planning.jobs import Job
 from rewrite.planning.segments import Segment
@@ -23,7 +23,7 @@ def pieces_of(segments: Iterable[Segment], job: Job, source: Storage) -> Iterato
     """As :func:`streamed`, of some segments of ``job``."""
     where = f"{source}/{job.name}"
     with source.open(job.name) as file:
-        check_unchanged(file, job.source, where)
+        check_unchanged(file.file_id, job.source, where)
 
         def read(start: int, length: int) -> bytes:
             data = file.read(start, length)
@@ -33,11 +33,11 @@ def pieces_of(segments: Iterable[Segment], job: Job, source: Storage) -> Iterato
 
         for segment in segments:
             yield from values(segment, read, where)
-        check_unchanged(file, job.source, where)
+        check_unchanged(file.file_id, job.source, where)
 
 
-def check_unchanged(file: Reader, expected: FileId, where: str) -> None:
-    found = file.file_id
+def check_unchanged(found: FileId, expected: FileId, where: str) -> None:
+    """That a file is the one that was planned on. Raises :class:`StorageError`."""
     if found != expected:
         raise StorageError(
             "A file of the checkpoint changed while it was converted",

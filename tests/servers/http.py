@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Server:
+class Server(ABC):
     """Answers with :meth:`answer`. Use as ``with server.running():``."""
 
     def __init__(self) -> None:
@@ -59,8 +60,9 @@ class Server:
         self.lock = threading.RLock()
         self.url = ""
 
+    @abstractmethod
     def answer(self, request: Request) -> Reply:
-        raise NotImplementedError
+        """What this server is about."""
 
     @contextmanager
     def running(self) -> Iterator[str]:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
-EXTRAS = "test,lint,fuzz,dask,s3"
+EXTRAS = "test,lint,fuzz,dask,s3,report"
 _PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 # For complete lists of pins. No resolver: it could replace torch, or add gigabytes of GPU libraries. Wheels only, but
 # where a list has packages that are published as source alone: building a package runs its code.

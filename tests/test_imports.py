@@ -61,3 +61,11 @@ def test_planning_knows_neither_where_bytes_lie_nor_torch() -> None:
     closure = imports("planning")
     assert "rewrite.checkpoint.local" not in closure
     assert not [name for name in closure if name.startswith(("torch", "rewrite.writing", "rewrite.verification"))]
+
+
+def test_the_report_knows_of_no_storage() -> None:
+    """It is handed what was found: it opens nothing, verifies nothing, and does not know who calls it."""
+    direct = {name for path in (PACKAGE / "report").glob("*.py") for name in _imported(f"rewrite.report.{path.stem}")}
+    known = ("errors", "inspection", "loaders", "planning.profiles", "report", "verification.result", "version")
+    allowed = tuple(f"rewrite.{name}" for name in known)
+    assert {name for name in direct if not name.startswith(allowed)} == {"rewrite.checkpoint.local"}  # io_errors

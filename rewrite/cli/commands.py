@@ -20,7 +20,7 @@ import click
 
 import rewrite
 from rewrite.checkpoint.local import io_errors
-from rewrite.cli import parts, text
+from rewrite.cli import parts, reports, text
 from rewrite.cli.common import Address as _Address
 from rewrite.cli.common import (
     copy_option,
@@ -38,12 +38,14 @@ from rewrite.cli.common import say as _say
 from rewrite.cli.common import selection_option as _selection
 from rewrite.cli.common import show as _print
 from rewrite.cli.common import workers_option as _workers
+from rewrite.cli.repeat import Recorded
 from rewrite.cli.watching import Shown, progress_bar
 from rewrite.inspection.advice import advise
 from rewrite.integrations import attestation
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import begins_later
 from rewrite.loaders.versions import assumptions
+from rewrite.report import files
 from rewrite.schemas import named
 
 
@@ -210,7 +212,7 @@ def _find_one_loader(context: click.Context, option: click.Parameter, wanted: st
     return None if wanted is None else _find_loaders(context, option, (wanted,))[-1]
 
 
-@main.command()
+@main.command(cls=Recorded)
 @click.argument("checkpoint", metavar="CHECKPOINT", type=_ADDRESS)
 @click.option(
     "--loader", "loaders", multiple=True, metavar="NAME[@VERSION]", callback=_find_loaders,
@@ -222,6 +224,7 @@ def _find_one_loader(context: click.Context, option: click.Parameter, wanted: st
     "--weights", is_flag=True, help="Also read every weight: NaN codes, rows of zeros, codes that are too small."
 )
 @_workers
+@reports.report_option("it")
 @endpoint_option
 @_json
 @click.pass_context
@@ -233,6 +236,7 @@ def inspect(
     selection: rewrite.Selection,
     weights: bool,
     workers: int,
+    report_file: Path | None,
     as_json: bool,
 ) -> None:
     """Say what CHECKPOINT is and what every known loader makes of its fused groups.
@@ -241,26 +245,30 @@ def inspect(
     config and scales only. Exits with 0 when no loader is affected and nothing is wrong, else with 1.
     """
     with _reporting(as_json):
+        if report_file is not None:
+            files.check(report_file)
         storage = rewrite.open_storage(checkpoint)
         with _reading_bar(storage), progress_bar(quiet=not weights or isinstance(storage, RemoteStorage)) as bar:
             bar.name("weights")
             inspection = rewrite.inspect_checkpoint(
                 storage, selection=selection, weights=weights, platform=platform, workers=workers, progress=bar.show
             )
-        affected = inspection.affected(loaders)
+        affected, advice = inspection.affected(loaders), advise(inspection, loaders)
         assumptions = _assumptions(context)
+        if report_file is not None:
+            reports.write_inspection(context, storage, inspection, (affected, advice), assumptions, report_file)
         for line in [*text.traffic_lines(storage, inspection.nbytes), *assumptions]:
             _say(f"note: {line}", False)
         if as_json:
-            advice = {"advice": asdict(advise(inspection, loaders)), "assumptions": assumptions}
-            _print(named("inspect", {**inspection.to_json(), **advice, **_traffic(storage)}))
+            said = {"advice": asdict(advice), "assumptions": assumptions}
+            _print(named("inspect", {**inspection.to_json(), **said, **_traffic(storage)}))
         else:
-            _print(text.render_inspection(inspection, affected, advise(inspection, loaders)))
+            _print(text.render_inspection(inspection, affected, advice))
         if affected or inspection.findings:
             sys.exit(1)
 
 
-@main.command()
+@main.command(cls=Recorded)
 @click.argument("source", metavar="IN", type=_ADDRESS)
 @click.argument("out", metavar="OUT", type=_ADDRESS)
 @click.option("--device", default="auto", show_default=True, help="Where to multiply: auto, cpu, cuda or cuda:N.")
@@ -290,9 +298,7 @@ def inspect(
 @click.option(
     "--cluster", metavar="ADDRESS", help="Let the workers of this Dask scheduler (tcp://host:8786) read the files."
 )
-@click.option(
-    "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), help="Write a Markdown report."
-)
+@reports.report_option("the verdict, charts and all numbers")
 @endpoint_option
 @click.option(
     "--attest", "attest_file", type=click.Path(path_type=Path, dir_okay=False),
@@ -331,19 +337,20 @@ def verify(
         raise click.UsageError("--attest needs the digests of all files: leave --quick and --no-digest out")
     shown = Shown()
     with _reporting(as_json, shown):
+        compared = None if report_file is None else reports.Compared(source, out, report_file)
+        addresses = (source, out) if compared is None else (compared.source, compared.out)
         with progress_bar(quiet) as bar, _executor(cluster) as executor:
             found = rewrite.verify(
-                source, out, device=device, tokens=tokens, seed=seed, rows=rows, quick=quick,
+                *addresses, device=device, tokens=tokens, seed=seed, rows=rows, quick=quick,
                 weights_only=weights_only, digest=digest, loader=loader, platform=platform, workers=workers,
                 progress=bar.show, on_check=shown.following(bar), executor=executor,
             )  # fmt: skip
-        if report_file is not None:
-            with io_errors(report_file):
-                report_file.write_text(text.markdown_verification(found), encoding="utf-8", errors="backslashreplace")
+        assumptions = _assumptions(context)
+        if compared is not None:
+            compared.write(context, found, assumptions)
         if attest_file is not None and found.ok:
             with io_errors(attest_file):
                 attest_file.write_text(attestation.dump(found), encoding="utf-8")
-        assumptions = _assumptions(context)
         for line in assumptions:
             _say(f"note: {line}", quiet)
         if as_json:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from pathlib import Path
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.storage import Storage
@@ -21,7 +19,6 @@ from rewrite.planning.plan import Plan
 from rewrite.planning.profiles import PROFILES
 from rewrite.quantization.kv_cache import kv_cache_scales
 from rewrite.verification.result import PartitionNumbers, Served, Verification, worst
-from rewrite.version import __version__
 
 
 def render_plan(plan: Plan, checkpoint: Checkpoint) -> str:
@@ -188,46 +185,7 @@ def verdict_line(verification: Verification) -> str:
     return f"{verification.out} is verified." + (f" Not checked: {', '.join(left_out)}." if left_out else "")
 
 
-def markdown_verification(verification: Verification) -> str:
-    """A report to put beside the model card."""
-    settings = verification.settings
-    # Names, not paths: the report is published, and says nothing of the machine it was made on.
-    verification = replace(verification, out=Path(verification.out).name, source=Path(verification.source).name)
-    lines = [f"# Verification of {verification.out}", "", f"**{verdict_line(verification)}**", ""]
-    lines += [f"`rewrite {__version__} verify`, source `{verification.source}`.", ""]
-    lines += _markdown([["check", "verdict", ""], *([c.name, c.verdict, c.summary] for c in verification.checks)])
-    for check in verification.checks:
-        lines += [f"- {check.name}: {problem}" for problem in check.problems]
-    if verification.loaders:
-        lines += ["", "## Loaders", "What known loaders make of the fused groups of this checkpoint:", ""]
-        lines += _markdown([["loader", "versions", "fused groups"], *_served(verification)])
-    if verification.numbers:
-        lines += ["", "## Outputs", _OUTPUTS_NOTE.format(settings=settings, rows=settings.rows or "all"), ""]
-        lines += _markdown([_NUMBER_COLUMNS, *map(_number_cells, verification.numbers)])
-    if verification.digests:
-        lines += ["", "## Files", "SHA-256 of each file, of the bytes that were compared:", ""]
-        lines += _markdown([["file", "SHA-256"], *([name, f"`{sha}`"] for name, sha in verification.digests.items())])
-    return "\n".join(lines) + "\n"
-
-
 _EXACT = 1e-12  # float64's own rounding of a product is no error of anybody's
-_NUMBER_COLUMNS = [
-    "group",
-    "partition",
-    "weights before",
-    "fixed",
-    "OUT",
-    "outputs before",
-    "fixed",
-    "OUT",
-    "bound used",
-]
-_OUTPUTS_NOTE = (
-    "Relative error of weights and outputs against float64, {settings.tokens} tokens and {rows} rows of each partition "
-    "on {settings.device}, seed {settings.seed}. *before*: the source as vLLM before 0.20 serves it; *fixed*: the "
-    "source as fixed loaders serve it; *OUT*: this checkpoint ({settings.loader} loader). *bound used*: the largest "
-    "difference between fixed and OUT over what requantization can explain."
-)
 
 
 def _numbers_table(numbers: Sequence[PartitionNumbers], title: str) -> list[str]:
@@ -244,10 +202,6 @@ def _number_cells(row: PartitionNumbers) -> list[str]:
     errors = (*weights, row.outputs_before, row.outputs_fixed, row.outputs_out)
     used = "-" if row.bound_used is None else f"{row.bound_used:.2f}"
     return [row.group, row.partition, *("0" if error < _EXACT else f"{error:.3g}" for error in errors), used]
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
 
 def _groups(inspection: Inspection) -> list[str]:

@@ -78,15 +78,16 @@ def inspect_model(
     *,
     platform: str | None = DEFAULT_PLATFORM,
     in_weights: Iterable[Finding] = (),
+    profiles: Iterable[str] = PROFILES,
 ) -> Inspection:
     """Inspect a checkpoint. ``platform`` is where loaders compute with it; None: they load it only. ``in_weights`` is
-    what was found by reading all weights.
+    what was found by reading all weights; ``profiles`` are those that a conversion is planned with.
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
     groups = model.select(selection)
     view = view_model(model, selection)
-    converted, refusals = _after_convert(model, view, selection)
+    converted, refusals = _after_convert(model, view, selection, profiles)
     rows = tuple(_row(loader, view, converted, platform) for loader in LOADERS)
     findings = [*find_faults(model, groups), *in_weights]
     checkpoint = model.checkpoint
@@ -141,13 +142,13 @@ def _with_losses(outcome: Outcome, losses: Mapping[str, float]) -> Outcome:
 
 
 def _after_convert(
-    model: Model, view: CheckpointView, selection: Selection
+    model: Model, view: CheckpointView, selection: Selection, profiles: Iterable[str]
 ) -> tuple[dict[str, _After | None], dict[str, str]]:
-    """The checkpoint as loaders would see it after ``convert`` with each profile, and why some profiles refuse: by the
-    code that ``convert`` runs, but for laying out the shards."""
+    """The checkpoint as loaders would see it after ``convert`` with each of ``profiles``, and why some profiles refuse:
+    by the code that ``convert`` runs, but for laying out the shards."""
     views: dict[str, _After | None] = {}
     refusals: dict[str, str] = {}
-    for profile in PROFILES:
+    for profile in profiles:
         try:
             views[profile] = _view_after(model, view, profile, selection)
         except Refused as refusal:

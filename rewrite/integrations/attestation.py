@@ -7,20 +7,17 @@ checked, how, and by which versions. It has no times and no paths: the same run 
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import PurePosixPath
 from typing import Any
 
+from rewrite.environment import versions
 from rewrite.errors import UsageError
 from rewrite.verification.result import Verification
 from rewrite.version import __version__
 
 STATEMENT = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:rewrite:verification:1"
-#: What the verdict depends on beside rewrite itself.
-_PACKAGES = ("torch", "safetensors", "compressed-tensors")
 
 
 def statement(verification: Verification) -> dict[str, Any]:
@@ -36,7 +33,7 @@ def statement(verification: Verification) -> dict[str, Any]:
 def _predicate(verification: Verification) -> dict[str, Any]:
     return {
         "verifier": {"name": "rewrite", "version": __version__},
-        "environment": {"python": platform.python_version(), **_versions()},
+        "environment": versions(),
         "in": _last(verification.source),
         "out": _last(verification.out),
         "ok": verification.ok,
@@ -55,16 +52,6 @@ def _predicate(verification: Verification) -> dict[str, Any]:
 def _last(path: str) -> str:
     """A folder's own name, without where it lies."""
     return PurePosixPath(path).name
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def dump(verification: Verification) -> str:

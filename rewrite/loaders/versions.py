@@ -136,7 +136,7 @@ class Loader:
         if not outcomes and (unknown := vocabulary_is_quantized(checkpoint) or family_is_not_known(checkpoint)):
             return unknown
         if not outcomes:
-            outcomes = [_qualified(self._of_group(group), group.layer) for group in checkpoint.groups]
+            outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
             outcomes += [outcome for caveat in self.caveats if (outcome := caveat(checkpoint)) is not None]
         if not outcomes:
             return Outcome("exact")
@@ -166,7 +166,8 @@ class Loader:
         """What computes with the FP8 layers among the fused groups, for each card of ``platform``."""
         return used(self.name, (self.first, self.last), platform, checkpoint.fused_schemes)
 
-    def _of_group(self, group: GroupView) -> Outcome:
+    def of_group(self, group: GroupView) -> Outcome:
+        """What is made of one group, where nothing ends the load before."""
         return self.nvfp4(group) if group.nvfp4 else self.behavior(group)
 
 

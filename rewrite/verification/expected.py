@@ -45,7 +45,7 @@ class Expected:
 
 def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise]) -> Expected:
     """By the profile that OUT's manifest names; the first of ``promises`` where there is none."""
-    profile, selection, kv_dropped = _profile_of(out)
+    profile, selection, kv_dropped = profile_of(out)
     promise = promises.get(profile, next(iter(promises.values())))
     found = find_groups(source).select("all" if promise.every_layer else selection)
     if promise.nothing_quantized:
@@ -124,7 +124,7 @@ def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:
     return replace(group, modules=tuple(modules))
 
 
-def _profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
+def profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
     """Profile and selection by OUT's manifest, and whether the scales of the KV cache were dropped. One that is not
     ours, or broken: the strictest reading."""
     if MANIFEST_NAME not in out.files:

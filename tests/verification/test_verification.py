@@ -332,7 +332,8 @@ def test_report_and_json(vl: Path, tmp_path: Path) -> None:
     assert len(value["numbers"]) == 12
     text = (tmp_path / "report.md").read_text()
     assert text.startswith("# Verification of out\n\n**out is verified.**")
-    assert sum(line.startswith("| model.language_model.") for line in text.splitlines()) == 12
+    rows = [line for line in text.splitlines() if line.startswith("| model.language_model.")]
+    assert len(rows) == 12 + 3  # partitions with their errors, groups of IN with their scales
     assert str(tmp_path) not in text
     assert str(vl.parent) not in text
 

@@ -1,0 +1,1 @@
+"""Inspection or Verification → a report for people: one HTML page, or Markdown with images beside it."""

@@ -1,0 +1,54 @@
+"""What a checkpoint is, as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from rewrite.inspection.inspection import Inspection
+from rewrite.report.data import clean, count
+
+_Side = tuple["Place", "Inspection | None", str]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a checkpoint lies, as far as a report says it: name, kind of place, and the commit on the hub."""
+
+    name: str
+    kind: str
+    commit: str | None = None
+
+
+def facts_of(*sides: _Side) -> Iterator[tuple[str, ...]]:
+    """A row for each fact, a cell for each checkpoint."""
+
+    def row(label: str, say: Callable[[Inspection], str]) -> tuple[str, ...]:
+        return (label, *(f"not known: {clean(reason)}" if found is None else say(found) for _, found, reason in sides))
+
+    yield ("name", *(clean(place.name) for place, _, _ in sides))
+    yield ("read from", *(place.kind for place, _, _ in sides))
+    yield ("commit", *(place.commit or "not known: not read from the hub" for place, _, _ in sides))
+    yield row("model type", lambda found: clean(found.model_type))
+    yield row("quantization", lambda found: clean(found.dialect))
+    yield row("linear layers", _schemes)
+    yield row("size", _size)
+
+
+def _schemes(found: Inspection) -> str:
+    said = [f"{number:,}: {clean(text)}" for text, number in found.schemes.items()]
+    more = f"; and {len(said) - 8} more schemes" if len(said) > 8 else ""
+    return "; ".join(said[:8]) + more if said else "none is quantized"
+
+
+def _size(found: Inspection) -> str:
+    return f"{count(found.shards, 'shard')}, {count(found.tensors, 'tensor')}, {size(found.nbytes)}"
+
+
+def size(number: int) -> str:
+    """In units of 1000."""
+    amount, units = float(number), ["bytes", "kB", "MB", "GB", "TB"]
+    while amount >= 1000 and len(units) > 1:
+        amount /= 1000
+        units.pop(0)
+    return f"{number} bytes" if units[0] == "bytes" else f"{amount:.3g} {units[0]}"

@@ -1,0 +1,172 @@
+"""Inspection → :class:`~rewrite.report.data.Report`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rewrite.inspection.advice import LEAST_CHANGE, Advice, Alternative
+from rewrite.inspection.inspection import Inspection, LoaderRow
+from rewrite.planning.profiles import PROFILES
+from rewrite.report import engines, predicted, scales
+from rewrite.report.checkpoints import Place, facts_of
+from rewrite.report.data import Report, Section, Table, clean, count, limited
+from rewrite.report.run import Run
+
+_JSON = "`rewrite inspect CHECKPOINT --json`"
+
+
+def report(found: Inspection, affected: Sequence[LoaderRow], advice: Advice, place: Place, run: Run) -> Report:
+    """``affected`` and ``advice`` are about the loaders that were asked for."""
+    word, state, sentence = _verdict(found, affected)
+    every = " with `--groups all`" if found.selection == "all" else ""
+    sections = [
+        Section("What helps", tuple(_advice(found, affected, advice))) if affected else None,
+        _findings(found),
+        scales.section(found.groups, "the checkpoint", f"{_JSON}{every} lists every group"),
+        predicted.section(found) if found.groups else None,
+        _loaders(found, affected, advice),
+    ]
+    return Report(
+        title=f"Inspection of {clean(place.name)}",
+        word=word,
+        state=state,
+        sentence=sentence,
+        facts=_facts(found, place),
+        verdicts=(),
+        not_checked=(),
+        sections=tuple(section for section in sections if section is not None),
+        command=run.command,
+        versions=run.versions,
+        remarks=run.remarks,
+    )
+
+
+def _verdict(found: Inspection, affected: Sequence[LoaderRow]) -> tuple[str, str, str]:
+    faults = f" {count(len(found.findings), 'fault')} of the checkpoint itself." if found.findings else ""
+    if affected:
+        unknown = all(row.as_is.kind == "not known" for row in affected)
+        ranges = count(len(affected), "range") + " of versions"
+        if unknown:
+            return "NOT KNOWN", "part", f"What {ranges} make of it is not known.{faults}"
+        verb = "does" if len(affected) == 1 else "do"
+        return "AFFECTED", "bad", f"{ranges} of the loaders that were asked for {verb} not serve it exactly.{faults}"
+    if found.findings:
+        return "FAULTS", "bad", f"{faults.strip()}"
+    if not found.groups:
+        return "NOTHING TO JUDGE", "part", "There is no such fused layer to judge. Nothing else was looked at."
+    return "NOT AFFECTED", "good", "None of the loaders that were asked for is affected."
+
+
+def _advice(found: Inspection, affected: Sequence[LoaderRow], advice: Advice) -> Iterable[str]:
+    command = "rewrite convert" + (" --groups all" if found.selection == "all" else "")
+    unserved = ", ".join(advice.unserved)
+    if advice.profile is not None and _helps(affected, advice.profile):
+        who = f"all but {unserved}" if unserved else "all that were asked for"
+        yield f"`{command} --profile {advice.profile}`: with the least change, {who} serve it exactly."
+    elif unserved:
+        yield f"No profile of `{command}` is exact in {unserved}. The table says what each profile is served as."
+    else:
+        yield f"No one profile of `{command}` is exact in all of these. The table says what each is served as."
+    yield from map(_alternative, advice.alternatives)
+
+
+def _helps(affected: Sequence[LoaderRow], profile: str) -> bool:
+    """Whether some loader serves the checkpoint better after it."""
+    outcomes = ((row.as_is, row.converted.get(profile)) for row in affected)
+    return any(after is not None and after.severity < before.severity for before, after in outcomes)
+
+
+def _best(found: Inspection, affected: Sequence[LoaderRow], advice: Advice, profiles: Sequence[str]) -> str | None:
+    """The profile to draw: the one that is advised, else the one that is served best, of the least change."""
+    if advice.profile is not None and _helps(affected, advice.profile):
+        return advice.profile
+    rows = affected or found.rows
+
+    def badness(profile: str) -> tuple[int, int]:
+        outcomes = [row.converted.get(profile) for row in rows]
+        return sum(each.severity if each else 9 for each in outcomes), LEAST_CHANGE.index(profile)
+
+    return min((name for name in profiles if name in LEAST_CHANGE), key=badness, default=None)
+
+
+def _alternative(found: Alternative) -> str:
+    names = ", ".join(dict.fromkeys(clean(name.rpartition(".")[2]) for name in found.partitions))
+    said = found.kind if found.kind == "exact" else f"{found.kind}: {names}, {clean(found.detail)}"
+    return f"Without a conversion: {found.loader} {found.versions} ({said})."
+
+
+def _facts(found: Inspection, place: Place) -> Table:
+    rows = list(facts_of((place, found, "")))
+    looked = "every fused layer" if found.selection == "all" else "in_proj_qkvz, which is what loaders get wrong"
+    rows.append(("fused groups", f"{len(found.groups):,} ({looked})"))
+    rows.append(("loaders compute on", engines.where(found.platform)))
+    return Table("What it is", ("", "checkpoint"), tuple(rows))
+
+
+def _findings(found: Inspection) -> Section | None:
+    if not found.findings:
+        return None
+    rows, cut = limited([(clean(f.what), clean(f.where)) for f in found.findings], f"{_JSON} lists all `findings`")
+    return Section("Wrong in the checkpoint", (), (), (Table("Faults", ("what", "where"), rows, cut),))
+
+
+def _loaders(found: Inspection, affected: Sequence[LoaderRow], advice: Advice) -> Section | None:
+    if not found.rows:
+        return None
+    left_out = {*found.refusals, *(name for name in found.idle if PROFILES[name].promise.scale == "kept")}
+    profiles = [name for name in found.rows[0].converted if name not in left_out]
+    by_layer = engines.several_layers(row.as_is for row in found.rows)
+    after = _best(found, affected, advice, profiles)
+
+    def line(row: LoaderRow) -> tuple[str, str | None]:
+        converted = row.converted.get(after) if after else None
+        return row.as_is.kind, converted.kind if converted else None
+
+    on = engines.where(found.platform)
+    chart = engines.outcome_chart(
+        "Engines, as it is and converted" if after else "Engines",
+        engines.merged(found.rows, lambda row: row.loader, line),
+        ("as it is", f"--profile {after}" if after else "converted"),
+        f"{engines.MODEL} Computing with it: on {on}.",
+    )
+    rows = engines.merged(found.rows, lambda row: row.loader, lambda row: _cells(row, profiles, by_layer))
+    columns = ("loader", "versions", "as it is", "why", *(f"profile\u00a0{name}" for name in profiles))
+    table = Table(
+        "What loaders make of the fused groups",
+        columns,
+        tuple((*names, *cells) for *names, cells in rows),
+        engines.MODEL,
+    )
+    refused = [f"`convert --profile {clean(name)}` refuses: {clean(why)}." for name, why in found.refusals.items()]
+    kernels = engines.kernel_table(
+        _kernels(found, profiles), ("as it is", *(f"profile\u00a0{name}" for name in profiles))
+    )
+    tables = (table, *([kernels] if kernels else []), engines.source_table(row.loader for row in found.rows))
+    return Section("What engines make of it", tuple(refused), (chart,) if chart else (), tables)
+
+
+def _cells(row: LoaderRow, profiles: Sequence[str], by_layer: bool) -> tuple[str, ...]:
+    hurt = engines.affected(row.as_is, by_layer)
+    said = f"{row.as_is.kind}: {hurt}" if hurt else row.as_is.kind
+    outcomes = (row.converted[name] for name in profiles)
+    return (said, clean(row.as_is.detail), *("refused" if each is None else each.kind for each in outcomes))
+
+
+def _kernels(found: Inspection, profiles: Sequence[str]) -> Iterable[tuple[str, str, tuple[str, ...]]]:
+    def cells(row: LoaderRow) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        states = [(row.as_is, row.kernels), *((row.converted[p], row.kernels_converted.get(p, ())) for p in profiles)]
+        return engines.by_cards(
+            (
+                used.card,
+                tuple(
+                    "-" if outcome is None else engines.kernels(outcome.kind, kernels[number].families)
+                    for outcome, kernels in states
+                ),
+            )
+            for number, used in enumerate(row.kernels)
+        )
+
+    if not any(used.families for row in found.rows for used in row.kernels):
+        return
+    for name, versions, said in engines.merged(found.rows, lambda row: row.loader, cells):
+        yield from ((name, versions, (cards, *each)) for cards, each in said)

@@ -1,0 +1,161 @@
+"""The numbers of a verification → charts by layer, and tables. These were measured by the run itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+
+from rewrite.loaders.versions import LOADERS
+from rewrite.report import layers
+from rewrite.report.data import MOST_CHARTS, MOST_ROWS, LayerChart, Section, Table, clean, count, limited
+from rewrite.report.points import EXACT, gather, merge
+from rewrite.verification.result import PartitionNumbers, Settings, Verification
+
+WHERE = "`rewrite verify IN OUT --json` lists all of them under `numbers`"
+_Pick = Callable[[PartitionNumbers], float]
+_WEIGHTS: tuple[_Pick, ...] = (lambda r: r.weights_before, lambda r: r.weights_fixed, lambda r: r.weights_out)
+_OUTPUTS: tuple[_Pick, ...] = (lambda r: r.outputs_before, lambda r: r.outputs_fixed, lambda r: r.outputs_out)
+
+
+#: The rows of each group.
+_Rows = tuple[PartitionNumbers, ...]
+_Kind = layers.Kind[_Rows]
+
+
+def section(found: Verification) -> Section:
+    """The error of weights and outputs, by layer, before and after the conversion."""
+    if not found.numbers:
+        return Section("Measured error", (_why_nothing(found),))
+    settings, shown = found.settings, _kinds(found.numbers)
+    drawn = sorted(shown, key=_furthest, reverse=True)[: MOST_CHARTS // 2]
+    charts = [
+        chart
+        for kind in shown
+        if kind in drawn
+        for chart in (
+            _chart("Error of outputs", kind, _OUTPUTS, settings, _sampled(settings)),
+            _chart("Error of weights", kind, _WEIGHTS, settings, _of_weights(settings)),
+        )
+        if chart is not None
+    ]
+    text = [_largest(found), _explained(settings)]
+    if len(drawn) < len(shown):
+        text.append(
+            f"Drawn: the {len(drawn)} kinds of layers with the largest errors, of {len(shown):,}. "
+            "The tables have the others."
+        )
+    return Section("Measured error", tuple(text), tuple(charts), tuple(_tables(found.numbers, shown)))
+
+
+def _why_nothing(found: Verification) -> str:
+    reason = next((check.summary for check in found.checks if check.name == "outputs"), "")
+    return f"Not measured. {reason[:1].upper()}{reason[1:]}.".replace("..", ".") if reason else "Not measured."
+
+
+def _largest(found: Verification) -> str:
+    """The worst partition of all, of each that was measured."""
+    said = (
+        f"{name}: {error(max(map(pick, found.numbers)))}"
+        for name, pick in zip(names(found.settings), _OUTPUTS, strict=True)
+    )
+    return f"Largest relative error of outputs, of {count(len(found.numbers), 'partition')}: {'; '.join(said)}."
+
+
+def unfixed() -> str:
+    """The versions with the fault of issue #38197."""
+    loaders = [loader for loader in LOADERS if loader.fills_slot_zero_only]
+    return f"{loaders[0].name} {loaders[-1].versions_from(loaders[0])}"
+
+
+def names(settings: Settings) -> tuple[str, str, str]:
+    """What the three numbers of a row are of."""
+    return f"IN, {unfixed()}", "IN, fixed loaders", f"OUT, {_loader(settings)}"
+
+
+def _loader(settings: Settings) -> str:
+    return "fixed loaders" if settings.loader == "fixed" else clean(settings.loader)
+
+
+def _explained(settings: Settings) -> str:
+    return (
+        f"Relative error, norm(found - true) / norm(true) in float64, on {clean(settings.device)} (this run). "
+        f"{unfixed()} fills the scale slot of the first partition only; fixed loaders (vLLM from 0.20.0) fill every "
+        "slot and requantize to the largest scale. No engine was started. 0 stands for less than 10⁻¹²."
+    )
+
+
+def _sampled(settings: Settings) -> str:
+    rows = "all rows" if settings.rows is None else f"a sample of {settings.rows:,} rows at most"
+    return f"{count(settings.tokens, 'random activation')} (seed {settings.seed}) times {rows} of each partition"
+
+
+def _of_weights(settings: Settings) -> str:
+    if settings.quick:
+        return "the rows that were multiplied only (--quick)"
+    return "all weights of each partition, or, where rows have scales of their own, the rows that were multiplied"
+
+
+def _kinds(numbers: Iterable[PartitionNumbers]) -> tuple[_Kind, ...]:
+    groups: dict[str, list[PartitionNumbers]] = {}
+    for row in numbers:
+        groups.setdefault(row.group, []).append(row)
+    return layers.kinds(map(tuple, groups.values()), lambda rows: rows[0].group, lambda rows: rows[0].layer)
+
+
+def _furthest(kind: _Kind) -> float:
+    return max(pick(row) for _, rows in kind.members for row in rows for pick in _OUTPUTS)
+
+
+def _chart(title: str, kind: _Kind, picks: Sequence[_Pick], settings: Settings, of: str) -> LayerChart | None:
+    """Of each group its worst partition."""
+    gathered = [
+        gather(name, ((place.layer, max(map(pick, rows))) for place, rows in kind.members), zero=True)
+        for name, pick in zip(names(settings), picks, strict=True)
+    ]
+    series = merge(each.series for each in gathered)
+    if not series:
+        return None
+    band = (
+        " Line: median of the groups of a layer; band: smallest to largest." if any(s.is_band for s in series) else ""
+    )
+    odd = sum(each.odd for each in gathered)
+    left_out = f" {count(odd, 'value')} not finite, and not drawn." if odd else ""
+    caption = f"Measured: {of}. Of each group the worst partition.{band}{left_out}"
+    return LayerChart(f"{title}, {kind.title}", "relative error", series, caption, zero=True)
+
+
+_COLUMNS = ("weights: IN before the fix", "IN fixed", "OUT", "outputs: IN before the fix", "IN fixed", "OUT")
+
+
+def _tables(numbers: Sequence[PartitionNumbers], shown: Sequence[_Kind]) -> Iterable[Table]:
+    """A row for each partition of each group; where there are too many, one for each layer."""
+    if len(numbers) <= MOST_ROWS:
+        used = "Bound used: the largest difference of outputs over what requantization explains; `-`: none is needed."
+        each = tuple((clean(r.group), clean(r.partition), *_cells(r)) for r in numbers)
+        columns = ("group", "partition", *_COLUMNS, "bound used")
+        yield Table(f"Each partition: {count(len(each), 'row')}", columns, each, used, numbers=2, folded=True)
+        return
+    rows, cut = limited([row for kind in shown for row in _layer_rows(kind)], WHERE)
+    note = f"{len(numbers):,} partitions by layer: median and largest error of each layer. Each on its own: {WHERE}."
+    heads = ("layer", "partitions", *(f"{name}, {which}" for name in _COLUMNS for which in ("median", "largest")))
+    yield Table("Error by layer", heads, rows, f"{note} {cut}".strip(), numbers=1, folded=True)
+
+
+def _cells(row: PartitionNumbers) -> tuple[str, ...]:
+    used = "-" if row.bound_used is None else f"{row.bound_used:.2f}"
+    return (*(error(pick(row)) for pick in (*_WEIGHTS, *_OUTPUTS)), used)
+
+
+def error(value: float) -> str:
+    return "0" if value < EXACT else f"{value:.3g}"
+
+
+def _layer_rows(kind: _Kind) -> Iterable[tuple[str, ...]]:
+    by_layer: dict[int | None, list[PartitionNumbers]] = {}
+    for place, rows in kind.members:
+        by_layer.setdefault(place.layer, []).extend(rows)
+    for layer, found in by_layer.items():
+        name = kind.title if layer is None else f"{kind.title}, layer {layer}"
+        columns = ([pick(row) for row in found] for pick in (*_WEIGHTS, *_OUTPUTS))
+        cells = [error(value) for values in columns for value in (median(values), max(values))]
+        yield (name, f"{len(found):,}", *cells)

@@ -1,0 +1,99 @@
+"""A report as a page: HTML in one file, or Markdown with the images that belong to it. Templates are Jinja2's, which
+escapes for HTML; :func:`markdown` escapes for Markdown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from rewrite.report import charts
+from rewrite.report.data import Chart, Report
+from rewrite.version import __version__
+
+_CODE = re.compile(r"`([^`]*)`")
+#: Whatever Markdown, GitHub's too, may take for more than text, but `_` within a word.
+_SPECIAL = re.compile(
+    r"[\\`*{}\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|^[#+=-](?=\s|$)|^(?=\d+[.)]\s)|!(?=\[)|(?<=\w):(?=//)|@"
+)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A chart with what stands for it in a page: an element, or the name of a file."""
+
+    chart: Chart
+    svg: str = ""
+    file: str = ""
+
+
+def html(report: Report) -> str:
+    """One file that needs nothing else: no script, no font, no image beside it."""
+    drawn = [
+        [
+            _Drawn(chart, Markup(charts.inline(charts.draw(chart, key, panel=False), chart.alt, key)))
+            for key, chart in row
+        ]
+        for row in _numbered(report)
+    ]
+    environment = _environment(autoescape=True)
+    environment.filters["prose"] = _prose_html
+    return environment.get_template("report.html.j2").render(
+        report=report, drawn=drawn, version=__version__, colors=charts.COLORS
+    )
+
+
+def markdown(report: Report, name: str) -> tuple[str, Mapping[str, bytes]]:
+    """The text, and the images that lie beside it by their names, which begin with ``name``."""
+    numbered = list(_numbered(report))
+    drawn = [[_Drawn(chart, file=f"{name}-{key}.svg") for key, chart in row] for row in numbered]
+    environment = _environment(autoescape=False)
+    environment.filters |= {"text": _text, "cell": _cell, "prose": _prose_markdown, "url": quote}
+    text = environment.get_template("report.md.j2").render(report=report, drawn=drawn, version=__version__)
+    return text, {f"{name}-{key}.svg": charts.draw(chart, key, panel=True) for row in numbered for key, chart in row}
+
+
+def _numbered(report: Report) -> Iterator[list[tuple[str, Chart]]]:
+    """The charts of each section under names that no other chart of the report has."""
+    number = count(1)
+    for section in report.sections:
+        yield [(f"chart-{next(number)}", chart) for chart in section.charts]
+
+
+def _environment(*, autoescape: bool) -> Environment:
+    return Environment(
+        loader=PackageLoader("rewrite.report"),
+        autoescape=autoescape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+
+
+def _prose_html(sentence: str) -> Markup:
+    """A sentence of ours, in which backquotes stand around what is typed."""
+    parts = _CODE.split(sentence)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 else Markup.escape(part) for i, part in enumerate(parts)
+    )
+
+
+def _prose_markdown(sentence: str) -> str:
+    parts = _CODE.split(sentence)
+    return "".join(f"`{part}`" if i % 2 else _text(part) for i, part in enumerate(parts))
+
+
+def _text(text: str) -> str:
+    """Text of one paragraph, in which nothing is markup."""
+    return _SPECIAL.sub(lambda found: f"\\{found[0]}", text.replace("\n", " "))
+
+
+def _cell(text: str, code: bool = False) -> str:
+    """A cell of a table."""
+    return f"`{text}`" if code and re.fullmatch(r"[\w.-]+", text) else _text(text)

@@ -1,0 +1,1 @@
+"""Reports with pictures: rewrite/report."""

@@ -43,13 +43,14 @@ def report(found: Inspection, affected: Sequence[LoaderRow], advice: Advice, pla
 
 def _verdict(found: Inspection, affected: Sequence[LoaderRow]) -> tuple[str, str, str]:
     faults = f" {count(len(found.findings), 'fault')} of the checkpoint itself." if found.findings else ""
-    if affected:
-        unknown = all(row.as_is.kind == "not known" for row in affected)
-        ranges = count(len(affected), "range") + " of versions"
-        if unknown:
-            return "NOT KNOWN", "part", f"What {ranges} make of it is not known.{faults}"
-        verb = "does" if len(affected) == 1 else "do"
-        return "AFFECTED", "bad", f"{ranges} of the loaders that were asked for {verb} not serve it exactly.{faults}"
+    unknown = sum(row.as_is.kind == "not known" for row in affected)
+    wrong = len(affected) - unknown
+    more = f" What {count(unknown, 'range')} of versions of loaders make of it is not known." if unknown else ""
+    if wrong:
+        ranges = "range of versions of a loader does" if wrong == 1 else "ranges of versions of loaders do"
+        return "AFFECTED", "bad", f"{wrong} {ranges} not serve it exactly.{more}{faults}"
+    if unknown:
+        return "NOT KNOWN", "part", f"{more.strip()}{faults}"
     if found.findings:
         return "FAULTS", "bad", f"{faults.strip()}"
     if not found.groups:
@@ -97,8 +98,7 @@ def _alternative(found: Alternative) -> str:
 
 def _facts(found: Inspection, place: Place) -> Table:
     rows = list(facts_of((place, found, "")))
-    looked = "every fused layer" if found.selection == "all" else "in_proj_qkvz, which is what loaders get wrong"
-    rows.append(("fused groups", f"{len(found.groups):,} ({looked})"))
+    rows.append(("fused groups", f"{len(found.groups):,} (--groups {found.selection})"))
     rows.append(("loaders compute on", engines.where(found.platform)))
     return Table("What it is", ("", "checkpoint"), tuple(rows))
 
@@ -129,27 +129,43 @@ def _loaders(found: Inspection, affected: Sequence[LoaderRow], advice: Advice) -
         ("as it is", f"--profile {after}" if after else "converted"),
         f"{engines.MODEL} Computing with it: on {on}.",
     )
-    rows = engines.merged(found.rows, lambda row: row.loader, lambda row: _cells(row, profiles, by_layer))
-    columns = ("loader", "versions", "as it is", "why", *(f"profile\u00a0{name}" for name in profiles))
-    table = Table(
-        "What loaders make of the fused groups",
-        columns,
-        tuple((*names, *cells) for *names, cells in rows),
-        engines.MODEL,
-    )
+    tables = [_as_it_is(found, by_layer), *_converted(found, profiles)]
     refused = [f"`convert --profile {clean(name)}` refuses: {clean(why)}." for name, why in found.refusals.items()]
-    kernels = engines.kernel_table(
-        _kernels(found, profiles), ("as it is", *(f"profile\u00a0{name}" for name in profiles))
-    )
-    tables = (table, *([kernels] if kernels else []), engines.source_table(row.loader for row in found.rows))
-    return Section("What engines make of it", tuple(refused), (chart,) if chart else (), tables)
+    kernels = engines.kernel_table(_kernels(found, profiles), ("as it is", *(f"profile {name}" for name in profiles)))
+    tables += [kernels] if kernels else []
+    sources = engines.source_table(row.loader for row in found.rows)
+    return Section("What engines make of it", tuple(refused), (chart,) if chart else (), (*tables, sources))
 
 
-def _cells(row: LoaderRow, profiles: Sequence[str], by_layer: bool) -> tuple[str, ...]:
-    hurt = engines.affected(row.as_is, by_layer)
-    said = f"{row.as_is.kind}: {hurt}" if hurt else row.as_is.kind
-    outcomes = (row.converted[name] for name in profiles)
-    return (said, clean(row.as_is.detail), *("refused" if each is None else each.kind for each in outcomes))
+def _as_it_is(found: Inspection, by_layer: bool) -> Table:
+    def cells(row: LoaderRow) -> tuple[str, ...]:
+        hurt = engines.affected(row.as_is, by_layer)
+        return f"{row.as_is.kind}: {hurt}" if hurt else row.as_is.kind, clean(row.as_is.detail)
+
+    rows = engines.merged(found.rows, lambda row: row.loader, cells)
+    note = f"{engines.MODEL} Computing with it: on {engines.where(found.platform)}."
+    return Table(
+        "What loaders make of the fused groups", ("loader", "versions", "as it is", "why"),
+        tuple((*names, *said) for *names, said in rows), note,
+    )  # fmt: skip
+
+
+def _converted(found: Inspection, profiles: Sequence[str]) -> Iterable[Table]:
+    """What a conversion with each profile would be served as."""
+    if not profiles:
+        return
+
+    def cells(row: LoaderRow) -> tuple[str, ...]:
+        outcomes = (row.converted[name] for name in profiles)
+        return tuple("refused" if each is None else each.kind for each in outcomes)
+
+    rows = engines.merged(found.rows, lambda row: row.loader, cells)
+    columns = ("loader", "versions", *(f"profile {name}" for name in profiles))
+    every = " --groups all" if found.selection == "all" else ""
+    yield Table(
+        f"What they would make of it after rewrite convert{every}", columns,
+        tuple((*names, *said) for *names, said in rows), "Predicted, as above; nothing was converted.",
+    )  # fmt: skip
 
 
 def _kernels(found: Inspection, profiles: Sequence[str]) -> Iterable[tuple[str, str, tuple[str, ...]]]:

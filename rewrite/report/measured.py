@@ -39,6 +39,8 @@ def section(found: Verification) -> Section:
         if chart is not None
     ]
     text = [_largest(found), _explained(settings)]
+    if any(row.partition == row.layer for row in found.numbers):
+        text.append("Of layers that no engine fuses at most 256 are multiplied, drawn by the seed.")
     if len(drawn) < len(shown):
         text.append(
             f"Drawn: the {len(drawn)} kinds of layers with the largest errors, of {len(shown):,}. "
@@ -80,7 +82,9 @@ def _explained(settings: Settings) -> str:
     return (
         f"Relative error, norm(found - true) / norm(true) in float64, on {clean(settings.device)} (this run). "
         f"{unfixed()} fills the scale slot of the first partition only; fixed loaders (vLLM from 0.20.0) fill every "
-        "slot and requantize to the largest scale. No engine was started. 0 stands for less than 10⁻¹²."
+        "slot and requantize to the largest scale. True outputs are true weights times the activations: as quantized, "
+        "where IN and OUT quantize them alike, else as they were before. No engine was started. 0 stands for less than "
+        "10⁻¹²."
     )
 
 
@@ -92,7 +96,7 @@ def _sampled(settings: Settings) -> str:
 def _of_weights(settings: Settings) -> str:
     if settings.quick:
         return "the rows that were multiplied only (--quick)"
-    return "all weights of each partition, or, where rows have scales of their own, the rows that were multiplied"
+    return "all weights of each partition; where they have several scales, or differ, the rows that were multiplied"
 
 
 def _kinds(numbers: Iterable[PartitionNumbers]) -> tuple[_Kind, ...]:

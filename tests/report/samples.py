@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 
 from rewrite.inspection.advice import advise
 from rewrite.inspection.findings import Finding
@@ -32,7 +33,7 @@ HOSTILE = (
 RUN = Run("rewrite verify IN OUT --report report.html", (("rewrite", "0"), ("python", "3")), ("a remark",))
 
 
-def group(name: str, scales: dict[str, float | None], layout: str = "tensor") -> GroupView:
+def group(name: str, scales: Mapping[str, float | None], layout: str = "tensor") -> GroupView:
     partitions = tuple(
         PartitionView(part, f"{name}.{part}", 64, layout, scale)  # type: ignore[arg-type]
         for part, scale in scales.items()
@@ -93,11 +94,18 @@ def many(layers: int, experts: int) -> Iterator[tuple[GroupView, tuple[Partition
             )
         for expert in range(experts):
             name = f"{at}.mlp.experts.{expert}.gate_up_proj"
-            scale = 2e-4 * (1 + (expert * 37 + layer) % 101 / 40)
+            pair = _gate_and_up((expert * 37 + layer) % 101, expert % 13)
             yield (
-                group(name, {"gate": scale, "up": scale * (1 + expert % 13 / 10)}),
+                GroupView(name, "gate_up_proj", pair, 64, static_activations=True),
                 tuple(numbers(name, part, 0.0, 0.001 * (1 + (expert * 7) % 31)) for part in ("gate", "up")),
             )
+
+
+@cache
+def _gate_and_up(size: int, apart: int) -> tuple[PartitionView, ...]:
+    scale = 2e-4 * (1 + size / 40)
+    scales = {"gate": scale, "up": scale * (1 + apart / 10)}
+    return tuple(PartitionView(name, f"an expert's {name}", 64, "tensor", each) for name, each in scales.items())
 
 
 def large(layers: int = 60, experts: int = 10_000) -> tuple[Verification, Inspection]:

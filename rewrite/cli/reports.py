@@ -21,8 +21,8 @@ from rewrite.inspection.inspection import Inspection, LoaderRow, inspect_model
 from rewrite.integrations.addresses import open_storage
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import interpret
-from rewrite.report import files, inspected, verified
-from rewrite.report.checkpoints import Place
+from rewrite.report import files
+from rewrite.report.checkpoints import Place, Side
 from rewrite.report.run import Run
 from rewrite.verification.expected import MANIFEST_NAME, profile_of
 
@@ -47,6 +47,8 @@ class Compared:
 
     def write(self, context: click.Context, found: rewrite.Verification, remarks: list[str]) -> None:
         """The report of ``found``. Raises :class:`StorageError` where a file has changed since it was opened."""
+        from rewrite.report import verified
+
         for storage, (checkpoint, _) in zip((self.source, self.out), self._opened, strict=True):
             if checkpoint is not None and storage.list_files().files != dict(checkpoint.files):
                 raise StorageError("The checkpoint has changed while it was verified", where=str(storage))
@@ -69,6 +71,8 @@ def write_inspection(
     path: Path,
 ) -> None:
     """``judged``: the loaders that are affected, and what helps."""
+    from rewrite.report import inspected
+
     place = place_of(storage)
     files.write(inspected.report(found, *judged, place, _run(context, {"checkpoint": place.name}, remarks)), path)
 
@@ -105,14 +109,12 @@ def _held_to(out: Checkpoint | None) -> tuple[Selection, str]:
     return selection, f"profile {profile}, groups {selection}"
 
 
-def _side(
-    storage: Storage, opened: tuple[Checkpoint | None, str], selection: Selection, platform: str
-) -> verified.Side:
+def _side(storage: Storage, opened: tuple[Checkpoint | None, str], selection: Selection, platform: str) -> Side:
     checkpoint, reason = opened
     place = place_of(storage)
     if checkpoint is None:
-        return verified.Side(place, None, reason)
+        return Side(place, None, reason)
     try:
-        return verified.Side(place, inspect_model(interpret(checkpoint), selection, platform=platform, profiles=()))
+        return Side(place, inspect_model(interpret(checkpoint), selection, platform=platform, profiles=()))
     except RewriteError as error:
-        return verified.Side(place, None, error.what)
+        return Side(place, None, error.what)

@@ -33,7 +33,6 @@ INK, MUTED, GRID, PANEL = "#1f2328", "#57606a", "#d8dee4", "#fffffe"
 COLORS = (*_SERIES, INK, MUTED, GRID, PANEL)
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-_MOST_SERIES = len(_SERIES)
 _WIDTH = 4.1  # inches: what a telephone shows about as large as it is
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
@@ -113,7 +112,7 @@ def _style(key: str, panel: bool) -> Iterator[None]:
 
 
 def _layers(chart: LayerChart) -> Figure:
-    series = chart.series[:_MOST_SERIES]
+    series = chart.series
     labels = ["\n".join(wrap(each.name, 44) or [each.name]) for each in series]
     lines = sum(label.count("\n") + 1 for label in labels) if _long(labels) else 1
     height = 2.35 + 0.17 * lines

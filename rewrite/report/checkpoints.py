@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from rewrite.inspection.inspection import Inspection
 from rewrite.report.data import clean, count
 
-_Side = tuple["Place", "Inspection | None", str]
-
 
 @dataclass(frozen=True)
 class Place:
@@ -20,24 +18,37 @@ class Place:
     commit: str | None = None
 
 
-def facts_of(*sides: _Side) -> Iterator[tuple[str, ...]]:
+@dataclass(frozen=True)
+class Side:
+    """A checkpoint: where it is, and what it is; None with the reason where that could not be read."""
+
+    place: Place
+    inspection: Inspection | None
+    reason: str = ""
+
+
+def facts_of(*sides: Side) -> Iterator[tuple[str, ...]]:
     """A row for each fact, a cell for each checkpoint."""
 
     def row(label: str, say: Callable[[Inspection], str]) -> tuple[str, ...]:
-        return (label, *(f"not known: {clean(reason)}" if found is None else say(found) for _, found, reason in sides))
+        return (label, *(_said(side, say) for side in sides))
 
-    yield ("name", *(clean(place.name) for place, _, _ in sides))
-    yield ("read from", *(place.kind for place, _, _ in sides))
-    yield ("commit", *(place.commit or "not known: not read from the hub" for place, _, _ in sides))
+    yield ("name", *(clean(side.place.name) for side in sides))
+    yield ("read from", *(side.place.kind for side in sides))
+    yield ("commit", *(side.place.commit or "not known: not read from the hub" for side in sides))
     yield row("model type", lambda found: clean(found.model_type))
     yield row("quantization", lambda found: clean(found.dialect))
     yield row("linear layers", _schemes)
     yield row("size", _size)
 
 
+def _said(side: Side, say: Callable[[Inspection], str]) -> str:
+    return f"not known: {clean(side.reason)}" if side.inspection is None else say(side.inspection)
+
+
 def _schemes(found: Inspection) -> str:
     said = [f"{number:,}: {clean(text)}" for text, number in found.schemes.items()]
-    more = f"; and {len(said) - 8} more schemes" if len(said) > 8 else ""
+    more = f"; and {len(said) - 8} more schemes, which rewrite inspect --json lists" if len(said) > 8 else ""
     return "; ".join(said[:8]) + more if said else "none is quantized"
 
 

@@ -13,8 +13,8 @@ from rewrite.report.points import Series
 
 #: The most rows of a table that are shown. What is left out is said, and where it is.
 MOST_ROWS = 600
-#: The most charts of a section.
-MOST_CHARTS = 8
+#: The most charts of a section, and the most series of a chart.
+MOST_CHARTS = MOST_SERIES = 8
 _LONGEST = 300
 
 

@@ -8,7 +8,7 @@ from rewrite.inspection.advice import LEAST_CHANGE, Advice, Alternative
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.planning.profiles import PROFILES
 from rewrite.report import engines, predicted, scales
-from rewrite.report.checkpoints import Place, facts_of
+from rewrite.report.checkpoints import Place, Side, facts_of
 from rewrite.report.data import Report, Section, Table, clean, count, limited
 from rewrite.report.run import Run
 
@@ -97,7 +97,7 @@ def _alternative(found: Alternative) -> str:
 
 
 def _facts(found: Inspection, place: Place) -> Table:
-    rows = list(facts_of((place, found, "")))
+    rows = list(facts_of(Side(place, found)))
     rows.append(("fused groups", f"{len(found.groups):,} (--groups {found.selection})"))
     rows.append(("loaders compute on", engines.where(found.platform)))
     return Table("What it is", ("", "checkpoint"), tuple(rows))

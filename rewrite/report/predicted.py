@@ -8,15 +8,15 @@ from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.loaders.outcome import SENTINEL
 from rewrite.loaders.views import GroupView
 from rewrite.report import engines, layers
-from rewrite.report.data import LayerChart, Section
+from rewrite.report.data import MOST_SERIES, LayerChart, Section
 from rewrite.report.points import Point, Series, gather, merge
 
 _MOST_GROUPS = 20_000  # each is judged by every loader
 _NUMERIC = ("exact", "loses precision", "garbled")
 _CAPTION = (
     "norm(served - true) / norm(true) of weights, of each layer the worst group. Where weights are multiplied by a "
-    "wrong factor, it follows from the scales; where they saturate, it is an estimate; where they are rounded again, a "
-    "bound. 0: exact."
+    "wrong factor, it follows from the scales. Where they saturate, it is an estimate, which may be several times too "
+    "low. Where they are rounded again, it is a bound. 0: exact."
 )
 
 
@@ -32,7 +32,7 @@ def between(before: Inspection | None, after: Inspection | None, measured: Colle
     if not any(group.name not in measured for _, found in sides for group in found.groups):
         return None
     charts: tuple[LayerChart, ...] = ()
-    text = ["Of groups whose outputs were not measured by this run."]
+    text = ["Of groups that this run did not measure."]
     for whose, found in sides:
         drawn, said = _chart(found, whose, measured)
         charts += drawn
@@ -59,8 +59,13 @@ def _chart(found: Inspection, whose: str, measured: Collection[str]) -> tuple[tu
         )
     if not series:
         return (), said
+    if len(series) > MOST_SERIES:
+        more = "; ".join(each.name for each in series[MOST_SERIES:])
+        said.append(f"Not drawn for {whose}, as more than {MOST_SERIES} lines differ: {more}.")
     name = "Predicted error" if whose == "the checkpoint" else f"Predicted error, {whose}"
-    return (LayerChart(name, "relative error of weights", series, f"{engines.MODEL} {_CAPTION}", zero=True),), said
+    return (
+        LayerChart(name, "relative error of weights", series[:MOST_SERIES], f"{engines.MODEL} {_CAPTION}", zero=True),
+    ), said
 
 
 def _points(row: LoaderRow, groups: Sequence[GroupView], every: Sequence[GroupView]) -> tuple[Point, ...] | None:

@@ -10,6 +10,7 @@ from rewrite.report import layers
 from rewrite.report.data import (
     MOST_CHARTS,
     MOST_ROWS,
+    MOST_SERIES,
     LayerChart,
     Section,
     Table,
@@ -81,12 +82,12 @@ def _scales(kind: Kind, whose: str) -> tuple[LayerChart | None, list[str]]:
                 if p.name == name and p.scale is not None
             ),
         )
-        for name in list(names)[:8]
+        for name in list(names)[:MOST_SERIES]
     ]
     series = merge(each.series for each in gathered)
     said = _left_out(kind, gathered) + _own_scales(kind)
-    if len(names) > 8:
-        said.append(f"{kind.title}: 8 of {len(names)} partitions are drawn.")
+    if len(names) > MOST_SERIES:
+        said.append(f"{kind.title}: {MOST_SERIES} of {len(names)} partitions are drawn.")
     if not series:
         return None, said
     nvfp4 = all(group.nvfp4 for _, group in kind.members)

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from rewrite.inspection.inspection import Inspection
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.report import engines, measured, predicted, scales
-from rewrite.report.checkpoints import Place, facts_of
+from rewrite.report.checkpoints import Side, facts_of
 from rewrite.report.data import Report, Section, Table, Verdict, clean, clean_lines, limited
 from rewrite.report.names import Names
 from rewrite.report.run import Run
 from rewrite.verification.result import Check, Served, Verification
 
 _JSON = "`rewrite verify IN OUT --json`"
-
-
-@dataclass(frozen=True)
-class Side:
-    """IN or OUT: where it is, and what it is; None with the reason where that could not be read."""
-
-    place: Place
-    inspection: Inspection | None
-    reason: str = ""
 
 
 def report(found: Verification, source: Side, out: Side, profile: str, run: Run) -> Report:
@@ -89,7 +79,7 @@ def _of_out(out: Side) -> Iterable[Section]:
 
 
 def _facts(found: Verification, source: Side, out: Side, profile: str) -> Table:
-    rows = list(facts_of((source.place, source.inspection, source.reason), (out.place, out.inspection, out.reason)))
+    rows = list(facts_of(source, out))
     rows.append(("held to", "", clean(profile)))
     served = "loaders with the fix" if found.settings.loader == "fixed" else clean(found.settings.loader)
     rows.append(("judged as served by", "", f"{served}; on {engines.where(found.settings.platform)}"))

@@ -11,7 +11,7 @@ from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.loaders.versions import LOADERS
 from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
 from rewrite.report import inspected, verified
-from rewrite.report.checkpoints import Place
+from rewrite.report.checkpoints import Place, Side
 from rewrite.report.data import Report
 from rewrite.report.run import Run
 from rewrite.verification.result import Check, PartitionNumbers, Served, Settings, Verification
@@ -70,7 +70,7 @@ def verification(rows: tuple[PartitionNumbers, ...], **changes: object) -> Verif
 
 def of_verification(found: Verification, source: Inspection | None, out: Inspection | None = None) -> Report:
     sides = [
-        verified.Side(Place(name, "a directory"), each, "" if each else "it cannot be opened")
+        Side(Place(name, "a directory"), each, "" if each else "it cannot be opened")
         for name, each in (("in", source), ("out", out))
     ]
     return verified.report(found, sides[0], sides[1], "profile exact, groups qkvz", RUN)

@@ -10,7 +10,7 @@ import pytest
 
 from rewrite.loaders.outcome import SEVERITY
 from rewrite.report import charts
-from rewrite.report.data import Change, Chart, LayerChart, OutcomeChart
+from rewrite.report.data import MOST_SERIES, Change, Chart, LayerChart, OutcomeChart
 from rewrite.report.points import Point, Series
 from tests.report.samples import HOSTILE
 
@@ -72,6 +72,12 @@ def test_names_stay_text(name: str) -> None:
     assert re.sub(r"\s", "", "".join(words(svg))).find(re.sub(r"\s", "", shown)) >= 0
     tags = {element.tag.rpartition("}")[2] for element in ET.fromstring(svg).iter()}
     assert tags <= {"svg", "defs", "style", "g", "path", "use", "text", "tspan", "clipPath", "rect"}
+
+
+def test_every_series_has_its_own_look() -> None:
+    """As many as a chart may have: color, marker, or dashes differ between any two."""
+    assert len(set(charts._SERIES)) == len(set(charts._MARKERS)) == MOST_SERIES
+    assert "series 7" in words(charts.draw(SAMPLES["many"], "c", panel=False))
 
 
 def test_zero_is_named_on_a_log_axis() -> None:

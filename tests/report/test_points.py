@@ -10,6 +10,8 @@ from rewrite.report.data import MOST_ROWS, clean, limited, shorten
 from rewrite.report.layers import Position, kinds, position
 from rewrite.report.names import Names
 from rewrite.report.points import Point, Series, gather, merge
+from rewrite.report.scales import section
+from tests.report.samples import group
 
 
 @pytest.mark.parametrize(
@@ -69,9 +71,26 @@ def test_what_is_left_out_is_said() -> None:
     assert limited(rows[:5], "there") == (tuple(rows[:5]), "")
 
 
+def test_partitions_that_are_not_drawn_are_counted() -> None:
+    """A chart has eight lines at most."""
+    scales = {f"p{i}": 1e-4 * (i + 1) for i in range(20)}
+    found = section([group("model.layers.0.wide", scales)], "IN", "the JSON lists every group")
+    assert "wide: 8 of 20 partitions are drawn." in found.text
+    assert len(found.tables[0].rows[0]) == 2 + 20 + 1
+
+
+def test_scales_that_cannot_be_drawn_are_counted() -> None:
+    """Zero, negative, not finite: in the table, and in a sentence."""
+    groups = [group(f"model.layers.{i}.odd", {"q": 1e-3, "k": value}) for i, value in enumerate([0.0, -1.0, math.nan])]
+    found = section(groups, "IN", "there")
+    assert "odd: 3 scales are not finite numbers above 0, and not drawn." in found.text
+    assert [row[3] for row in found.tables[0].rows] == ["0", "-1", "nan"]
+
+
 def test_names_are_cleaned() -> None:
     """Nothing that turns the direction of writing, ends a line or has no end."""
     assert clean("a\u202eb\n") == r"a\u202eb\n"
+    assert clean("\udcff") == r"\udcff"
     assert clean("x" * 400).endswith("x… (400 characters)")
     assert shorten("a" * 60 + ".q", 10) == "…aaaaaaa.q"
 

@@ -13,7 +13,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import rewrite
+from rewrite.checkpoint.local import LocalDirectory
 from rewrite.cli.commands import main
+from rewrite.cli.repeat import command_line
+from rewrite.cli.reports import place_of
+from rewrite.integrations.hub import Snapshot
 from tests.integrations.conftest import hub  # noqa: F401 (a fixture)
 from tests.report.test_page import Parsed
 from tests.servers.hub import HubStub
@@ -167,6 +171,33 @@ def test_the_published_command_line_names_no_place_of_the_machine(vl: Path, tmp_
     assert f"rewrite inspect {vl.name} --platform cpu --endpoint-url URL --loader vllm --report 'my report.md'" in text
     assert "secret" not in text
     assert "host.internal" not in text
+
+
+def test_the_published_command_line_has_every_kind_of_option() -> None:
+    """Flags and their opposites, repeated ones, joined ones; names that a shell would take for more are quoted."""
+    words = ["/a/in put", "/b/out", "--no-digest", "--rows=all", "-q", "--platform", "cpu", "--platform", "cuda"]
+    words += ["--cluster", "tcp://10.0.0.1:8786", "--attest", "/c/a.json", "--loader", "vllm@0.19.1"]
+    context = main.commands["verify"].make_context("verify", words)
+    line = command_line(context, {"source": "in put", "out": "out; rm -rf"})
+    assert line == (
+        "rewrite verify 'in put' 'out; rm -rf' --no-digest --rows all --quiet --platform cpu --platform cuda "
+        "--cluster ADDRESS --attest a.json --loader vllm@0.19.1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("storage", "kind", "commit"),
+    [
+        (LocalDirectory("/data/model"), "a directory", None),
+        (Snapshot(f"/cache/{'a' * 40}", "org/model"), "the Hugging Face hub", "a" * 40),
+    ],
+)
+def test_where_a_checkpoint_was_read_from(storage: LocalDirectory, kind: str, commit: str | None) -> None:
+    """The commit is known of what came from the hub, from its cache, too."""
+    place = place_of(storage)
+    assert (place.kind, place.commit) == (kind, commit)
+    assert "/data" not in place.name
+    assert "/cache" not in place.name
 
 
 def test_the_commit_of_a_model_on_the_hub(hub: HubStub, vl: Path, tmp_path: Path) -> None:  # noqa: F811

@@ -12,7 +12,7 @@ import hashlib
 import importlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -107,24 +107,43 @@ class Bucket:
                 self.traffic.count(requests=1)
                 yield page
 
+    def objects(self, place: Place) -> Iterator[tuple[str, FileId]]:
+        """What lies in a place, by the name there; without "folders", empty objects that browsers make."""
+        start = place.key("")
+        for page in self.pages("list_objects_v2", str(place), Prefix=start):
+            for entry in page.get("Contents", []):
+                name = entry["Key"].removeprefix(start)
+                found = _identity(entry, "Size", f"{place}/{name}")
+                if name and not (name.endswith("/") and not found.size):
+                    yield name, found
+
     def head(self, key: str) -> FileId | None:
         """Size and ETag of an object; None where there is none."""
         try:
             found = self.call("head_object", f"{SCHEME}{self.name}/{key}", Key=key)
         except Missing:
             return None
-        return FileId(found["ContentLength"], 0, found["ETag"].strip('"'))
+        return _identity(found, "ContentLength", f"{SCHEME}{self.name}/{key}")
 
     def get(self, key: str, start: int, end: int, tag: str) -> bytes:
-        """Bytes of an object that is still the one with this ETag."""
+        """Bytes of an object that is still the one with this ETag. A connection that breaks is tried again."""
         where = f"{SCHEME}{self.name}/{key}"
-        answer = self.call("get_object", where, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=f'"{tag}"')
-        if answer["ETag"].strip('"') != tag:  # a server that ignores If-Match
-            raise changed(where, tag, answer["ETag"].strip('"'))
-        with _errors(where):
-            data: bytes = answer["Body"].read(end - start + 1)
-        self.traffic.count(read=len(data))
-        return data
+        for attempt in range(1, ATTEMPTS + 1):
+            answer = self.call("get_object", where, Key=key, Range=f"bytes={start}-{end - 1}", IfMatch=f'"{tag}"')
+            found = _identity(answer, "ContentLength", where).tag
+            if found != tag:  # a server that ignores If-Match
+                raise changed(where, tag, found)
+            try:
+                with _errors(where):  # boto3 tries a request again, and not the reading of its answer
+                    data: bytes = answer["Body"].read(end - start + 1)
+            except StorageError:
+                if attempt == ATTEMPTS:
+                    raise
+                continue
+            self.traffic.count(read=len(data))
+            if len(data) == end - start or attempt == ATTEMPTS:
+                return data  # whoever asked looks at the length
+        raise AssertionError  # not reached
 
     def put(self, key: str, data: bytes, **conditions: str) -> None:
         """A small object, all at once."""
@@ -156,20 +175,15 @@ class S3Storage(RemoteStorage):
     def list_files(self) -> Listing:
         files: dict[str, FileId] = {}
         passed_over: set[str] = set()
-        start = self.place.key("")
-        for page in self.bucket.pages("list_objects_v2", str(self), Prefix=start):
-            for entry in page.get("Contents", []):
-                name = entry["Key"].removeprefix(start)
-                if not name or (name.endswith("/") and not entry["Size"]):
-                    continue  # a "folder", made by a browser
-                if not is_inside(name):
-                    raise CheckpointError("A key leads out of the checkpoint", where=str(self), found=name)
-                parts = name.split("/")
-                above = next((p for n in range(1, len(parts) + 1) if is_passed_over(p := "/".join(parts[:n]))), None)
-                if above is not None:
-                    passed_over.add(above)
-                else:
-                    files[name] = FileId(entry["Size"], 0, entry["ETag"].strip('"'))
+        for name, file_id in self.bucket.objects(self.place):
+            if not is_inside(name):
+                raise CheckpointError("A key leads out of the checkpoint", where=str(self), found=name)
+            parts = name.split("/")
+            above = next((p for n in range(1, len(parts) + 1) if is_passed_over(p := "/".join(parts[:n]))), None)
+            if above is not None:
+                passed_over.add(above)
+            else:
+                files[name] = file_id
         if not files:
             raise StorageError(
                 "There is no checkpoint here", where=str(self), expected="objects with this prefix", found="none"
@@ -202,6 +216,14 @@ def changed(where: str, expected: str, found: str) -> StorageError:
         "An object changed while it was read", where=where, expected=f"ETag {expected}", found=f"ETag {found}",
         hint="wait until whatever writes it is done, then start again",
     )  # fmt: skip
+
+
+def _identity(entry: Mapping[str, Any], size: str, where: str) -> FileId:
+    """What an answer says that an object is: its size, under this key, and its ETag."""
+    tag = str(entry.get("ETag") or "").strip('"')
+    if not tag or type(entry.get(size)) is not int:
+        raise StorageError("The store answers without size or ETag", where=where)
+    return FileId(entry[size], 0, tag)
 
 
 def md5(data: bytes) -> str:

@@ -6,7 +6,7 @@ A bucket has no rename. So the files that make a checkpoint come last: all shard
 
     OUT.rewrite-started     while a conversion runs, or after it was killed: the digest of its plan. Whoever comes with
                             the same plan goes on; whoever comes with another one is refused
-    OUT.rewrite-complete    OUT is complete: for those who wait for it
+    OUT.rewrite-complete    OUT is complete: for those who wait for it. One that an earlier output left is removed first
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -110,30 +111,49 @@ class S3Publication:
 
     def _begin(self) -> bool:
         """Claim the place. False: it holds the output of this very plan already, complete."""
-        place, bucket = self._place, self._bucket
-        if self._read(STARTED) == self._digest:
-            return True  # ours, or that of another part
-        if self._read(COMPLETE) == self._digest and not self._wrong_sizes(self._files()):
-            return False
-        if self._read(STARTED) is not None:
+        started, complete = self._read(STARTED), self._read(COMPLETE)
+        if complete == self._digest and not self._misfits(self._files()):
+            return started == self._digest  # a run that was killed at its very end has to tidy up
+        if started is None:
+            self._check_free()
+            started = self._claim()
+        if started != self._digest:
             raise StorageError(
                 "Another conversion has begun to write this output",
-                where=str(place),
-                found=f"{place}{STARTED} names another plan",
+                where=str(self._place),
+                found=f"{self._place}{STARTED} is not of this plan",
                 hint="finish it, or delete that object and all objects of the output",
             )
-        if self._objects():
-            raise StorageError(
-                "The output exists", where=str(place), expected="no objects with this prefix", found="some objects",
-                hint="choose another prefix",
-            )  # fmt: skip
+        if complete is not None:  # of an output that was deleted: whoever waits for this one must not be told so
+            self._delete(COMPLETE)
+        return True
+
+    def _claim(self) -> bytes:
+        """Whose the place is now: ours, if nobody was faster."""
+        place, bucket = self._place, self._bucket
         try:
             bucket.put(place.beside(STARTED), self._digest, IfNoneMatch="*")
-        except Precondition:  # somebody was faster
-            return self._begin()
+        except Precondition:
+            return self._read(STARTED) or b""
+        try:
+            self._check_free()  # once more: somebody may have come and gone since we looked
+        except StorageError:
+            self._delete(STARTED)
+            raise
         for upload in pending(bucket, place.key("")):
             upload.abort()  # of whoever wrote here before: from now on all that is pending is ours
-        return True
+        return self._digest
+
+    def _check_free(self) -> None:
+        found = sorted(self._objects())
+        if found:
+            raise StorageError(
+                "The output exists", where=str(self._place), expected="no objects with this prefix",
+                found=", ".join(found[:5]), hint="choose another prefix",
+            )  # fmt: skip
+
+    def _delete(self, suffix: str) -> None:
+        self._bucket.call("delete_object", str(self._place), Key=self._place.beside(suffix))
 
     def _read(self, suffix: str) -> bytes | None:
         key = self._place.beside(suffix)
@@ -141,9 +161,7 @@ class S3Publication:
         return None if found is None or not found.size else self._bucket.get(key, 0, found.size, found.tag)
 
     def _objects(self) -> dict[str, int]:
-        start = self._place.key("")
-        pages = self._bucket.pages("list_objects_v2", str(self._place), Prefix=start)
-        return {e["Key"].removeprefix(start): e["Size"] for page in pages for e in page.get("Contents", [])}
+        return {name: found.size for name, found in self._bucket.objects(self._place)}
 
     def _files(self) -> dict[str, int]:
         """Every file of the output with its size."""
@@ -152,16 +170,27 @@ class S3Publication:
             texts[MANIFEST_NAME] = len(self._manifest.to_text().encode())
         return {**{job.name: job.size for job in self.plan.jobs}, **texts}
 
-    def _wrong_sizes(self, files: dict[str, int]) -> list[str]:
-        found = self._objects()
-        return [name for name, size in files.items() if found.get(name) != size]
+    def _misfits(self, files: dict[str, int]) -> list[str]:
+        """What is missing or has another size; and what is there and is no file of the output."""
+        found, known = self._objects(), self._files()
+        return [
+            *(name for name, size in files.items() if found.get(name) != size),
+            *(name for name in found if name not in known),
+        ]
 
     def _check_objects(self, jobs: Sequence[Job], hint: str) -> None:
-        missing = self._wrong_sizes({job.name: job.size for job in jobs})
+        found = self._objects()
+        missing = [job.name for job in jobs if found.get(job.name) != job.size]
         if missing:
             raise StorageError(
                 "Files of the output were not written", where=str(self._place), expected=f"{len(missing)} files more",
                 found="missing: " + ", ".join(missing[:5]), hint=hint,
+            )  # fmt: skip
+        strange = sorted(found.keys() - self._files().keys())
+        if strange:
+            raise StorageError(
+                "There are objects that are no files of the output", where=str(self._place),
+                found=", ".join(strange[:5]), hint="somebody else writes here: delete them, or choose another prefix",
             )  # fmt: skip
 
     def _write(self, jobs: Sequence[Job], workers: int, counter: Counter, executor: Executor | None) -> ByteCounts:
@@ -198,13 +227,13 @@ class S3Publication:
                 data = texts[name].encode()
                 self._bucket.put(self._place.key(name), data)
                 counts += ByteCounts(written=len(data))
-        if wrong := self._wrong_sizes(self._files()):
+        if wrong := self._misfits(self._files()):
             raise StorageError("The store has not kept what was written", where=f"{self._place}/{wrong[0]}")
         for upload in pending(self._bucket, self._place.key("")):
             upload.abort()  # begun by a run that never learned of it
         with suppress(Precondition):  # a run beside this one was faster: the same bytes
             self._bucket.put(self._place.beside(COMPLETE), self._digest, IfNoneMatch="*")
-        self._bucket.call("delete_object", str(self._place), Key=self._place.beside(STARTED))
+        self._delete(STARTED)
         return counts
 
 
@@ -216,10 +245,11 @@ class S3Tasks:
     out: str
 
     def write(self, job: Job) -> ByteCounts:
-        place = Place.parse(self.out)
-        bucket = Bucket(place.bucket)
-        counts = self.connected(bucket).write(job, lambda _: None)
-        return counts + ByteCounts(sent=bucket.traffic.sent)
+        bucket = Bucket(Place.parse(self.out).bucket)
+        source = copy(self.source)  # with a count of its own: whoever gathers the counts cannot see ours
+        counts = S3Tasks(source, self.out).connected(bucket).write(job, lambda _: None)
+        read = source.traffic.read if isinstance(source, RemoteStorage) else 0
+        return counts + ByteCounts(read=read + bucket.traffic.read, sent=bucket.traffic.sent)
 
     def connected(self, bucket: Bucket) -> ObjectWriter:
         place = Place.parse(self.out)

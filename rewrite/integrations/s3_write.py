@@ -31,7 +31,7 @@ class ObjectWriter:
     resume: bool
 
     def write(self, job: Job, advance: Advance) -> ByteCounts:
-        """One file of the output. Whatever goes wrong, there is no such object then."""
+        """One file of the output. Where the source has changed meanwhile, there is no such object afterwards."""
         inside = self.source if isinstance(self.source, S3Storage) else None
         if inside is not None and not isinstance(job, ShardPlan) and job.size <= MAX_PART:
             return self._copy_object(inside, job, advance)
@@ -51,8 +51,13 @@ class ObjectWriter:
             CopySourceIfMatch=f'"{job.source.tag}"',
         )  # fmt: skip
         _etag(copied.get("CopyObjectResult", {}), where)
-        self._check_source(source, job)
-        self._check(job)
+        try:
+            self._check_source(source, job)
+            self._check(job)
+        except StorageError:
+            with suppress(StorageError):  # the error that led here is the one to tell
+                self.bucket.call("delete_object", where, Key=self.place.key(job.name))  # a later run would keep it
+            raise
         advance(job.size)
         return ByteCounts(copied=job.size)
 

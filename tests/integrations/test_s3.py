@@ -17,6 +17,7 @@ from rewrite.cli.commands import main
 from rewrite.errors import CheckpointError, RewriteError, StorageError, UsageError
 from rewrite.integrations import s3 as s3_module
 from rewrite.integrations.s3 import Bucket, Place, S3Storage
+from rewrite.planning.jobs import ShardPlan
 from tests.servers.http import Fault, Reply, Request
 from tests.servers.s3 import S3Stub
 from tests.support import tree
@@ -484,3 +485,132 @@ def test_places_that_overlap() -> None:
     assert place.overlaps(Place.parse("s3://models"))
     assert not place.overlaps(Place.parse("s3://models/in2"))
     assert not place.overlaps(Place.parse("s3://other/in"))
+
+
+# --- what an earlier output, or somebody else, left or writes there
+
+
+@pytest.mark.parametrize("earlier", ["exact", "portable"])
+def test_the_mark_of_an_output_that_was_deleted(s3: S3Stub, source: Path, earlier: str) -> None:
+    """Whoever waits for the new one must not see the mark of the old one, of the same plan or not, while it is made."""
+    rewrite.convert("s3://models/in", "s3://models/out", profile=earlier)
+    for name in download("out"):
+        s3_module._client().delete_object(Bucket="models", Key=f"out/{name}")
+    assert exists("out.rewrite-complete")
+    seen: set[bool] = set()
+
+    def look(request: Request) -> None:
+        if request.method in ("PUT", "POST") and request.path.startswith("/models/out/"):
+            seen.add("Contents" in s3.behind().list_objects_v2(Bucket="models", Prefix="out.rewrite-complete"))
+
+    s3.misbehave = look
+    rewrite.convert("s3://models/in", "s3://models/out")
+    s3.misbehave = lambda request: None
+    assert seen == {False}
+    assert exists("out.rewrite-complete")
+
+
+def test_somebody_comes_and_goes_before_the_claim(s3: S3Stub, source: Path) -> None:
+    """Between the look at an empty place and the claim of it another output appears there."""
+
+    def come(request: Request) -> None:
+        if request.method == "PUT" and request.path.endswith(".rewrite-started"):
+            s3.behind().put_object(Bucket="models", Key="out/config.json", Body=b"theirs")
+
+    s3.misbehave = come
+    with pytest.raises(StorageError, match="output exists"):
+        rewrite.convert("s3://models/in", "s3://models/out")
+    assert download("out") == {"config.json": b"theirs"}
+    assert not exists("out.rewrite-started")
+
+
+def test_an_object_of_somebody_else(s3: S3Stub, source: Path) -> None:
+    """It would be part of the checkpoint: the output is not completed with it."""
+    planned = rewrite.plan_conversion("s3://models/in", "s3://models/out")
+    planned.run_part(0, 1)
+    s3_module._client().put_object(Bucket="models", Key="out/model-extra.safetensors", Body=b"x")
+    with pytest.raises(StorageError, match="no files of the output") as refused:
+        planned.finish()
+    assert refused.value.found == "model-extra.safetensors"
+    assert not exists("out/config.json")
+    s3_module._client().delete_object(Bucket="models", Key="out/model-extra.safetensors")
+    planned.finish()
+    assert exists("out/config.json")
+
+
+def test_a_folder_that_a_browser_made_is_empty(s3: S3Stub, source: Path, local: dict[str, bytes]) -> None:
+    """An object of no bytes whose name ends with a slash."""
+    s3_module._client().put_object(Bucket="models", Key="out/", Body=b"")
+    rewrite.convert("s3://models/in", "s3://models/out")
+    assert {name: data for name, data in download("out").items() if name} == local
+
+
+def test_a_copy_of_what_changed_does_not_stay(
+    s3: S3Stub, source: Path, local: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server ignores CopySourceIfMatch, and the source changes while it is copied: the next run would keep it."""
+    planned = rewrite.plan_conversion("s3://models/in", "s3://models/out")
+    name = next(job.name for job in planned.plan.jobs if not isinstance(job, ShardPlan))
+    real = S3Stub.answer
+
+    def changing(self: S3Stub, request: Request) -> Reply:
+        if request.method == "PUT" and request.path == f"/models/out/{name}":
+            s3.behind().put_object(Bucket="models", Key=f"in/{name}", Body=b"x" * len(local[name]))
+            without = {k: v for k, v in request.headers.items() if k != "x-amz-copy-source-if-match"}
+            request = Request(request.method, request.path, request.query, without, request.body, request.number)
+        return real(self, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(S3Stub, "answer", changing)
+        with pytest.raises(StorageError, match="changed while it was converted"):
+            planned.publish(1)
+    assert not exists(f"out/{name}")
+    s3_module._client().put_object(Bucket="models", Key=f"in/{name}", Body=local[name])
+    planned.publish(1)
+    assert download("out") == local
+
+
+def test_half_an_answer_is_asked_for_again(s3: S3Stub, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """boto3 tries requests again, not the reading of answers."""
+    monkeypatch.setattr(s3_module, "ATTEMPTS", 3)
+    broken: set[str] = set()
+
+    def once(request: Request) -> Fault | None:
+        if request.method != "GET" or "range" not in request.headers or request.path in broken:
+            return None
+        broken.add(request.path)
+        return Fault("short")
+
+    s3.misbehave = once
+    assert rewrite.open_checkpoint("s3://models/in").tensors
+    assert broken
+    s3.misbehave = lambda r: Fault("short") if r.method == "GET" and "range" in r.headers else None
+    with pytest.raises(StorageError):
+        rewrite.open_checkpoint("s3://models/in")
+
+
+@pytest.mark.parametrize("what", [b"ETag", b"Size"])
+def test_a_list_without_what_is_needed(s3: S3Stub, source: Path, what: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a traceback."""
+    real = S3Stub.answer
+
+    def without(self: S3Stub, request: Request) -> Reply:
+        reply = real(self, request)
+        if "list-type" in request.query:
+            reply.body = re.sub(b"<%s>[^<]*</%s>" % (what, what), b"", reply.body)
+        return reply
+
+    monkeypatch.setattr(S3Stub, "answer", without)
+    with pytest.raises(StorageError, match="without size or ETag"):
+        rewrite.open_checkpoint("s3://models/in")
+
+
+def test_bytes_of_other_processes_are_counted(s3: S3Stub, source: Path) -> None:
+    """As those of this one are: within some requests more, as each task lists the source."""
+    here = rewrite.convert("s3://models/in", "s3://models/out").counts
+    with ProcessPoolExecutor(2) as executor:
+        there = rewrite.convert("s3://models/in", "s3://models/out2", executor=executor).counts
+    assert here is not None
+    assert there is not None
+    assert there.sent == here.sent
+    assert here.read <= there.read <= here.read * 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
+from typing import Any
 from urllib.parse import quote
 
 from tests.servers.http import Reply, Request, Server
@@ -31,6 +33,11 @@ class S3Stub(Server):
                 yield url
         finally:
             moto.stop()
+
+    def behind(self) -> Any:
+        """A client of moto itself, which may be asked while a request is answered here."""
+        boto3: Any = importlib.import_module("boto3")
+        return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self._port}")
 
     def answer(self, request: Request) -> Reply:
         connection = HTTPConnection("127.0.0.1", self._port)

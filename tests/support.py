@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,15 @@ def write_shard(path: Path, tensors: dict[str, tuple[str, tuple[int, ...], bytes
         infos.append(TensorInfo(name, dtype, shape, len(data), len(data) + len(raw)))
         data += raw
     path.write_bytes(build_header(infos, metadata or None) + data)
+
+
+def in_one_shard(directory: Path, out: Path) -> Path:
+    """A checkpoint as a single shard without an index, and nothing but its config beside it. Returns ``out``."""
+    out.mkdir()
+    shutil.copy(directory / "config.json", out)
+    tensors = {name: (dtype, shape, data) for name, (_, dtype, shape, data) in raw_tensors(directory).items()}
+    write_shard(out / "model.safetensors", tensors)
+    return out
 
 
 def replace_tensor(

@@ -41,7 +41,11 @@ def render_conversion(manifest: Manifest, out: str, seconds: float) -> str:
             f"Nothing to do: no fused group shares a scale. {out} equals the input "
             f"({_bytes(size)}, {seconds:.1f} s{_how(manifest.counts)})."
         )
-    return f"Converted: {_what_changes(manifest)}.\n{out}: {_bytes(size)} in {seconds:.1f} s{_how(manifest.counts)}."
+    private = (
+        "\nA new model on the hub is private until you change that on its page." if out.startswith("hf://") else ""
+    )
+    done = f"{out}: {_bytes(size)} in {seconds:.1f} s{_how(manifest.counts)}."
+    return f"Converted: {_what_changes(manifest)}.\n{done}{private}"
 
 
 def render_planned(plan: Plan, path: str) -> str:
@@ -64,8 +68,9 @@ def _how(counts: ByteCounts | None) -> str:
         return ""
     kept = f", {_bytes(counts.kept)} kept from earlier runs" if counts.kept else ""
     ways = f"{_bytes(counts.shared)} shared, {_bytes(counts.copied)} copied, {_bytes(counts.written)} written"
-    network = f"; {_bytes(counts.read)} read and {_bytes(counts.sent)} sent over the network"
-    return f"; {ways}{kept}{network if counts.read or counts.sent else ''}"
+    sent = "what was sent was not counted" if counts.sent is None else f"{_bytes(counts.sent)} sent"
+    network = f"; over the network: {_bytes(counts.read)} read, {sent}"
+    return f"; {ways}{kept}{network if counts.read or counts.sent != 0 else ''}"
 
 
 def traffic_lines(storage: Storage, nbytes: int) -> list[str]:

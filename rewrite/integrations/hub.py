@@ -7,9 +7,10 @@ the cache of huggingface_hub at that commit is read there. Settings are those of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,10 @@ class HubStorage(RemoteStorage):
         total = answer.headers.get("content-range", "").rpartition("/")[2]
         if total and total != str(expected.size):
             raise self._changed(name, f"{expected.size} bytes", f"{total} bytes")
+        if len(answer.body) == expected.size:  # all of a file, such as config.json: its hash says whether it is the one
+            found = content_tag(expected, (answer.body,))
+            if found != expected.tag:
+                raise self._changed(name, expected.text, found)
         return answer.body
 
     def _changed(self, name: str, expected: str, found: str) -> StorageError:
@@ -234,6 +239,18 @@ class HubStorage(RemoteStorage):
             found=f"HTTP status {answer.status}",
             hint="check the name; private models need HF_TOKEN" if answer.status == 404 else None,
         )
+
+
+def content_tag(like: FileId, pieces: Iterable[bytes | bytearray]) -> str:
+    """What the hub calls a file with the bytes ``pieces``, of the size and the kind of ``like``: in LFS and Xet its
+    SHA-256, else its id in git (SHA-1 of the bytes behind "blob", their number and a zero)."""
+    if len(like.tag) == 64:
+        digest = hashlib.sha256()
+    else:
+        digest = hashlib.sha1(f"blob {like.size}\0".encode(), usedforsecurity=False)
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 class _CachedFile:

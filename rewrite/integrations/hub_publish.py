@@ -7,8 +7,11 @@ was uploaded before an interruption is not sent again: the hub knows files by th
 
 from __future__ import annotations
 
+import importlib
 import tempfile
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,8 +20,9 @@ from typing import Any
 from rewrite.checkpoint.local import LocalDirectory
 from rewrite.checkpoint.storage import FileId, Storage
 from rewrite.errors import StorageError, UsageError
-from rewrite.integrations.hub import SCHEME, HubStorage, split
+from rewrite.integrations.hub import SCHEME, HubStorage, content_tag, split
 from rewrite.integrations.hub_errors import CannotCopy, hub_errors
+from rewrite.integrations.remote import RemoteStorage
 from rewrite.planning.jobs import FileCopy, Job, ShardPlan
 from rewrite.planning.manifest import MANIFEST_NAME, ByteCounts, Manifest
 from rewrite.planning.plan import Plan
@@ -55,7 +59,12 @@ class HubPublication:
             with hub_errors(self.out):
                 self._api.create_repo(self._model, private=True)
             target = HubStorage(self._model)
-        counter = Counter(self.plan.size, progress)
+        with _without_bars():
+            return self._write(target, there, gone, workers, Counter(self.plan.size, progress))
+
+    def _write(
+        self, target: HubStorage, there: dict[str, FileId], gone: list[str], workers: int, counter: Counter
+    ) -> Manifest:
         jobs = [job for job in self._jobs if there.get(job.name) != job.source or isinstance(job, ShardPlan)]
         counter.advance(sum(job.size for job in self._jobs) - sum(job.size for job in jobs))
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
@@ -70,8 +79,9 @@ class HubPublication:
             ]
             self._commit(target, again, gone)
         counts = sum((counts for _, counts in done), ByteCounts(kept=sum(j.size for j in self._jobs if j not in jobs)))
-        read = self.source.traffic.read if isinstance(self.source, HubStorage) else 0
-        return self._manifest.with_counts(counts + ByteCounts(read=read))
+        read = self.source.traffic.read if isinstance(self.source, RemoteStorage) else 0
+        # Xet sends the chunks that the hub has not seen, and does not tell us how many.
+        return self._manifest.with_counts(counts + ByteCounts(read=read, sent=None))
 
     def run_part(self, number: int, parts: int, workers: int = 2, progress: Progress | None = None) -> ByteCounts:
         raise self._no_parts()
@@ -127,12 +137,19 @@ class HubPublication:
         return HubStorage(self._model) if exists else None
 
     def _is_there(self, target: HubStorage, there: dict[str, FileId]) -> bool:
-        """Whether the model is the output of this very plan: its manifest says so, and every file has its size."""
+        """Whether the model is the output of this very plan: its manifest says so, and every file has its size. Where
+        nothing was to be done there is no manifest: every file is the same by its hash."""
         manifest = self._texts.get(MANIFEST_NAME)
         sizes = {name: file.size for name, file in there.items()}
-        if manifest is None or sizes != self._files():
+        if sizes != self._files():
             return False
-        return target.read(MANIFEST_NAME, 0, sizes[MANIFEST_NAME]) == manifest
+        if manifest is not None:
+            return target.read(MANIFEST_NAME, 0, sizes[MANIFEST_NAME]) == manifest
+        return all(
+            there[job.name] == job.source
+            or content_tag(there[job.name], streamed(job, self.source)) == there[job.name].tag
+            for job in self._jobs
+        )
 
     def _check_free(self, there: dict[str, FileId]) -> None:
         taken = sorted(name for name in there)
@@ -205,6 +222,20 @@ class HubPublication:
         wrong = sorted(name for name, size in self._files().items() if found.get(name) != size)
         if wrong:
             raise StorageError("The hub has not kept what was written", where=f"{self.out}@{done.oid}/{wrong[0]}")
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """huggingface_hub shows bars of its own, which would mix with ours, and with nothing of ours where it is quiet."""
+    utils: Any = importlib.import_module("huggingface_hub.utils")
+    if utils.are_progress_bars_disabled():
+        yield
+        return
+    utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        utils.enable_progress_bars()
 
 
 def is_copy(operation: Any) -> bool:

@@ -112,7 +112,7 @@ class ByteCounts:
     written: int = 0  # new: headers, scales, config, index, manifest
     kept: int = 0  # complete since an earlier run that was interrupted
     read: int = 0  # over a network, by this machine; what a store copies by itself is not read
-    sent: int = 0  # over a network, by this machine
+    sent: int | None = 0  # over a network, by this machine; None: nobody has counted it
 
     def __add__(self, other: ByteCounts) -> ByteCounts:
         return ByteCounts(
@@ -121,13 +121,13 @@ class ByteCounts:
             self.written + other.written,
             self.kept + other.kept,
             self.read + other.read,
-            self.sent + other.sent,
+            None if self.sent is None or other.sent is None else self.sent + other.sent,
         )
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, int | None]:
         """Without what came over no network."""
         network = ("read", "sent")
-        return {key: count for key, count in asdict(self).items() if key not in network or count}
+        return {key: count for key, count in asdict(self).items() if key not in network or count != 0}
 
 
 @dataclass(frozen=True)

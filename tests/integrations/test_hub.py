@@ -15,7 +15,7 @@ import rewrite
 from rewrite.cli.commands import main
 from rewrite.errors import CheckpointError, StorageError, UsageError
 from rewrite.integrations.hub import HubStorage
-from tests.servers.http import Fault, Request
+from tests.servers.http import Fault, Reply, Request
 from tests.servers.hub import SIGNATURE, HubStub, make_file
 
 TOKEN = "hf_secret"
@@ -387,3 +387,19 @@ def test_one_file_of_the_cache_is_enough(hub: HubStub, text: Path) -> None:
     hub.requests.clear()
     assert rewrite.inspect_checkpoint("org/model").groups == rewrite.inspect_checkpoint(text).groups
     assert not [request for request in hub.requests if request.path.endswith("/config.json")]
+
+
+def test_a_config_with_another_hash(hub: HubStub, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Same size, same name, same ETag, other bytes: something between the hub and here has changed it."""
+    hub.add("org/model", text)
+    real = HubStub.answer
+
+    def other(self: HubStub, request: Request) -> Reply:
+        reply = real(self, request)
+        if request.path.endswith("/config.json"):
+            reply.body = reply.body.replace(b"float", b"flaot")
+        return reply
+
+    monkeypatch.setattr(HubStub, "answer", other)
+    with pytest.raises(StorageError, match="not the one of the commit"):
+        rewrite.open_checkpoint("hf://org/model")

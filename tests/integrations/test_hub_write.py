@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jsonschema
 import pytest
@@ -17,7 +19,7 @@ from rewrite.errors import RewriteError, StorageError, UsageError
 from tests.servers.http import Fault
 from tests.servers.hub import HubStub, make_file
 from tests.servers.s3 import S3Stub
-from tests.support import edit_json, tree
+from tests.support import edit_json, in_one_shard, tree
 
 ATTRIBUTES = ".gitattributes"
 
@@ -166,24 +168,42 @@ def test_the_same_again_does_nothing(hub: HubStub, vl: Path) -> None:
 
 
 def test_the_hub_dies_at_any_request(hub: HubStub, text: Path, tmp_path: Path) -> None:
-    """From the n-th on: readers see nothing or all of it, and the next run completes it."""
+    """From the n-th on, before it was carried out: readers see nothing or all of it, and the next run completes it."""
+    _dies_at_any_request(hub, text, tmp_path, Fault("status", 400))
+
+
+def test_the_hub_dies_after_any_request(
+    hub: HubStub, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was carried out, and the answer never came: also the commit itself."""
+    # The library waits before it tries again.
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda _: None, time=time.time))
+    _dies_at_any_request(hub, in_one_shard(text, tmp_path / "one"), tmp_path, Fault("drop"))
+
+
+def _dies_at_any_request(hub: HubStub, text: Path, tmp_path: Path, fault: Fault) -> None:
     rewrite.convert(text, tmp_path / "local")
     local = tree(tmp_path / "local")
     rewrite.convert(text, "hf://me/count")
     total = len(hub.requests)
-    assert total > 10
-    for number in range(0, total, 2):
+    died = 0
+    for number in range(total):
         name, begin = f"me/out{number}", len(hub.requests)
         hub.misbehave = lambda r, begin=begin, number=number: (  # type: ignore[misc]
-            Fault("status", 400) if r.number >= begin + number else None
+            fault if r.number >= begin + number else None
         )
         hub.blobs.clear()
-        with pytest.raises(RewriteError):
+        try:
             rewrite.convert(text, f"hf://{name}")
+        except RewriteError:
+            died += 1
+        else:  # the first one asked for something more
+            assert len(hub.requests) <= begin + number
         hub.misbehave = lambda r: None
         assert on_hub(hub, name) in ({}, local)
         rewrite.convert(text, f"hf://{name}")
         assert on_hub(hub, name) == local
+    assert 9 <= total <= died + 2
 
 
 def test_a_source_that_changes_meanwhile(hub: HubStub, copy: Path) -> None:
@@ -231,3 +251,26 @@ def test_documents_of_remote_checkpoints_keep_the_schemas(hub: HubStub, s3: S3St
     ):
         document = json.loads(run(*words, "--json").stdout)
         jsonschema.validate(document, schemas.schema(kind), jsonschema.Draft202012Validator)  # type: ignore[arg-type]
+
+
+def test_nothing_to_do_twice(hub: HubStub, vl: Path, tmp_path: Path) -> None:
+    """There is no manifest to know the output by: its files are compared by their hashes. Another file is refused."""
+    rewrite.convert(vl, tmp_path / "fixed")
+    hub.add("org/fixed", tmp_path / "fixed")
+    for source in (tmp_path / "fixed", "hf://org/fixed"):
+        rewrite.convert(source, "hf://me/again", profile="exact")
+        assert len(hub.models["me/again"]) == 2
+    (tmp_path / "fixed" / "tokenizer.json").write_bytes(
+        (tmp_path / "fixed" / "tokenizer.json").read_bytes().replace(b" ", b"\t")
+    )
+    with pytest.raises(StorageError, match="output exists"):
+        rewrite.convert(tmp_path / "fixed", "hf://me/again")
+
+
+def test_what_the_closing_line_says(hub: HubStub, vl: Path) -> None:
+    """Bytes that nobody has counted are not said to be none; and why others do not see the model."""
+    hub.add("org/model", vl)
+    result = run("convert", "org/model", "hf://me/fixed")
+    assert "what was sent was not counted" in result.output
+    assert "private" in result.output
+    assert json.loads(run("convert", "org/model", "hf://me/fixed2", "--json").stdout)["bytes"]["sent"] is None

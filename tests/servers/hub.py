@@ -1,7 +1,7 @@
 """A hub small enough for tests: models, commits (uploads by LFS, copies, also from other models), ranges.
 
 ``signed`` lets it answer for large files as the real one does: with a redirect to another host, whose address carries
-a signature.
+a signature. With ``cas`` large files go through Xet: the genuine client stores their chunks in that directory.
 """
 
 from __future__ import annotations
@@ -59,6 +59,42 @@ def make_file(content: bytes | Path, lfs: bool) -> File:
     return File(content, lfs, hashlib.sha256(raw).hexdigest())
 
 
+class Cas:
+    """A directory in which the client of Xet keeps chunks, in place of its server. A client names files by a hash of
+    its own; the commit says their SHA-256 only, so somebody has to tell what else a file is called: :meth:`know`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = f"local://{folder}"
+        self._folder = folder
+        self._names: dict[str, tuple[str, int]] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes of all chunks that were sent."""
+        return sum(p.stat().st_size for p in self._folder.glob("xet/xorbs/xorbs/*") if p.suffix != ".tagset")
+
+    def know(self, path: Path) -> None:
+        """The names of a file, from its bytes. They are not stored."""
+        import hf_xet
+
+        (found,) = hf_xet.hash_files([str(path)])
+        self._names[hashlib.sha256(path.read_bytes()).hexdigest()] = (found.hash, path.stat().st_size)
+
+    def name(self, sha: str) -> str:
+        return self._names[sha][0]
+
+    def read(self, sha: str) -> bytes:
+        """A file, from the chunks that were sent."""
+        import hf_xet
+
+        target = self._folder / "read"
+        with hf_xet.XetSession().new_file_download_group(endpoint=self.url) as group:
+            group.start_download_file(hf_xet.XetFileInfo(*self._names[sha]), str(target))
+        data = target.read_bytes()
+        assert hashlib.sha256(data).hexdigest() == sha
+        return data
+
+
 @dataclass
 class Commit:
     """All files of a model at one moment, and the branch that it stands on."""
@@ -75,6 +111,7 @@ class HubStub(Server):
     signed: bool = False
     copies: bool = True  # whether it copies files from one model to another
     cdn: Server | None = None
+    cas: Cas | None = None
     token: str = "hf_secret"
     gated: set[str] = field(default_factory=set)
     models: dict[str, list[Commit]] = field(default_factory=dict)
@@ -118,6 +155,7 @@ class HubStub(Server):
             r"/([\w.-]+/[\w.-]+)\.git/info/lfs/objects/batch": self._batch,
             r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)": self._resolve,
             r"/api/models/([\w.-]+/[\w.-]+)/lfs-files/duplicate": self._duplicate,
+            r"/api/models/([\w.-]+/[\w.-]+)/xet-(?:read|write)-token/.+": self._xet_token,
             r"/api/models/([\w.-]+/[\w.-]+)/(preupload|commit|paths-info|tree)/([^/]+).*": self._change,
             r"/api/models/([\w.-]+/[\w.-]+)(?:/revision/([^/]+))?": self._info,
         }
@@ -148,6 +186,9 @@ class HubStub(Server):
         file = commit.files[path]
         etag = f'"{file.etag}"'
         headers = {"X-Repo-Commit": commit.id, "X-Linked-Etag": etag, "X-Linked-Size": str(file.size), "ETag": etag}
+        if self.cas is not None and file.lfs:
+            headers["X-Xet-Hash"] = self.cas.name(file.sha)
+            headers["X-Xet-Refresh-Route"] = f"{self.url}/api/models/{name}/xet-read-token/{commit.id}"
         if self.signed and file.lfs and self.cdn is not None:
             location = f"{self.cdn.url}/{name}/{commit.id}/{path}?{SIGNATURE}"
             return Reply(302, b"", {**headers, "Location": location})
@@ -172,7 +213,13 @@ class HubStub(Server):
         for each in json.loads(request.body)["objects"]:
             href = {"actions": {"upload": {"href": f"{self.url}/blob/{each['oid']}"}}}
             objects.append({**each, **({} if each["oid"] in self.blobs else href)})
-        return _json({"transfer": "basic", "objects": objects})
+        return _json({"transfer": "basic" if self.cas is None else "xet", "objects": objects})
+
+    def _xet_token(self, request: Request, name: str) -> Reply:
+        assert self.cas is not None
+        names = {"X-Xet-Cas-Url": self.cas.url, "X-Xet-Access-Token": "x", "X-Xet-Token-Expiration": "4000000000"}
+        body = {"casUrl": self.cas.url, "accessToken": "x", "exp": 4000000000}
+        return Reply(200, json.dumps(body).encode(), {"Content-Type": "application/json", **names})
 
     def _duplicate(self, request: Request, name: str) -> Reply:
         if not self.copies:
@@ -205,6 +252,8 @@ class HubStub(Server):
             if line["key"] == "file":
                 files[value["path"]] = make_file(base64.b64decode(value["content"]), False)
             elif line["key"] == "lfsFile":
+                if self.cas is not None:
+                    self.blobs[value["oid"]] = self.cas.read(value["oid"])
                 if value["oid"] not in self.blobs:
                     return Reply(400, b'{"error": "not uploaded"}')
                 files[value["path"]] = make_file(self.blobs[value["oid"]], True)

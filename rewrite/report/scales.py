@@ -20,7 +20,7 @@ from rewrite.report.data import (
     number,
     shorten,
 )
-from rewrite.report.points import Gathered, gather, merge
+from rewrite.report.points import Gathered, Series, gather, merge
 
 _OWN_SCALES = {"channel": "each row", "block": "each block", "unknown": "a form that is not known"}
 
@@ -44,7 +44,9 @@ def section(groups: Sequence[GroupView], whose: str, where: str) -> Section:
             f"Of each fused layer of {whose} the largest scale of a partition over the smallest; 1: all are equal. "
         )
         charts.append(
-            LayerChart("Spread", "largest / smallest scale", apart, caption + _read(whose) + _experts(groups))
+            LayerChart(
+                "Spread", "largest / smallest scale", apart, caption + _read(whose) + _band(apart) + _experts(groups)
+            )
         )
     if left_out:
         text.append(f"{count(len(left_out), 'more kind')} of layers not drawn: {_some(left_out)}. {where}.")
@@ -62,6 +64,10 @@ def _why_nothing(groups: Sequence[GroupView], whose: str) -> str:
 
 def _read(whose: str) -> str:
     return f"As stored in {whose}; read by this run."
+
+
+def _band(series: Iterable[Series]) -> str:
+    return " Line: median; band: smallest to largest of a layer." if any(each.is_band for each in series) else ""
 
 
 def _experts(groups: Iterable[GroupView]) -> str:
@@ -96,8 +102,7 @@ def _scales(kind: Kind, whose: str) -> tuple[LayerChart | None, list[str]]:
         if nvfp4
         else "The scale of each partition"
     )
-    band = " Line: median; band: smallest to largest of a layer." if any(each.is_band for each in series) else ""
-    caption = f"{what}. {_read(whose)}{band}{_experts(group for _, group in kind.members)}"
+    caption = f"{what}. {_read(whose)}{_band(series)}{_experts(group for _, group in kind.members)}"
     return LayerChart(f"Scales of {kind.title}", "global scale" if nvfp4 else "scale", series, caption), said
 
 

@@ -175,6 +175,7 @@ def test_what_was_not_done_is_said() -> None:
     assert "Not known: it cannot be opened." in said
     assert "SHA-256 of the files: not noted; OUT cannot be opened." in said
     assert "not known: not read from the hub" in said
+    assert "| weights | ok | a sample; not checked: other rows |" in page.markdown(report, "report")[0]
 
 
 def test_a_verdict_in_part_is_not_a_whole_one() -> None:

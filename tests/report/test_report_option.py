@@ -17,7 +17,9 @@ from rewrite.checkpoint.local import LocalDirectory
 from rewrite.cli.commands import main
 from rewrite.cli.repeat import command_line
 from rewrite.cli.reports import place_of
+from rewrite.inspection.inspection import inspect_model
 from rewrite.integrations.hub import Snapshot
+from rewrite.quantization.model import interpret
 from tests.integrations.conftest import hub  # noqa: F401 (a fixture)
 from tests.report.test_page import Parsed
 from tests.servers.hub import HubStub
@@ -258,6 +260,16 @@ def test_without_a_report_nothing_is_imported_for_it(words: list[str], vl: Path)
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "loaded []"
+
+
+def test_what_a_checkpoint_is_needs_no_plan(vl: Path) -> None:
+    """Beside a verification no conversion is planned; what is said of the checkpoint is the same."""
+    model = interpret(rewrite.open_checkpoint(vl))
+    full, short = inspect_model(model), inspect_model(model, profiles=())
+    assert [row.as_is for row in short.rows] == [row.as_is for row in full.rows]
+    assert (short.groups, short.schemes, short.findings) == (full.groups, full.schemes, full.findings)
+    assert not short.rows[0].converted
+    assert full.rows[0].converted
 
 
 def test_only_the_report_imports_what_draws() -> None:

@@ -23,7 +23,7 @@ HOSTILE = (
     "![x](https://evil.example/x.png) <https://evil.example> https://evil.example",
     "\u202egnp.exe \u05d0\u05d1",
     "a\nb\r\n# heading\n```",
-    "$x^2$ \\frac{1}{2} $y_",
+    "$x^2$ $\\bad{$ y_",
     "_hidden_ 100% *bold* `code` | cell | ~~x~~ @user #1",
     "\x1b[31mred\x00",
     "</title></style></svg><script>alert(5)</script>&lt;script&gt;",

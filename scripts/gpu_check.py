@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 import rewrite
-from rewrite.cli.text import table
+from rewrite.cli.tables import table
+from rewrite.cli.terminal import show_lines, width
 from rewrite.verification.result import worst
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
@@ -37,7 +38,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for source in checkpoints(Path(folder)):
             rows += check(source, Path(folder) / f"{source.name}-converted", arguments)
-    print("\n".join(table(rows, right=range(3, len(rows[0])))))
+    show_lines(table(rows[1:], width(), head=rows[:1], labels=3, right=range(3, len(rows[0]))))
     sys.exit(0 if all(row[-2] == "ok" for row in rows[1:]) else 1)
 
 

@@ -34,6 +34,11 @@ KV_SCALES = {
 }
 
 
+def unfolded(shown: str) -> str:
+    """What was printed, in one line: tables and sentences are folded at 80 columns."""
+    return " ".join(shown.split())
+
+
 def raw_tensors(directory: Path) -> dict[str, tuple[str, str, tuple[int, ...], bytes]]:
     """Every tensor as (shard, dtype, shape, bytes), through the stock reader."""
     from safetensors import deserialize

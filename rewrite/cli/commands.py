@@ -20,11 +20,12 @@ import click
 
 import rewrite
 from rewrite.checkpoint.local import io_errors
-from rewrite.cli import parts, reports, text
+from rewrite.cli import parts, reports
 from rewrite.cli.common import Address as _Address
 from rewrite.cli.common import (
     copy_option,
     endpoint_option,
+    endpoint_words,
     kv_scales_option,
     now,
     overwrite_option,
@@ -38,9 +39,13 @@ from rewrite.cli.common import say as _say
 from rewrite.cli.common import selection_option as _selection
 from rewrite.cli.common import show as _print
 from rewrite.cli.common import workers_option as _workers
+from rewrite.cli.conversion_text import render_conversion, render_plan
+from rewrite.cli.inspection_text import render_inspection, traffic_lines
 from rewrite.cli.repeat import Recorded
+from rewrite.cli.terminal import width
+from rewrite.cli.verification_text import render_verification, verdict_lines
 from rewrite.cli.watching import Shown, progress_bar
-from rewrite.inspection.advice import advise
+from rewrite.inspection.advice import advise, repair_command
 from rewrite.integrations import attestation
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import begins_later
@@ -145,8 +150,10 @@ def convert(
         if dry_run:
             checkpoint = rewrite.open_checkpoint(source)
             plan = rewrite.make_plan(checkpoint, profile, selection, kv_scales)
-            shown = named("plan", plan.to_json()) if as_json else text.render_plan(plan, checkpoint)
-            _print(shown, quiet and not as_json)
+            if as_json:
+                _print(named("plan", plan.to_json()))
+            else:
+                _print(render_plan(plan, checkpoint, width()), quiet)
             return
         with progress_bar(quiet) as bar, _executor(cluster) as executor:
             manifest = rewrite.convert(
@@ -155,11 +162,11 @@ def convert(
                 executor=executor, create_pr=create_pr,
             )  # fmt: skip
         for note in manifest.notes:
-            _say(f"note: {note}", quiet)
+            _say(note, quiet)
         if as_json:
             _print(named("convert", manifest.to_json()))
         else:
-            _print(text.render_conversion(manifest, str(out), time.monotonic() - started), quiet)
+            _print(render_conversion(manifest, str(out), time.monotonic() - started, width()), quiet)
 
 
 def _executor(cluster: str | None) -> AbstractContextManager[Executor | None]:
@@ -257,13 +264,14 @@ def inspect(
         assumptions = _assumptions(context)
         if report_file is not None:
             reports.write_inspection(context, storage, inspection, (affected, advice), assumptions, report_file)
-        for line in [*text.traffic_lines(storage, inspection.nbytes), *assumptions]:
-            _say(f"note: {line}", False)
+        for line in [*traffic_lines(storage, inspection.nbytes), *assumptions]:
+            _say(line, False)
+        command = repair_command(inspection, advice, *endpoint_words(context))
         if as_json:
-            said = {"advice": asdict(advice), "assumptions": assumptions}
+            said = {"advice": {**asdict(advice), "command": command}, "assumptions": assumptions}
             _print(named("inspect", {**inspection.to_json(), **said, **_traffic(storage)}))
         else:
-            _print(text.render_inspection(inspection, affected, advice))
+            _print(render_inspection(inspection, affected, advice, command, width()))
         if affected or inspection.findings:
             sys.exit(1)
 
@@ -352,11 +360,11 @@ def verify(
             with io_errors(attest_file):
                 attest_file.write_text(attestation.dump(found), encoding="utf-8")
         for line in assumptions:
-            _say(f"note: {line}", quiet)
+            _say(line, quiet)
         if as_json:
             _print(named("verify", {**found.to_json(), "assumptions": assumptions}))
         else:
-            _print(text.verdict_line(found) if quiet else text.render_verification(found))
+            _print((verdict_lines if quiet else render_verification)(found, width()))
         if not found.ok:
             sys.exit(1)
 

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from types import FrameType
@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 import click
 
 import rewrite
-from rewrite.errors import printable
+from rewrite.cli.layout import Line
+from rewrite.cli.terminal import show_lines, show_message
 from rewrite.schemas import named
 
 
@@ -64,8 +65,18 @@ json_option = click.option(
 )
 
 
-def _use_endpoint(_context: click.Context, _option: click.Parameter, url: str | None) -> None:
+_ENDPOINT = "rewrite.endpoint"  # where a context keeps what --endpoint-url was given
+
+
+def endpoint_words(context: click.Context) -> tuple[str, ...]:
+    """The option again, for a command that is shown."""
+    url = context.meta.get(_ENDPOINT)
+    return () if url is None else ("--endpoint-url", url)
+
+
+def _use_endpoint(context: click.Context, _option: click.Parameter, url: str | None) -> None:
     """boto3 reads it in this process, as if the user had set it."""
+    context.meta[_ENDPOINT] = url
     if url is not None:
         os.environ["AWS_ENDPOINT_URL_S3"] = url
 
@@ -89,7 +100,7 @@ def reporting(as_json: bool, when_interrupted: object = "") -> Iterator[None]:
     try:
         yield
     except rewrite.RewriteError as error:
-        click.echo(f"error: {error}", err=True)
+        _show_error(error)
         if as_json:
             show(named("error", {"error": error.to_json()}))
         sys.exit(error.exit_code)
@@ -106,16 +117,24 @@ def _terminate(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise _Terminated
 
 
-def say(line: str, quiet: bool) -> None:
+def say(note: str, quiet: bool) -> None:
+    """On stderr: stdout is for the result."""
     if not quiet:
-        click.echo(printable(line), err=True)
+        show_message(f"note: {note}")
 
 
-def show(value: str | dict[str, Any], quiet: bool = False) -> None:
-    if not quiet:
-        click.echo(_lines(value) if isinstance(value, str) else json.dumps(value, indent=2))
+def show(value: Iterable[Line] | dict[str, Any], quiet: bool = False) -> None:
+    """The result, on stdout."""
+    if quiet:
+        return
+    if isinstance(value, dict):
+        click.echo(json.dumps(value, indent=2))
+    else:
+        show_lines(value)
 
 
-def _lines(value: str) -> str:
-    """Names in a report come from strangers: no escape sequence may reach the terminal."""
-    return "\n".join(printable(line) for line in value.split("\n"))
+def _show_error(error: rewrite.RewriteError) -> None:
+    what, *details = f"error: {error}".split("\n")
+    show_message(what, color="red")
+    for detail in details:
+        show_message(detail, hang=len("  expected: "))

@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 
 import rewrite
-from rewrite.cli import text
 from rewrite.cli.common import (
     Address,
     copy_option,
@@ -27,6 +26,8 @@ from rewrite.cli.common import (
     timestamp_option,
     workers_option,
 )
+from rewrite.cli.conversion_text import render_conversion, render_part, render_planned
+from rewrite.cli.terminal import width
 from rewrite.cli.watching import progress_bar
 from rewrite.schemas import named
 
@@ -81,8 +82,8 @@ def plan(
             show(named("plan", conversion.plan.to_json()))
             return
         for note in conversion.plan.manifest.notes:
-            say(f"note: {note}", quiet)
-        show(text.render_planned(conversion.plan, str(output)), quiet)
+            say(note, quiet)
+        show(render_planned(conversion.plan, str(output), width()), quiet)
 
 
 @click.command()
@@ -105,7 +106,7 @@ def run(plan_file: Path, part: tuple[int, int], workers: int, as_json: bool, qui
         if as_json:
             show(named("part", {"part": list(part), "bytes": counts.to_json()}))
         else:
-            show(text.render_part(part, counts, time.monotonic() - started), quiet)
+            show(render_part(part, counts, time.monotonic() - started, width()), quiet)
 
 
 @click.command()
@@ -122,4 +123,4 @@ def finish(plan_file: Path, as_json: bool, quiet: bool) -> None:
         if as_json:
             show(named("convert", manifest.to_json()))
         else:
-            show(text.render_conversion(manifest, conversion.out, time.monotonic() - started), quiet)
+            show(render_conversion(manifest, conversion.out, time.monotonic() - started, width()), quiet)

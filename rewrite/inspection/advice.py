@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
@@ -52,6 +53,17 @@ def advise(inspection: Inspection, loaders: Iterable[Loader]) -> Advice:
         tuple(_unserved(inspection, chosen, possible)),
         tuple(_alternatives(inspection, chosen)),
     )
+
+
+def repair_command(inspection: Inspection, advice: Advice, *options: str) -> str | None:
+    """What a person copies to repair the checkpoint, quoted for a shell; OUT is a place holder, and so is IN where its
+    name cannot be shown. ``options`` are added. None where no profile is advised: none is named that refuses."""
+    if advice.profile is None:
+        return None
+    source = inspection.path if inspection.path.isprintable() else "IN"
+    groups = ("--groups", "all") if inspection.selection == "all" else ()
+    place = f"./{source}" if source.startswith("-") else source
+    return shlex.join(["rewrite", "convert", place, "OUT", "--profile", advice.profile, *groups, *options])
 
 
 def _alternatives(inspection: Inspection, chosen: Collection[Loader]) -> Iterator[Alternative]:

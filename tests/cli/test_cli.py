@@ -18,22 +18,21 @@ from click.testing import CliRunner, Result
 import rewrite
 from rewrite.cli.commands import main
 from rewrite.cli.watching import progress_bar
-from tests.support import README, tree
+from tests.support import README, tree, unfolded
 
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def test_convert_says_what_it_did_in_two_lines(vl: Path, tmp_path: Path) -> None:
-    """Counts and size; only the note on stderr without a terminal."""
+def test_convert_says_what_it_did(vl: Path, tmp_path: Path) -> None:
+    """Two sentences; only the note on stderr without a terminal."""
     result = run("convert", vl, tmp_path / "out")
     assert result.exit_code == 0
-    assert result.stderr.startswith("note: vLLM on CPU") and result.stderr.count("\n") == 1
-    first, second = result.stdout.splitlines()
+    assert result.stderr.startswith("note: vLLM on CPU") and result.stderr.count("note:") == 1
+    first, second = unfolded(result.stdout).split(f" {tmp_path / 'out'}: ")
     assert first == "Converted: 6 shared scales in 3 fused groups made explicit, 4 of 7 shards rewritten."
-    assert second.startswith(f"{tmp_path / 'out'}: 1.95 MB in ")
-    assert re.search(r" s; (.+) shared, (.+) copied, (.+) written\.$", second)
+    assert re.fullmatch(r"1\.95 MB in .+ s; (.+) shared, (.+) copied, (.+) written\.", second)
 
 
 def test_convert_with_nothing_to_do_says_so(vl: Path, tmp_path: Path) -> None:
@@ -46,14 +45,17 @@ def test_convert_with_nothing_to_do_says_so(vl: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(text: Path, tmp_path: Path) -> None:
-    """A line for each group, with the scale of each partition."""
+    """Each group with the scale of each partition."""
     result = run("convert", text, tmp_path / "out", "--dry-run")
     assert result.exit_code == 0
-    lines = result.stdout.splitlines()
-    assert lines[1].startswith("note: ")
-    assert lines[3].split() == ["scale", "of", "each", "partition", "q", "k", "v", "z"]
-    assert [line.split()[0] for line in lines[4:6]] == [f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in (0, 1)]
-    assert re.match(r"Would write 246 kB \(.+ kB can be shared, not copied, where the filesystem can\)", lines[-1])
+    above, groups, below = result.stdout.split("\n\n")
+    assert "\nnote: " in above
+    names = [f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in (0, 1)]
+    head, *rows = re.split(f"({'|'.join(map(re.escape, names))})", unfolded(groups))
+    assert head.split() == ["scale", "of", "each", "partition", "q", "k", "v", "z"]
+    assert rows[::2] == names and [len(row.split()) for row in rows[1::2]] == [4, 4]
+    size = r"Would write 246 kB \(.+ kB can be shared, not copied, where the filesystem can\)"
+    assert re.match(size, unfolded(below))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,10 +11,11 @@ from click.testing import CliRunner, Result
 
 import rewrite
 from rewrite.cli.commands import main
-from rewrite.cli.text import render_inspection
-from rewrite.inspection.advice import LEAST_CHANGE, Advice, advise
+from rewrite.cli.inspection_text import render_inspection
+from rewrite.cli.layout import plain
+from rewrite.inspection.advice import LEAST_CHANGE, Advice, advise, repair_command
 from rewrite.loaders.outcome import Outcome
-from tests.support import FIXTURES
+from tests.support import FIXTURES, unfolded
 
 VL = FIXTURES / "llmcompressor-qwen3_5-vl"
 
@@ -90,8 +91,8 @@ def test_where_no_profile_serves_all_the_others_are_named() -> None:
     inspection = rewrite.inspect_checkpoint(FIXTURES / "modelopt-qwen3_5-mixed")
     advice = advise(inspection, rewrite.LOADERS)
     assert advice == Advice(True, "bf16", ("SGLang 0.5.9 to 0.5.14", "transformers 5.17.0+"))
-    said = run("inspect", FIXTURES / "modelopt-qwen3_5-mixed").stdout
-    assert "with the least change, all but SGLang 0.5.9 to 0.5.14, transformers 5.17.0+ serve it exactly" in said
+    said = unfolded(run("inspect", FIXTURES / "modelopt-qwen3_5-mixed").stdout)
+    assert "Repaired for all but SGLang 0.5.9 to 0.5.14, transformers 5.17.0+, with the least change, by:" in said
     nobody = advise(inspection, chosen("transformers"))
     assert nobody == Advice(True, None, ("transformers 5.17.0+",))
 
@@ -108,30 +109,33 @@ def test_where_loaders_need_different_profiles_none_is_named() -> None:
     made_up = replace(inspection, rows=rows)
     advice = advise(made_up, [first.loader, second.loader])
     assert advice == Advice(True, None, ())
-    shown = render_inspection(replace(inspection, idle=()), made_up.rows, advice)
-    assert "No one profile is exact in all of these." in shown
+    assert repair_command(made_up, advice) is None
+    shown = plain(render_inspection(replace(inspection, idle=()), made_up.rows, advice, None, 80))
+    assert unfolded(shown).endswith("No one profile is exact in all of these. Some help, see the table.")
 
 
 def test_inspect_judges_by_the_platform(exact: Path) -> None:
     assert run("inspect", exact, "--loader", "vllm").exit_code == 0
     stopped = run("inspect", exact, "--loader", "vllm", "--platform", "rocm")
     assert stopped.exit_code == 1
-    assert "vLLM 0.17.0+  does not run  its kernel cannot take one scale" in stopped.stdout
-    assert "`rewrite convert --profile dynamic` helps" in stopped.stdout
+    assert "vLLM 0.17.0+ does not run (its kernel cannot take one scale" in unfolded(stopped.stdout)
+    assert stopped.stdout.endswith(f"\n  rewrite convert {exact} OUT --profile dynamic\n")
     assert "on rocm (gfx942, gfx950)" in stopped.stdout
 
 
 def test_kernels_are_shown_before_and_after() -> None:
     lines = run("inspect", VL, "--platform", "sm100").stdout.splitlines()
     start = lines.index("What multiplies these layers there:")
-    assert lines[start + 2].split("  ")[0] == "vLLM"
-    assert "FlashInfer or CUTLASS  CUTLASS" in lines[start + 2]
+    assert lines[start + 1] == "vLLM  0.17.0+  sm100"
+    assert lines[start + 2].split("  ", 2) == ["", "FlashInfer or CUTLASS", " " * 10 + "as it is"]
 
 
 def test_json_has_all_of_it() -> None:
     shown = json.loads(run("inspect", VL, "--json", "--platform", "sm90").stdout)
     assert shown["platform"] == "sm90"
-    assert shown["advice"] == {"needed": True, "profile": "dynamic", "unserved": [], "alternatives": []}
+    command = f"rewrite convert {VL} OUT --profile dynamic"
+    advice = {"needed": True, "profile": "dynamic", "unserved": [], "alternatives": [], "command": command}
+    assert shown["advice"] == advice
     (row,) = [row for row in shown["loaders"] if row["versions"] == "0.5.17"]
     assert row["kernels"] == {"sm90": ["torch"]}
     assert row["kernels_converted"]["exact"] == {"sm90": ["does not run"]}
@@ -178,8 +182,8 @@ def test_several_platforms_are_the_worst_of_all(exact: Path) -> None:
     # What stops is known, whatever else is not.
     assert kinds(exact, "cpu,rocm")["SGLang 0.5.17"] == "does not run"
     result = run("inspect", VL, "--loader", "vllm", "--platform", "cuda", "--platform", "rocm")
-    assert "on cuda, rocm (sm89, sm90, sm100, sm120, gfx942, gfx950)" in result.stdout
-    assert "`rewrite convert --profile dynamic` helps" in result.stdout
+    assert "on cuda, rocm (sm89, sm90, sm100, sm120, gfx942, gfx950)" in unfolded(result.stdout)
+    assert result.stdout.endswith(" OUT --profile dynamic\n")
 
 
 def test_versions_before_the_first_run_on_a_platform_are_noted() -> None:
@@ -195,12 +199,12 @@ def test_what_was_not_run_is_noted() -> None:
     """Kernels of experts and of NVFP4: outcomes are about loading."""
     note = "note: what multiplies experts, NVFP4 and block scales was not run"
     for name in ("llmcompressor-qwen3_5-nvfp4", "llmcompressor-qwen3_5-moe"):
-        assert note in run("inspect", FIXTURES / name, "--groups", "all").stdout
-    assert note not in run("inspect", VL, "--groups", "all").stdout
+        assert note in unfolded(run("inspect", FIXTURES / name, "--groups", "all").stdout)
+    assert note not in unfolded(run("inspect", VL, "--groups", "all").stdout)
 
 
 def test_the_command_that_is_named_converts_what_was_looked_at() -> None:
-    assert "`rewrite convert --groups all --profile" in run("inspect", VL, "--groups", "all").stdout
+    assert run("inspect", VL, "--groups", "all").stdout.endswith(" OUT --profile dynamic --groups all\n")
 
 
 def test_other_versions_that_serve_it_better_as_it_is() -> None:

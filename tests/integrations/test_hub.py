@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from rewrite.errors import CheckpointError, StorageError, UsageError
 from rewrite.integrations.hub import HubStorage
 from tests.servers.http import Fault, Reply, Request
 from tests.servers.hub import SIGNATURE, HubStub, make_file
+from tests.support import unfolded
 
 TOKEN = "hf_secret"
 
@@ -35,6 +37,8 @@ def test_inspect_says_the_same_of_the_hub_as_of_a_directory(hub: HubStub, vl: Pa
     assert other["path"] == f"hf://org/model@{commit}"
     traffic = other.pop("traffic")
     assert traffic["requests"] == len(hub.requests)
+    here_in, there_in = (shlex.split(each["advice"].pop("command"))[2] for each in (one, other))
+    assert (here_in, there_in) == (one["path"], other["path"])
     assert {**one, "path": None} == {**other, "path": None}
 
 
@@ -132,7 +136,7 @@ def test_offline_means_the_cache_alone(hub: HubStub, text: Path, monkeypatch: py
     result = run("inspect", "org/other")
     assert result.exit_code == 4
     assert "not in the cache, and HF_HUB_OFFLINE is set" in result.stderr
-    assert "there is no directory of this name here, either" in result.stderr
+    assert "there is no directory of this name here, either" in unfolded(result.stderr)
     assert hub.requests == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -81,6 +82,8 @@ def test_inspect_says_the_same_of_a_bucket(s3: S3Stub, source: Path) -> None:
     one, other = json.loads(here.stdout), json.loads(there.stdout)
     assert other["path"] == "s3://models/in"
     assert other.pop("traffic")["requests"] == len(s3.requests)
+    here_in, there_in = (shlex.split(each["advice"].pop("command"))[2] for each in (one, other))
+    assert (here_in, there_in) == (one["path"], other["path"])
     assert {**one, "path": None} == {**other, "path": None}
 
 

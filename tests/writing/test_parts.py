@@ -21,7 +21,7 @@ from rewrite.errors import StorageError, UsageError
 from rewrite.planning.manifest import ByteCounts
 from rewrite.writing.publish import Publication
 from rewrite.writing.tasks import Tasks, part_of
-from tests.support import tree
+from tests.support import tree, unfolded
 from tests.writing.interruptions import before_call, count_calls, fork, kill_self, leftovers
 
 
@@ -262,7 +262,7 @@ def test_the_commands(text: Path, tmp_path: Path, whole: dict[str, bytes]) -> No
     plan, out = tmp_path / "plan.json", tmp_path / "out"
     result = run("plan", text, out, "--output", plan)
     assert result.exit_code == 0
-    assert f"Next: `rewrite run {plan} --part I/N`" in result.stdout
+    assert f"Next: `rewrite run {plan} --part I/N`" in unfolded(result.stdout)
     assert run("finish", plan).exit_code == 4
     assert run("run", plan, "--part", "0/2").stdout.startswith("Part 0/2: ")
     result = run("run", plan, "--part", "1/2", "--json")

@@ -304,7 +304,9 @@ def inspect(
 @_platform(None)
 @_workers
 @click.option(
-    "--cluster", metavar="ADDRESS", help="Let the workers of this Dask scheduler (tcp://host:8786) read the files."
+    "--cluster",
+    metavar="ADDRESS",
+    help="Let the workers of this Dask scheduler (tcp://host:8786) read the files and multiply.",
 )
 @reports.report_option("the verdict, charts and all numbers")
 @endpoint_option

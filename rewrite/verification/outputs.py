@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -56,6 +58,12 @@ class Looked:
         key = (module, partition.name)
         counted = self.counts.get(key)
         return self.sample.of(module, partition, (*(counted.extremes if counted else ()), *self.different.get(key, ())))
+
+    def only(self, group: FusedGroup) -> Looked:
+        """Of the modules of one group."""
+        names = {module.name for module in group.modules}
+        counts = {key: found for key, found in self.counts.items() if key[0] in names}
+        return Looked(self.sample, counts, {key: rows for key, rows in self.different.items() if key[0] in names})
 
     def nbytes(self, group: FusedGroup) -> int:
         """Bytes of the rows of a group of IN."""
@@ -102,20 +110,92 @@ def check_outputs(
     schemes: Schemes,
     looked: Looked,
     progress: Progress | None,
+    executor: Executor | None = None,
 ) -> tuple[Check, tuple[PartitionNumbers, ...]]:
     """Group by group: memory is that of 1024 rows, not of the model. ``schemes`` are what the two configs say;
-    ``progress`` is about the bytes of the rows of IN that are multiplied."""
+    ``progress`` is about the bytes of the rows of IN that are multiplied. The workers of an ``executor`` take a group
+    each."""
     if not groups:
         return skip("outputs", "no fused FP8 layer was converted: nothing was multiplied"), ()
     counter = Counter(sum(looked.nbytes(group) for group in groups), progress)
-    with _one_thread():
-        numbers = [
-            row
-            for i, group in enumerate(groups)
-            for row in _Group(source, out, group, settings, schemes, i).numbers(looked, counter)
-        ]
+    tasks = (GroupTask.of(source, out, group, settings, schemes, looked, i) for i, group in enumerate(groups))
+    multiply = _multiply_here if executor is None else partial(_multiply_by, executor)
+    numbers = [row for rows in multiply(tasks, counter) for row in rows]
     problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
     return judge("outputs", problems, _summary(groups, numbers, settings, looked.sample)), tuple(numbers)
+
+
+def _multiply_here(tasks: Iterable[GroupTask], counter: Counter) -> Iterator[list[PartitionNumbers]]:
+    for task in tasks:
+        yield task.numbers(counter)
+
+
+def _multiply_by(executor: Executor, tasks: Iterable[GroupTask], counter: Counter) -> Iterator[list[PartitionNumbers]]:
+    futures = [(task.nbytes, executor.submit(task.numbers)) for task in tasks]
+    try:
+        for nbytes, future in futures:
+            yield future.result()
+            counter.advance(nbytes)
+    finally:
+        for _, future in futures:
+            future.cancel()
+
+
+@dataclass(frozen=True)
+class GroupTask:
+    """One fused group of IN and of OUT, to be multiplied. Picklable, and no larger than the group: any process that
+    sees the storages can do it. ``static``: whether the inputs of each are quantized by a stored scale."""
+
+    source: Checkpoint
+    out: Checkpoint
+    group: FusedGroup
+    converted: FusedGroup
+    settings: Settings
+    static: tuple[bool, bool]
+    looked: Looked
+    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        source: Checkpoint,
+        out: Checkpoint,
+        group: FusedGroup,
+        settings: Settings,
+        schemes: Schemes,
+        looked: Looked,
+        number: int,
+    ) -> GroupTask:
+        converted = in_checkpoint(group, out)
+        return cls(
+            _only(source, group),
+            _only(out, converted),
+            group,
+            converted,
+            settings,
+            (_is_static(group, schemes[0]), _is_static(converted, schemes[1])),
+            looked.only(group),
+            settings.seed + number,
+        )
+
+    @property
+    def nbytes(self) -> int:
+        return self.looked.nbytes(self.group)
+
+    def numbers(self, counter: Counter | None = None) -> list[PartitionNumbers]:
+        """A row for each partition."""
+        with _one_thread():
+            return list(_Group(self).numbers(self.looked, counter or Counter(0, None)))
+
+
+def _only(checkpoint: Checkpoint, group: FusedGroup) -> Checkpoint:
+    """Of a checkpoint what reading one group takes."""
+    infos = (i for m in group.modules for i in (m.weight, m.scale, m.block_scale, m.input_scale) if i is not None)
+    tensors = {info.name: info for info in infos}
+    names = {info.shard for info in tensors.values()}
+    shards = {n: replace(s, header=replace(s.header, tensors=())) for n, s in checkpoint.shards.items() if n in names}
+    config = replace(checkpoint.config, text="", value={})
+    return replace(checkpoint, config=config, index=None, shards=shards, tensors=tensors, files={})
 
 
 @contextmanager
@@ -140,20 +220,18 @@ def _summary(
 class _Group:
     """A fused group of IN and OUT, with activations to multiply it with."""
 
-    def __init__(
-        self, source: Checkpoint, out: Checkpoint, group: FusedGroup, settings: Settings, schemes: Schemes, number: int
-    ) -> None:
-        converted = in_checkpoint(group, out)
+    def __init__(self, task: GroupTask) -> None:
+        group, settings = task.group, task.settings
         self._group, self._device = group, settings.device
-        self._before, self._after = GroupReader(source, group), GroupReader(out, converted)
-        input_scale = self._before.input_scale() if _is_static(group, schemes[0]) else None
+        self._before, self._after = GroupReader(task.source, group), GroupReader(task.out, task.converted)
+        input_scale = self._before.input_scale() if task.static[0] else None
         columns = group.modules[0].weight.shape[1]
-        x = gemm.activations(columns, settings.tokens, settings.seed + number, input_scale).to(settings.device)
+        x = gemm.activations(columns, settings.tokens, task.seed, input_scale).to(settings.device)
         served_x = gemm.quantize(x, input_scale)
         if self._after.is_plain():
             out_x = gemm.Activations(x, None)
         else:
-            out_x = gemm.quantize(x, self._after.input_scale() if _is_static(converted, schemes[1]) else None)
+            out_x = gemm.quantize(x, self._after.input_scale() if task.static[1] else None)
         self._alike = out_x.same(served_x)
         self._inputs = {"before": served_x, "fixed": served_x, "out": served_x if self._alike else out_x}
         self._reference = served_x.value() if self._alike else x.double()

@@ -159,7 +159,7 @@ def _outputs(
     }
     schemes = (read_schemes(before), read_schemes(after))
     looked = Looked(sample, counts, different)
-    return check_outputs(before, after, groups, request.settings, schemes, looked, request.progress)
+    return check_outputs(before, after, groups, request.settings, schemes, looked, request.progress, request.executor)
 
 
 def _blocks_of(before: Checkpoint, expected: Expected) -> Blocks | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rewrite.errors import UsageError
 from rewrite.integrations import executors
 from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts
+from rewrite.verification.outputs import GroupTask
 from rewrite.writing.tasks import Tasks
 from tests.support import tree
 from tests.verification.test_verification import _flip
@@ -146,3 +148,24 @@ def test_a_pool_of_processes_verifies_too(vl: Path, tmp_path: Path) -> None:
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as executor:
         there = rewrite.verify(vl, tmp_path / "out", device="cpu", tokens=2, rows=16, executor=executor)
     assert there.to_json() == rewrite.verify(vl, tmp_path / "out", device="cpu", tokens=2, rows=16).to_json()
+
+
+def test_groups_are_multiplied_by_the_workers(vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One task for each, no larger than its group."""
+    rewrite.convert(vl, tmp_path / "out")
+    here = rewrite.verify(vl, tmp_path / "out", device="cpu", tokens=2)
+    whole = len(pickle.dumps(rewrite.open_checkpoint(vl)))
+    sent: list[int] = []
+
+    class Recording(ThreadPoolExecutor):
+        def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+            if isinstance(fn.__self__, GroupTask):
+                sent.append(len(pickle.dumps(fn)))
+                fn = pickle.loads(pickle.dumps(fn))
+            return super().submit(fn, *args, **kwargs)
+
+    with Recording(2) as executor:
+        there = rewrite.verify(vl, tmp_path / "out", device="cpu", tokens=2, executor=executor)
+    assert there.to_json() == here.to_json()
+    assert len(sent) == len({row.group for row in here.numbers}) > 1
+    assert max(sent) < whole / 2

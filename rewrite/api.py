@@ -188,8 +188,8 @@ def verify(
     groups it compares ``rows`` of each partition, and no other bytes. ``weights_only`` multiplies nothing and does not
     compare what the config says of layers: it needs neither torch nor compressed-tensors. ``on_check`` is called as a
     check begins (its name, None), and ends (its name, the :class:`Check`). ``executor``, any of
-    :mod:`concurrent.futures`, reads the files and multiplies the groups: its workers must see both checkpoints, and have
-    the ``device``.
+    :mod:`concurrent.futures`, reads the files and multiplies the groups: its workers must see both checkpoints, and
+    have the ``device``.
 
     ``loader`` is the one that serves ``dst`` (None: one with the fix); ``platform``, a key of :data:`PLATFORMS`, where
     it does (None: CUDA). That loaders load ``dst`` and cannot compute with it fails the check only where ``loader`` or

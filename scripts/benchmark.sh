@@ -9,6 +9,7 @@
 #   scripts/benchmark.sh --plan-only                planning alone
 #   scripts/benchmark.sh --rescaling                NVFP4 layers that get one global scale, instead
 #   scripts/benchmark.sh --verify                   verify beside cmp and sha256sum, instead; four times the size
+#   scripts/benchmark.sh --remote                   bytes over the network for the hub and S3, instead; four times the size
 #   scripts/benchmark.sh --python ENV/bin/python    with an environment of yours that has all it takes
 #
 # Cold caches need root (/proc/sys/vm/drop_caches); without it the run is warm, and says so.

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import copying, filesystems, planning, rescaling, verifying
+from benchmark import copying, filesystems, planning, remote, rescaling, verifying
 from benchmark.measure import ProgramFailed, can_drop_caches, machine, python, run
 
 
@@ -25,6 +25,9 @@ def main() -> int:
             return 0
         if options.rescaling:
             print(*rescaling.report(rescaling.measure(work, options.rounds, cold=cold, say=_say)), sep="\n")
+            return 0
+        if options.remote:
+            print(*remote.report(remote.measure(_make(options, work), work)), sep="\n")
             return 0
         if options.verify is not None:
             cases = verifying.measure(
@@ -65,6 +68,9 @@ def _parse() -> argparse.Namespace:
         nargs="*",
         metavar="KIND",
         help="instead: who takes how long on ext4, xfs and btrfs (or some), in images on loop devices; root",
+    )
+    parser.add_argument(
+        "--remote", action="store_true", help="instead: bytes over the network, for the hub and S3 of the tests"
     )
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints where they are")
     return parser.parse_args()

@@ -78,21 +78,28 @@ class Cas:
         import hf_xet
 
         (found,) = hf_xet.hash_files([str(path)])
-        self._names[hashlib.sha256(path.read_bytes()).hexdigest()] = (found.hash, path.stat().st_size)
+        self._names[_sha256(path)] = (found.hash, path.stat().st_size)
 
     def name(self, sha: str) -> str:
         return self._names[sha][0]
 
-    def read(self, sha: str) -> bytes:
-        """A file, from the chunks that were sent."""
+    def file(self, sha: str) -> File:
+        """A file, put together from the chunks that were sent."""
         import hf_xet
 
-        target = self._folder / "read"
+        target = self._folder / sha
         with hf_xet.XetSession().new_file_download_group(endpoint=self.url) as group:
             group.start_download_file(hf_xet.XetFileInfo(*self._names[sha]), str(target))
-        data = target.read_bytes()
-        assert hashlib.sha256(data).hexdigest() == sha
-        return data
+        assert _sha256(target) == sha
+        return File(target, True, sha)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(8 << 20):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 @dataclass
@@ -253,7 +260,8 @@ class HubStub(Server):
                 files[value["path"]] = make_file(base64.b64decode(value["content"]), False)
             elif line["key"] == "lfsFile":
                 if self.cas is not None:
-                    self.blobs[value["oid"]] = self.cas.read(value["oid"])
+                    files[value["path"]] = self.cas.file(value["oid"])
+                    continue
                 if value["oid"] not in self.blobs:
                     return Reply(400, b'{"error": "not uploaded"}')
                 files[value["path"]] = make_file(self.blobs[value["oid"]], True)

@@ -46,7 +46,8 @@ def advise(inspection: Inspection, loaders: Iterable[Loader]) -> Advice:
         return Advice(needed=False)
     possible = [profile for profile in LEAST_CHANGE if profile not in inspection.refusals]
     served = [row for row in rows if any(_exact(row, profile) for profile in possible)]
-    helped = (profile for profile in possible if served and all(_exact(row, profile) for row in served))
+    hurt = any(row.as_is.kind != "exact" for row in served)  # else a conversion repairs nothing
+    helped = (profile for profile in possible if hurt and all(_exact(row, profile) for row in served))
     return Advice(
         True,
         next(helped, None),

@@ -49,10 +49,12 @@ def test_the_command_that_is_named_repairs(name: str, groups: str, tmp_path: Pat
         words = [str(out) if word == "OUT" else word for word in command[1:]]
         assert run(*words).exit_code == 0
         chosen = [row for loader in loaders for row in rewrite.find_loaders(loader)] or list(rewrite.LOADERS)
+        before = rewrite.inspect_checkpoint(FIXTURES / name, selection="all" if groups == "all" else "qkvz")
         after = rewrite.inspect_checkpoint(out, selection="all" if groups == "all" else "qkvz")
         left = advise(after, chosen)
         affected = {row.loader for row in after.affected(chosen)}
         assert bool(affected) == bool(unserved)
+        assert {row.loader for row in before.affected(chosen)} > affected  # some loader is repaired
         assert affected == _named_in(unserved, chosen)
         assert left.needed == bool(unserved)
 

@@ -183,7 +183,7 @@ class S3Publication:
         missing = [job.name for job in jobs if found.get(job.name) != job.size]
         if missing:
             raise StorageError(
-                "Files of the output were not written", where=str(self._place), expected=f"{len(missing)} files more",
+                "Files of the output were not written", where=str(self._place), expected="every file of the plan",
                 found="missing: " + ", ".join(missing[:5]), hint=hint,
             )  # fmt: skip
         strange = sorted(found.keys() - self._files().keys())

@@ -107,7 +107,7 @@ def check_complete(jobs: Iterable[Job], staging: Path, hint: str) -> None:
         raise StorageError(
             "Files of the output were not written",
             where=str(staging),
-            expected=f"{len(missing)} files more",
+            expected="every file of the plan",
             found="missing: " + ", ".join(missing[:5]) + more,
             hint=hint,
         )

@@ -20,7 +20,7 @@ import click
 
 import rewrite
 from rewrite.checkpoint.local import io_errors
-from rewrite.cli import parts, reports
+from rewrite.cli import cards, parts, reports
 from rewrite.cli.common import Address as _Address
 from rewrite.cli.common import (
     copy_option,
@@ -47,6 +47,7 @@ from rewrite.cli.verification_text import render_verification, verdict_lines
 from rewrite.cli.watching import Shown, progress_bar
 from rewrite.inspection.advice import advise, repair_command
 from rewrite.integrations import attestation
+from rewrite.integrations.addresses import Address
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import begins_later
 from rewrite.loaders.versions import assumptions
@@ -314,6 +315,7 @@ def inspect(
     "--attest", "attest_file", type=click.Path(path_type=Path, dir_okay=False),
     help="Write an in-toto Statement, to be signed; nothing if OUT is not verified.",
 )  # fmt: skip
+@click.option("--card", "with_card", is_flag=True, help="Write a model card block into README.md of OUT, a directory.")
 @_json
 @click.option("-q", "--quiet", is_flag=True, help="The closing line only.")
 @click.pass_context
@@ -334,6 +336,7 @@ def verify(
     cluster: str | None,
     report_file: Path | None,
     attest_file: Path | None,
+    with_card: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -345,10 +348,19 @@ def verify(
         digest = (report_file is not None or attest_file is not None) and not quick
     if attest_file is not None and not digest:
         raise click.UsageError("--attest needs the digests of all files: leave --quick and --no-digest out")
+    if with_card and digest:
+        raise click.UsageError(
+            "--card changes README.md after its digest was taken: first --card, then verify again without it"
+        )
     shown = Shown()
     with _reporting(as_json, shown):
+        card = cards.Card(out) if with_card else None
         compared = None if report_file is None else reports.Compared(source, out, report_file)
-        addresses = (source, out) if compared is None else (compared.source, compared.out)
+        addresses: tuple[Address, Address] = (source, out)
+        if compared is not None:
+            addresses = compared.source, compared.out
+        elif card is not None:
+            addresses = rewrite.open_storage(source), out
         with progress_bar(quiet) as bar, _executor(cluster) as executor:
             found = rewrite.verify(
                 *addresses, device=device, tokens=tokens, seed=seed, rows=rows, quick=quick,
@@ -361,6 +373,7 @@ def verify(
         if attest_file is not None and found.ok:
             with io_errors(attest_file):
                 attest_file.write_text(attestation.dump(found), encoding="utf-8")
+        cards.finish(card, addresses[0], found)
         for line in assumptions:
             _say(line, quiet)
         if as_json:

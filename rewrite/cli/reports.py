@@ -53,7 +53,7 @@ class Compared:
             if checkpoint is not None and storage.list_files().files != dict(checkpoint.files):
                 raise StorageError("The checkpoint has changed while it was verified", where=str(storage))
         out = self._opened[1][0]
-        selection, profile = _held_to(out)
+        selection, profile = held_to(out)
         sides = [
             _side(storage, opened, selection, found.settings.platform)
             for storage, opened in zip((self.source, self.out), self._opened, strict=True)
@@ -97,7 +97,7 @@ def _open(storage: Storage) -> tuple[Checkpoint | None, str]:
         return None, error.what
 
 
-def _held_to(out: Checkpoint | None) -> tuple[Selection, str]:
+def held_to(out: Checkpoint | None) -> tuple[Selection, str]:
     """The selection, and in words the profile that OUT is held to."""
     if out is None:
         return "qkvz", "not known: OUT cannot be opened"

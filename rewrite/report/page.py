@@ -1,5 +1,5 @@
 """A report as a page: HTML in one file, or Markdown with the images that belong to it. Templates are Jinja2's, which
-escapes for HTML; :func:`markdown` escapes for Markdown."""
+escapes for HTML; markdown.py escapes for Markdown."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ from markupsafe import Markup
 
 from rewrite.report import charts
 from rewrite.report.data import Chart, Report
+from rewrite.report.markdown import cell
+from rewrite.report.markdown import text as markdown_text
 from rewrite.version import __version__
 
 _CODE = re.compile(r"`([^`]*)`")
-#: Whatever Markdown, GitHub's too, may take for more than text, but `_` within a word.
-_SPECIAL = re.compile(
-    r"[\\`*{}\[\]<>|~$&]|(?<![^\W_])_|_(?![^\W_])|^[#+=-](?=\s|$)|^(?=\d+[.)]\s)|!(?=\[)|(?<=\w):(?=//)|@"
-)
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def markdown(report: Report, name: str) -> tuple[str, Mapping[str, bytes]]:
     numbered = list(_numbered(report))
     drawn = [[_Drawn(chart, file=f"{name}-{key}.svg") for key, chart in row] for row in numbered]
     environment = _environment(autoescape=False)
-    environment.filters |= {"text": _text, "cell": _cell, "prose": _prose_markdown, "url": quote}
+    environment.filters |= {"text": markdown_text, "cell": cell, "prose": _prose_markdown, "url": quote}
     text = environment.get_template("report.md.j2").render(report=report, drawn=drawn, version=__version__)
     return text, {f"{name}-{key}.svg": charts.draw(chart, key, panel=True) for row in numbered for key, chart in row}
 
@@ -86,14 +84,4 @@ def _prose_html(sentence: str) -> Markup:
 
 def _prose_markdown(sentence: str) -> str:
     parts = _CODE.split(sentence)
-    return "".join(f"`{part}`" if i % 2 else _text(part) for i, part in enumerate(parts))
-
-
-def _text(text: str) -> str:
-    """Text of one paragraph, in which nothing is markup."""
-    return _SPECIAL.sub(lambda found: f"\\{found[0]}", text.replace("\n", " "))
-
-
-def _cell(text: str, code: bool = False) -> str:
-    """A cell of a table."""
-    return f"`{text}`" if code and re.fullmatch(r"[\w.-]+", text) else _text(text)
+    return "".join(f"`{part}`" if i % 2 else markdown_text(part) for i, part in enumerate(parts))

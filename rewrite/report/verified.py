@@ -86,7 +86,7 @@ def _facts(found: Verification, source: Side, out: Side, profile: str) -> Table:
     return Table("What was compared", ("", "IN", "OUT"), tuple(rows))
 
 
-def _loader_of(row: Served) -> Loader:
+def loader_of(row: Served) -> Loader:
     """The loader of a row; one that only has its names where it is not among those that are known."""
     known = engines.known(row.loader, row.versions)
     return known or replace(LOADERS[0], name=row.loader, first=row.versions, last=row.versions)
@@ -110,11 +110,11 @@ def _loaders(found: Verification) -> Section:
     )
     chart = engines.outcome_chart(
         "Engines, before and after",
-        engines.merged(found.loaders, _loader_of, lambda row: (row.before, row.after)),
+        engines.merged(found.loaders, loader_of, lambda row: (row.before, row.after)),
         ("IN", "OUT"),
         f"{engines.MODEL} {judged}",
     )
-    rows = engines.merged(found.loaders, _loader_of, cells)
+    rows = engines.merged(found.loaders, loader_of, cells)
     table = Table(
         "What known loaders make of the fused groups",
         ("loader", "versions", "IN", "OUT", "why OUT"),
@@ -122,13 +122,13 @@ def _loaders(found: Verification) -> Section:
         engines.MODEL,
     )
     kernels = engines.kernel_table(_kernels(found.loaders), ("IN", "OUT"))
-    tables = (table, *([kernels] if kernels else []), engines.source_table(map(_loader_of, found.loaders)))
+    tables = (table, *([kernels] if kernels else []), engines.source_table(map(loader_of, found.loaders)))
     return Section(title, (), (chart,) if chart else (), tables)
 
 
 def _kernels(rows: Iterable[Served]) -> Iterable[tuple[str, str, tuple[str, ...]]]:
     run = [row for row in rows if any(row.kernels_before.values()) or any(row.kernels_after.values())]
-    for name, versions, said in engines.merged(run, _loader_of, _kernels_of):
+    for name, versions, said in engines.merged(run, loader_of, _kernels_of):
         yield from ((name, versions, (cards, *cells)) for cards, cells in said)
 
 

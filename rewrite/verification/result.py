@@ -10,6 +10,7 @@ from rewrite.verification.sample import DEFAULT_ROWS
 
 Verdict = Literal["ok", "FAILED", "skipped"]
 DEFAULT_TOKENS = 32
+CARD_REMARK = "; README.md has a card of rewrite, whose text was not checked"  # at the end of a summary
 _KEPT = 20  # problems kept of a check: a wrong config makes one for every module
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from rewrite.card import README_NAME
 from rewrite.checkpoint.bounded_json import JsonFile
 from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, Shard
 from rewrite.checkpoint.header import TensorInfo
@@ -13,7 +14,8 @@ from rewrite.errors import Refused
 from rewrite.verification.configs import KV_CACHE, PLACES, QUANT_FILE_NAME, dialect_key, quantization_of, stated_by
 from rewrite.verification.expected import MANIFEST_NAME, Expected
 from rewrite.verification.reading import Reading
-from rewrite.verification.result import Check, judge
+from rewrite.verification.readme import carded
+from rewrite.verification.result import CARD_REMARK, Check, judge
 
 CONFIG_COPY_NAME = "quantization_config.json"
 _MAY_CHANGE = {CONFIG_NAME, INDEX_NAME, QUANT_FILE_NAME, MANIFEST_NAME}
@@ -42,26 +44,33 @@ def same_files(source: Checkpoint, out: Checkpoint) -> Iterator[str]:
 def check_untouched(source: Checkpoint, out: Checkpoint, expected: Expected, reading: Reading) -> Check:
     """All tensors that may not change, all other files, and all of config and index but the edits. ``reading`` is what
     the pass over the files found."""
-    problems = [*_files(source, out, set(source.shards)), *_json_edits(source, out, expected)]
-    tensors, size = 0, sum(source.files[name].size for name in same_files(source, out))
+    card = carded(source, out)
+    judged_apart = set() if card is None else {README_NAME}
+    problems = [*_files(source, out, set(source.shards), judged_apart), *_json_edits(source, out, expected)]
+    same = [name for name in same_files(source, out) if name not in judged_apart]
+    tensors, size = 0, sum(source.files[name].size for name in same)
+    remark = ""
+    if card is not None:
+        problems += [card.problem] if card.problem else []
+        size, remark = size + card.same, CARD_REMARK
     for shard in source.shards.values():
         for old, _ in same_tensors(shard, out, expected):
             tensors, size = tensors + 1, size + old.nbytes
             if old.name in reading.tensors:
                 problems.append(f"{shard.name}: {old.name} differs at byte {reading.tensors[old.name]}")
-    for name in same_files(source, out):
+    for name in same:
         if name in reading.files:
             problems.append(f"{name}: differs at byte {reading.files[name]}")
-    return judge("untouched", problems, f"{tensors} tensors and all other files, {size:,} bytes, are the same")
+    return judge("untouched", problems, f"{tensors} tensors and all other files, {size:,} bytes, are the same{remark}")
 
 
-def _files(source: Checkpoint, out: Checkpoint, shards: set[str]) -> Iterator[str]:
+def _files(source: Checkpoint, out: Checkpoint, shards: set[str], judged_apart: set[str]) -> Iterator[str]:
     for name in source.files.keys() - out.files.keys():
         if not _may_be_gone(name, source, out):
             yield f"{name}: missing"
-    for name in out.files.keys() - source.files.keys() - {MANIFEST_NAME}:
+    for name in out.files.keys() - source.files.keys() - {MANIFEST_NAME} - judged_apart:
         yield f"{name}: not in the source"
-    for name in (source.files.keys() & out.files.keys()) - shards - _MAY_CHANGE:
+    for name in (source.files.keys() & out.files.keys()) - shards - _MAY_CHANGE - judged_apart:
         if source.files[name].size != out.files[name].size:
             yield f"{name}: {source.files[name].size} bytes became {out.files[name].size}"
     for shard in source.shards.values():

@@ -7,12 +7,13 @@ from collections.abc import Iterable
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.cli.layout import Line, Span, line, paragraph, path
+from rewrite.cli.outcomes import GOOD
 from rewrite.cli.tables import table
-from rewrite.cli.wording import GOOD, count, nbytes
 from rewrite.planning.manifest import ByteCounts, GroupChange, Manifest, PartitionChange
 from rewrite.planning.plan import Plan
 from rewrite.planning.profiles import PROFILES
 from rewrite.quantization.kv_cache import kv_cache_scales
+from rewrite.wording import count, nbytes
 
 _NOTHING = "Nothing to do: no fused group shares a scale."
 

@@ -7,8 +7,8 @@ from itertools import groupby
 
 from rewrite.checkpoint.storage import Storage
 from rewrite.cli.layout import Cell, Line, Span, line, paragraph
+from rewrite.cli.outcomes import BAD, GOOD, LESS, told, worded
 from rewrite.cli.tables import table
-from rewrite.cli.wording import BAD, GOOD, LESS, count, nbytes, told, worded
 from rewrite.inspection.advice import Advice, Alternative
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.integrations.remote import RemoteStorage
@@ -16,6 +16,7 @@ from rewrite.loaders.kernels import cards_of
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.views import GroupView, spread
 from rewrite.planning.profiles import PROFILES
+from rewrite.wording import count, nbytes
 
 
 def traffic_lines(storage: Storage, size: int) -> list[str]:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from rewrite.cli.layout import Cell, Line, Span, line, paragraph, path
+from rewrite.cli.outcomes import BAD, GOOD, LESS, told, worded
 from rewrite.cli.tables import rows_of, table
-from rewrite.cli.wording import BAD, GOOD, LESS, told, worded
 from rewrite.verification.result import PartitionNumbers, Served, Verification, worst
 
 _EXACT = 1e-12  # float64's own rounding of a product is no error of anybody's

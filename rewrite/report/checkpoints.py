@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rewrite.inspection.inspection import Inspection
-from rewrite.report.data import clean, count
+from rewrite.report.data import clean
+from rewrite.wording import count, nbytes
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,4 @@ def _schemes(found: Inspection) -> str:
 
 
 def _size(found: Inspection) -> str:
-    return f"{count(found.shards, 'shard')}, {count(found.tensors, 'tensor')}, {size(found.nbytes)}"
-
-
-def size(number: int) -> str:
-    """In units of 1000."""
-    amount, units = float(number), ["bytes", "kB", "MB", "GB", "TB"]
-    while amount >= 1000 and len(units) > 1:
-        amount /= 1000
-        units.pop(0)
-    return f"{number} bytes" if units[0] == "bytes" else f"{amount:.3g} {units[0]}"
+    return f"{count(found.shards, 'shard')}, {count(found.tensors, 'tensor')}, {nbytes(found.nbytes)}"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rewrite.errors import printable
 from rewrite.loaders.outcome import SEVERITY
 from rewrite.report.points import Series
+from rewrite.wording import count
 
 #: The most rows of a table that are shown. What is left out is said, and where it is.
 MOST_ROWS = 600
@@ -142,10 +143,6 @@ def shorten(text: str, longest: int = 44) -> str:
 def number(value: float) -> str:
     """Four digits."""
     return f"{value:.4g}"
-
-
-def count(amount: int, noun: str) -> str:
-    return f"{amount:,} {noun}{'' if amount == 1 else 's'}"
 
 
 def limited(rows: list[tuple[str, ...]], where: str) -> tuple[tuple[tuple[str, ...], ...], str]:

@@ -9,7 +9,8 @@ from typing import TypeVar
 from rewrite.loaders.kernels import cards_of
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.versions import LOADERS, Loader
-from rewrite.report.data import Change, OutcomeChart, Table, clean, count
+from rewrite.report.data import Change, OutcomeChart, Table, clean
+from rewrite.wording import count
 
 MODEL = (
     "Predicted by the loader model, which agrees with recorded runs of the versions under Sources of the predictions. "

@@ -9,8 +9,9 @@ from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.planning.profiles import PROFILES
 from rewrite.report import engines, predicted, scales
 from rewrite.report.checkpoints import Place, Side, facts_of
-from rewrite.report.data import Report, Section, Table, clean, count, limited
+from rewrite.report.data import Report, Section, Table, clean, limited
 from rewrite.report.run import Run
+from rewrite.wording import count
 
 _JSON = "`rewrite inspect CHECKPOINT --json`"
 

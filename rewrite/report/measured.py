@@ -7,9 +7,10 @@ from statistics import median
 
 from rewrite.loaders.versions import LOADERS
 from rewrite.report import layers
-from rewrite.report.data import MOST_CHARTS, MOST_ROWS, LayerChart, Section, Table, clean, count, limited
+from rewrite.report.data import MOST_CHARTS, MOST_ROWS, LayerChart, Section, Table, clean, limited
 from rewrite.report.points import EXACT, gather, merge
 from rewrite.verification.result import PartitionNumbers, Settings, Verification
+from rewrite.wording import count
 
 WHERE = "`rewrite verify IN OUT --json` lists all of them under `numbers`"
 _Pick = Callable[[PartitionNumbers], float]

@@ -15,12 +15,12 @@ from rewrite.report.data import (
     Section,
     Table,
     clean,
-    count,
     limited,
     number,
     shorten,
 )
 from rewrite.report.points import Gathered, Series, gather, merge
+from rewrite.wording import count
 
 _OWN_SCALES = {"channel": "each row", "block": "each block", "unknown": "a form that is not known"}
 

@@ -1,4 +1,4 @@
-"""Numbers, outcomes and versions in words, and the colors that go with them."""
+"""Outcomes and verdicts in words, and the colors that go with them."""
 
 from __future__ import annotations
 
@@ -25,15 +25,3 @@ def worded(kind: str, partitions: Sequence[str], *, by_layer: bool) -> list[str 
     for layer, _, name in (partition.partition(".") for partition in partitions):
         hurt.setdefault(layer, []).append(name)
     return [told(kind), f": {', '.join(f'{layer} {chr(32).join(names)}' for layer, names in hurt.items())}"]
-
-
-def count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def nbytes(number: int) -> str:
-    size, units = float(number), ["bytes", "kB", "MB", "GB", "TB"]
-    while size >= 1000 and len(units) > 1:
-        size /= 1000
-        units.pop(0)
-    return f"{number} bytes" if units[0] == "bytes" else f"{size:.3g} {units[0]}"

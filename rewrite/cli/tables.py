@@ -107,7 +107,7 @@ def _moved(text: Line) -> Line:
 
 def _label(cells: Row, width: int) -> list[Line]:
     """Nothing where a line of the head says nothing here."""
-    said = [_parts(cell) for cell in cells if wide(cell)]
+    said = [part for part in map(_parts, cells) if plain([part])]
     joined = [span for number, part in enumerate(said) for span in (*pad(_GAP if number else 0), *part)]
     return paragraph(joined, width) if said else []
 
@@ -135,9 +135,8 @@ def _blocks(rows: Sequence[Row], width: int, head: Sequence[Sequence[str]], labe
 def _by_cell(cells: Row, names: Sequence[str]) -> list[tuple[Cell, str]]:
     same: dict[str, tuple[Cell, list[str]]] = {}
     for cell, name in zip(cells, names, strict=True):
-        if not wide(cell):
-            continue
-        same.setdefault(plain([_parts(cell)]), (cell, []))[1].append(name)
+        if text := plain([_parts(cell)]):  # not its width: a combining character alone has none
+            same.setdefault(text, (cell, []))[1].append(name)
     return [(cell, _joined(found)) for cell, found in same.values()]
 
 

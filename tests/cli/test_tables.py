@@ -82,6 +82,11 @@ def test_where_nothing_else_fits_each_row_is_a_block() -> None:
 _WORDS = st.text(st.sampled_from("ab語é\u0301:,-\x1b\n "), max_size=30).map(lambda text: text.strip(" "))
 
 
+def test_a_cell_without_a_width_is_shown() -> None:
+    """A combining character alone."""
+    assert "\u0301" in plain(table([["", "\u0301"]], 1, head=[["", ""]]))
+
+
 @given(st.data(), st.integers(1, 5), st.integers(1, 60))
 def test_no_line_is_wider_than_the_width_but_for_one_word(data: st.DataObject, columns: int, width: int) -> None:
     """In every layout, whatever the cells; and no word of a cell is lost."""

@@ -28,8 +28,8 @@ EXTRAS = "test,lint,fuzz,dask,s3,report"
 _PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
 # For complete lists of pins. No resolver: it could replace torch, or add gigabytes of GPU libraries. Wheels only, but
 # where a list has packages that are published as source alone: building a package runs its code.
-_NO_RESOLVER = ("--no-deps",)
-_AS_LISTED = (*_NO_RESOLVER, "--only-binary", ":all:")
+SOURCES_TOO = ("--no-deps",)
+_AS_LISTED = (*SOURCES_TOO, "--only-binary", ":all:")
 
 
 class Failed(Exception):
@@ -78,7 +78,7 @@ def judge() -> Path:
     """The Python with lm-evaluation-harness, transformers and compressed-tensors."""
     pins = read_pins(SCRIPTS / "talk" / "lm_eval.txt")
     proof = ("-c", "import lm_eval.models.huggingface")
-    return exact(ROOT / ".cache" / "judge-venv", pins, proof, how=_NO_RESOLVER)  # sqlitedict, word2number: no wheels
+    return exact(ROOT / ".cache" / "judge-venv", pins, proof, how=SOURCES_TOO)  # sqlitedict, word2number: no wheels
 
 
 def exact(folder: Path, pins: Sequence[str], proof: Sequence[str], *, how: Sequence[str] = _AS_LISTED) -> Path:
@@ -95,7 +95,7 @@ def exact(folder: Path, pins: Sequence[str], proof: Sequence[str], *, how: Seque
     return python
 
 
-def overlay(folder: Path, python: Path, pins: Sequence[str]) -> Path:
+def overlay(folder: Path, python: Path, pins: Sequence[str], *, how: Sequence[str] = _AS_LISTED) -> Path:
     """A folder with these packages and no others, for the PYTHONPATH of `python`: it shares that one's packages."""
     stamp = _stamp(pins)
     if _is_ready(folder, stamp):
@@ -104,7 +104,7 @@ def overlay(folder: Path, python: Path, pins: Sequence[str]) -> Path:
     partial = folder.with_suffix(".partial")
     for stale in (folder, partial):
         shutil.rmtree(stale, ignore_errors=True)
-    _checked([python, *_PIP, *_AS_LISTED, "--target", partial, *pins], f"installing {pins[0]}")
+    _checked([python, *_PIP, *how, "--target", partial, *pins], f"installing {pins[0]}")
     _finish(partial, stamp)
     partial.rename(folder)
     return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
 from pathlib import Path
 
 import cells
@@ -12,11 +13,11 @@ import pytest
 import torch
 from loader_matrix import talk
 from loader_matrix.delta_rule import convolved, delta_rule, gates
-from loader_matrix.engines import find_engine
-from loader_matrix.envs import Unavailable
+from loader_matrix.engines import Engine, find_engine
+from loader_matrix.envs import Environment, Unavailable
 from loader_matrix.served import rel
 from loader_matrix.truth import Truth, canonical, read_tensors
-from talk import demo, export, judge, say, served, text
+from talk import demo, export, judge, say, served, text, vllm_backend
 from talk.tasks import held_back
 
 import rewrite
@@ -201,6 +202,51 @@ def test_the_table_of_the_harness_is_the_recorded_one() -> None:
         assert f"| {name} | {found['bits_per_byte']:.4f} | {right} of {held_back.VERSES} |" in text
     assert judged["original as vLLM 0.19.1 serves it"]["bits_per_byte"] > 4 * judged["original"]["bits_per_byte"]
     assert judged["exact"] == judged["original"]
+
+
+def test_the_table_of_the_back_end_vllm_is_the_recorded_one() -> None:
+    """As `scripts/judge_talk.sh --backend vllm --record` wrote it. Real engines agree with the table before it."""
+    judged = json.loads((TALK / "judged_vllm.json").read_text())
+    text = (ROOT / "scripts" / "talk" / "README.md").read_text()
+    assert list(judged) == [f"vLLM {each.version}" for each in talk.ENGINES]
+    for engine, by_name in judged.items():
+        for name, found in by_name.items():
+            right = f"{round(found['exact_match'] * held_back.VERSES)} of 100" if "exact_match" in found else "-"
+            assert f"| {engine} | {name} | {found['bits_per_byte']:.4f} | {right} |" in text
+    by_transformers = json.loads((TALK / "judged.json").read_text())
+    pairs = {
+        ("vLLM 0.19.1", "original"): "original as vLLM 0.19.1 serves it",
+        ("vLLM 0.19.1", "dynamic"): "dynamic",
+        ("vLLM 0.32.0", "original"): "original",
+        ("vLLM 0.32.0", "dynamic"): "dynamic",
+    }
+    for (engine, name), other in pairs.items():
+        bits = by_transformers[other]["bits_per_byte"]
+        assert judged[engine][name]["bits_per_byte"] == pytest.approx(bits, rel=2e-3)
+
+
+@pytest.mark.parametrize("engine", talk.ENGINES, ids=lambda engine: engine.slug)
+def test_the_harness_brings_no_second_version_of_what_the_engine_has(engine: Engine) -> None:
+    pins = vllm_backend.missing(engine)
+    names = {re.sub(r"[-_.]+", "-", pin.partition("==")[0]).lower() for pin in pins}
+    assert pins[0].startswith("lm_eval==")
+    assert {"datasets", "evaluate", "pyarrow"} < names
+    assert not names & {"torch", "transformers", "numpy", "compressed-tensors", "huggingface-hub", "typing-extensions"}
+
+
+def test_the_harness_is_found_after_the_engine() -> None:
+    where = Environment(Path("python"), {"PYTHONPATH": "scripts:engine", "HOME": "home"})
+    found = vllm_backend.variables(where)
+    assert found["PYTHONPATH"] == f"scripts:engine:{vllm_backend.HARNESS}"
+    assert (found["HOME"], found["HF_DATASETS_OFFLINE"]) == ("home", "1")
+
+
+def test_the_script_of_the_harness_refuses_an_unknown_back_end() -> None:
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "judge_talk.sh"), "--backend", "other"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "hf|vllm" in done.stderr
 
 
 def test_the_tasks_are_made_of_the_held_back_text() -> None:

@@ -21,6 +21,17 @@ PROMPT = b"And God said unto "
 TOKENS = 80
 WINDOW, WINDOWS = 256, 32  # bytes of the held-back text that a prompt has, and how many prompts
 BYTES = 256
+SETTINGS: dict[str, Any] = {
+    "enforce_eager": True,
+    "max_model_len": 2 * WINDOW,
+    "max_num_batched_tokens": 8 * WINDOW,
+    "max_num_seqs": 4,
+    "dtype": "bfloat16",
+    "language_model_only": True,
+    "disable_log_stats": True,
+    "enable_prefix_caching": False,
+    "block_size": WINDOW,  # else 0.19.1 takes 128 on CPU, less than the state of a Gated DeltaNet needs
+}
 _OLD = "vllm.model_executor.layers.mamba.gdn_linear_attn"
 
 
@@ -30,10 +41,15 @@ def start() -> str:
     drive_vllm._inspect_models_here()
     _multiply_faster()
     drive_vllm._offer_nvfp4_kernel()
-    if importlib.util.find_spec(_OLD):
+    if only_whole_prompts():
         _offer_operators()
         _compute_delta_rule_here()
     return version
+
+
+def only_whole_prompts() -> bool:
+    """Whether this vLLM is one that is computed by plain torch here."""
+    return importlib.util.find_spec(_OLD) is not None
 
 
 def _multiply_faster() -> None:
@@ -119,19 +135,7 @@ def talk(job: Job) -> dict[str, Any]:
     """Nats a byte, and what follows the prompt, by the likeliest byte each time."""
     from vllm import LLM
 
-    model = LLM(
-        model=str(job.model),
-        enforce_eager=True,
-        max_model_len=2 * WINDOW,
-        max_num_batched_tokens=8 * WINDOW,
-        max_num_seqs=4,
-        dtype="bfloat16",
-        skip_tokenizer_init=True,
-        language_model_only=True,
-        disable_log_stats=True,
-        enable_prefix_caching=False,
-        block_size=WINDOW,  # else 0.19.1 takes 128 on CPU, less than the state of a Gated DeltaNet needs
-    )
+    model = LLM(model=str(job.model), skip_tokenizer_init=True, **SETTINGS)
     return {"nats": _nats(model, job.truth.parent / "held_back.txt"), "text": _written(model)}
 
 
@@ -152,7 +156,7 @@ def _nats(model: Any, path: Any) -> float:
 def _written(model: Any) -> str:
     from vllm import SamplingParams
 
-    stepwise = importlib.util.find_spec(_OLD) is not None
+    stepwise = only_whole_prompts()
     sampling = SamplingParams(
         max_tokens=1 if stepwise else TOKENS, temperature=0, detokenize=False, allowed_token_ids=list(range(BYTES))
     )

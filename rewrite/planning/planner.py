@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
+from rewrite.card import BEGIN, MAX_BYTES, README_NAME
+from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import Refused, Unsupported, UsageError
 from rewrite.planning.check import check_plan
 from rewrite.planning.jobs import FileCopy, ShardPlan, TextFile
@@ -148,8 +150,21 @@ def _notes(model: Model, checked: Checked, selection: Selection) -> Iterator[str
         )
     if gone := sum(1 for _ in kv_cache_scales(name for name, new in checked.changes.edits.items() if new is None)):
         yield f"the {gone} scales of the KV cache are dropped, and the config does not quantize it"
+    if checked.changes.edits and _has_card(model.checkpoint):
+        yield (
+            f"{README_NAME} has a card of rewrite, which is about IN: `rewrite verify IN OUT --card` writes another one"
+        )
     planned = {scheme.activations for scheme in checked.changes.schemes.values() if scheme is not None}
     yield from (note for activations, note in checked.profile.notes.items() if activations in planned)
+
+
+def _has_card(checkpoint: Checkpoint) -> bool:
+    """Whether the model card says something of an earlier conversion: it comes along as it is."""
+    found = checkpoint.files.get(README_NAME)
+    if found is None or found.size > MAX_BYTES:
+        return False
+    with checkpoint.storage.open(README_NAME) as file:
+        return BEGIN in file.read(0, found.size)
 
 
 def _manifest_files(

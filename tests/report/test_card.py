@@ -381,3 +381,12 @@ def test_in_one_step(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -
     assert run(source, out, "--card", "-q").exit_code == 0
     assert stored.read_bytes() == before
     assert remove(readme.read_bytes()) == before
+
+
+def test_a_conversion_of_what_has_a_card_says_so(copy: Path, tmp_path: Path) -> None:
+    """The card comes along as it is, and is about IN."""
+    assert not [note for note in rewrite.make_plan(rewrite.open_checkpoint(copy)).manifest.notes if "card" in note]
+    (copy / "README.md").write_bytes(new("old claims"))
+    notes = rewrite.convert(copy, tmp_path / "out").notes
+    assert any("has a card of rewrite, which is about IN" in note for note in notes)
+    assert rewrite.verify(copy, tmp_path / "out", weights_only=True).ok

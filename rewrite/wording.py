@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+#: A relative error below this is none: float64's own rounding of a product is no error of anybody's.
+EXACT = 1e-12
+
+
+def error(value: float) -> str:
+    """A relative error, in three digits."""
+    return "0" if value < EXACT else f"{value:.3g}"
+
 
 def count(number: int, noun: str) -> str:
     """``1 shard``, ``2,000 shards``."""

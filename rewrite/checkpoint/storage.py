@@ -6,6 +6,7 @@ A local directory is :mod:`rewrite.checkpoint.local`. Whatever else can list fil
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -33,6 +34,21 @@ class Listing:
 
     files: dict[str, FileId]
     passed_over: tuple[str, ...]
+
+    @classmethod
+    def of(cls, found: Iterable[tuple[str, FileId]]) -> Listing:
+        """Of all names of a storage that lists the files of folders, too."""
+        files: dict[str, FileId] = {}
+        passed_over: set[str] = set()
+        for name, file_id in found:
+            parts = name.split("/")
+            above = ("/".join(parts[:n]) for n in range(1, len(parts) + 1))
+            theirs = next(filter(is_passed_over, above), None)
+            if theirs is None:
+                files[name] = file_id
+            else:
+                passed_over.add(theirs)
+        return cls(dict(sorted(files.items())), tuple(sorted(passed_over)))
 
 
 class Reader(Protocol):

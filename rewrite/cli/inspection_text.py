@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 
 from rewrite.checkpoint.storage import Storage
 from rewrite.cli.layout import Cell, Line, Span, line, paragraph
 from rewrite.cli.outcomes import BAD, GOOD, LESS, told, worded
 from rewrite.cli.tables import table
-from rewrite.inspection.advice import Advice, Alternative
+from rewrite.inspection.advice import Advice
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.integrations.remote import RemoteStorage
-from rewrite.loaders.kernels import cards_of
+from rewrite.loaders.kernels import by_cards, in_words
 from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.versions import Loader, merged
 from rewrite.loaders.views import GroupView, spread
 from rewrite.planning.profiles import PROFILES
 from rewrite.wording import count, nbytes
@@ -90,16 +90,17 @@ def _groups_of_layer(groups: Sequence[GroupView], width: int) -> list[Line]:
 
 def _loader_table(inspection: Inspection, width: int) -> list[Line]:
     """A row for each loader version range: the checkpoint as it is, and after convert with each profile."""
-    profiles = _shown_profiles(inspection)
+    profiles = inspection.shown_profiles
     head = ["loader", "versions", *_states(profiles)]
     several = len(_layers(inspection)) > 1  # the names would make the table too wide
 
     def say(row: LoaderRow) -> list[Cell]:
         return [_cell(outcome, several) for outcome in (row.as_is, *(row.converted[p] for p in profiles))]
 
-    rows = [[name, versions, *cells] for name, versions, cells in _by_versions(inspection.rows, say)]
+    rows = [[name, versions, *cells] for name, versions, cells in merged(inspection.rows, _loader, say)]
     command = "rewrite convert" + (" --groups all" if inspection.selection == "all" else "")
-    what = f"What loaders make of the fused groups{_where(inspection)}, as they are and after `{command}`:"
+    where = f" on {in_words(inspection.platform)}" if inspection.platform else ""
+    what = f"What loaders make of the fused groups{where}, as they are and after `{command}`:"
     lines = [*paragraph(what, width, hang=0), *table(rows, width, head=[head], labels=2)]
     static = any(group.static_activations and not group.nvfp4 for group in inspection.groups)
     for profile in profiles if static else ():
@@ -110,19 +111,6 @@ def _loader_table(inspection: Inspection, width: int) -> list[Line]:
 
 def _states(profiles: Sequence[str]) -> list[str]:
     return ["as it is", *(f"--profile {profile}" for profile in profiles)]
-
-
-def _shown_profiles(inspection: Inspection) -> list[str]:
-    left_out = {*inspection.refusals, *(p for p in inspection.idle if PROFILES[p].promise.scale == "kept")}
-    return [profile for profile in inspection.rows[0].converted if profile not in left_out]
-
-
-def _where(inspection: Inspection) -> str:
-    """The platform, with the cards that it stands for."""
-    if inspection.platform is None:
-        return ""
-    cards, name = ", ".join(cards_of(inspection.platform)), inspection.platform.replace(",", ", ")
-    return f" on {name}" + (f" ({cards})" if cards != name else "")
 
 
 def _others_note(inspection: Inspection, width: int) -> list[Line]:
@@ -143,38 +131,33 @@ def _kernel_table(inspection: Inspection, width: int) -> list[Line]:
     where no such layer is FP8."""
     if inspection.platform is None or not any(used.families for row in inspection.rows for used in row.kernels):
         return []
-    profiles = _shown_profiles(inspection)
-    rows = []
-    for (name, said), run in groupby(inspection.rows, lambda row: (row.loader.name, _kernel_cells(row, profiles))):
-        first, *rest = (row.loader for row in run)
-        versions = (rest[-1] if rest else first).versions_from(first)
-        rows += [[name, versions, *cells] for cells in said if set(cells[1:]) != {"-"}]
+    profiles = inspection.shown_profiles
+    lines = merged(inspection.rows, _loader, lambda row: _kernel_cells(row, profiles))
+    rows = [
+        [name, versions, cards, *cells]
+        for name, versions, said in lines
+        for cards, cells in said
+        if set(cells) != {"-"}
+    ]
     head = ["loader", "versions", "cards", *_states(profiles)]
     title = line("What multiplies these layers there:")
     return [line(), title, *table(rows, width, head=[head], labels=3)]
 
 
-def _kernel_cells(row: LoaderRow, profiles: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Cards, and what multiplies there before and after; cards of which the same is true as one."""
-    cards: dict[tuple[str, ...], list[str]] = {}
+def _kernel_cells(row: LoaderRow, profiles: Sequence[str]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Cards, and what multiplies there before and after."""
     states = [(row.as_is, row.kernels), *((row.converted[p], row.kernels_converted[p]) for p in profiles)]
-    for number, used in enumerate(row.kernels):
-        cells = (
+
+    def cells(number: int) -> tuple[str, ...]:
+        return tuple(
             kernels[number].text if outcome and outcome.kind != "fails to load" else "-" for outcome, kernels in states
         )
-        cards.setdefault(tuple(cells), []).append(used.card)
-    return tuple((", ".join(names), *cells) for cells, names in cards.items())
+
+    return by_cards((used.card, cells(number)) for number, used in enumerate(row.kernels))
 
 
-def _by_versions(
-    rows: Iterable[LoaderRow], say: Callable[[LoaderRow], list[Cell] | None]
-) -> Iterator[tuple[str, str, list[Cell]]]:
-    """Name, versions and what ``say`` says of each row, neighboring version ranges of which it says the same as one.
-    None leaves a row out."""
-    for (name, cells), run in groupby(rows, lambda row: (row.loader.name, say(row))):
-        first, *rest = (row.loader for row in run)
-        if cells is not None:
-            yield name, (rest[-1] if rest else first).versions_from(first), cells
+def _loader(row: LoaderRow) -> Loader:
+    return row.loader
 
 
 def _cell(outcome: Outcome | None, several: bool) -> Cell:
@@ -205,7 +188,7 @@ def _verdict(
         title = Span("It is not known what these loaders make of the checkpoint:", LESS)
     lines = [line(title), *_affected_table(inspection, affected, width)]
     lines += _advice(inspection, affected, advice, command, width)
-    return [*lines, *(each for found in advice.alternatives for each in paragraph(_alternative(found), width))]
+    return [*lines, *(each for found in advice.alternatives for each in paragraph(found.text, width))]
 
 
 def _affected_table(inspection: Inspection, affected: Sequence[LoaderRow], width: int) -> list[Line]:
@@ -217,14 +200,9 @@ def _affected_table(inspection: Inspection, affected: Sequence[LoaderRow], width
         detail = f" ({row.as_is.detail})" if row.as_is.detail else ""
         return [[*_with_factors(row.as_is, by_layer=several), detail]]
 
-    rows = [[f"{name} {versions}", *cells] for name, versions, cells in _by_versions(inspection.rows, say)]
+    lines = merged(inspection.rows, _loader, say)
+    rows = [[f"{name} {versions}", *cells] for name, versions, cells in lines if cells is not None]
     return table(rows, width, indent=2)
-
-
-def _alternative(found: Alternative) -> str:
-    names = dict.fromkeys(name.rpartition(".")[2] for name in found.partitions)
-    said = found.kind if found.kind == "exact" else f"{found.kind}: {', '.join(names)}, {found.detail}"
-    return f"Without a conversion: {found.loader} {found.versions} ({said})."
 
 
 def _advice(

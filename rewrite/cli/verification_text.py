@@ -9,8 +9,7 @@ from rewrite.cli.layout import Cell, Line, Span, line, paragraph, path
 from rewrite.cli.outcomes import BAD, GOOD, LESS, told, worded
 from rewrite.cli.tables import rows_of, table
 from rewrite.verification.result import PartitionNumbers, Served, Verification, worst
-
-_EXACT = 1e-12  # float64's own rounding of a product is no error of anybody's
+from rewrite.wording import error
 
 
 def render_verification(verification: Verification, width: int) -> list[Line]:
@@ -58,7 +57,7 @@ def _number_cells(row: PartitionNumbers) -> list[str]:
     weights = (row.weights_before, row.weights_fixed, row.weights_out)
     errors = (*weights, row.outputs_before, row.outputs_fixed, row.outputs_out)
     used = "-" if row.bound_used is None else f"{row.bound_used:.2f}"
-    return [row.group, row.partition, *("0" if error < _EXACT else f"{error:.3g}" for error in errors), used]
+    return [row.group, row.partition, *map(error, errors), used]
 
 
 def _served(verification: Verification) -> Iterator[list[Cell]]:

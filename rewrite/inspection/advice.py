@@ -25,6 +25,13 @@ class Alternative:
     detail: str
     partitions: tuple[str, ...]
 
+    @property
+    def text(self) -> str:
+        """One sentence."""
+        names = dict.fromkeys(name.rpartition(".")[2] for name in self.partitions)
+        said = self.kind if self.kind == "exact" else f"{self.kind}: {', '.join(names)}, {self.detail}"
+        return f"Without a conversion: {self.loader} {self.versions} ({said})."
+
 
 @dataclass(frozen=True)
 class Advice:

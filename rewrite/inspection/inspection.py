@@ -54,6 +54,12 @@ class Inspection:
         chosen = set(loaders)
         return tuple(row for row in self.rows if row.loader in chosen and row.as_is.kind != "exact")
 
+    @property
+    def shown_profiles(self) -> list[str]:
+        """Those worth a column: not refused, and, where they keep the scales, not idle."""
+        left_out = {*self.refusals, *(name for name in self.idle if PROFILES[name].promise.scale == "kept")}
+        return [name for name in self.rows[0].converted if name not in left_out]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "path": self.path,

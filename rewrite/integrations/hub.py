@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from rewrite.checkpoint.checkpoint import is_inside
 from rewrite.checkpoint.local import LocalDirectory, open_regular
-from rewrite.checkpoint.storage import FileId, Listing, Reader, is_passed_over
+from rewrite.checkpoint.storage import FileId, Listing, Reader
 from rewrite.errors import CheckpointError, StorageError, UsageError
 from rewrite.integrations.http import Answer, Http
 from rewrite.integrations.remote import RemoteFile, RemoteStorage
@@ -94,7 +94,7 @@ class HubStorage(RemoteStorage):
         self._signed: dict[str, str] = {}  # where the hub sends us for a file; never shown to anybody
         info = self._info(revision)
         self.commit: str = info["sha"]
-        self._listing = self._read_listing(info)
+        self._listing = Listing.of(map(self._entry, info["siblings"]))
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.model}@{self.commit}"
@@ -196,19 +196,6 @@ class HubStorage(RemoteStorage):
         except (ValueError, KeyError, TypeError, RecursionError):
             pass
         raise StorageError("The hub's answer cannot be understood", where=where, found=answer.body[:80])
-
-    def _read_listing(self, info: Mapping[str, Any]) -> Listing:
-        files: dict[str, FileId] = {}
-        passed_over: set[str] = set()
-        for entry in info["siblings"]:
-            name, file_id = self._entry(entry)
-            parts = name.split("/")
-            above = next((p for n in range(1, len(parts) + 1) if is_passed_over(p := "/".join(parts[:n]))), None)
-            if above is not None:
-                passed_over.add(above)
-            else:
-                files[name] = file_id
-        return Listing(dict(sorted(files.items())), tuple(sorted(passed_over)))
 
     def _entry(self, entry: Any) -> tuple[str, FileId]:
         try:

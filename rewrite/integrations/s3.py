@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewrite.checkpoint.checkpoint import is_inside
-from rewrite.checkpoint.storage import FileId, Listing, is_passed_over
+from rewrite.checkpoint.storage import FileId, Listing
 from rewrite.errors import CheckpointError, StorageError, UsageError
 from rewrite.integrations.remote import RemoteStorage, Traffic
 
@@ -173,22 +173,16 @@ class S3Storage(RemoteStorage):
         return self.place.key("").rstrip("/").rpartition("/")[2] or self.place.bucket
 
     def list_files(self) -> Listing:
-        files: dict[str, FileId] = {}
-        passed_over: set[str] = set()
-        for name, file_id in self.bucket.objects(self.place):
-            if not is_inside(name):
-                raise CheckpointError("A key leads out of the checkpoint", where=str(self), found=name)
-            parts = name.split("/")
-            above = next((p for n in range(1, len(parts) + 1) if is_passed_over(p := "/".join(parts[:n]))), None)
-            if above is not None:
-                passed_over.add(above)
-            else:
-                files[name] = file_id
-        if not files:
+        found = list(self.bucket.objects(self.place))
+        outside = next((name for name, _ in found if not is_inside(name)), None)
+        if outside is not None:
+            raise CheckpointError("A key leads out of the checkpoint", where=str(self), found=outside)
+        listing = Listing.of(found)
+        if not listing.files:
             raise StorageError(
                 "There is no checkpoint here", where=str(self), expected="objects with this prefix", found="none"
             )
-        return Listing(dict(sorted(files.items())), tuple(sorted(passed_over)))
+        return listing
 
     def identify(self, name: str) -> FileId:
         try:

@@ -32,6 +32,20 @@ def cards_of(platform: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(card for name in platform.split(",") for card in PLATFORMS[name]))
 
 
+def in_words(platform: str) -> str:
+    """``cuda (sm89, sm90)``: the platform with the cards that it stands for."""
+    cards, name = ", ".join(cards_of(platform)), platform.replace(",", ", ")
+    return name if cards == name else f"{name} ({cards})"
+
+
+def by_cards(said: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Cards of which the same is ``said`` as one: their names, and what is said of them."""
+    cards: dict[tuple[str, ...], list[str]] = {}
+    for card, cells in said:
+        cards.setdefault(cells, []).append(card)
+    return tuple((", ".join(names), cells) for cells, names in cards.items())
+
+
 def is_platform(platform: str) -> bool:
     return all(name in PLATFORMS for name in platform.split(","))
 

@@ -6,8 +6,10 @@ The recorded runs of the real loaders (tests/loader_matrix.json) are what the pr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import TypeVar
 
 from rewrite.loaders.behaviors import (
     OTHER_FORMAT,
@@ -56,6 +58,9 @@ from rewrite.loaders.obstacles import (
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.ranges import version_key
 from rewrite.loaders.views import CheckpointView, GroupView
+
+_Row = TypeVar("_Row")
+_Said = TypeVar("_Said")
 
 
 def _qualified(outcome: Outcome, layer: str) -> Outcome:
@@ -370,3 +375,14 @@ def find_loaders(wanted: str) -> tuple[Loader, ...]:
     name, _, version = wanted.partition("@")
     rows = (loader for loader in LOADERS if loader.name.lower() == name.lower())
     return tuple(loader for loader in rows if not version or loader.covers(version))
+
+
+def merged(
+    rows: Iterable[_Row], loader_of: Callable[[_Row], Loader], say: Callable[[_Row], _Said]
+) -> list[tuple[str, str, _Said]]:
+    """Name, versions and what ``say`` says of each row; neighboring ranges of which it says the same as one."""
+    lines = []
+    for (name, said), run in groupby(rows, lambda row: (loader_of(row).name, say(row))):
+        loaders = [loader_of(row) for row in run]
+        lines.append((name, loaders[-1].versions_from(loaders[0]), said))
+    return lines

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rewrite.loaders.versions import merged
 from rewrite.report import engines
 from rewrite.report.data import clean
 from rewrite.report.markdown import cell, text
@@ -26,7 +27,7 @@ def card(found: Verification, done: str) -> str:
         "\n".join(_table(("check", "verdict", "what was found"), [_check(check, names) for check in found.checks])),
     ]
     if found.loaders:
-        rows = engines.merged(found.loaders, loader_of, lambda row: (row.before, row.after))
+        rows = merged(found.loaders, loader_of, lambda row: (row.before, row.after))
         cells = [(name, versions, *kinds) for name, versions, kinds in rows]
         parts += [
             f"What engines make of its fused layers, on {text(engines.where(found.settings.platform))}. Predicted by "

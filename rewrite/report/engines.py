@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from itertools import groupby
-from typing import TypeVar
+from collections.abc import Iterable, Sequence
 
-from rewrite.loaders.kernels import cards_of
+from rewrite.loaders.kernels import in_words
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.report.data import Change, OutcomeChart, Table, clean
@@ -17,25 +15,12 @@ MODEL = (
     "This run started no engine."
 )
 _MOST_NAMES = 12
-_Row = TypeVar("_Row")
-_Said = TypeVar("_Said")
 _BY_NAME = {(loader.name, loader.versions): loader for loader in LOADERS}
 
 
 def known(name: str, versions: str) -> Loader | None:
     """The loader of a row that has its names only."""
     return _BY_NAME.get((name, versions))
-
-
-def merged(
-    rows: Iterable[_Row], loader_of: Callable[[_Row], Loader], say: Callable[[_Row], _Said]
-) -> list[tuple[str, str, _Said]]:
-    """Name, versions and what ``say`` says of each row; neighboring ranges of which it says the same as one."""
-    lines = []
-    for (name, cells), run in groupby(rows, lambda row: (loader_of(row).name, say(row))):
-        loaders = [loader_of(row) for row in run]
-        lines.append((name, loaders[-1].versions_from(loaders[0]), cells))
-    return lines
 
 
 def affected(outcome: Outcome, by_layer: bool) -> str:
@@ -60,10 +45,7 @@ def several_layers(outcomes: Iterable[Outcome]) -> bool:
 
 def where(platform: str | None) -> str:
     """The platform with the cards that it stands for."""
-    if platform is None:
-        return "loading only"
-    cards, name = ", ".join(cards_of(platform)), platform.replace(",", ", ")
-    return name if cards == name else f"{name} ({cards})"
+    return "loading only" if platform is None else in_words(platform)
 
 
 def outcome_chart(
@@ -96,14 +78,6 @@ def kernel_table(rows: Iterable[tuple[str, str, tuple[str, ...]]], columns: tupl
         note,
         folded=True,
     )
-
-
-def by_cards(used: Iterable[tuple[str, tuple[str, ...]]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """Cards of which the same is true as one: names of cards, and what is said of them."""
-    cards: dict[tuple[str, ...], list[str]] = {}
-    for card, cells in used:
-        cards.setdefault(cells, []).append(card)
-    return tuple((", ".join(names), cells) for cells, names in cards.items())
 
 
 def kernels(kind: str, families: Sequence[str]) -> str:

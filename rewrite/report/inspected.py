@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rewrite.inspection.advice import LEAST_CHANGE, Advice, Alternative
+from rewrite.inspection.advice import LEAST_CHANGE, Advice
 from rewrite.inspection.inspection import Inspection, LoaderRow
-from rewrite.planning.profiles import PROFILES
+from rewrite.loaders.kernels import by_cards
+from rewrite.loaders.versions import merged
 from rewrite.report import engines, predicted, scales
 from rewrite.report.checkpoints import Place, Side, facts_of
 from rewrite.report.data import Report, Section, Table, clean, limited
@@ -21,7 +22,7 @@ def report(found: Inspection, affected: Sequence[LoaderRow], advice: Advice, pla
     word, state, sentence = _verdict(found, affected)
     every = " with `--groups all`" if found.selection == "all" else ""
     sections = [
-        Section("What helps", tuple(_advice(found, affected, advice))) if affected else None,
+        Section("What helps", tuple(_advice(found, advice))) if affected else None,
         _findings(found),
         scales.section(found.groups, "the checkpoint", f"{_JSON}{every} lists every group"),
         predicted.section(found) if found.groups else None,
@@ -59,28 +60,22 @@ def _verdict(found: Inspection, affected: Sequence[LoaderRow]) -> tuple[str, str
     return "NOT AFFECTED", "good", "None of the loaders that were asked for is affected."
 
 
-def _advice(found: Inspection, affected: Sequence[LoaderRow], advice: Advice) -> Iterable[str]:
+def _advice(found: Inspection, advice: Advice) -> Iterable[str]:
     command = "rewrite convert" + (" --groups all" if found.selection == "all" else "")
     unserved = ", ".join(advice.unserved)
-    if advice.profile is not None and _helps(affected, advice.profile):
+    if advice.profile is not None:
         who = f"all but {unserved}" if unserved else "all that were asked for"
         yield f"`{command} --profile {advice.profile}`: with the least change, {who} serve it exactly."
     elif unserved:
         yield f"No profile of `{command}` is exact in {unserved}. The table says what each profile is served as."
     else:
         yield f"No one profile of `{command}` is exact in all of these. The table says what each is served as."
-    yield from map(_alternative, advice.alternatives)
-
-
-def _helps(affected: Sequence[LoaderRow], profile: str) -> bool:
-    """Whether some loader serves the checkpoint better after it."""
-    outcomes = ((row.as_is, row.converted.get(profile)) for row in affected)
-    return any(after is not None and after.severity < before.severity for before, after in outcomes)
+    yield from (clean(each.text) for each in advice.alternatives)
 
 
 def _best(found: Inspection, affected: Sequence[LoaderRow], advice: Advice, profiles: Sequence[str]) -> str | None:
     """The profile to draw: the one that is advised, else the one that is served best, of the least change."""
-    if advice.profile is not None and _helps(affected, advice.profile):
+    if advice.profile is not None:
         return advice.profile
     rows = affected or found.rows
 
@@ -89,12 +84,6 @@ def _best(found: Inspection, affected: Sequence[LoaderRow], advice: Advice, prof
         return sum(each.severity if each else 9 for each in outcomes), LEAST_CHANGE.index(profile)
 
     return min((name for name in profiles if name in LEAST_CHANGE), key=badness, default=None)
-
-
-def _alternative(found: Alternative) -> str:
-    names = ", ".join(dict.fromkeys(clean(name.rpartition(".")[2]) for name in found.partitions))
-    said = found.kind if found.kind == "exact" else f"{found.kind}: {names}, {clean(found.detail)}"
-    return f"Without a conversion: {found.loader} {found.versions} ({said})."
 
 
 def _facts(found: Inspection, place: Place) -> Table:
@@ -114,8 +103,7 @@ def _findings(found: Inspection) -> Section | None:
 def _loaders(found: Inspection, affected: Sequence[LoaderRow], advice: Advice) -> Section | None:
     if not found.rows:
         return None
-    left_out = {*found.refusals, *(name for name in found.idle if PROFILES[name].promise.scale == "kept")}
-    profiles = [name for name in found.rows[0].converted if name not in left_out]
+    profiles = found.shown_profiles
     by_layer = engines.several_layers(row.as_is for row in found.rows)
     after = _best(found, affected, advice, profiles)
 
@@ -126,7 +114,7 @@ def _loaders(found: Inspection, affected: Sequence[LoaderRow], advice: Advice) -
     on = engines.where(found.platform)
     chart = engines.outcome_chart(
         "Engines, as it is and converted" if after else "Engines",
-        engines.merged(found.rows, lambda row: row.loader, line),
+        merged(found.rows, lambda row: row.loader, line),
         ("as it is", f"--profile {after}" if after else "converted"),
         f"{engines.MODEL} Computing with it: on {on}.",
     )
@@ -143,7 +131,7 @@ def _as_it_is(found: Inspection, by_layer: bool) -> Table:
         hurt = engines.affected(row.as_is, by_layer)
         return f"{row.as_is.kind}: {hurt}" if hurt else row.as_is.kind, clean(row.as_is.detail)
 
-    rows = engines.merged(found.rows, lambda row: row.loader, cells)
+    rows = merged(found.rows, lambda row: row.loader, cells)
     note = f"{engines.MODEL} Computing with it: on {engines.where(found.platform)}."
     return Table(
         "What loaders make of the fused groups", ("loader", "versions", "as it is", "why"),
@@ -160,7 +148,7 @@ def _converted(found: Inspection, profiles: Sequence[str]) -> Iterable[Table]:
         outcomes = (row.converted[name] for name in profiles)
         return tuple("refused" if each is None else each.kind for each in outcomes)
 
-    rows = engines.merged(found.rows, lambda row: row.loader, cells)
+    rows = merged(found.rows, lambda row: row.loader, cells)
     columns = ("loader", "versions", *(f"profile {name}" for name in profiles))
     every = " --groups all" if found.selection == "all" else ""
     yield Table(
@@ -172,7 +160,7 @@ def _converted(found: Inspection, profiles: Sequence[str]) -> Iterable[Table]:
 def _kernels(found: Inspection, profiles: Sequence[str]) -> Iterable[tuple[str, str, tuple[str, ...]]]:
     def cells(row: LoaderRow) -> tuple[tuple[str, tuple[str, ...]], ...]:
         states = [(row.as_is, row.kernels), *((row.converted[p], row.kernels_converted.get(p, ())) for p in profiles)]
-        return engines.by_cards(
+        return by_cards(
             (
                 used.card,
                 tuple(
@@ -185,5 +173,5 @@ def _kernels(found: Inspection, profiles: Sequence[str]) -> Iterable[tuple[str, 
 
     if not any(used.families for row in found.rows for used in row.kernels):
         return
-    for name, versions, said in engines.merged(found.rows, lambda row: row.loader, cells):
+    for name, versions, said in merged(found.rows, lambda row: row.loader, cells):
         yield from ((name, versions, (cards, *each)) for cards, each in said)

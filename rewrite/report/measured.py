@@ -8,9 +8,9 @@ from statistics import median
 from rewrite.loaders.versions import LOADERS
 from rewrite.report import layers
 from rewrite.report.data import MOST_CHARTS, MOST_ROWS, LayerChart, Section, Table, clean, limited
-from rewrite.report.points import EXACT, gather, merge
+from rewrite.report.points import gather, merge
 from rewrite.verification.result import PartitionNumbers, Settings, Verification
-from rewrite.wording import count
+from rewrite.wording import count, error
 
 WHERE = "`rewrite verify IN OUT --json` lists all of them under `numbers`"
 _Pick = Callable[[PartitionNumbers], float]
@@ -149,10 +149,6 @@ def _tables(numbers: Sequence[PartitionNumbers], shown: Sequence[_Kind]) -> Iter
 def _cells(row: PartitionNumbers) -> tuple[str, ...]:
     used = "-" if row.bound_used is None else f"{row.bound_used:.2f}"
     return (*(error(pick(row)) for pick in (*_WEIGHTS, *_OUTPUTS)), used)
-
-
-def error(value: float) -> str:
-    return "0" if value < EXACT else f"{value:.3g}"
 
 
 def _layer_rows(kind: _Kind) -> Iterable[tuple[str, ...]]:

@@ -7,8 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-#: float64's own rounding of a product is no error of anybody's.
-EXACT = 1e-12
+from rewrite.wording import EXACT
 
 
 @dataclass(frozen=True)

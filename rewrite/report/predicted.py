@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.loaders.outcome import SENTINEL
+from rewrite.loaders.versions import merged
 from rewrite.loaders.views import GroupView
 from rewrite.report import engines, layers
 from rewrite.report.data import MOST_SERIES, LayerChart, Section
@@ -48,7 +49,7 @@ def _chart(found: Inspection, whose: str, measured: Collection[str]) -> tuple[tu
         return (), [
             f"Not drawn for {whose}: {len(groups):,} groups are too many. The table of engines has the worst of all."
         ]
-    lines = engines.merged(found.rows, lambda row: row.loader, lambda row: _points(row, groups, found.groups))
+    lines = merged(found.rows, lambda row: row.loader, lambda row: _points(row, groups, found.groups))
     series = merge(Series(f"{name} {versions}", points or ()) for name, versions, points in lines)
     not_drawn = [f"{name} {versions}" for name, versions, points in lines if points is None]
     said = []

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from rewrite.loaders.versions import LOADERS, Loader
+from rewrite.loaders.kernels import by_cards
+from rewrite.loaders.versions import LOADERS, Loader, merged
 from rewrite.report import engines, measured, predicted, scales
 from rewrite.report.checkpoints import Side, facts_of
 from rewrite.report.data import Report, Section, Table, Verdict, clean, clean_lines, limited
 from rewrite.report.names import Names
 from rewrite.report.run import Run
-from rewrite.verification.result import Check, Served, Verification
+from rewrite.verification.result import NOT_OPENED, Check, Served, Verification
+from rewrite.wording import count
 
 _JSON = "`rewrite verify IN OUT --json`"
 
@@ -110,11 +112,11 @@ def _loaders(found: Verification) -> Section:
     )
     chart = engines.outcome_chart(
         "Engines, before and after",
-        engines.merged(found.loaders, loader_of, lambda row: (row.before, row.after)),
+        merged(found.loaders, loader_of, lambda row: (row.before, row.after)),
         ("IN", "OUT"),
         f"{engines.MODEL} {judged}",
     )
-    rows = engines.merged(found.loaders, loader_of, cells)
+    rows = merged(found.loaders, loader_of, cells)
     table = Table(
         "What known loaders make of the fused groups",
         ("loader", "versions", "IN", "OUT", "why OUT"),
@@ -128,13 +130,13 @@ def _loaders(found: Verification) -> Section:
 
 def _kernels(rows: Iterable[Served]) -> Iterable[tuple[str, str, tuple[str, ...]]]:
     run = [row for row in rows if any(row.kernels_before.values()) or any(row.kernels_after.values())]
-    for name, versions, said in engines.merged(run, loader_of, _kernels_of):
+    for name, versions, said in merged(run, loader_of, _kernels_of):
         yield from ((name, versions, (cards, *cells)) for cards, cells in said)
 
 
 def _kernels_of(row: Served) -> tuple[tuple[str, tuple[str, ...]], ...]:
     sides = ((row.before, row.kernels_before), (row.after, row.kernels_after))
-    return engines.by_cards(
+    return by_cards(
         (card, tuple(engines.kernels(kind, used.get(card, ())) for kind, used in sides)) for card in row.kernels_before
     )
 
@@ -142,13 +144,13 @@ def _kernels_of(row: Served) -> tuple[tuple[str, tuple[str, ...]], ...]:
 def _files(found: Verification) -> Section:
     if not found.digests:
         reason = "--quick: not all bytes were read" if found.settings.quick else "no digests were asked for"
-        if any(check.summary == "OUT cannot be opened" for check in found.checks):
-            reason = "OUT cannot be opened"
+        if any(check.summary == NOT_OPENED for check in found.checks):
+            reason = NOT_OPENED
         return Section("Files", (f"SHA-256 of the files: not noted; {reason}.",))
     rows, cut = limited(
         [(clean(name), sha) for name, sha in found.digests.items()], f"{_JSON} lists all of them under `digests`"
     )
     total = len(found.digests)
     note = f"SHA-256 of each file of OUT, of the bytes that were compared. {cut}".strip()
-    title = f"{total:,} file{'' if total == 1 else 's'} of OUT"
+    title = f"{count(total, 'file')} of OUT"
     return Section("Files", (), (), (Table(title, ("file", "SHA-256"), rows, note, folded=total > 12, code=True),))

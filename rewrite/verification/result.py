@@ -10,6 +10,8 @@ from rewrite.verification.sample import DEFAULT_ROWS
 
 Verdict = Literal["ok", "FAILED", "skipped"]
 DEFAULT_TOKENS = 32
+#: The summary of the checks that were not made for it.
+NOT_OPENED = "OUT cannot be opened"
 CARD_REMARK = "; README.md has a card of rewrite, whose text was not checked"  # at the end of a summary
 _KEPT = 20  # problems kept of a check: a wrong config makes one for every module
 

@@ -18,7 +18,17 @@ from rewrite.verification.expected import Expected, expect, has_blocks
 from rewrite.verification.packed import tensors_of
 from rewrite.verification.reader import Blocks
 from rewrite.verification.reading import Reading, read_files
-from rewrite.verification.result import Check, OnCheck, PartitionNumbers, Served, Settings, Verification, judge, skip
+from rewrite.verification.result import (
+    NOT_OPENED,
+    Check,
+    OnCheck,
+    PartitionNumbers,
+    Served,
+    Settings,
+    Verification,
+    judge,
+    skip,
+)
 from rewrite.verification.sample import Sample
 from rewrite.verification.spans import Wanted, plan_spans
 from rewrite.verification.structure import check_structure
@@ -27,8 +37,6 @@ from rewrite.verification.weights import Different, check_weights, rules
 
 if TYPE_CHECKING:
     from rewrite.verification.counts import CodeCounts
-
-_NOT_OPENED = "OUT cannot be opened"
 
 #: What engines are predicted to serve from IN and OUT: given by the caller, since it is the loaders' knowledge.
 Predict = Callable[[Checkpoint, Checkpoint, Expected], tuple[Served, ...]]
@@ -62,7 +70,7 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
     except (Refused, StorageError) as error:
         names = ("untouched", "weights", "outputs", "loaders")
         return replace(
-            result, checks=(judge("structure", [str(error)], ""), *(skip(name, _NOT_OPENED) for name in names))
+            result, checks=(judge("structure", [str(error)], ""), *(skip(name, NOT_OPENED) for name in names))
         )
     checks = _Checks(request.on_check)
     checks.run("structure", lambda: check_structure(before, after, expected, configs=not settings.weights_only))

@@ -289,7 +289,6 @@ def test_the_store_dies_at_any_request(
     (tmp_path / "in").symlink_to(source)
     rewrite.convert(tmp_path / "in", tmp_path / "local")
     local, total = tree(tmp_path / "local"), _requests(s3, "count")
-    print(total)
     assert total > 20 * shards
     early = tried = 0
     for number in range(0, total, step):

@@ -14,7 +14,7 @@ from rewrite.checkpoint.storage import Storage
 from rewrite.cli.common import say
 from rewrite.cli.reports import held_to, place_of
 from rewrite.errors import StorageError, UsageError
-from rewrite.integrations.addresses import Address, open_storage, scheme_of
+from rewrite.integrations.addresses import scheme_of
 from rewrite.verification.configs import quantization_of
 from rewrite.verification.expected import MANIFEST_NAME, profile_of
 
@@ -69,10 +69,10 @@ class Card:
         return card.Keys(model, quantized)
 
 
-def finish(card: Card | None, source: Address, found: rewrite.Verification) -> None:
+def finish(card: Card | None, source: Storage, found: rewrite.Verification) -> None:
     """Write the card that was asked for, or say why not."""
     if card is not None and found.ok:
-        card.write(open_storage(source), found)
+        card.write(source, found)
     elif card is not None:
         say("no card was written: a check failed", quiet=False)
 

@@ -47,7 +47,6 @@ from rewrite.cli.verification_text import render_verification, verdict_lines
 from rewrite.cli.watching import Shown, progress_bar
 from rewrite.inspection.advice import advise, repair_command
 from rewrite.integrations import attestation
-from rewrite.integrations.addresses import Address
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.kernels import begins_later
 from rewrite.loaders.versions import assumptions
@@ -355,15 +354,14 @@ def verify(
     shown = Shown()
     with _reporting(as_json, shown):
         card = cards.Card(out) if with_card else None
-        compared = None if report_file is None else reports.Compared(source, out, report_file)
-        addresses: tuple[Address, Address] = (source, out)
-        if compared is not None:
-            addresses = compared.source, compared.out
-        elif card is not None:
-            addresses = rewrite.open_storage(source), out
+        if report_file is not None:
+            files.check(report_file)
+        # Opened once: of a model on the hub all that follows speaks of one commit.
+        storages = rewrite.open_storage(source), rewrite.open_storage(out)
+        compared = None if report_file is None else reports.Compared(*storages, report_file)
         with progress_bar(quiet) as bar, _executor(cluster) as executor:
             found = rewrite.verify(
-                *addresses, device=device, tokens=tokens, seed=seed, rows=rows, quick=quick,
+                *storages, device=device, tokens=tokens, seed=seed, rows=rows, quick=quick,
                 weights_only=weights_only, digest=digest, loader=loader, platform=platform, workers=workers,
                 progress=bar.show, on_check=shown.following(bar), executor=executor,
             )  # fmt: skip
@@ -373,7 +371,7 @@ def verify(
         if attest_file is not None and found.ok:
             with io_errors(attest_file):
                 attest_file.write_text(attestation.dump(found), encoding="utf-8")
-        cards.finish(card, addresses[0], found)
+        cards.finish(card, storages[0], found)
         for line in assumptions:
             _say(line, quiet)
         if as_json:

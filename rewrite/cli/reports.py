@@ -18,7 +18,6 @@ from rewrite.environment import versions
 from rewrite.errors import RewriteError, StorageError
 from rewrite.inspection.advice import Advice
 from rewrite.inspection.inspection import Inspection, LoaderRow, inspect_model
-from rewrite.integrations.addresses import open_storage
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import interpret
 from rewrite.report import files
@@ -37,26 +36,25 @@ def report_option(what: str) -> Callable[[Any], Any]:
 
 
 class Compared:
-    """IN and OUT of a verification, opened once: hub and report speak of one commit."""
+    """IN and OUT of a verification, as they were when it began."""
 
-    def __init__(self, source: str, out: str, path: Path) -> None:
-        files.check(path)
-        self.source, self.out = open_storage(source), open_storage(out)
+    def __init__(self, source: Storage, out: Storage, path: Path) -> None:
+        self._storages = (source, out)
         self._path = path
-        self._opened = [_open(self.source), _open(self.out)]
+        self._opened = [_open(source), _open(out)]
 
     def write(self, context: click.Context, found: rewrite.Verification, remarks: list[str]) -> None:
         """The report of ``found``. Raises :class:`StorageError` where a file has changed since it was opened."""
         from rewrite.report import verified
 
-        for storage, (checkpoint, _) in zip((self.source, self.out), self._opened, strict=True):
+        for storage, (checkpoint, _) in zip(self._storages, self._opened, strict=True):
             if checkpoint is not None and storage.list_files().files != dict(checkpoint.files):
                 raise StorageError("The checkpoint has changed while it was verified", where=str(storage))
         out = self._opened[1][0]
         selection, profile = held_to(out)
         sides = [
             _side(storage, opened, selection, found.settings.platform)
-            for storage, opened in zip((self.source, self.out), self._opened, strict=True)
+            for storage, opened in zip(self._storages, self._opened, strict=True)
         ]
         names = {"source": sides[0].place.name, "out": sides[1].place.name}
         files.write(verified.report(found, sides[0], sides[1], profile, _run(context, names, remarks)), self._path)

@@ -16,7 +16,7 @@ from rewrite.quantization.architectures import find_architecture, text_config
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
-from rewrite.quantization.kv_cache import kv_cache_scales
+from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
 from rewrite.quantization.scheme import ScaleLayout, Scheme
@@ -136,7 +136,7 @@ def view_model(
         scalar_scale=_scalar_scale(model),
         nvfp4_experts=nvfp4_experts,
         latent_scales=_latent_scales(model),
-        kv_cache_scales=any(kv_cache_scales(tensors)),
+        kv_cache_scales=any(True for _ in model.checkpoint.tensors_like(is_kv_cache_scale)),
         nvfp4_layers=any(_is_nvfp4(module.scheme) for module in model.modules.values()),
         router_bias_is_not_stated=_router_bias_is_not_stated(model),
         block_layers=block_layers(model),

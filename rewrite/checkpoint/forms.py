@@ -1,4 +1,4 @@
-"""What is alike in a checkpoint: modules whose names differ in numbers only, with tensors of the same dtypes and shapes.
+"""What is alike in a checkpoint: modules whose names differ in numbers only, with the same dtypes and shapes.
 
 A mixture of experts has 300,000 tensors of a few dozen forms. What depends on the form alone is looked at once.
 """

@@ -39,6 +39,7 @@ _MAX_SIZE = 2**63 - 1
 _SPACE = re.compile(r"[ \t\n\r]*")
 _FLAT_OBJECT = re.compile(r"[ \t\n\r]*(\{[^{}]{0,4096}\})")  # a tensor entry; 4096 bytes hold any shape
 _NEXT = re.compile(r"[ \t\n\r]*([,}])")
+_PLAIN_NAME = re.compile(r"[\w.\-]*", re.ASCII)  # what JSON writes as it is
 #: The beginning and the tensors of a header as the stock writer puts them, in plain ASCII.
 _USUAL_START = re.compile(r'\{(?:"__metadata__":(\{[ !#-\[\]-~":,]{0,4096}?\}),)?(?=")')
 _USUAL_TENSOR = re.compile(
@@ -194,14 +195,21 @@ def build_header(
 
     Data starts at ``residue`` modulo ``modulus``; as it stands, 8-byte aligned.
     """
-    document: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    for t in tensors:
-        document[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.start, t.end]}
-    raw = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    entries = [] if metadata is None else [f'"__metadata__":{_compact(dict(metadata))}']
+    shapes: dict[tuple[int, ...], str] = {}
+    for name, dtype, shape, start, end, _ in tensors:
+        sizes = shapes.get(shape) or shapes.setdefault(shape, _compact(shape))
+        key = f'"{name}"' if _PLAIN_NAME.fullmatch(name) else _compact(name)
+        entries.append(f'{key}:{{"dtype":"{dtype}","shape":{sizes},"data_offsets":[{start},{end}]}}')
+    raw = f"{{{','.join(entries)}}}".encode()
     raw += b" " * ((residue - LENGTH_BYTES - len(raw)) % modulus)
     if len(raw) > MAX_HEADER_BYTES:
         raise HeaderError("The new header is beyond the format's limit", expected=MAX_HEADER_BYTES, found=len(raw))
     return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 class _Reader:

@@ -46,7 +46,9 @@ def misfit(kind: Kind) -> str | None:
 def odd_weight(checkpoint: Checkpoint) -> TensorInfo | None:
     """An FP8 weight that is no matrix. Quark quantizes the convolution of Gated DeltaNet from file to file unless that
     is left out: vLLM 0.32 raises on its scale, others were not seen to read it."""
-    weights = ((module, form.tensors["weight"]) for module, form in checkpoint.forms.items() if "weight" in form.tensors)
+    weights = (
+        (module, form.tensors["weight"]) for module, form in checkpoint.forms.items() if "weight" in form.tensors
+    )
     odd = (module for module, (dtype, shape) in weights if dtype in FP8_DTYPES and len(shape) != 2)
     name = next(odd, None)
     return None if name is None else checkpoint.tensors[f"{name}.weight"]

@@ -33,6 +33,7 @@ from rewrite.schemas import named
 
 _ADDRESS = Address(file_okay=False)
 _PLAN = click.Path(path_type=Path, dir_okay=False)
+_out_argument = click.argument("out", metavar="[OUT]", type=_ADDRESS, required=False)
 
 
 def _part(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
@@ -88,19 +89,21 @@ def plan(
 
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=_PLAN)
+@_out_argument
 @click.option("--part", required=True, metavar="I/N", callback=_part, help="Part I, from 0, of N parts.")
 @workers_option
 @endpoint_option
 @json_option
 @quiet_option
-def run(plan_file: Path, part: tuple[int, int], workers: int, as_json: bool, quiet: bool) -> None:
+def run(plan_file: Path, out: str | None, part: tuple[int, int], workers: int, as_json: bool, quiet: bool) -> None:
     """Write part I of N of the files of a plan. Parts may run at the same time; a part that was killed may run again.
 
-    All parts must have the same N. OUT appears with `finish` only.
+    All parts must have the same N. OUT appears with `finish` only. A plan with another OUT than the one given is
+    refused; it has to be given where the plan replaces it.
     """
     with reporting(as_json, "Run the same part again to resume."):
         started = time.monotonic()
-        conversion = rewrite.Conversion.load(plan_file)
+        conversion = rewrite.Conversion.load(plan_file, out)
         with progress_bar(quiet) as bar:
             counts = conversion.run_part(*part, workers, bar.show)
         if as_json:
@@ -111,14 +114,18 @@ def run(plan_file: Path, part: tuple[int, int], workers: int, as_json: bool, qui
 
 @click.command()
 @click.argument("plan_file", metavar="PLAN", type=_PLAN)
+@_out_argument
 @endpoint_option
 @json_option
 @quiet_option
-def finish(plan_file: Path, as_json: bool, quiet: bool) -> None:
-    """Publish OUT, once all parts of a plan were run. May be run again."""
+def finish(plan_file: Path, out: str | None, as_json: bool, quiet: bool) -> None:
+    """Publish OUT, once all parts of a plan were run. May be run again.
+
+    A plan with another OUT than the one given is refused; it has to be given where the plan replaces it.
+    """
     with reporting(as_json, "OUT was not touched; run the same command to resume."):
         started = time.monotonic()
-        conversion = rewrite.Conversion.load(plan_file)
+        conversion = rewrite.Conversion.load(plan_file, out)
         manifest = conversion.finish()
         if as_json:
             show(named("convert", manifest.to_json()))

@@ -130,6 +130,7 @@ class HubPublication:
         return {**{job.name: job.size for job in self._jobs}, **{name: len(data) for name, data in self._texts.items()}}
 
     def _target(self) -> HubStorage | None:
+        self.plan.check()
         with hub_errors(self.out):
             exists = self._api.repo_exists(self._model)
         if not exists and self.create_pr:

@@ -72,6 +72,7 @@ class S3Publication:
 
     @cached_property
     def _place(self) -> Place:
+        self.plan.check()
         place = Place.parse(self.out)
         if not place.prefix:
             raise UsageError("A bucket is no name for an output", expected="s3://bucket/prefix", found=self.out)

@@ -142,6 +142,7 @@ class Publication:
         return self.source.root if isinstance(self.source, LocalDirectory) else None
 
     def _prepare(self) -> None:
+        self.plan.check()
         if self._root is not None:
             _check_apart(self._root, self.out)
         with io_errors(self.out):

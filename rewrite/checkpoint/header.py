@@ -150,11 +150,11 @@ def _parse_usual(text: str, where: str) -> Header | None:
     start = _USUAL_START.match(text)
     if start is None:
         return None
-    metadata: dict[str, str] | None = None
     try:
-        if start[1] is not None:
-            metadata = _DECODER.decode(start[1])
+        metadata = None if start[1] is None else _DECODER.decode(start[1])
     except ValueError:
+        return None
+    if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
         return None
     sizes: dict[tuple[str, str], tuple[str, tuple[int, ...], int]] = {}  # most tensors share theirs with others
     tensors: list[TensorInfo] = []

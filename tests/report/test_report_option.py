@@ -58,7 +58,7 @@ def test_markdown_has_its_images_beside_it(vl: Path, tmp_path: Path) -> None:
     """Named after it; what was there of an earlier run is replaced."""
     name = tmp_path / "VERIFICATION.md"
     name.write_text("old")
-    assert run("verify", vl, vl, "--tokens", 2, "-q", "--report", name).exit_code == 0
+    assert run("verify", vl, vl, "--tokens", 2, "-q", "--report", name).exit_code == 1  # not repaired
     images = sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".svg")
     assert images[0] == "VERIFICATION-chart-1.svg"
     text = name.read_text()
@@ -206,7 +206,7 @@ def test_the_commit_of_a_model_on_the_hub(hub: HubStub, vl: Path, tmp_path: Path
     """The one that was read, also where somebody pushes meanwhile; the command names it."""
     commit = hub.add("org/model", vl)
     name = tmp_path / "report.html"
-    assert run("verify", "org/model", vl, "--tokens", 2, "-q", "--report", name).exit_code == 0
+    assert run("verify", "org/model", vl, "--tokens", 2, "-q", "--report", name).exit_code == 1  # not repaired
     said = Parsed(name.read_text()).said
     assert f"rewrite verify org/model@{commit} {vl.name} --tokens 2" in said
     assert f"commit {commit} not known: not read from the hub" in said
@@ -237,7 +237,7 @@ def test_names_of_tensors_are_text(copy: Path, tmp_path: Path) -> None:
     hostile = "<script>alert(1)<"
     (copy / hostile).write_text("x")
     name = tmp_path / "report.html"
-    assert run("verify", copy, copy, "--tokens", 2, "-q", "--report", name).exit_code == 0
+    assert run("verify", copy, copy, "--tokens", 2, "-q", "--report", name).exit_code == 1  # not repaired
     found = Parsed(name.read_text())
     assert hostile in found.said
     assert not [tag for tag, _ in found.tags if tag == "script"]

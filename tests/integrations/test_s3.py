@@ -275,7 +275,7 @@ def test_nothing_to_do_is_a_copy(s3: S3Stub, source: Path, local: dict[str, byte
 
 
 @pytest.mark.parametrize("fault", [Fault("drop"), Fault("status", 503)], ids=["after", "before"])
-@pytest.mark.parametrize(("shards", "step"), [(1, 1), (4, 7)])
+@pytest.mark.parametrize(("shards", "step"), [(1, 1), (4, 17)])
 def test_the_store_dies_at_any_request(
     s3: S3Stub, text: Path, tmp_path: Path, fault: Fault, shards: int, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,7 +108,7 @@ def _gate_and_up(size: int, apart: int) -> tuple[PartitionView, ...]:
     return tuple(PartitionView(name, f"an expert's {name}", 64, "tensor", each) for name, each in scales.items())
 
 
-def large(layers: int = 60, experts: int = 10_000) -> tuple[Verification, Inspection]:
+def large(layers: int = 60, experts: int = 2_000) -> tuple[Verification, Inspection]:
     pairs = list(many(layers, experts))
     groups = tuple(each for each, _ in pairs)
     rows = tuple(row for _, found in pairs for row in found)

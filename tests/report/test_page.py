@@ -198,16 +198,17 @@ def test_a_checkpoint_without_fused_groups() -> None:
 
 @pytest.mark.slow
 def test_a_large_model_stays_legible() -> None:
-    """60 layers of 10,000 experts: below 3 MB, in bounded time, and whatever is not shown is said."""
+    """60 layers of 2,000 experts, four times as many as are published: below 3 MB, in bounded time, and whatever is not
+    shown is said."""
     found, source = samples.large()
     started = time.process_time()
     report = samples.of_verification(found, source)
     text = page.html(report)
-    assert time.process_time() - started < 90
+    assert time.process_time() - started < 20
     assert len(text.encode()) < 3_000_000
     said = Parsed(text).said
-    assert "1,200,180 partitions by layer" in said
-    assert "600,045 groups by layer" in said
+    assert "240,180 partitions by layer" in said
+    assert "120,045 groups by layer" in said
     assert "The first 600 of 1,000 rows; 400 are left out: rewrite verify IN OUT --json lists all of them" in said
     assert "Line: median" in said
     markdown, images = page.markdown(report, "report")

@@ -18,11 +18,11 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from rewrite.cli.layout import Cell, Span, longest_word, paint, paragraph, path, plain, wide
+from rewrite.cli.tables import table
 
 import rewrite
 from rewrite.cli.commands import main
-from rewrite.cli.layout import Cell, Span, longest_word, paint, paragraph, path, plain, wide
-from rewrite.cli.tables import table
 from tests.support import FIXTURES, README, edit_json, raw_tensors, unfolded, write_shard
 
 NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))

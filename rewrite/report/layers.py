@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rewrite.report.data import shorten
+from rewrite.report.page import shorten
 
 _Member = TypeVar("_Member")
 _NUMBER = re.compile(r"(?:^|\.)([0-9]{1,6})(?=\.|$)")

@@ -7,7 +7,7 @@ from statistics import median
 
 from rewrite.loaders.views import GroupView, spread
 from rewrite.report import layers
-from rewrite.report.data import (
+from rewrite.report.page import (
     MOST_CHARTS,
     MOST_ROWS,
     MOST_SERIES,

@@ -274,7 +274,7 @@ def verify(
         for line in assumptions:
             say(line, quiet)
         show(
-            lambda: verified.page(found, brief=quiet),
+            lambda: verified.page(found, asked.engines, brief=quiet),
             lambda: named("verify", {**found.to_json(), "assumptions": assumptions}),
             as_json=as_json, verbose=verbose,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from statistics import median
 from rewrite.loaders.versions import LOADERS
 from rewrite.report import layers
 from rewrite.report.page import MOST_CHARTS, MOST_ROWS, LayerChart, Section, Table, clean, limited
-from rewrite.report.points import gather, merge
+from rewrite.report.points import BAND, gather, merge
 from rewrite.verification.result import PartitionNumbers, Settings, Verification, worst
 from rewrite.wording import count, error
 
@@ -131,12 +131,9 @@ def _chart(title: str, kind: _Kind, picks: Sequence[_Pick], settings: Settings, 
     series = merge(each.series for each in gathered)
     if not series:
         return None
-    band = (
-        " Line: median of the groups of a layer; band: smallest to largest." if any(s.is_band for s in series) else ""
-    )
     odd = sum(each.odd for each in gathered)
     left_out = f" {count(odd, 'value')} not finite, and not drawn." if odd else ""
-    caption = f"Measured: {of}. Of each group the worst partition.{band}{left_out}"
+    caption = f"Measured: {of}. Of each group the worst partition. {BAND}{left_out}"
     return LayerChart(f"{title}, {kind.title}", "relative error", series, caption, zero=True)
 
 
@@ -166,11 +163,8 @@ def _cells(row: PartitionNumbers) -> tuple[str, ...]:
 
 
 def _layer_rows(kind: _Kind) -> Iterable[tuple[str, ...]]:
-    by_layer: dict[int | None, list[PartitionNumbers]] = {}
-    for place, rows in kind.members:
-        by_layer.setdefault(place.layer, []).extend(rows)
-    for layer, found in by_layer.items():
-        name = kind.title if layer is None else f"{kind.title}, layer {layer}"
+    for name, members in kind.by_layer():
+        found = [row for rows in members for row in rows]
         columns = ([pick(row) for row in found] for pick in (*_WEIGHTS, *_OUTPUTS))
         cells = [error(value) for values in columns for value in (median(values), max(values))]
         yield (name, f"{len(found):,}", *cells)

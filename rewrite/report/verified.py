@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from rewrite.loaders.outcome import Outcome
@@ -20,11 +20,15 @@ _JSON = "`rewrite verify IN OUT --json`"
 _ENGINES = {(loader.name, loader.versions): loader for loader in LOADERS}
 
 
-def page(found: Verification, *, brief: bool = False) -> Page:
+def page(found: Verification, asked: Sequence[Loader] = (), *, brief: bool = False) -> Page:
     """For a terminal: without what is read beside the verification, with the paths of this machine. ``brief``: the
-    closing line only."""
+    closing line only. ``asked``: the engines that the answer is about."""
     names = Names({})
-    sections = () if brief else (_checks(found, names), measured.section(found), _engines(found), _files(found))
+    if brief:
+        return _page(found, names, found.out, ())
+    answer = engines.answer(rows_of(found), OUT, asked) if found.loaders and asked else None
+    served = Section("What engines make of OUT", tables=(answer,), brief=True) if answer else None
+    sections = (_checks(found, names), served, measured.section(found), _engines(found), _files(found))
     return _page(found, names, found.out, present(*sections))
 
 

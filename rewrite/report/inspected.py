@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rewrite.inspection.advice import LEAST_CHANGE, Advice
-from rewrite.inspection.inspection import Inspection, LoaderRow
+from rewrite.inspection.advice import Advice
+from rewrite.inspection.inspection import LEAST_CHANGE, Inspection, LoaderRow
 from rewrite.loaders.kernels import by_cards
 from rewrite.loaders.versions import merged
 from rewrite.report import engines, predicted, scales

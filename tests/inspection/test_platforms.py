@@ -13,7 +13,8 @@ import rewrite
 from rewrite.cli.commands import main
 from rewrite.cli.inspection_text import render_inspection
 from rewrite.cli.layout import plain
-from rewrite.inspection.advice import LEAST_CHANGE, Advice, advise, repair_command
+from rewrite.inspection.advice import Advice, advise, repair_command
+from rewrite.inspection.inspection import LEAST_CHANGE
 from rewrite.loaders.outcome import Outcome
 from tests.support import FIXTURES, unfolded
 

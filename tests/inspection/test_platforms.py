@@ -12,7 +12,8 @@ from click.testing import CliRunner, Result
 import rewrite
 from rewrite.cli.commands import main
 from rewrite.cli.terminal import page_lines
-from rewrite.inspection.advice import LEAST_CHANGE, Advice, advise, repair_command
+from rewrite.inspection.advice import Advice, advise, repair_command
+from rewrite.inspection.inspection import LEAST_CHANGE
 from rewrite.loaders.outcome import Outcome
 from rewrite.report import inspected
 from rewrite.report.checkpoints import Place

@@ -145,7 +145,7 @@ def convert(
     change stay byte for byte; where the filesystem can, OUT shares their disk blocks with IN. A checkpoint with nothing
     to do is copied as it is.
     """
-    with _reporting(as_json, f"{out} was not touched; run the same command to resume."):
+    with _reporting(as_json, f"{out} is not complete; run the same command to resume."):
         started = time.monotonic()
         if dry_run:
             checkpoint = rewrite.open_checkpoint(source)

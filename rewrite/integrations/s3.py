@@ -250,11 +250,27 @@ def md5(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
+#: What to do about the codes that a store answers with.
+_ELSEWHERE = "the bucket lies in another region, or at another endpoint: set AWS_REGION or --endpoint-url"
+_LATER = "the store is busy: run the same command again later, what is complete is kept"
+_CREDENTIALS = "check the credentials and what they may do there"
+_RENEW = "get new credentials and run the same command again, what is complete is kept"
+_HINTS = {
+    "ExpiredToken": _RENEW, "ExpiredTokenException": _RENEW, "TokenRefreshRequired": _RENEW, "InvalidToken": _RENEW,
+    "RequestTimeTooSkewed": "set the clock of this machine: it is not that of the store", "RequestExpired": _RENEW,
+    "PermanentRedirect": _ELSEWHERE, "TemporaryRedirect": _ELSEWHERE, "AuthorizationHeaderMalformed": _ELSEWHERE,
+    "IllegalLocationConstraintException": _ELSEWHERE, "SlowDown": _LATER, "ServiceUnavailable": _LATER,
+}  # fmt: skip
+_BY_STATUS = {301: _ELSEWHERE, 307: _ELSEWHERE, 401: _CREDENTIALS, 403: _CREDENTIALS, 429: _LATER, 503: _LATER}
+
+
 @contextmanager
 def _errors(where: str) -> Iterator[None]:
     """The errors of clients and server as ours. Only kinds and codes: their texts may hold keys or signatures."""
     try:
         yield
+    except RecursionError:  # botocore looks for the region of a bucket, and is redirected again
+        raise StorageError("The store redirects without an end", where=where, hint=_ELSEWHERE) from None
     except Exception as error:
         if not type(error).__module__.startswith(("botocore", "boto3", "urllib3")):
             raise
@@ -274,5 +290,5 @@ def _as_ours(error: Exception, where: str) -> StorageError:
         return Precondition("The object is not as it was expected to be", where=where, found=code)
     if status == 404:
         return Missing("There is no such object, bucket or upload", where=where, found=code)
-    hint = "check the credentials and what they may do there" if status in (401, 403) else None
+    hint = _HINTS.get(code, _BY_STATUS.get(status))
     return StorageError("The store refuses the request", where=where, found=f"HTTP status {status}, {code}", hint=hint)

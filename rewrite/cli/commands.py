@@ -162,7 +162,7 @@ def convert(
     change stay byte for byte; where the filesystem can, OUT shares their disk blocks with IN. A checkpoint with nothing
     to do is copied as it is.
     """
-    with reporting(as_json, f"{out} was not touched; run the same command to resume."):
+    with reporting(as_json, f"{out} is not complete; run the same command to resume."):
         started = time.monotonic()
         if dry_run:
             checkpoint = rewrite.open_checkpoint(source)

@@ -85,6 +85,8 @@ def endpoint_words(context: click.Context) -> tuple[str, ...]:
 
 def _use_endpoint(context: click.Context, _option: click.Parameter, url: str | None) -> None:
     """boto3 reads it in this process, as if the user had set it."""
+    if url is not None and "@" in url:  # it is part of commands that are shown
+        raise click.BadParameter("no user and password, please: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     context.meta[_ENDPOINT] = url
     if url is not None:
         os.environ["AWS_ENDPOINT_URL_S3"] = url

@@ -97,7 +97,7 @@ def finish(plan_file: Path, out: str | None, as_json: bool, quiet: bool) -> None
 
     A plan with another OUT than the one given is refused; it has to be given where the plan replaces it.
     """
-    with reporting(as_json, "OUT was not touched; run the same command to resume."):
+    with reporting(as_json, "OUT is not complete; run the same command to resume."):
         started = time.monotonic()
         conversion = rewrite.Conversion.load(plan_file, out)
         manifest = conversion.finish()

@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.local import LocalDirectory, io_errors
@@ -21,11 +21,8 @@ from rewrite.planning.manifest import ByteCounts, Manifest
 from rewrite.planning.plan import Plan
 from rewrite.progress import Progress
 from rewrite.version import __version__
-from rewrite.writing.publish import Publication
-
-if TYPE_CHECKING:
-    from rewrite.integrations.hub_publish import HubPublication
-    from rewrite.integrations.s3_publish import S3Publication
+from rewrite.writing.output import Output
+from rewrite.writing.publish import DirectoryOutput
 
 _KIND = "rewrite conversion"
 #: What a file says beside IN and the plan.
@@ -83,23 +80,22 @@ class Conversion:
         return self._publication.finish()
 
     @property
-    def _publication(self) -> Publication | S3Publication | HubPublication:
+    def _publication(self) -> Output:
         if self.create_pr and scheme_of(self.out) != "hf":
             raise UsageError("Only the hub has pull requests", expected="hf://org/name", found=self.out)
         place = as_path(self.source)
         storage = self.storage or open_storage(self.source if place is None else place)
-        out = as_path(self.out)
-        if out is not None:
-            return Publication(self.plan, storage, out, self.overwrite, self.copy, self.created)
+        if as_path(self.out) is not None:
+            return DirectoryOutput(self.plan, storage, self.out, self.overwrite, self.created, self.copy)
         if self.copy:
             raise UsageError("Only an output in a directory can share disk blocks", where=self.out, found="--copy")
         if scheme_of(self.out) == "hf":
-            from rewrite.integrations.hub_publish import HubPublication
+            from rewrite.integrations.hub_output import HubOutput
 
-            return HubPublication(self.plan, storage, self.out, self.overwrite, self.created, self.create_pr)
-        from rewrite.integrations.s3_publish import S3Publication
+            return HubOutput(self.plan, storage, self.out, self.overwrite, self.created, self.create_pr)
+        from rewrite.integrations.s3_output import S3Output
 
-        return S3Publication(self.plan, storage, self.out, self.overwrite, self.created)
+        return S3Output(self.plan, storage, self.out, self.overwrite, self.created)
 
     def save(self, path: Path) -> None:
         """Write it to a file, which others see complete or not at all."""

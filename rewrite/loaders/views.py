@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rewrite.loaders.blocks import BlockLayer, block_layers
-from rewrite.loaders.experts import Experts, find_experts, is_expert
+from rewrite.loaders.experts import Experts, expert_layers, is_expert
 from rewrite.loaders.kernels import kernel_schemes
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
@@ -113,7 +113,7 @@ def view_model(
         groups += [group for group in before.groups if group.experts]
         nvfp4_experts = before.nvfp4_experts
     else:
-        experts = list(find_experts(model, nvfp4_only=selection != "all"))
+        experts = list(expert_layers(model, nvfp4_only=selection != "all"))
         groups += [_view_experts(each) for each in experts if selection == "all" or each.gate != each.up]
         nvfp4_experts = any(each.nvfp4 for each in experts)
     tensors = model.checkpoint.tensors

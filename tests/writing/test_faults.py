@@ -63,7 +63,7 @@ def test_a_disk_that_is_full_at_any_stage(
     option: str, source: Path, disk: Path, expected: dict[str, bytes], monkeypatch: Any
 ) -> None:
     """Filled by somebody else after we had looked: ENOSPC wherever it strikes, then space is made and it goes on."""
-    monkeypatch.setattr(publish.Publication, "_check_space", lambda *_: None)
+    monkeypatch.setattr(publish.DirectoryOutput, "check_room", lambda *_: None)
     before, out, failed, room = tree(source), disk / "out", 0, 1
     while True:
         remount(disk, "size=1m,nr_inodes=100")

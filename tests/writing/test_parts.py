@@ -21,7 +21,7 @@ from rewrite.cli.commands import main
 from rewrite.errors import StorageError, UsageError
 from rewrite.planning.manifest import ByteCounts
 from rewrite.planning.segments import Copy, Dequantize, Fill, Lookup
-from rewrite.writing.publish import Publication
+from rewrite.writing.publish import DirectoryOutput
 from rewrite.writing.tasks import Tasks, part_of
 from tests.support import tree, unfolded
 from tests.writing.interruptions import before_call, count_calls, fork, kill_self, leftovers
@@ -209,7 +209,7 @@ def test_an_out_of_somebody_else_is_not_taken_for_ours(planned: Conversion, text
 
 def test_while_a_conversion_runs_no_part_does(planned: Conversion) -> None:
     """And the other way round: the lock is held alone, or shared by parts."""
-    publication = Publication(planned.plan, rewrite.open_storage(planned.source), Path(planned.out))
+    publication = DirectoryOutput(planned.plan, rewrite.open_storage(planned.source), planned.out)
     seen: list[ByteCounts] = []
 
     def meanwhile(_done: int, _total: int) -> None:

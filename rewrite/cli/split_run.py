@@ -5,35 +5,28 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
 import rewrite
 from rewrite.cli.common import (
     Address,
-    copy_option,
+    conversion_options,
     endpoint_option,
     json_option,
-    kv_scales_option,
-    now,
-    overwrite_option,
-    profile_option,
     quiet_option,
     reporting,
     say,
-    selection_option,
     show,
-    timestamp_option,
     workers_option,
 )
-from rewrite.cli.conversion_text import render_conversion, render_part, render_planned
-from rewrite.cli.terminal import width
-from rewrite.cli.watching import progress_bar
+from rewrite.cli.progress import progress_bar
+from rewrite.report import converted
 from rewrite.schemas import named
 
-_ADDRESS = Address(file_okay=False)
 _PLAN = click.Path(path_type=Path, dir_okay=False)
-_out_argument = click.argument("out", metavar="[OUT]", type=_ADDRESS, required=False)
+_out_argument = click.argument("out", metavar="[OUT]", type=Address(file_okay=False), required=False)
 
 
 def _part(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
@@ -44,47 +37,26 @@ def _part(_context: click.Context, _option: click.Parameter, value: str) -> tupl
 
 
 @click.command()
-@click.argument("source", metavar="IN", type=_ADDRESS)
-@click.argument("out", metavar="OUT", type=_ADDRESS)
+@conversion_options
 @click.option("--output", type=_PLAN, required=True, metavar="FILE", help="Where the plan goes.")
-@profile_option
-@selection_option
-@kv_scales_option
-@overwrite_option
-@copy_option
-@timestamp_option
 @endpoint_option
 @json_option
 @quiet_option
-def plan(
-    source: str,
-    out: str,
-    output: Path,
-    profile: str,
-    selection: rewrite.Selection,
-    kv_scales: rewrite.KvScales,
-    overwrite: bool,
-    copy: bool,
-    timestamp: bool,
-    as_json: bool,
-    quiet: bool,
-) -> None:
-    """Plan the conversion of IN to OUT, to be carried out by `run` and `finish`.
+def plan(source: str, out: str, output: Path, as_json: bool, quiet: bool, **how: Any) -> None:
+    """Plan the conversion of IN to OUT, for `run` and `finish`.
 
     IN and OUT must have the same paths wherever `run` and `finish` are called.
     """
     with reporting(as_json):
-        conversion = rewrite.plan_conversion(
-            source, out, profile=profile, selection=selection, kv_scales=kv_scales, overwrite=overwrite, copy=copy,
-            created=now() if timestamp else None,
-        )  # fmt: skip
+        conversion = rewrite.plan_conversion(source, out, **how)
         conversion.save(output)
-        if as_json:
-            show(named("plan", conversion.plan.to_json()))
-            return
-        for note in conversion.plan.manifest.notes:
+        for note in () if as_json else conversion.plan.manifest.notes:
             say(note, quiet)
-        show(render_planned(conversion.plan, str(output), width()), quiet)
+        show(
+            lambda: converted.plan_written(conversion.plan, str(output)),
+            lambda: named("plan", conversion.plan.to_json()),
+            as_json=as_json, quiet=quiet,
+        )  # fmt: skip
 
 
 @click.command()
@@ -96,20 +68,22 @@ def plan(
 @json_option
 @quiet_option
 def run(plan_file: Path, out: str | None, part: tuple[int, int], workers: int, as_json: bool, quiet: bool) -> None:
-    """Write part I of N of the files of a plan. Parts may run at the same time; a part that was killed may run again.
+    """Write part I of N of the files of a plan.
 
-    All parts must have the same N. OUT appears with `finish` only. A plan with another OUT than the one given is
-    refused; it has to be given where the plan replaces it.
+    Parts may run at the same time; a part that was killed may run again. All parts must have the same N. OUT appears
+    with `finish` only. A plan with another OUT than the one given is refused; it has to be given where the plan
+    replaces it.
     """
     with reporting(as_json, "Run the same part again to resume."):
         started = time.monotonic()
         conversion = rewrite.Conversion.load(plan_file, out)
         with progress_bar(quiet) as bar:
             counts = conversion.run_part(*part, workers, bar.show)
-        if as_json:
-            show(named("part", {"part": list(part), "bytes": counts.to_json()}))
-        else:
-            show(render_part(part, counts, time.monotonic() - started, width()), quiet)
+        show(
+            lambda: converted.part_written(part, counts, time.monotonic() - started),
+            lambda: named("part", {"part": list(part), "bytes": counts.to_json()}),
+            as_json=as_json, quiet=quiet,
+        )  # fmt: skip
 
 
 @click.command()
@@ -123,11 +97,12 @@ def finish(plan_file: Path, out: str | None, as_json: bool, quiet: bool) -> None
 
     A plan with another OUT than the one given is refused; it has to be given where the plan replaces it.
     """
-    with reporting(as_json, "OUT was not touched; run the same command to resume."):
+    with reporting(as_json, "OUT is not complete; run the same command to resume."):
         started = time.monotonic()
         conversion = rewrite.Conversion.load(plan_file, out)
         manifest = conversion.finish()
-        if as_json:
-            show(named("convert", manifest.to_json()))
-        else:
-            show(render_conversion(manifest, conversion.out, time.monotonic() - started, width()), quiet)
+        show(
+            lambda: converted.converted(manifest, conversion.out, time.monotonic() - started),
+            lambda: named("convert", manifest.to_json()),
+            as_json=as_json, quiet=quiet,
+        )  # fmt: skip

@@ -37,7 +37,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/evidence.sh zoo", description=__doc__)
     parser.add_argument("producer", choices=PRODUCERS)
     parser.add_argument("name", nargs="*", help="entries (default: all of the producer)")
-    parser.add_argument("--work", type=Path, default=ENTRIES.parents[2] / ".cache" / "zoo", help="base models and whole exports")
+    parser.add_argument(
+        "--work", type=Path, default=ENTRIES.parents[2] / ".cache" / "zoo", help="base models and whole exports"
+    )
     parser.add_argument("--missing", action="store_true", help="only what is not there yet")
     parser.add_argument("--restrip", action="store_true", help="strip the exports that are there again")
     arguments = parser.parse_args()

@@ -7,14 +7,15 @@ entries go to tests/zoo/entries. README.md says how to add one.
 from __future__ import annotations
 
 import argparse
-import importlib
-import random
 import shutil
 import sys
 import traceback
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from producers.models import base_model
+from producers.produce import produce
 
 from tests.zoo.rebuild import ENTRIES, names, read_entry
 from zoo.strip import strip
@@ -75,17 +76,8 @@ def recipes_of(producer: str) -> dict[str, Recipe]:
 
 
 def _produce(producer: str, recipe: Recipe, full: Path, work: Path) -> None:
-    import torch
-    from fixtures.constants import SEED
-
-    from zoo.models import base_model
-
     base = base_model(recipe["model"], work / "base")
-    shutil.rmtree(full, ignore_errors=True)
-    random.seed(SEED)
-    torch.manual_seed(SEED)
-    call = getattr(importlib.import_module(f"zoo.by_{producer}"), recipe["call"])
-    call(recipe["model"], base, full, recipe["recipe"])
+    produce(producer, recipe["call"], recipe["model"], base, full, recipe["recipe"])
 
 
 def _about(recipe: Recipe, producer: str) -> dict[str, object]:

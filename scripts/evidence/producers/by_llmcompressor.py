@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fixtures.constants import CALIBRATION_SAMPLES, SEQUENCE_LENGTH
-from fixtures.inputs import byte_tokenizer, calibration_ids
-
-from zoo.models import load
+from producers.constants import CALIBRATION_SAMPLES, SEQUENCE_LENGTH
+from producers.inputs import byte_tokenizer, calibration_ids
+from producers.models import load
 
 
 def _weights(strategy: str, **more: Any) -> dict[str, Any]:
@@ -21,7 +20,7 @@ CHANNEL = _weights("channel", observer="memoryless_minmax")
 STATIC = _weights("tensor", dynamic=False)
 PER_TOKEN = _weights("token", dynamic=True)
 PER_TENSOR_DYNAMIC = _weights("tensor", dynamic=True)
-#: Schemes by the names that the table below uses, beside the presets' own names.
+#: Schemes by the names that recipes use, beside the presets' own names.
 SCHEMES = {
     "tensor+static": {"weights": TENSOR, "input_activations": STATIC},
     "tensor+token": {"weights": TENSOR, "input_activations": PER_TOKEN},

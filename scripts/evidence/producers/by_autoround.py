@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fixtures.inputs import calibration_ids
 
-from zoo.models import load
+from producers.inputs import calibration_ids
+from producers.models import load
 
 
 def quantize(model: str, base: Path, out: Path, recipe: Mapping[str, Any]) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fixtures.inputs import byte_tokenizer, calibration_ids
 
-from zoo.models import load
+from producers.inputs import byte_tokenizer, calibration_ids
+from producers.models import load
 
 FP8 = {"num_bits": (4, 3), "axis": None}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fixtures.inputs import byte_tokenizer
+
+from producers.inputs import byte_tokenizer
 
 _DYNAMIC = "Float8DynamicActivationFloat8WeightConfig"
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fixtures.inputs import calibration_ids
 
-from zoo.models import load
+from producers.inputs import calibration_ids
+from producers.models import load
 
 _EXPORT = ("mode", "weight_format")
 

@@ -266,8 +266,9 @@ def _add_mtp(folder: Path) -> None:
 
 def load(folder: Path) -> PreTrainedModel:
     """The base model, in the class that its config names."""
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model: PreTrainedModel = getattr(transformers, config.architectures[0]).from_pretrained(
-        folder, dtype=torch.bfloat16
+    kind: type[PreTrainedModel] = getattr(
+        transformers, transformers.AutoConfig.from_pretrained(folder).architectures[0]
     )
-    return model.eval()
+    model: PreTrainedModel = kind.from_pretrained(folder, dtype=torch.bfloat16)
+    model.eval()
+    return model

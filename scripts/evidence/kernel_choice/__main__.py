@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.driver import Unavailable
-from engines.envs import Environment, environment
+from engines.envs import Environment, environment_or_reason
 from engines.known import Engine, find_engine
 from engines.process import Checkpoint, Process
 
@@ -61,13 +61,6 @@ def _not_run(run: Run, error: dict[str, Any]) -> list[Cell]:
     ]
 
 
-def _environment(engine: Engine) -> Environment | Unavailable:
-    try:
-        return environment(engine)
-    except Unavailable as reason:
-        return reason
-
-
 def show(cells: Sequence[Cell]) -> None:
     """A line each."""
     for cell in cells:
@@ -99,7 +92,7 @@ def main(words: Sequence[str]) -> int:
         print(table.readme(BOOK.read().cells))
         return 0
     runs = selected(given)
-    where = {engine: _environment(engine) for engine in dict.fromkeys(engine for engine, _ in runs)}
+    where = {engine: environment_or_reason(engine) for engine in dict.fromkeys(engine for engine, _ in runs)}
     with ThreadPoolExecutor(given.jobs) as pool:
         cells = [cell for own in pool.map(lambda run: choose(run, where[run[0]]), runs) for cell in own]
     show(cells)

@@ -81,20 +81,24 @@ def _moe(sizes: Geometry) -> dict[str, Any]:
     }
 
 
-def _vision(sizes: Geometry) -> dict[str, Any]:
+def vision(hidden: int, width: int) -> dict[str, Any]:
     """The smallest vision tower that still has every kind of layer; 8-pixel patches keep its input projection small."""
     return {
         "depth": 1,
-        "hidden_size": sizes.vision_hidden,
-        "intermediate_size": sizes.vision_hidden * 2,
+        "hidden_size": width,
+        "intermediate_size": width * 2,
         "num_heads": 2,
         "patch_size": 8,
-        "out_hidden_size": sizes.hidden,
+        "out_hidden_size": hidden,
         "num_position_embeddings": 16,
     }
 
 
-def _vision_tokens() -> dict[str, Any]:
+def _tower(sizes: Geometry) -> dict[str, Any]:
+    return vision(sizes.hidden, sizes.vision_hidden)
+
+
+def vision_tokens() -> dict[str, Any]:
     """The ids of the four vision tokens, in the tokenizer's order."""
     keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return {key: BYTES + 1 + i for i, key in enumerate(keys)}
@@ -117,12 +121,20 @@ def _qwen_moe_text(sizes: Geometry) -> PreTrainedModel:
 
 
 def _qwen(sizes: Geometry) -> PreTrainedModel:
-    settings = {"text_config": _dense(sizes), "vision_config": _vision(sizes), **_vision_tokens()}
+    settings = {
+        "text_config": _dense(sizes),
+        "vision_config": vision(sizes.hidden, sizes.vision_hidden),
+        **vision_tokens(),
+    }
     return _made("Qwen3_5", settings, kind="ForConditionalGeneration")
 
 
 def _qwen_moe(sizes: Geometry) -> PreTrainedModel:
-    settings = {"text_config": _moe(sizes), "vision_config": _vision(sizes), **_vision_tokens()}
+    settings = {
+        "text_config": _moe(sizes),
+        "vision_config": vision(sizes.hidden, sizes.vision_hidden),
+        **vision_tokens(),
+    }
     return _made("Qwen3_5Moe", settings, kind="ForConditionalGeneration")
 
 
@@ -135,7 +147,7 @@ def _next(sizes: Geometry) -> PreTrainedModel:
 def _minicpm(sizes: Geometry) -> PreTrainedModel:
     """MiniCPM-V 4.6: Qwen3.5's text model under a vision tower of its own, the smallest that has every kind of layer.
     Its tower merges windows of four patches after one of its blocks, so the merger is four times as wide as a block."""
-    vision = {
+    tower = {
         "hidden_size": sizes.vision_hidden,
         "intermediate_size": sizes.vision_hidden,
         "num_hidden_layers": 1,
@@ -143,9 +155,9 @@ def _minicpm(sizes: Geometry) -> PreTrainedModel:
         "image_size": 32,
         "patch_size": 8,
     }
-    tokens = {name: each for name, each in _vision_tokens().items() if name in ("image_token_id", "video_token_id")}
+    tokens = {name: each for name, each in vision_tokens().items() if name in ("image_token_id", "video_token_id")}
     text = transformers.Qwen3_5TextConfig(**_dense(sizes))
-    settings = {"text_config": text, "vision_config": vision, "image_size": 32, "insert_layer_id": 0, **tokens}
+    settings = {"text_config": text, "vision_config": tower, "image_size": 32, "insert_layer_id": 0, **tokens}
     return _made("MiniCPMV4_6", settings, kind="ForConditionalGeneration")
 
 

@@ -153,4 +153,4 @@ def test_the_note_of_exact_is_what_the_rules_say() -> None:
     }
     assert {rule.schemes for rule in KERNEL_RULES if not rule.family and rule.loads} == {("channel-static",)}
     note = rewrite.PROFILES["exact"].notes["static"]
-    assert note.startswith("vLLM on CPU and ROCm, SGLang before 0.5.18 (ROCm: 0.5.23) load this, but cannot compute")
+    assert "stop at the first token: vLLM on CPU and ROCm, SGLang before 0.5.18 (ROCm: 0.5.23)." in note

@@ -8,7 +8,7 @@ from itertools import groupby
 from rewrite.cli.layout import Cell, Line, Span, line, paragraph, path
 from rewrite.cli.outcomes import BAD, GOOD, LESS, told, worded
 from rewrite.cli.tables import rows_of, table
-from rewrite.verification.result import PartitionNumbers, Served, Verification, worst
+from rewrite.verification.result import EngineChange, PartitionNumbers, Verification, worst
 from rewrite.wording import error
 
 
@@ -65,17 +65,9 @@ def _served(verification: Verification) -> Iterator[list[Cell]]:
     layers = {name.partition(".")[0] for row in verification.loaders for name in row.partitions}
     layers |= {row.layer for row in verification.numbers}
 
-    def say(row: Served) -> list[str | Span]:
+    def say(row: EngineChange) -> list[str | Span]:
         return worded(row.after, row.partitions, by_layer=len(layers) > 1)
 
     for (name, cell), run in groupby(verification.loaders, lambda row: (row.loader, say(row))):
         rows = list(run)
-        yield [name, _joined_versions(rows[0].versions, rows[-1].versions), cell]
-
-
-def _joined_versions(first: str, last: str) -> str:
-    """``0.17.0 to 0.19.1`` and ``0.20.0+`` are ``0.17.0+``."""
-    if first == last:
-        return first
-    begin = first.removesuffix("+").partition(" to ")[0]
-    return f"{begin}+" if last.endswith("+") else f"{begin} to {last.rpartition(' to ')[2]}"
+        yield [name, rows[-1].engine.versions_from(rows[0].engine), cell]

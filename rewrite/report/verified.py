@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from rewrite.loaders.kernels import by_cards
-from rewrite.loaders.versions import LOADERS, Loader, merged
+from rewrite.loaders.versions import Loader, merged
 from rewrite.report import engines, measured, predicted, scales
 from rewrite.report.checkpoints import Side, facts_of
 from rewrite.report.data import Report, Section, Table, Verdict, clean, clean_lines, limited
 from rewrite.report.names import Names
 from rewrite.report.run import Run
-from rewrite.verification.result import NOT_OPENED, Check, Served, Verification
+from rewrite.verification.result import NOT_OPENED, Check, EngineChange, Verification
 from rewrite.wording import count
 
 _JSON = "`rewrite verify IN OUT --json`"
@@ -88,10 +87,8 @@ def _facts(found: Verification, source: Side, out: Side, profile: str) -> Table:
     return Table("What was compared", ("", "IN", "OUT"), tuple(rows))
 
 
-def loader_of(row: Served) -> Loader:
-    """The loader of a row; one that only has its names where it is not among those that are known."""
-    known = engines.known(row.loader, row.versions)
-    return known or replace(LOADERS[0], name=row.loader, first=row.versions, last=row.versions)
+def loader_of(row: EngineChange) -> Loader:
+    return row.engine
 
 
 def _loaders(found: Verification) -> Section:
@@ -101,7 +98,7 @@ def _loaders(found: Verification) -> Section:
         return Section(title, (f"Not known: {clean(reason)}.",))
     by_layer = len({name.partition(".")[0] for row in found.loaders for name in row.partitions}) > 1
 
-    def cells(row: Served) -> tuple[str, ...]:
+    def cells(row: EngineChange) -> tuple[str, ...]:
         affected = engines.hurt(row.partitions, {}, by_layer)
         return row.before, f"{row.after}: {affected}" if affected else row.after, clean(row.detail)
 
@@ -128,13 +125,13 @@ def _loaders(found: Verification) -> Section:
     return Section(title, (), (chart,) if chart else (), tables)
 
 
-def _kernels(rows: Iterable[Served]) -> Iterable[tuple[str, str, tuple[str, ...]]]:
+def _kernels(rows: Iterable[EngineChange]) -> Iterable[tuple[str, str, tuple[str, ...]]]:
     run = [row for row in rows if any(row.kernels_before.values()) or any(row.kernels_after.values())]
     for name, versions, said in merged(run, loader_of, _kernels_of):
         yield from ((name, versions, (cards, *cells)) for cards, cells in said)
 
 
-def _kernels_of(row: Served) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def _kernels_of(row: EngineChange) -> tuple[tuple[str, tuple[str, ...]], ...]:
     sides = ((row.before, row.kernels_before), (row.after, row.kernels_after))
     return by_cards(
         (card, tuple(engines.kernels(kind, used.get(card, ())) for kind, used in sides)) for card in row.kernels_before

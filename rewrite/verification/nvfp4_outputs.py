@@ -74,7 +74,7 @@ def _numbers(
 ) -> PartitionNumbers:
     before, after = sides
     own, new = (multiplier(side.checkpoint, module) for side in sides)
-    is_rescaled = not same_bytes(before.checkpoint, after.checkpoint, module.blocks)
+    is_rescaled = own != new and not same_bytes(before.checkpoint, after.checkpoint, module.blocks)
     factor = 1.0 if is_rescaled else new / own
     rows = sample.of(module.name, Partition("", 0, module.codes.shape[0]))
     codes, blocks = _rows(before.checkpoint, module, rows)

@@ -110,7 +110,8 @@ def test_no_key_of_the_quantization_may_change(
             if {"ignore", "targets"} & set(path) or (path[-1] == "observer" and how == "gone"):
                 continue  # judged by what they match, and nothing is what no observer says
             (out / file).write_text(json.dumps(_edited(document, path, how), indent=2))
-            assert problems(source, out, quick=True, weights_only=True), (file, path, how)
+            fast = problems(source, out, quick=True, weights_only=True)  # without what groups match
+            assert fast or problems(source, out, quick=True), (file, path, how)
             tried += 1
         (out / file).write_text(text)
     assert tried > 30
@@ -238,7 +239,7 @@ def test_what_a_conversion_costs_is_in_the_manifest_and_said(tmp_path: Path) -> 
     found = rewrite.verify(source, out, device="cpu")
     assert "; rescaled weights are off by up to 0.0" in found.checks[3].summary
     edit_json(out / MANIFEST, costs={})
-    assert "costs: [] are said to be rescaled, 16 layers were" in problems(source, out)["structure"]
+    assert "costs: [] are said to be rescaled, 17 layers were" in problems(source, out)["structure"]
 
 
 @pytest.mark.parametrize(

@@ -33,19 +33,19 @@ def test_every_module_is_multiplied(name: str, profile: str, tmp_path: Path) -> 
     assert found.numbers
     for row in found.numbers:
         assert row.outputs_out < (0.05 if row.reason == "rescaled" else 1e-12)
-        assert row.bound_used is None or 0.1 < row.bound_used <= 1
+        assert row.bound_used is None or 0 <= row.bound_used <= 1
+    assert profile == "exact" or max(row.bound_used or 0 for row in found.numbers) > 0.1
     assert {row.reason for row in found.numbers} == {"agrees", "folded" if profile == "exact" else "rescaled"}
 
 
 def test_the_numbers_of_in_are_those_that_vllm_was_measured_with(tmp_path: Path) -> None:
     """vLLM 0.32's own emulation, on the same weights: what it makes of IN, and of a rescaled module of OUT."""
-    record = {(row["fixture"], row["profile"]): row["errors"]["in_proj_qkvz"] for row in json.loads(RECORD.read_text())}
+    record = {(row["fixture"], row["profile"]): row["errors"] for row in json.loads(RECORD.read_text())}
+    original, rescaled = (record[FREE, profile]["in_proj_qkvz"] for profile in ("original", "rescaled"))
     found = verified(FREE, "rescaled", tmp_path, rows=None)
     worst = {name: [r for r in found.numbers if r.partition == name] for name in ("in_proj_qkv", "in_proj_z")}
-    assert max(row.outputs_fixed for row in worst["in_proj_qkv"]) == pytest.approx(
-        record[FREE, "original"]["q"], rel=0.02
-    )
-    assert max(row.outputs_out for row in worst["in_proj_z"]) == pytest.approx(record[FREE, "rescaled"]["z"], rel=0.1)
+    assert max(row.outputs_fixed for row in worst["in_proj_qkv"]) == pytest.approx(original["q"], rel=0.02)
+    assert max(row.outputs_out for row in worst["in_proj_z"]) == pytest.approx(rescaled["z"], rel=0.1)
 
 
 @pytest.mark.parametrize(("name", "tensor"), [(LLMC, "in_proj_z.weight_scale"), (LLMC, "in_proj_z.weight_packed")])

@@ -7,7 +7,7 @@ second time: their rules are a few lines each.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
@@ -246,14 +246,14 @@ def read_schemes(checkpoint: Checkpoint) -> Schemes:
     return QuarkSchemes(value) if value.get("quant_method") == "quark" else OtherSchemes(value)
 
 
-def dialect_key(value: dict[str, Any]) -> tuple[object, ...]:
+def dialect_key(value: Mapping[str, Any]) -> tuple[object, ...]:
     """Equal for configs of one dialect."""
     if _is_compressed_tensors(value):
         return ("compressed-tensors",)
     return value.get("quant_method"), value.get("quant_algo")
 
 
-def _is_compressed_tensors(value: dict[str, Any]) -> bool:
+def _is_compressed_tensors(value: Mapping[str, Any]) -> bool:
     method = value.get("quant_method")
     return method == "compressed-tensors" or (method is None and "config_groups" in value)
 

@@ -38,7 +38,6 @@ from rewrite.verification.untouched import check_untouched
 from rewrite.verification.weights import Different, check_weights, rules
 
 if TYPE_CHECKING:
-    from rewrite.loaders.versions import Loader
     from rewrite.verification.counts import CodeCounts
 
 #: What engines are predicted to serve from IN and OUT: given by the caller, since it is the loaders' knowledge.
@@ -221,19 +220,19 @@ def _check_loaders(rows: tuple[EngineChange, ...], expected: Expected, platform:
     better = sum(row.change < 0 and not row.does_not_run for row in rows)
     kind = "engine that takes vectors" if expected.promise.vectors else "known engine"
     summary = f"no {kind} reads OUT worse than IN, {better} read it better"
-    stopped = ", ".join(_runs_of([row.engine for row in rows if row.stopped and row.judged], rows))
+    stopped = ", ".join(_stopped(rows))
     if stopped:
         summary = f"without a kernel for OUT on {platform}: {stopped}; no other {kind} reads OUT worse than IN"
         summary += f", {better} read it better"
     return judge("loaders", problems, summary)
 
 
-def _runs_of(engines: list[Loader], rows: tuple[EngineChange, ...]) -> Iterator[str]:
-    """Names and versions; rows that follow each other as one."""
-    known = [row.engine for row in rows]
-    for _, run in groupby(engines, lambda engine: (engine.name, known.index(engine) - engines.index(engine))):
-        first, *others = run
-        yield f"{first.name} {[first, *others][-1].versions_from(first)}"
+def _stopped(rows: tuple[EngineChange, ...]) -> Iterator[str]:
+    """The engines that can compute with IN and not with OUT; rows that follow each other as one."""
+    for (name, stopped), run in groupby(rows, lambda row: (row.loader, row.stopped and row.judged)):
+        engines = [row.engine for row in run]
+        if stopped:
+            yield f"{name} {engines[-1].versions_from(engines[0])}"
 
 
 def choose_device(device: str) -> str:

@@ -5,16 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from rewrite.inspection.advice import advise
+from rewrite.inspection.advice import advise, repair_command
 from rewrite.inspection.findings import Finding
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.loaders.versions import LOADERS
 from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
 from rewrite.report import inspected, verified
 from rewrite.report.checkpoints import Place, Side
-from rewrite.report.data import Report
-from rewrite.report.run import Run
-from rewrite.verification.result import Check, PartitionNumbers, Served, Settings, Verification
+from rewrite.report.page import Page, Run
+from rewrite.verification.result import Check, EngineChange, PartitionNumbers, Settings, Verification
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -59,7 +58,7 @@ def numbers(group: str, partition: str, before: float, fixed: float = 0.01, out:
 
 
 def verification(rows: tuple[PartitionNumbers, ...], **changes: object) -> Verification:
-    loaders = tuple(Served(loader.name, loader.versions, True, "garbled", "exact", "", -1, ()) for loader in LOADERS)
+    loaders = tuple(EngineChange(loader, True, "garbled", "exact", "", -1, ()) for loader in LOADERS)
     values: dict[str, object] = {
         **{"source": "/somewhere/in", "out": "/somewhere/out", "settings": Settings("cpu", 32, 0, "fixed")},
         "checks": tuple(Check(name, "ok", "all of it") for name in ("structure", "untouched", "weights", "outputs")),
@@ -68,7 +67,7 @@ def verification(rows: tuple[PartitionNumbers, ...], **changes: object) -> Verif
     return Verification(**values)  # type: ignore[arg-type]
 
 
-def of_verification(found: Verification, source: Inspection | None, out: Inspection | None = None) -> Report:
+def of_verification(found: Verification, source: Inspection | None, out: Inspection | None = None) -> Page:
     sides = [
         Side(Place(name, "a directory"), each, "" if each else "it cannot be opened")
         for name, each in (("in", source), ("out", out))
@@ -76,9 +75,9 @@ def of_verification(found: Verification, source: Inspection | None, out: Inspect
     return verified.report(found, sides[0], sides[1], "profile exact, groups qkvz", RUN)
 
 
-def of_inspection(found: Inspection) -> Report:
+def of_inspection(found: Inspection) -> Page:
     advice = advise(found, LOADERS)
-    return inspected.report(found, found.affected(LOADERS), advice, Place("model", "a directory"), RUN)
+    return inspected.page(found, LOADERS, advice, repair_command(found, advice), Place("model", "a directory"), RUN)
 
 
 def many(layers: int, experts: int) -> Iterator[tuple[GroupView, tuple[PartitionNumbers, ...]]]:
@@ -108,7 +107,7 @@ def _gate_and_up(size: int, apart: int) -> tuple[PartitionView, ...]:
     return tuple(PartitionView(name, f"an expert's {name}", 64, "tensor", each) for name, each in scales.items())
 
 
-def large(layers: int = 60, experts: int = 10_000) -> tuple[Verification, Inspection]:
+def large(layers: int = 60, experts: int = 2_000) -> tuple[Verification, Inspection]:
     pairs = list(many(layers, experts))
     groups = tuple(each for each, _ in pairs)
     rows = tuple(row for _, found in pairs for row in found)

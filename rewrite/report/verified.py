@@ -6,18 +6,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from rewrite.loaders.outcome import Outcome
-from rewrite.loaders.versions import LOADERS, Loader
+from rewrite.loaders.versions import Loader
 from rewrite.report import engines, measured, scales
 from rewrite.report.checkpoints import Side, facts_of
 from rewrite.report.engines import Row
 from rewrite.report.names import Names
 from rewrite.report.page import Cell, Colored, Page, Run, Section, Table, Tone, again, clean, limited, present, whole
-from rewrite.verification.result import NOT_OPENED, Check, Served, Verification
+from rewrite.verification.result import NOT_OPENED, Check, EngineChange, Verification
 from rewrite.wording import count
 
 IN, OUT = "IN", "OUT"
 _JSON = "`rewrite verify IN OUT --json`"
-_ENGINES = {(loader.name, loader.versions): loader for loader in LOADERS}
 
 
 def page(found: Verification, asked: Sequence[Loader] = (), *, brief: bool = False) -> Page:
@@ -115,22 +114,16 @@ def rows_of(found: Verification) -> list[Row]:
     return [_row(each) for each in found.loaders]
 
 
-def _row(each: Served) -> Row:
+def _row(each: EngineChange) -> Row:
     outcomes = {
         IN: _outcome(each.before),
         OUT: replace(_outcome(each.after), detail=each.detail, partitions=each.partitions),
     }
-    return Row(_engine(each), outcomes, {IN: each.kernels_before, OUT: each.kernels_after})
+    return Row(each.engine, outcomes, {IN: each.kernels_before, OUT: each.kernels_after})
 
 
 def _outcome(kind: str) -> Outcome:
     return Outcome(kind)  # type: ignore[arg-type] # a kind in all but its type
-
-
-def _engine(each: Served) -> Loader:
-    """One that only has its names where it is not among those that are known."""
-    known = _ENGINES.get((each.loader, each.versions))
-    return known or replace(LOADERS[0], name=each.loader, first=each.versions, last=each.versions)
 
 
 def _engines(found: Verification) -> Section:

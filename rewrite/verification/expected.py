@@ -74,7 +74,12 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
         forms |= {name: frozenset({None}) for name in source.tensors if is_kv_scale(name)}
     for module in (module for group in groups for module in group.modules):
         forms |= _forms(module, promise)
-    required = {name: may for group in groups for name, may in _required(group, promise) if name in source.tensors}
+    required = {
+        name: may
+        for group in groups
+        for name, may in _required(group, promise)
+        if (old := source.tensors.get(name)) is not None and (old.dtype, old.shape) not in may
+    }
     restated = _is_restated(source, out)
     renamed = dict(_renamed(source)) if restated and not kv_dropped else {}
     scalar = {old: frozenset({(source.tensors[old].dtype, (1,))}) for old in renamed}

@@ -59,14 +59,14 @@ def _codes_differ(
 ) -> bool:
     info = module.codes
     if reading is not None:
-        return not reading.same(info.name) and not _same_bytes(source, out, info)
+        return not reading.same(info.name) and not same_bytes(source, out, info)
     row = info.nbytes // max(info.shape[0], 1)
     runs = sample.of(module.name, Partition("", 0, info.shape[0]))
     return any(
         one != other
         for run in runs
         for one, other in zip(
-            *(_chunks(each, info, run.start * row, run.stop * row) for each in (source, out)), strict=True
+            *(chunks(each, info, run.start * row, run.stop * row) for each in (source, out)), strict=True
         )
     )
 
@@ -86,7 +86,7 @@ def _problems_of_layer(layer: PackedLayer, source: Checkpoint, out: Checkpoint, 
         return
     factor = 1.0
     for module in layer.modules:
-        same_blocks = _same_bytes(source, out, module.blocks)
+        same_blocks = same_bytes(source, out, module.blocks)
         if new == old[module.name]:
             if not same_blocks:
                 yield f"{module.blocks.name}: the block scales differ, the global scale does not"
@@ -111,7 +111,7 @@ def _widest_input(layer: PackedLayer, source: Checkpoint, out: Checkpoint) -> It
 def _rescaled(module: PackedModule, source: Checkpoint, out: Checkpoint, old: float, new: float) -> Iterator[str]:
     """``old`` and ``new`` are scales to multiply with."""
     seen = np.zeros(1 << 16, np.int64)  # how often each code became which: the rest is about pairs of codes
-    for one, other in zip(_chunks(source, module.blocks), _chunks(out, module.blocks), strict=True):
+    for one, other in zip(chunks(source, module.blocks), chunks(out, module.blocks), strict=True):
         pairs = np.frombuffer(one, np.uint8).astype(np.uint16) << 8 | np.frombuffer(other, np.uint8)
         seen += np.bincount(pairs, minlength=1 << 16)
     pairs = np.flatnonzero(seen)
@@ -161,6 +161,7 @@ def _made_up(
 
 
 def multiplier(checkpoint: Checkpoint, module: PackedModule) -> float:
+    """What the global scale of a module multiplies with."""
     value = read_value(checkpoint, module.scale)
     return 1 / value if module.divides else value
 
@@ -169,11 +170,11 @@ _HALF_A_UNIT = {"BF16": 2.0**-8, "F32": 2.0**-24}  # of the last place, relative
 
 
 def _values(checkpoint: Checkpoint, info: TensorInfo) -> Values:
-    raw: Bytes = np.frombuffer(b"".join(_chunks(checkpoint, info)), np.uint8)
+    raw: Bytes = np.frombuffer(b"".join(chunks(checkpoint, info)), np.uint8)
     return decode(info.dtype, raw).astype(np.float64)
 
 
-def _chunks(checkpoint: Checkpoint, info: TensorInfo, first: int = 0, last: int | None = None) -> Iterator[bytes]:
+def chunks(checkpoint: Checkpoint, info: TensorInfo, first: int = 0, last: int | None = None) -> Iterator[bytes]:
     """The bytes of a tensor of this name, or those from ``first`` to ``last``, a few MB at a time."""
     own = checkpoint.tensors[info.name]
     start = checkpoint.shards[own.shard].header.size + own.start
@@ -183,5 +184,6 @@ def _chunks(checkpoint: Checkpoint, info: TensorInfo, first: int = 0, last: int 
             yield file.read(start + offset, min(_CHUNK, stop - offset))
 
 
-def _same_bytes(source: Checkpoint, out: Checkpoint, info: TensorInfo) -> bool:
-    return all(a == b for a, b in zip(_chunks(source, info), _chunks(out, info), strict=True))
+def same_bytes(source: Checkpoint, out: Checkpoint, info: TensorInfo) -> bool:
+    """Whether a tensor of this name is the same bytes in both."""
+    return all(a == b for a, b in zip(chunks(source, info), chunks(out, info), strict=True))

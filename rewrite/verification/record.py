@@ -14,10 +14,11 @@ from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import RewriteError
 from rewrite.quantization.groups import Module
 from rewrite.verification.expected import MANIFEST_NAME, Expected
-from rewrite.verification.nvfp4 import multiplier
+from rewrite.verification.nvfp4 import multiplier, same_bytes
 from rewrite.verification.values import Values, decode
 
 _MOST_VALUES = 20_000_000  # of a file with an entry for every one of a million tensors
+_RESCALED = 1 / 17
 _FEW = 20  # problems that are looked for
 
 
@@ -52,6 +53,11 @@ class _Record:
         self._source, self._out, self._expected = source, out, expected
         self._modules = {module.name: module for group in expected.groups for module in group.modules}
         self._named: set[str] = set()
+        self._rescaled = {
+            layer.name
+            for layer in expected.packed
+            if not all(same_bytes(source, out, module.blocks) for module in layer.modules)
+        }
         self.problems: list[str] = []
 
     def each(self, value: dict[str, Any]) -> Any:
@@ -85,6 +91,7 @@ class _Record:
             if copied and (name not in self._source.files or self._source.files[name].size != each["size"]):
                 yield f"files: {name}: is said to be a copy, and is none"
         yield from self._global_scales(value.get("global_scales", []))
+        yield from self._costs(value.get("costs", {}))
 
     def _wrong(self, value: Mapping[str, Any]) -> str | None:
         """What an entry says that is not so. That OUT carries the scales of IN is compared by the weights."""
@@ -130,8 +137,26 @@ class _Record:
                 abs(each["ratios"][name] / ratio - 1) < 2.0**-22 for name, ratio in ratios.items()
             )
             kept = old.get(each["kept"], new if each["how"] == "activations" else None)
-            if not near or kept != new:
+            said = each["how"] == "rescaled"
+            if not near or kept != new or said != (each["name"] in self._rescaled):
                 yield f"global_scales: {each['name']}: says {each['kept']}, {each['ratios']}, found {ratios}"
+
+    def _costs(self, stated: Mapping[str, float]) -> Iterator[str]:
+        """What weights may be off by: 1/17 where block scales were rounded once, half a unit of BF16 of filters."""
+        kinds = {_kind(layer.name) for layer in self._expected.packed}
+        if not stated.keys() <= {key for key in stated if key.partition(".")[0] in kinds}:
+            yield "costs: names layers that did not change"
+        if not set(stated.values()) <= {_RESCALED, 2.0**-8}:
+            yield "costs: other numbers than those of one rounding"
+        named = {key.partition(".")[0] for key, cost in stated.items() if cost == _RESCALED}
+        if named != {_kind(name) for name in self._rescaled}:
+            yield f"costs: {sorted(named)} are said to be rescaled, {len(self._rescaled)} layers were"
+
+
+def _kind(layer: str) -> str:
+    """``gate_up_proj``, or ``experts``."""
+    parent, _, last = layer.rpartition(".")
+    return parent.rpartition(".")[2] if last.isdigit() else last
 
 
 def _is_tiled(partitions: list[dict[str, Any]], module: Module, scales: Values | None) -> bool:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal
 
 from rewrite.verification.sample import DEFAULT_ROWS
+
+if TYPE_CHECKING:
+    from rewrite.loaders.versions import Loader
 
 Verdict = Literal["ok", "FAILED", "skipped"]
 DEFAULT_TOKENS = 32
@@ -75,11 +78,11 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Served:
-    """The predictions for IN and OUT of one loader version range; ``judged``: whether the profile is made for it."""
+class EngineChange:
+    """What versions of an engine are predicted to make of IN and of OUT; ``judged``: whether the profile is made for
+    them."""
 
-    loader: str
-    versions: str
+    engine: Loader
     judged: bool
     before: str  # kind of outcome: exact, loses precision, garbled, does not run, fails to load
     after: str
@@ -87,8 +90,22 @@ class Served:
     change: int  # above 0: OUT is served worse than IN
     partitions: tuple[str, ...]  # of OUT that are affected
     does_not_run: bool = False  # OUT is loaded and cannot be computed with on the platform
+    stopped: bool = False  # the same, where IN can be
     kernels_before: dict[str, list[str]] = field(default_factory=dict)  # of the fused groups, for each card
     kernels_after: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def loader(self) -> str:
+        """The name of the engine."""
+        return self.engine.name
+
+    @property
+    def versions(self) -> str:
+        return self.engine.versions
+
+    def to_json(self) -> dict[str, Any]:
+        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "engine"}
+        return {"loader": self.loader, "versions": self.versions, **said, "partitions": list(self.partitions)}
 
 
 @dataclass(frozen=True)
@@ -100,7 +117,7 @@ class Verification:
     settings: Settings
     checks: tuple[Check, ...]
     numbers: tuple[PartitionNumbers, ...]
-    loaders: tuple[Served, ...]  # empty when OUT cannot be opened
+    loaders: tuple[EngineChange, ...]  # empty when OUT cannot be opened
     digests: Mapping[str, str] | None = None  # SHA-256 of each file of OUT, of the bytes that were compared
 
     @property
@@ -121,7 +138,7 @@ class Verification:
             "settings": asdict(self.settings),
             "checks": [asdict(check) for check in self.checks],
             "numbers": [asdict(numbers) for numbers in self.numbers],
-            "loaders": [asdict(row) for row in self.loaders],
+            "loaders": [row.to_json() for row in self.loaders],
             "digests": None if self.digests is None else dict(self.digests),
         }
 

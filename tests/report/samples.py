@@ -13,7 +13,7 @@ from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
 from rewrite.report import inspected, verified
 from rewrite.report.checkpoints import Place, Side
 from rewrite.report.page import Page, Run
-from rewrite.verification.result import Check, PartitionNumbers, Served, Settings, Verification
+from rewrite.verification.result import Check, EngineChange, PartitionNumbers, Settings, Verification
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -58,7 +58,7 @@ def numbers(group: str, partition: str, before: float, fixed: float = 0.01, out:
 
 
 def verification(rows: tuple[PartitionNumbers, ...], **changes: object) -> Verification:
-    loaders = tuple(Served(loader.name, loader.versions, True, "garbled", "exact", "", -1, ()) for loader in LOADERS)
+    loaders = tuple(EngineChange(loader, True, "garbled", "exact", "", -1, ()) for loader in LOADERS)
     values: dict[str, object] = {
         **{"source": "/somewhere/in", "out": "/somewhere/out", "settings": Settings("cpu", 32, 0, "fixed")},
         "checks": tuple(Check(name, "ok", "all of it") for name in ("structure", "untouched", "weights", "outputs")),

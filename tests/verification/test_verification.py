@@ -315,7 +315,7 @@ def test_every_way_to_break_out_is_caught_by_its_owner(
     result = run(text, out, "--device", "cpu", "--tokens", "2")
     assert result.exit_code == 1
     assert named in unfolded(result.stdout)
-    assert f"{out} FAILED" in result.stdout
+    assert f"{out} FAILED" in unfolded(result.stdout)
 
 
 def test_quick_says_what_it_left_out(text: Path, out: Path) -> None:

@@ -15,7 +15,7 @@ from rewrite.checkpoint.header import TensorInfo, build_header
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
 README = ROOT / "README.md"
-#: What the engines made of the fixtures, recorded by scripts/loader_matrix.sh.
+#: What the engines made of the fixtures, recorded by scripts/evidence.sh loader_matrix.
 LOADER_MATRIX = ROOT / "tests" / "loader_matrix.json"
 #: FP8 beside NVFP4: no channel scales there, so ``exact`` and ``portable`` refuse it.
 MIXED_PRECISION = "modelopt-qwen3_5-mixed"

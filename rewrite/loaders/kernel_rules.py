@@ -1,8 +1,8 @@
 """Which kernel each engine computes an FP8 layer with, by platform and scheme, as data; or that it has none.
 
 Every rule was run: tests/kernel_choice.json has both ends of its versions, on each of its platforms, with each of its
-schemes (``scripts/kernel_choice.sh``: the engine's own choice of kernels, the platform mocked). What no rule covers is
-not known.
+schemes (``scripts/evidence.sh kernel_choice``: the engine's own choice of kernels, the platform mocked). What no rule
+covers is not known.
 """
 
 from __future__ import annotations

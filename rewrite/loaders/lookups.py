@@ -1,7 +1,7 @@
 """How engines find the scheme of a layer in a compressed-tensors config: by their own rules, not by the library's.
 
 Read in vLLM 0.19.1 to 0.32.0 and SGLang 0.5.9 to 0.5.23 (``compressed_tensors/utils.py``: ``should_ignore_layer``,
-``find_matched_target``), and run with random configs (``scripts/loader_matrix``):
+``find_matched_target``), and run with random configs (``scripts/evidence/loader_matrix``):
 
 - Targets are tried in the order of the config; compressed-tensors tries names, then patterns in alphabetical order.
 - A fused layer is looked up under its own name, its class (``…Linear``) and its parts: in this order before vLLM 0.27

@@ -123,7 +123,7 @@ def test_every_platform_is_known_to_some_rule(platform: str) -> None:
         assert any(card in rule.platforms for rule in KERNEL_RULES)
 
 
-GENERATIONS = json.loads(LOADER_MATRIX.read_text())["generation"]
+GENERATIONS = json.loads(LOADER_MATRIX.with_name("generation.json").read_text())["cells"]
 
 
 @pytest.mark.parametrize("cell", GENERATIONS, ids=lambda cell: f"{cell['fixture']}-{cell['profile']}")

@@ -1,6 +1,6 @@
 """What engines were seen to make of the zoo is what inspect says: before a conversion, and after it.
 
-``engines.json`` is recorded by ``scripts/loader_matrix.sh --search 0 --record``.
+``engines.json`` is recorded by ``scripts/evidence.sh search 0 --record``.
 """
 
 from __future__ import annotations

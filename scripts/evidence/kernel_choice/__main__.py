@@ -1,0 +1,128 @@
+"""Runs engines x platforms, a process each; prints, records or compares what they choose."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import records
+from engines.driver import Unavailable
+from engines.envs import HOME, Environment, environment
+from engines.known import Engine, find_engine
+from loader_matrix.cases import REPOSITORY
+
+from kernel_choice import record, table
+from kernel_choice.platforms import PLATFORMS, Platform, platforms
+from kernel_choice.record import Cell
+from kernel_choice.schemes import TOKENS, schemes
+
+RECORD = REPOSITORY / "tests" / "kernel_choice.json"
+# Both sides of every change, and both ends of the table.
+ENGINES = (
+    *("vllm==0.17.0", "vllm==0.19.1", "vllm==0.32.0"),
+    *("sglang==0.5.9", "sglang==0.5.10.post1", "sglang==0.5.11", "sglang==0.5.12"),
+    *("sglang==0.5.17", "sglang==0.5.18", "sglang==0.5.22", "sglang==0.5.23"),
+    "transformers==5.17.0",
+)
+CI = (("vllm==0.32.0", "sm90"), ("sglang==0.5.23", "sm90"), ("sglang==0.5.23", "gfx942"))
+LIMIT = 600  # seconds for one process; it takes 10 to 60
+Run = tuple[Engine, Platform]
+
+
+def choose(run: Run, where: Environment | Unavailable) -> list[Cell]:
+    """The cells of one engine on one platform."""
+    engine, platform = run
+    if isinstance(where, Unavailable):
+        return _not_run(run, {"type": "Unavailable", "message": str(where), "where": ""})
+    log = HOME / "logs" / f"kernel_choice-{engine.slug}-{platform.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, log.open("w") as output:
+        out = Path(folder) / "cells.json"
+        words = (engine.version, platform.name, out)
+        try:
+            where.run(
+                f"kernel_choice.drive_{engine.name}", *words, stdout=output, stderr=subprocess.STDOUT, timeout=LIMIT
+            )
+        except subprocess.TimeoutExpired:
+            return _not_run(run, {"type": "TimeoutExpired", "message": f"{LIMIT} s", "where": ""})
+        result = json.loads(out.read_text()) if out.exists() else {"fault": _ended(log)}
+    if isinstance(result, dict):
+        return _not_run(run, result["fault"])
+    return [Cell(engine.name, engine.version, platform.name, **cell) for cell in result]
+
+
+def _ended(log: Path) -> dict[str, str]:
+    return {"type": "Ended", "message": f"the process ended without a result; see logs/{log.name}", "where": ""}
+
+
+def _not_run(run: Run, error: dict[str, Any]) -> list[Cell]:
+    engine, platform = run
+    return [
+        Cell(engine.name, engine.version, platform.name, scheme, tokens, "not run", error=error)
+        for scheme in schemes(engine.name)
+        for tokens in TOKENS
+    ]
+
+
+def _environment(engine: Engine) -> Environment | Unavailable:
+    try:
+        return environment(engine)
+    except Unavailable as reason:
+        return reason
+
+
+def show(cells: Sequence[Cell]) -> None:
+    """A line each."""
+    for cell in cells:
+        error = f"{cell.error['type']}: {cell.error['message']}" if cell.error else ""
+        said = (cell.outcome, cell.kernel or "", *cell.operators, error)
+        print(f"{cell.engine} {cell.version} {cell.platform} {cell.scheme} {cell.tokens}:", *said)
+
+
+def selected(given: argparse.Namespace) -> list[Run]:
+    """What the command line asks for, the slowest first."""
+    if given.ci and not given.engine:
+        return [(find_engine(spec), PLATFORMS[name]) for spec, name in CI]
+    engines = [find_engine(spec) for spec in given.engine or ENGINES]
+    wanted = given.platform or list(PLATFORMS)
+    return [(e, p) for e in engines for p in platforms(e.name, e.version) if p.name in wanted]
+
+
+def main(words: Sequence[str]) -> int:
+    """Run, print, record or compare; the exit status."""
+    parser = argparse.ArgumentParser(prog="scripts/evidence.sh kernel_choice", description=__doc__)
+    parser.add_argument("--engine", action="append", help="NAME==VERSION; those of the record by default")
+    parser.add_argument("--platform", action="append", choices=list(PLATFORMS), help="all by default")
+    parser.add_argument("--record", action="store_true", help="write tests/kernel_choice.json")
+    parser.add_argument("--ci", action="store_true", help="a few; exit 1 where one differs from the record")
+    parser.add_argument("--readme", action="store_true", help="only print the README's table from the record")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
+    given = parser.parse_args(words)
+    if given.readme:
+        print(table.readme(record.read(RECORD).cells))
+        return 0
+    runs = selected(given)
+    where = {engine: _environment(engine) for engine in dict.fromkeys(engine for engine, _ in runs)}
+    with ThreadPoolExecutor(given.jobs) as pool:
+        cells = [cell for own in pool.map(lambda run: choose(run, where[run[0]]), runs) for cell in own]
+    show(cells)
+    recorded = record.read(RECORD)
+    if given.record:
+        records.write(RECORD, record.SCHEMA, records.merged(recorded, cells, record.order))
+    if not given.ci:
+        return 0
+    lines = records.differences(cells, recorded.cells, record.differs)
+    print("\n".join(lines) or f"all {len(cells)} cells are as recorded on {recorded.date}")
+    return 1 if lines else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""The record, tests/other_consumers.json:
+
+schema   1
+date     when it was recorded
+cells    one for each consumer, version, fixture and profile:
+  outcome    reads          every tensor was compared with the truth: `worst` is the largest relative error, of `tensor`
+             raises         `error` has type, message and place of what was raised
+             refused        `rewrite convert` refuses: `error` has its message
+             unknown model  the consumer raises on the same model without any quantization, too: `error`
+             other tensors  it reads the checkpoint into other tensors than those of the unquantized model: `unmatched`
+                            names some; not compared
+             not run        nothing was learnt of the consumer
+  compared   number of tensors
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import records
+
+from other_consumers.cases import PROFILES
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a consumer makes of one checkpoint; see the module's docstring."""
+
+    consumer: str
+    version: str
+    fixture: str
+    profile: str
+    outcome: str
+    worst: float | None = None
+    tensor: str | None = None
+    compared: int = 0
+    unmatched: list[str] = field(default_factory=list)
+    error: dict[str, str] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return (self.consumer, self.version, self.fixture, self.profile)
+
+
+Record = records.Record[Cell]
+
+
+def read(path: Path) -> Record:
+    """The record; an empty one where there is none of this schema."""
+    return records.read(path, SCHEMA, Cell)
+
+
+def order(cell: Cell) -> tuple[str | int, ...]:
+    """Of the cells in the record."""
+    return (*cell.key[:3], PROFILES.index(cell.profile))

@@ -20,7 +20,7 @@ import click
 
 import rewrite
 from rewrite.checkpoint.local import io_errors
-from rewrite.cli import cards, parts, reports
+from rewrite.cli import cards, parts, reports, trying
 from rewrite.cli.common import Address as _Address
 from rewrite.cli.common import (
     copy_option,
@@ -177,7 +177,7 @@ def _executor(cluster: str | None) -> AbstractContextManager[Executor | None]:
     return executors.cluster(cluster)
 
 
-for command in (parts.plan, parts.run, parts.finish):
+for command in (parts.plan, parts.run, parts.finish, trying.try_):
     main.add_command(command)
 
 

@@ -607,18 +607,7 @@ class Vllm(Engine):
             lambda: _no_expert_gemm(module(f"{fused}.cpu_fused_moe")),
         )
         quantization = f"{layers}.quantization"
-        self.replace(
-            "the question for the compute capability of a card",
-            *(
-                lambda name=name, owner=owner: setattr(  # type: ignore[misc]
-                    getattr(module(f"{quantization}.{name}"), owner), "_check_scheme_supported", lambda *_, **__: True
-                )
-                for name, owner in (
-                    ("compressed_tensors.compressed_tensors", "CompressedTensorsConfig"),
-                    ("quark.quark", "QuarkConfig"),
-                )
-            ),
-        )
+        # Before the schemes are imported, which look their kernels up by name.
         self.replace(
             "the repacking of weights for CPU kernels",
             lambda: setattr(module(f"{layers}.utils"), "dispatch_cpu_unquantized_gemm", lambda *_, **__: None),
@@ -631,6 +620,18 @@ class Vllm(Engine):
                 module(f"{quantization}.compressed_tensors.schemes.compressed_tensors_w4a16_nvfp4"),
                 "prepare_fp4_layer_for_marlin",
                 lambda *_: None,
+            ),
+        )
+        self.replace(
+            "the question for the compute capability of a card",
+            *(
+                lambda name=name, owner=owner: setattr(  # type: ignore[misc]
+                    getattr(module(f"{quantization}.{name}"), owner), "_check_scheme_supported", lambda *_, **__: True
+                )
+                for name, owner in (
+                    ("compressed_tensors.compressed_tensors", "CompressedTensorsConfig"),
+                    ("quark.quark", "QuarkConfig"),
+                )
             ),
         )
         self.replace("the choice of an FP8 cache", _take_fp8_cache)

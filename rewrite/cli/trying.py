@@ -95,8 +95,8 @@ def try_(
 ) -> None:
     """Let an engine load CHECKPOINT and compare what it holds with what the files mean.
 
-    The engine's own loader runs, here or in a container. Exits with 0 when every quantized layer is exact, 1 when one is
-    not or the loader refuses the checkpoint, 4 when nothing was learnt.
+    The engine's own loader runs, here or in a container. Exits with 0 when every quantized layer is exact, 1 when one
+    is not or the loader refuses the checkpoint, 4 when nothing was learnt.
     """
     with reporting(as_json):
         if engine is not None and engine_command is not None:
@@ -130,10 +130,9 @@ def _try(source: str, command: Sequence[str], asked: dict[str, Any], layers: Lay
     if layers is not None:
         request |= {"stack": layers.stack, "runs": layers.runs}
     result = engines.ask(command, request, lambda step: None if quiet else show_message(f"{step} ..."))
-    if asked["rank"] == 0:
-        if result["replaced"]:
-            what = "; ".join(result["replaced"])
-            say(f"this is a CPU build of {result['engine']}. Stood in for: {what}", quiet)
+    if asked["rank"] == 0 and result["replaced"]:
+        what = "; ".join(result["replaced"])
+        say(f"this is a CPU build of {result['engine']}. Stood in for: {what}", quiet)
     return Trial(source, int(asked["rank"]), layers, result, verdicts.judge(result))
 
 
@@ -165,7 +164,9 @@ def _repair(checkpoint: str, trials: Sequence[Trial]) -> str | None:
         inspection = rewrite.inspect_checkpoint(checkpoint, selection="all")
     except rewrite.RewriteError:
         return None
-    found = rewrite.find_loaders(f"{trials[0].result['engine'].lower()}@{trials[0].result['version'].partition('+')[0]}")
+    found = rewrite.find_loaders(
+        f"{trials[0].result['engine'].lower()}@{trials[0].result['version'].partition('+')[0]}"
+    )
     return repair_command(inspection, advise(inspection, tuple(found) or rewrite.LOADERS))
 
 
@@ -205,7 +206,7 @@ def _verdict(trial: Trial, columns: int) -> Iterator[Line]:
         yield from paragraph([_word(verdict.kind), f" while {failure['phase']}: {text}"], columns)
         yield from (line("  at ", path(each)) for each in failure["where"])
         return
-    rows = [
+    rows: list[Sequence[str | Span]] = [
         [Span(kind), _word(worst.kind), _off(worst), f"{len(layers)}", _where(worst)]
         for kind, layers in _kinds(verdict.layers)
         for worst in (_worst(layers),)

@@ -1,13 +1,13 @@
 """Loads a checkpoint with the inference engine of this Python and measures what the engine made of it.
 
 `rewrite try` sends this file into the engine's own Python (``python -c FILE REQUEST``). It imports nothing but the
-standard library, torch, safetensors and the engine, and knows no model family. The model is loaded twice, by the engine's
-own classes: as it is, through the whole loader; and without quantization, from weights that are dequantized here. The
-second is the truth, fused, stacked and sliced by the engine itself. Both are compared parameter by parameter, and below the
-loader a recorder sees which tensor of the checkpoint went where.
+standard library, torch, safetensors and the engine, and knows no model family. The model is loaded twice, by the
+engine's own classes: as it is, through the whole loader; and without quantization, from weights that are dequantized
+here. The second is the truth, fused, stacked and sliced by the engine itself. Both are compared parameter by parameter,
+and below the loader a recorder sees which tensor of the checkpoint went where.
 
-Standard output has a JSON document on every line: progress, then the result. Whatever the engine prints goes to standard
-error. Verdicts are not made here: this file measures.
+Standard output has a JSON document on every line: progress, then the result. Whatever the engine prints goes to
+standard error. Verdicts are not made here: this file measures.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import dataclasses
+import functools
 import gc
 import importlib
 import importlib.abc
@@ -22,6 +23,7 @@ import importlib.machinery
 import importlib.util
 import inspect
 import json
+import math
 import os
 import re
 import resource
@@ -151,7 +153,7 @@ class Checkpoint:
 def fp4(codes: torch.Tensor, blocks: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
     """NVFP4: two E2M1 codes a byte, an E4M3 scale for every 16, one F32 for the matrix, or for each of a stack."""
     values = E2M1.to(codes.device)[torch.stack([codes & 15, codes >> 4], -1).flatten(-2).long()]
-    weight = (values.unflatten(-1, (-1, 16)) * blocks.float().unsqueeze(-1)).flatten(-2)
+    weight: torch.Tensor = (values.unflatten(-1, (-1, 16)) * blocks.float().unsqueeze(-1)).flatten(-2)
     return weight * (factor.reshape(()) if factor.numel() == 1 else factor.reshape(-1, *[1] * (codes.ndim - 1)))
 
 
@@ -184,7 +186,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.given: set[str] = set()
         self.used: set[str] = set()
         self.writes: dict[str, list[tuple[frozenset[str], Place]]] = {}
@@ -218,8 +220,8 @@ class Recorder(TorchDispatchMode):
             if fresh and (names := self._of(held)):
                 self.used |= names
                 self.writes.setdefault(name, []).append((names, (tuple(held.shape), tuple(held.stride()), 0)))
-        for name, held in self._homes.values():
-            count = torch.zeros(held.untyped_storage().nbytes() // held.element_size(), dtype=torch.uint8)
+        for name, home in self._homes.values():
+            count = torch.zeros(home.untyped_storage().nbytes() // home.element_size(), dtype=torch.uint8)
             for names, place in self.writes.get(name, ()):
                 if names:
                     view = count.as_strided(*place)
@@ -301,25 +303,32 @@ def held_weight(
     if scale is None:
         return None, "no scale beside it"
     if weight.dtype in (torch.uint8, torch.int32):
-        factor = _tensor(module, f"{attribute}_scale_2", f"{attribute}_global_scale")
-        blocks = (*shape[:-1], shape[-1] // 16)
-        stacked = torch.Size(shape[:-2]).numel()
-        if factor is None or tuple(scale.shape) != blocks or 2 * weight.shape[-1] != shape[-1] or weight.ndim < 2:
-            return None, "in an order of a kernel"
-        if factor.numel() not in (1, stacked):
-            return None, "several global scales"
-        inverse = hasattr(module, f"{attribute}_packed")
-        return fp4(weight, scale, 1 / factor.float() if inverse else factor.float()), "nvfp4"
+        return _held_fp4(module, attribute, shape, weight, scale)
     # A square weight's shape does not tell; its memory does: engines transpose by a view.
     is_view = weight.ndim == 2 and weight.t().is_contiguous() and not weight.is_contiguous()
     if weight.shape != shape or is_view:
         weight = weight.transpose(-1, -2)
-    if weight.shape != shape:
-        return None, "another shape"
     try:
+        if weight.shape != shape:
+            raise ValueError("another shape")
         return weight.float() * spread(scale.float(), shape, block), _kind(weight)
     except ValueError as error:
         return None, str(error)
+
+
+def _held_fp4(
+    module: Any, attribute: str, shape: torch.Size, weight: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor | None, str]:
+    factors = f"{attribute}_global_scale", f"{attribute}_scale_2"
+    # A stack of experts may keep the divisors that it was loaded with beside the multipliers that it uses.
+    factor = _tensor(module, *(factors if len(shape) == 2 else reversed(factors)))
+    blocks = (*shape[:-1], shape[-1] // 16)
+    if factor is None or tuple(scale.shape) != blocks or 2 * weight.shape[-1] != shape[-1] or weight.ndim < 2:
+        return None, "in an order of a kernel"
+    if factor.numel() not in (1, torch.Size(shape[:-2]).numel()):
+        return None, "several global scales"
+    inverse = hasattr(module, f"{attribute}_packed") and not hasattr(module, f"{attribute}_scale_2")
+    return fp4(weight, scale, 1 / factor.float() if inverse else factor.float()), "nvfp4"
 
 
 def _kind(weight: torch.Tensor) -> str:
@@ -410,9 +419,10 @@ def _parts(
         rows = [start, start + place[0][0]] if truth.ndim == 2 and len(place[0]) == 2 else None
         for name in names:
             key = (re.sub(r"\d+", "N", name), tuple(rows or ()))
-            if key not in found or error != error or error > found[key]["error"]:
+            if key not in found or math.isnan(error) or error > found[key]["error"]:
                 found[key] = {"tensor": name, "rows": rows, "error": error}
-    return [{**part, "error": number(part["error"])} for part in found.values()]
+    parts = sorted(found.values(), key=lambda part: (part["rows"] or [0], part["tensor"]))
+    return [{**part, "error": number(part["error"])} for part in parts]
 
 
 def _input_scale(module: Any, attribute: str, quantized: Sequence[str], source: Checkpoint) -> Result | None:
@@ -431,7 +441,7 @@ def _input_scale(module: Any, attribute: str, quantized: Sequence[str], source: 
 
 def number(value: float) -> float | str:
     """JSON has no NaN and no infinity: these become words."""
-    return value if value == value and abs(value) != float("inf") else str(value)
+    return value if math.isfinite(value) else str(value)
 
 
 # --- engines --------------------------------------------------------------------------------------------------------
@@ -445,9 +455,11 @@ class Loaded:
     recorder: Recorder | None
 
     def writes(self, name: str, held: torch.Tensor) -> Sequence[tuple[frozenset[str], Place]]:
-        """What was written into a parameter from the checkpoint; without a recorder: all of it, under its own name."""
+        """What was written into a parameter from the checkpoint; without a recorder: all of it, matrix by matrix."""
         if self.recorder is None:
-            return [(frozenset([name]), (tuple(held.shape), tuple(held.contiguous().stride()), 0))]
+            matrices = held.flatten(0, -3) if held.ndim > 2 else held.unsqueeze(0)
+            stride, size = tuple(matrices[0].contiguous().stride()), matrices[0].numel()
+            return [(frozenset([name]), (tuple(matrices[0].shape), stride, n * size)) for n in range(len(matrices))]
         return [(names, place) for names, place in self.recorder.writes.get(name, ()) if names]
 
 
@@ -544,8 +556,11 @@ class Vllm(Engine):
             "trust_remote_code": self.trust,
         }  # fmt: skip
         config = arguments(**{key: value for key, value in asked.items() if key in known}).create_engine_config()
-        loader, base = (module(f"vllm.model_executor.model_loader.{name}") for name in ("default_loader", "base_loader"))
-        stock, process, into = loader.DefaultModelLoader.load_weights, base.process_weights_after_loading, []
+        loader, base = (
+            module(f"vllm.model_executor.model_loader.{name}") for name in ("default_loader", "base_loader")
+        )
+        stock, process = loader.DefaultModelLoader.load_weights, base.process_weights_after_loading
+        into: list[Recorder] = []
 
         def load_weights(own: Any, model: Any, model_config: Any) -> None:
             self.watched(model, weights, into)
@@ -579,12 +594,12 @@ class Vllm(Engine):
             fake = module("torch.testing._internal.distributed.fake_pg")
             dist.init_process_group("fake", store=fake.FakeStore(), rank=self.rank, world_size=self.world)
             new_group: Any = dist.new_group
-            dist.new_group = lambda ranks=None, *_, **__: new_group(ranks, backend="fake")  # type: ignore[assignment]
+            dist.new_group = lambda ranks=None, *_, **__: new_group(ranks, backend="fake")
             queue = module("vllm.distributed.device_communicators.shm_broadcast").MessageQueue
             queue.create_from_process_group = staticmethod(lambda *_, **__: None)
             module("vllm.distributed.parallel_state").in_the_same_node_as = lambda *_, **__: [True] * self.world
             backend = "fake"
-        parallel.init_distributed_environment(self.world, self.rank, method, 0 if self.world > 1 else 0, backend)
+        parallel.init_distributed_environment(self.world, self.rank, method, 0, backend)
         named = "backend" in inspect.signature(parallel.initialize_model_parallel).parameters
         parallel.initialize_model_parallel(self.world, 1, **({"backend": backend} if named else {}))
 
@@ -597,7 +612,9 @@ class Vllm(Engine):
         def keep(name: str, owner: str, method: str = "process_weights_after_loading") -> None:
             setattr(getattr(module(name), owner), method, lambda *_, **__: None)
 
-        self.replace("quantizing to FP8", lambda: setattr(module("vllm._custom_ops"), "scaled_fp8_quant", scaled_fp8_quant))
+        self.replace(
+            "quantizing to FP8", lambda: setattr(module("vllm._custom_ops"), "scaled_fp8_quant", scaled_fp8_quant)
+        )
         torch.accelerator.empty_cache = lambda: None
         self.replace(
             "the kernels of experts, and their repacking",
@@ -625,7 +642,7 @@ class Vllm(Engine):
         self.replace(
             "the question for the compute capability of a card",
             *(
-                lambda name=name, owner=owner: setattr(  # type: ignore[misc]
+                lambda name=name, owner=owner: setattr(
                     getattr(module(f"{quantization}.{name}"), owner), "_check_scheme_supported", lambda *_, **__: True
                 )
                 for name, owner in (
@@ -679,7 +696,10 @@ def _take_fp4_kernel(linear: Any, layers: str, cpu: Any) -> None:
         def apply_weights(self, layer: Any, x: Any, bias: Any = None) -> Any:
             if hasattr(layer, "input_global_scale_inv"):
                 return super().apply_weights(layer, x, bias)
-            return x @ dequantize(layer.weight, layer.weight_scale, layer.weight_global_scale, x.dtype, 16, swizzle=False).T
+            return (
+                x
+                @ dequantize(layer.weight, layer.weight_scale, layer.weight_global_scale, x.dtype, 16, swizzle=False).T
+            )
 
     linear._POSSIBLE_NVFP4_KERNELS[cpu] = [Emulation]
     linear.init_nvfp4_linear_kernel = lambda **_: Emulation(config())
@@ -726,7 +746,8 @@ class Sglang(Engine):
         _state_interval(config.hf_config, json.loads((folder / "config.json").read_text()))
         self._join(arguments, config)
         loader = module("sglang.srt.model_loader.loader").DefaultModelLoader
-        stock, into = loader.__dict__["load_weights_and_postprocess"], []
+        stock = loader.__dict__["load_weights_and_postprocess"]
+        into: list[Recorder] = []
 
         def load_weights(model: Any, given: Weights, device: Any) -> None:
             self.watched(model, weights, into)
@@ -754,7 +775,11 @@ class Sglang(Engine):
             "skip_tokenizer_init": True, "trust_remote_code": self.trust, "device": "cuda" if on_gpu else "cpu",
         }  # fmt: skip
         if not on_gpu:
-            given |= {"attention_backend": "torch_native", "mm_attention_backend": "sdpa", "sampling_backend": "pytorch"}
+            given |= {
+                "attention_backend": "torch_native",
+                "mm_attention_backend": "sdpa",
+                "sampling_backend": "pytorch",
+            }
         with suppress(ModuleNotFoundError):
             context = module("sglang.srt.runtime_context")
             if hasattr(context, "SpawnRanks"):
@@ -768,7 +793,7 @@ class Sglang(Engine):
             for field in dataclasses.fields(made.ServerArgs):
                 default = None if field.default is dataclasses.MISSING else field.default
                 lacks = field.default_factory is dataclasses.MISSING
-                setattr(arguments, field.name, default if lacks else field.default_factory())  # type: ignore[misc]
+                setattr(arguments, field.name, default if lacks else field.default_factory())  # type: ignore[operator]
             for name, value in given.items():
                 setattr(arguments, name, value)
         made.set_global_server_args_for_scheduler(arguments)
@@ -800,7 +825,7 @@ class Sglang(Engine):
         self.replace(
             "quantizing to FP8",
             *(
-                lambda name=name: setattr(module(name), "sgl_per_tensor_quant_fp8", quantize)  # type: ignore[misc]
+                lambda name=name: setattr(module(name), "sgl_per_tensor_quant_fp8", quantize)
                 for name in ("sglang.kernels.ops.quantization.fp8_kernel", f"{quantization}.fp8_kernel")
             ),
         )
@@ -809,13 +834,17 @@ class Sglang(Engine):
             "the question for the compute capability of a card",
             lambda: setattr(module("sglang.srt.model_loader.loader"), "get_device_capability", lambda *_, **__: (9, 0)),
             lambda: setattr(
-                module(f"{quantization}.compressed_tensors.compressed_tensors").CompressedTensorsConfig, yes, lambda *_, **__: True
+                module(f"{quantization}.compressed_tensors.compressed_tensors").CompressedTensorsConfig,
+                yes,
+                lambda *_, **__: True,
             ),
             lambda: setattr(module(f"{quantization}.quark.quark").QuarkConfig, yes, lambda *_, **__: True),
         )
         self.replace(
             "the repacking of NVFP4 weights",
-            lambda: _no_fp4_repacking(module(f"{quantization}.modelopt_quant"), schemes, f"{quantization}.marlin_utils_fp4"),
+            lambda: _no_fp4_repacking(
+                module(f"{quantization}.modelopt_quant"), schemes, f"{quantization}.marlin_utils_fp4"
+            ),
         )
         self.replace("where MiniCPM-V's resampler is put", lambda: _stay_on_cpu(module("sglang.srt.models.minicpmv")))
 
@@ -849,8 +878,8 @@ def _stay_on_cpu(model: Any) -> None:
 
 
 def _state_interval(config: Any, stored: Mapping[str, Any]) -> None:
-    """SGLang reads every how many layers one has full attention; save_pretrained of transformers only writes it layer by
-    layer. Published configs have both."""
+    """SGLang reads every how many layers one has full attention; save_pretrained of transformers only lists all layers.
+    Published configs have both."""
     kinds = stored.get("text_config", stored).get("layer_types") or ()
     text = getattr(config, "text_config", config)
     if "linear_attention" in kinds and "full_attention" in kinds and "full_attention_interval" not in vars(text):
@@ -871,7 +900,7 @@ class _Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._packages = packages
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        known = name.split(".")[0] in self._packages
+        known = name.partition(".")[0] in self._packages
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
@@ -941,7 +970,7 @@ def unquantized(folder: Path) -> Path:
 def described(error: BaseException) -> Result:
     """An exception: type, message and its last frames, without the paths of this machine."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
-    where = [f"{re.split('site-packages/|dist-packages/', f.filename)[-1]}:{f.lineno} {f.name}" for f in frames]
+    where = [f"{re.sub('.*(?:site|dist)-packages/', '', f.filename)}:{f.lineno} {f.name}" for f in frames]
     message = re.sub(r"(/[\w.+-]+){2,}/", "", str(error)).strip()
     return {"type": type(error).__name__, "message": message[:600], "where": where}
 
@@ -949,14 +978,16 @@ def described(error: BaseException) -> Result:
 def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None]) -> Result:
     """Load and compare what ``request`` asks for: ``checkpoint``, and in ``runs`` first and last layers of ``stack``."""
     folder = Path(request["checkpoint"])
-    result: Result = {"layers": [], "unused": [], "unfilled": {}, "twice": {}, "meaningless": {}, "failure": None,
-                      "communicated": False, "operators": 0, "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0}}  # fmt: skip
+    result: Result = {
+        "layers": [], "unused": [], "unfilled": {}, "twice": {}, "meaningless": {}, "failure": None, "operators": 0,
+        "communicated": False, "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
+    }  # fmt: skip
     for run in request.get("runs") or [None]:
         layers = None if run is None else range(run[0], run[1] + 1)
         engine.layers = None if run is None else (run[0], run[1])
         source = Checkpoint(folder, request.get("stack", ""), layers)
         named = "all layers" if run is None else f"layers {run[0]} to {run[1]}"
-        _one_run(engine, source, partly=run is not None, result=result, tell=lambda step, at=named: tell(f"{step}: {at}"))
+        _one_run(engine, source, result, functools.partial(_tell, tell, named), partly=run is not None)
         gc.collect()
         if result["failure"]:
             break
@@ -966,7 +997,11 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
     return result
 
 
-def _one_run(engine: Engine, source: Checkpoint, *, partly: bool, result: Result, tell: Callable[[str], None]) -> None:
+def _tell(tell: Callable[[str], None], named: str, step: str) -> None:
+    tell(f"{step}: {named}")
+
+
+def _one_run(engine: Engine, source: Checkpoint, result: Result, tell: Callable[[str], None], *, partly: bool) -> None:
     dtype = "float16" if "float16" in (source.config.get("dtype"), source.config.get("torch_dtype")) else "bfloat16"
     tell("loading")
     clock, loaded, failure = time.monotonic(), None, None
@@ -1031,7 +1066,7 @@ def _provenance(loaded: Loaded, plain: Loaded, source: Checkpoint, result: Resul
 
 @contextlib.contextmanager
 def _unset_memory_shown() -> Iterator[None]:
-    """Parameters are made in memory that holds anything. What nothing fills is NaN here, so that it shows in every run."""
+    """Parameters are made in memory that holds anything. What nothing fills is NaN here, and shows in every run."""
     before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -29,8 +29,8 @@ class Layers:
 
 
 def select(checkpoint: Checkpoint, wanted: str) -> Layers | None:
-    """The layers that ``wanted`` names: ``auto``, ``0-3``, ``5``, ``0-3,17``; None for ``all``, and where ``auto`` would
-    leave nothing out."""
+    """The layers that ``wanted`` names: ``auto``, ``5``, ``0-3`` or ``0-3,17``; None for ``all``, and where nothing
+    would be left out."""
     if wanted == "all":
         return None
     stacks = _stacks(checkpoint)
@@ -111,5 +111,3 @@ def _runs(chosen: Iterable[int]) -> tuple[tuple[int, int], ...]:
         else:
             runs.append((layer, layer))
     return tuple(runs)
-
-

@@ -22,16 +22,18 @@ _COMPUTED = 0.01  # a kernel's own rounding, of products in BF16
 
 # What is said where a build or a card has no kernel. None of it speaks of the checkpoint.
 _LACKS_KERNEL = re.compile(
-    r"no kernel image|kernel that can implement|find a kernel|kernel \w+ is not supported|compute capability|min capability|not compiled with|no NVIDIA"
-    r"|_OpNamespace|Could not run '|0 active drivers|active driver|not supported (?:on|for) (?:the )?(?:current |this )?(?:GPU|CPU|platform|device)"
-    r"|No module named|backend supports",
+    r"no kernel image|kernel that can implement|find a kernel|kernel \w+ is not supported|compute capability"
+    r"|min capability|not compiled with|no NVIDIA"
+    r"|_OpNamespace|Could not run '|active driver|backend supports"
+    r"|not supported (?:on|for) (?:the )?(?:current |this )?(?:GPU|CPU|platform|device)"
+    r"|No module named",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class LayerVerdict:
-    """One matrix of the engine: what it is, how far off the worst part of it, which tensor of the checkpoint that is."""
+    """One matrix of the engine: what it is, how far off its worst part, which tensor of the checkpoint that is."""
 
     module: str
     parameter: str
@@ -130,7 +132,14 @@ def _layer(row: Mapping[str, Any], result: Mapping[str, Any]) -> LayerVerdict:
         kind, reasons = NO_KERNEL, (row["kernel_error"],)
     rows = tuple(part["rows"]) if part and part["rows"] else None
     return LayerVerdict(
-        row["module"], row["parameter"], kind, error, part and part["tensor"], rows, how, reasons  # type: ignore[arg-type]
+        row["module"],
+        row["parameter"],
+        kind,
+        error,
+        part and part["tensor"],
+        rows,
+        how,
+        reasons,
     )
 
 
@@ -171,5 +180,5 @@ def _reasons(row: Mapping[str, Any], result: Mapping[str, Any]) -> tuple[str, ..
     for word, key in (("never filled", "unfilled"), ("written more than once", "twice")):
         for name, (some, count) in result[key].items():
             if name.startswith(module) and "." not in name[len(module) :]:
-                said.append(f"{some} of {count} elements of {name[len(module):]} {word}")
+                said.append(f"{some} of {count} elements of {name[len(module) :]} {word}")
     return tuple(said)

@@ -1,10 +1,10 @@
 """Whether `rewrite try` agrees with the record of the loader matrix, partition by partition.
 
-    PYTHONPATH=scripts:. python scripts/evidence/try_agreement.py [--engine NAME==VERSION] [--fixture NAME] [--details]
+    PYTHONPATH=scripts:. python scripts/evidence/try_agreement.py [--engine NAME==VERSION] [--fixture NAME] [--keep DIR]
 
 Runs the driver of `try` in the environments of the loader matrix, one process an engine, which forks a child for each
-fixture. The record (tests/loader_matrix.json) was made by other code, with an independent reading of the files. Exits with
-1 where they differ, or where a fixture gives nothing.
+fixture. The record (tests/loader_matrix.json) was made by other code, with an independent reading of the files. Exits
+with 1 where they differ, or where a fixture gives nothing.
 """
 
 from __future__ import annotations
@@ -73,13 +73,15 @@ def judge(result: dict[str, Any] | None, cell: dict[str, Any]) -> tuple[Counter[
     """How many modules agree, and what does not."""
     count: Counter[str] = Counter()
     if result is None:
-        return count, ["no result"]
+        return Counter(["no result"]), ["no result"]
     failure = result["failure"]
     if cell["outcome"] == "raises" or failure:
         agrees = cell["outcome"] == "raises" and bool(failure)
         count["raises" if agrees else "differs"] += 1
         said = (failure or {}).get("loading") or (failure or {}).get("reference") or {}
-        return count, [] if agrees else [f"record {cell['outcome']}, try {said.get('type')}: {said.get('message', '')[:150]}"]
+        return count, [] if agrees else [
+            f"record {cell['outcome']}, try {said.get('type')}: {said.get('message', '')[:150]}"
+        ]
     rows = {canonical(row["module"]): row for row in result["layers"] if row["parameter"] == "weight"}
     found = []
     for group in cell["groups"]:
@@ -95,6 +97,14 @@ def judge(result: dict[str, Any] | None, cell: dict[str, Any]) -> tuple[Counter[
         count["agrees" if agrees else "differs"] += 1
         if not agrees:
             found.append(f"{group['module']}: record {recorded}, try {seen}")
+    other, differing = _others(result, cell)
+    return count + other, found + differing
+
+
+def _others(result: dict[str, Any], cell: dict[str, Any]) -> tuple[Counter[str], list[str]]:
+    """The same of all other kinds of linear: the worst of each."""
+    count: Counter[str] = Counter()
+    found = []
     worst: dict[str, float] = {}
     for row in result["layers"]:
         name = canonical(row["module"])
@@ -120,7 +130,6 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine", action="append", choices=ENGINES)
     parser.add_argument("--fixture", action="append")
-    parser.add_argument("--profile", default="original", help="original only, until conversions are made here")
     parser.add_argument("--keep", type=Path, help="a folder for the results")
     given = parser.parse_args()
     from loader_matrix.cases import fixtures, folder
@@ -128,6 +137,8 @@ def main() -> int:
     from loader_matrix.envs import environment
 
     cells = json.loads((ROOT / "tests" / "loader_matrix.json").read_text())["cells"]
+    names = ("engine", "version", "fixture", "profile", "ranks")
+    recorded = {tuple(cell[key] for key in names): cell for cell in cells}
     total: Counter[str] = Counter()
     for spec in given.engine or ENGINES:
         name, _, version = spec.partition("==")
@@ -141,8 +152,7 @@ def main() -> int:
             with (home / f"{spec}.log").open("w") as log:
                 subprocess.run(command, env=where.variables, stdout=log, stderr=log, check=False)
             for each, out in outs.items():
-                key = (name, version, each, "original", 1)
-                cell = next((c for c in cells if tuple(c[k] for k in ("engine", "version", "fixture", "profile", "ranks")) == key), None)  # fmt: skip
+                cell = recorded.get((name, version, each, "original", 1))
                 if cell is None:
                     continue
                 count, found = judge(json.loads(out.read_text()) if out.exists() else None, cell)
@@ -151,7 +161,7 @@ def main() -> int:
                 for line in found:
                     print(f"    {line}")
     print(f"in all: {dict(total)}")
-    return 1 if total["differs"] else 0
+    return 1 if total["differs"] or total["no result"] else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """An engine of one module, for the driver: a fused layer with a slot for each partition's scale, as real ones have.
 
-Its loader can have the faults of vLLM issue #38197 and its like. It reads files with safetensors, and knows nothing of the
-driver but the class that it derives from.
+Its loader can have the faults of vLLM issue #38197 and its like. It reads files with safetensors, and knows nothing of
+the driver but the class that it derives from.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Model(nn.Module):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name, tensor in weights:
             _, _, number, *rest = name.split(".")
-            layer = self.layers[int(number)]
+            layer: Any = self.layers[int(number)]
             if isinstance(layer, nn.Identity):
                 continue
             if rest[0] == "norm":
@@ -127,7 +127,8 @@ class FakeEngine(driver.Engine):
         into: list[driver.Recorder] = []
         self.watched(model, weights, into)
         model.load_weights(load_file(folder / "model.safetensors").items() if weights is None else weights)
-        for layer in model.layers if finish and quantized else ():
+        layers: Iterable[Any] = model.layers if finish and quantized else ()
+        for layer in layers:
             if not isinstance(layer, nn.Identity):
                 self._prepare(layer.attn.qkv_proj)
         return driver.Loaded(model, into[0])

@@ -184,9 +184,21 @@ def test_the_driver_runs_as_one_argument(checkpoint: Path) -> None:
 class Toy(torch.nn.Module):
     """Loaders of the kinds that engines have."""
 
+    cast: torch.nn.Parameter
+    given: torch.nn.Parameter
+    twice: torch.nn.Parameter
+    joined: torch.nn.Parameter
+    experts: torch.nn.Parameter
+
     def __init__(self) -> None:
         super().__init__()
-        for name, shape in {"cast": (4, 4), "given": (3, 3), "twice": (4,), "joined": (6, 2), "experts": (2, 8, 4)}.items():
+        for name, shape in {
+            "cast": (4, 4),
+            "given": (3, 3),
+            "twice": (4,),
+            "joined": (6, 2),
+            "experts": (2, 8, 4),
+        }.items():
             dtype = torch.bfloat16 if name == "cast" else torch.float32
             self.register_parameter(name, torch.nn.Parameter(torch.empty(shape, dtype=dtype)))
 

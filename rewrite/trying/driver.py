@@ -468,6 +468,7 @@ class Engine:
 
     name = ""
     package = ""
+    splits = True  # whether it can build some layers of a model only
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self.replaced: list[str] = []
@@ -918,7 +919,7 @@ def _stand_in(*packages: str) -> None:
 
 
 class Transformers(Engine):
-    name, package = "transformers", "transformers"
+    name, package, splits = "transformers", "transformers", False
 
     def start(self) -> str:
         for key in ("HF_HUB_OFFLINE", "HF_DEACTIVATE_ASYNC_LOAD"):
@@ -976,13 +977,15 @@ def described(error: BaseException) -> Result:
 
 
 def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None]) -> Result:
-    """Load and compare what ``request`` asks for: ``checkpoint``, and in ``runs`` first and last layers of ``stack``."""
+    """Load and compare ``checkpoint``; of the layers of ``stack`` those of ``runs``: first and last ones."""
     folder = Path(request["checkpoint"])
     result: Result = {
         "layers": [], "unused": [], "unfilled": {}, "twice": {}, "meaningless": {}, "failure": None, "operators": 0,
         "communicated": False, "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
     }  # fmt: skip
-    for run in request.get("runs") or [None]:
+    runs = (request.get("runs") if engine.splits else None) or [None]
+    result["whole"] = runs == [None]
+    for run in runs:
         layers = None if run is None else range(run[0], run[1] + 1)
         engine.layers = None if run is None else (run[0], run[1])
         source = Checkpoint(folder, request.get("stack", ""), layers)

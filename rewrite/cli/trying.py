@@ -82,6 +82,7 @@ def question_of(given: dict[str, Any]) -> Question:
 @click.pass_context
 def try_(
     context: click.Context,
+    /,
     checkpoint: str,
     against: str | None,
     report_file: Path | None,

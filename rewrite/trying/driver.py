@@ -693,7 +693,7 @@ def _take_fp4_kernel(linear: Any, layers: str, cpu: Any) -> None:
     stock, config = linear.EmulationNvFp4LinearKernel, linear.NvFp4LinearLayerConfig
     dequantize = module(f"{layers}.quantization.utils.nvfp4_emulation_utils").dequantize_to_dtype
 
-    class Emulation(stock):  # type: ignore[misc]
+    class Emulation(stock):  # type: ignore[misc,valid-type]
         def apply_weights(self, layer: Any, x: Any, bias: Any = None) -> Any:
             if hasattr(layer, "input_global_scale_inv"):
                 return super().apply_weights(layer, x, bias)

@@ -10,7 +10,6 @@ from typing import Any
 
 import click
 
-import rewrite
 from rewrite.checkpoint.local import io_errors
 from rewrite.cli import reports
 from rewrite.cli.command_line import Recorded
@@ -100,8 +99,7 @@ def try_(
         question = question_of(given)
         if report_file is not None and report_file.suffix != ".json":
             files.check(report_file)
-        same = None if against is None else rewrite.verify(checkpoint, against, weights_only=True).ok
-        found = try_checkpoint(checkpoint, question, against, same, progress(quiet))
+        found = try_checkpoint(checkpoint, question, against, progress(quiet))
         note_replaced(found.before[0], quiet)
         if report_file is not None:
             _write(context, found, report_file)

@@ -132,7 +132,8 @@ def _lines(tried: Tried) -> Iterator[Cell]:
     elif tried.agrees is not None:
         yield f"`rewrite inspect` {'agrees' if tried.agrees else 'does not agree'}: it predicts {tried.predicted!r}."
     if tried.same is False:
-        yield "OUT does not have the weights of IN: `rewrite verify IN OUT` says where."
+        more = f" {len(tried.differs) - 3} more: `rewrite verify IN OUT` lists them." if len(tried.differs) > 3 else ""
+        yield f"OUT does not have the weights of IN: {clean('; '.join(tried.differs[:3]))}.{more}"
     if tried.same:
         yield "OUT has the weights of IN."
     if tried.command:

@@ -287,6 +287,9 @@ class Recorder(TorchDispatchMode):
 # --- what the engine holds ------------------------------------------------------------------------------------------
 
 
+_IN_CODES = ("nvfp4", "float8_e4m3fn", "float8_e5m2", "int8")  # kinds of weights
+
+
 def held_weight(
     module: Any, attribute: str, shape: torch.Size, block: tuple[int, int] | None
 ) -> tuple[torch.Tensor | None, str]:
@@ -384,18 +387,21 @@ def _row(
     stored = [n for name in sources for n in (name, f"{name}_packed") if n in source.shards]
     quantized = [name for name in stored if source.is_quantized(name)]
     held, kind = held_weight(module, attribute, truth.shape, source.block)
+    # An engine may quantize what the files do not; and what it renamed without a recorder may be of quantized tensors.
+    codes = _tensor(module, attribute, f"{attribute}_packed")
+    cast = bool(stored) and not quantized and codes is not None and codes.numel() > 0 and codes.dtype in CODES
     row: Result = {
         "module": full.rpartition(".")[0], "parameter": attribute, "shape": list(truth.shape), "held": kind,
-        "sources": len(sources), "quantized": bool(quantized), "parts": [], "kernel": [], "kernel_error": None,
+        "sources": len(sources), "judged": bool(quantized) or cast or (not stored and truth.ndim > 1), "cast": cast,
+        "parts": [], "kernel": [], "kernel_error": None,
         "read": held is not None, "input_scale": _input_scale(module, attribute, quantized, source),
     }  # fmt: skip
     if held is not None:
-        rounds = kind not in ("nvfp4", "float8_e4m3fn", "float8_e5m2", "int8")
-        exact = truth.to(getattr(torch, kind)).float() if rounds else truth.float()
+        exact = truth.float() if kind in _IN_CODES else truth.to(getattr(torch, kind)).float()
         if truth.dtype != torch.float32:  # a reference in fewer bits
             held = held.to(truth.dtype).float()
         row["parts"] = _parts(held.to(exact.device) - exact, exact, writes)
-    if quantized and attribute == "weight":
+    if (quantized or cast) and attribute == "weight":
         try:
             product = through_kernel(module, truth.shape, dtype)
         except Exception as error:  # whatever a kernel raises is what was to be found out
@@ -968,12 +974,21 @@ def unquantized(folder: Path) -> Path:
     return target
 
 
+def _inside(file: str) -> str:
+    """The path of a source file from the folder that Python imports from, as other machines have it."""
+    roots = [root for root in map(os.path.abspath, filter(None, sys.path)) if file.startswith(f"{root}/")]
+    return file[len(max(roots, key=len)) + 1 :] if roots else Path(file).name
+
+
 def described(error: BaseException) -> Result:
     """An exception: type, message and its last frames, without the paths of this machine."""
     frames = traceback.extract_tb(error.__traceback__)[-4:]
-    where = [f"{re.sub('.*(?:site|dist)-packages/', '', f.filename)}:{f.lineno} {f.name}" for f in frames]
+    where = [f"{_inside(f.filename)}:{f.lineno} {f.name}" for f in frames]
     message = re.sub(r"(/[\w.+-]+){2,}/", "", str(error)).strip()
-    return {"type": type(error).__name__, "message": message[:600], "where": where}
+    own = (
+        bool(frames) and frames[-1].filename == described.__code__.co_filename
+    )  # this file asked for what is not there
+    return {"type": type(error).__name__, "message": message[:600], "where": where, "own": own}
 
 
 def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None]) -> Result:

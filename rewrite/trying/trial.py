@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rewrite.api import inspect_checkpoint, open_checkpoint
+from rewrite.api import inspect_checkpoint, open_checkpoint, verify
 from rewrite.errors import RewriteError
 from rewrite.inspection.advice import advise, repair_command
 from rewrite.inspection.inspection import Inspection
@@ -71,6 +71,7 @@ class Tried:
     predicted: str | None = None
     command: str | None = None
     same: bool | None = None
+    differs: tuple[str, ...] = ()  # where OUT has other weights
 
     @property
     def agrees(self) -> bool | None:
@@ -91,7 +92,7 @@ class Tried:
         return {
             "trials": [each.to_json() for each in (*self.before, *self.after)],
             "inspect": None if self.predicted is None else {"predicted": self.predicted, "agrees": self.agrees},
-            "out_means_the_same": self.same, "command": self.command,
+            "out_means_the_same": self.same, "differs": list(self.differs), "command": self.command,
         }  # fmt: skip
 
 
@@ -103,7 +104,6 @@ def try_checkpoint(
     source: str,
     question: Question,
     against: str | None = None,
-    same: bool | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Tried:
     """Let an engine load ``source``, and ``against``, which is ``source`` repaired. Raises
@@ -111,7 +111,12 @@ def try_checkpoint(
     before = _ranks(source, question, progress)
     after = () if against is None else _ranks(against, question, progress)
     inspection = _inspection(source)
-    return Tried(before, after, _predicted(inspection, before[0]), _command(inspection, before), same)
+    predicted, command = _predicted(inspection, before[0]), _command(inspection, before)
+    if against is None:
+        return Tried(before, after, predicted, command)
+    found = verify(source, against, weights_only=True)
+    problems = tuple(problem for check in found.checks for problem in check.problems)
+    return Tried(before, after, predicted, command, found.ok, problems)
 
 
 def _ranks(source: str, question: Question, progress: Callable[[str], None]) -> tuple[Trial, ...]:

@@ -66,7 +66,7 @@ def judge(result: Mapping[str, Any]) -> Verdict:
         raise _nothing("The engine did not start", result["stopped"], result)
     if result["failure"]:
         return _refusal(result)
-    layers = tuple(_layer(row, result) for row in result["layers"] if row["quantized"])
+    layers = tuple(_layer(row, result) for row in result["layers"] if row["judged"])
     unlearnt = tuple(f"{name}: {reason}" for name, reason in sorted(result["meaningless"].items()))
     kinds = {layer.kind for layer in layers} | ({UNKNOWN} if unlearnt else set())
     if result["communicated"]:
@@ -86,6 +86,8 @@ def _refusal(result: Mapping[str, Any]) -> Verdict:
     loading, reference = result["failure"]["loading"], result["failure"]["reference"]
     if reference is not None:
         raise _nothing("This engine does not load the model without quantization either", loading or reference, result)
+    if loading["own"]:
+        raise _nothing("This version of the engine has not what is needed to look into it", loading, result)
     if lacks_kernel(loading):
         if not result["gpu"]:
             raise _nothing("This build of the engine has no kernel for this checkpoint", loading, result)
@@ -128,6 +130,8 @@ def _layer(row: Mapping[str, Any], result: Mapping[str, Any]) -> LayerVerdict:
         kind = UNFILLED
     if kind in (EXACT, ROUNDED):
         kind, reasons = (LESS, reasons) if (reasons := _input_scale(row["input_scale"])) else (kind, ())
+    if row["cast"] and kind not in (EXACT, ROUNDED):
+        reasons = ("the files do not quantize it, the engine does", *reasons)
     if row["kernel_error"] and result["gpu"] and kind in (EXACT, ROUNDED, UNKNOWN):
         kind, reasons = NO_KERNEL, (row["kernel_error"],)
     rows = tuple(part["rows"]) if part and part["rows"] else None

@@ -111,6 +111,7 @@ class Model(nn.Module):
 class FakeEngine(driver.Engine):
     name, package = "Fake", "json"  # a package that every Python has
     fault = ""
+    recorded = True
 
     def start(self) -> str:
         if self.fault == "does not start":
@@ -120,6 +121,8 @@ class FakeEngine(driver.Engine):
     def load(self, folder: Path, dtype: str, weights: driver.Weights | None, *, finish: bool) -> driver.Loaded:
         config = json.loads((folder / "config.json").read_text())
         quantized = "quantization_config" in config
+        if self.fault == "unknown version" and quantized:
+            driver.spread(torch.ones(5), (4, 4), None)  # stands for a name that the driver looks for in vain
         if self.fault == "unknown model":
             raise ValueError("architecture Fake is not supported")
         self.phase = "building the model"
@@ -131,7 +134,7 @@ class FakeEngine(driver.Engine):
         for layer in layers:
             if not isinstance(layer, nn.Identity):
                 self._prepare(layer.attn.qkv_proj)
-        return driver.Loaded(model, into[0])
+        return driver.Loaded(model, into[0] if self.recorded else None)
 
     def _prepare(self, fused: Any) -> None:
         """One scale for each row, as channel scales have; the largest input scale."""

@@ -29,9 +29,9 @@ def checkpoint(tmp_path: Path) -> Path:
     return fake.write(tmp_path / "fake")
 
 
-def result_of(folder: Path, fault: str = "", **request: Any) -> dict[str, Any]:
+def result_of(folder: Path, fault: str = "", *, recorded: bool = True, **request: Any) -> dict[str, Any]:
     """What the driver answers when its only engine is the fake one."""
-    kind = type("Faulty", (fake.FakeEngine,), {"fault": fault})
+    kind = type("Faulty", (fake.FakeEngine,), {"fault": fault, "recorded": recorded})
     known = dict(driver.ENGINES)
     driver.ENGINES.clear()
     driver.ENGINES["json"] = kind
@@ -57,7 +57,7 @@ def test_a_sound_engine_is_exact(checkpoint: Path) -> None:
     result = result_of(checkpoint)
     assert verdict.judge(result).kind == "exact"
     assert not result["unused"] and not result["unfilled"] and not result["twice"]
-    rows = [row for row in result["layers"] if row["quantized"]]
+    rows = [row for row in result["layers"] if row["judged"]]
     assert [part["rows"] for part in rows[0]["parts"]] == [[0, 8], [8, 16], [16, 24]]
 
 
@@ -118,10 +118,43 @@ def test_refusal_missing_kernel_and_no_start_are_three_things(checkpoint: Path) 
         ("kernel", "no kernel for this checkpoint"),
         ("does not start", "did not start"),
         ("unknown model", "without quantization either"),
+        ("unknown version", "has not what is needed"),
     ):
         with pytest.raises(EngineError, match=what) as error:
             verdict.judge(result_of(checkpoint, fault))
         assert error.value.exit_code == 4
+
+
+def test_what_an_engine_merged_unseen_is_judged(checkpoint: Path) -> None:
+    """Without a recorder, nothing says which tensors a merged matrix is of: it may be of quantized ones."""
+    assert verdict.judge(result_of(checkpoint, recorded=False)).kind == "exact"
+    assert verdict.judge(result_of(checkpoint, "doubled", recorded=False)).kind == "garbled"
+
+
+def _dequantize(tensors: dict[str, torch.Tensor]) -> None:
+    for part in fake.PARTS:
+        stem = f"model.layers.0.attn.{part}_proj"
+        tensors[f"{stem}.weight"] = tensors[f"{stem}.weight"].to(torch.bfloat16)
+        del tensors[f"{stem}.weight_scale"], tensors[f"{stem}.input_scale"]
+
+
+def test_what_the_engine_quantizes_and_the_files_do_not_is_judged(checkpoint: Path) -> None:
+    fake.change(checkpoint, _dequantize)
+    found = verdict.judge(result_of(checkpoint))
+    assert found.kind in ("garbled", "never filled") and found.exit_code == 1
+    assert found.layers[0].reasons[0] == "the files do not quantize it, the engine does"
+
+
+def test_paths_of_this_machine_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "loader.py").write_text("def load():\n    raise ValueError('bad')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        driver.module("engine.loader").load()
+    except ValueError as error:
+        assert driver.described(error)["where"][-1] == "engine/loader.py:2 load"
+    else:
+        pytest.fail("it raises")
 
 
 def test_on_a_gpu_a_missing_kernel_is_an_answer(checkpoint: Path) -> None:

@@ -17,7 +17,7 @@ import click
 
 import rewrite
 from rewrite.checkpoint.local import io_errors
-from rewrite.cli import cards, reports, split_run
+from rewrite.cli import cards, reports, split_run, trying
 from rewrite.cli.command_line import Recorded
 from rewrite.cli.common import (
     Address,
@@ -188,8 +188,8 @@ def convert(
         )  # fmt: skip
 
 
-for split in (split_run.plan, split_run.run, split_run.finish):
-    main.add_command(split)
+for command in (split_run.plan, split_run.run, split_run.finish, trying.try_):
+    main.add_command(command)
 
 
 @main.command(short_help="Prove that OUT is IN, converted.", cls=Recorded)

@@ -11,8 +11,8 @@ from typing import Generic, TypeVar
 
 from rewrite.loaders.ranges import version_key
 
-Where, What = TypeVar("Where"), TypeVar("What")
-AnyFact = TypeVar("AnyFact", bound="Fact[object, object]")
+Where = TypeVar("Where")
+What = TypeVar("What")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,6 @@ class Fact(Generic[Where, What]):
         return begun and (self.until is None or version_key(version) <= version_key(self.until))
 
 
-def held(facts: Iterable[AnyFact], engine: str, version: str) -> tuple[AnyFact, ...]:
+def held(facts: Iterable[Fact[Where, What]], engine: str, version: str) -> tuple[Fact[Where, What], ...]:
     """Those that are about a version."""
     return tuple(fact for fact in facts if fact.engine == engine and fact.holds(version))

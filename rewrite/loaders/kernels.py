@@ -146,6 +146,4 @@ def _on(rule: KernelFact, card: str) -> bool:
 def _find(rules: tuple[KernelFact, ...], card: str, scheme: str) -> tuple[KernelFact, ...]:
     """The rules for the card, with FlashInfer first."""
     names = (f"{card}{variant}" for variant in reversed(_VARIANTS))
-    return tuple(
-        rule for name in names for rule in rules if name in rule.applies.platforms and scheme in rule.applies.schemes
-    )
+    return tuple(r for name in names for r in rules if name in r.applies.platforms and scheme in r.applies.schemes)

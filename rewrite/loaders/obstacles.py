@@ -1,4 +1,4 @@
-"""What a loader makes of a whole checkpoint, whatever its groups are. Which loader and which checkpoints: versions.py."""
+"""What a loader makes of a whole checkpoint, whatever its groups are. For which loader: versions.py."""
 
 from __future__ import annotations
 

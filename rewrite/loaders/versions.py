@@ -71,8 +71,8 @@ class Checkpoints:
 
 
 def forms(checkpoint: CheckpointView) -> frozenset[str]:
-    """How a checkpoint is quantized: its dialect, and what engines have code of its own for. Empty: not quantized."""
-    found = {checkpoint.dialect} if checkpoint.dialect != "none" else set()
+    """How a checkpoint is quantized: its dialect ("none": not at all), and what engines have code of its own for."""
+    found = {checkpoint.dialect}
     if checkpoint.block_layers:
         found.add("blocks")
     if checkpoint.nvfp4_layers and checkpoint.dialect == "compressed-tensors":
@@ -93,7 +93,8 @@ RUN: Mapping[str, tuple[str, ...]] = {
     "transformers": ("5.17.0", "5.22.2", "5.23.0", "5.24.0"),
 }
 
-_CT, _MODELOPT, _FP8, _QUARK = ("compressed-tensors",), ("modelopt",), ("fp8",), ("quark",)
+#: Every family was run with compressed-tensors, and so with layers that are left plain: all of them are in "none".
+_CT, _MODELOPT, _FP8, _QUARK = ("compressed-tensors", "none"), ("modelopt",), ("fp8",), ("quark",)
 _MIXED, _MODELOPT_FP4 = ("modelopt MIXED_PRECISION",), ("modelopt NVFP4",)
 _FP4 = (*_CT, "NVFP4")
 _VISION, _TEXT, _MINICPM = ("qwen3_5", "qwen3_5_moe"), ("qwen3_5_text", "qwen3_5_moe_text"), ("minicpmv4_6",)
@@ -112,21 +113,23 @@ def _fails(detail: str) -> Outcome:
 
 
 _TEXT_IS_UNKNOWN = _fails("knows Qwen3.5 with a vision tower only")
+_MINICPM_IS_UNKNOWN = _fails("does not know MiniCPM-V 4.6")
 _PACKED = _fails("takes packed NVFP4 weights for matrices of another shape")
 
 #: What each engine was run with, family by family. The outcome of a whole family or form, or None: it depends on more.
 #: Each first and last version of a range, or another one of its row, was run; those between are assumed to be alike.
 RUNS: tuple[Fact[Checkpoints, Outcome | None], ...] = (
-    Fact("vLLM", "0.17.0", "0.26.0", Checkpoints(_TEXT), _TEXT_IS_UNKNOWN, RECORD),
+    Fact("vLLM", "0.17.0", "0.26.0", Checkpoints(_TEXT, (*_SEARCHED, *_MIXED)), _TEXT_IS_UNKNOWN, RECORD),
+    Fact("vLLM", "0.17.0", "0.19.1", Checkpoints(_TEXT, _QUARK), _TEXT_IS_UNKNOWN, _ZOO),
     Fact("vLLM", "0.27.0", None, Checkpoints(_TEXT, (*_SEARCHED, *_MIXED)), None, _ZOO),
-    Fact("vLLM", "0.17.0", "0.21.0", Checkpoints(_MINICPM), _fails("does not know MiniCPM-V 4.6"), RECORD),
+    Fact("vLLM", "0.17.0", "0.21.0", Checkpoints(_MINICPM, _CT), _MINICPM_IS_UNKNOWN, RECORD),
     Fact("vLLM", "0.22.0", None, Checkpoints(_MINICPM, _CT), None, RECORD),
     Fact("vLLM", "0.17.0", None, Checkpoints((*_VISION, *_OTHERS), (*_SEARCHED, *_MIXED)), None, _ZOO),
     Fact("vLLM", "0.17.0", "0.19.1", Checkpoints((*_VISION, *_OTHERS), _QUARK), None, _ZOO),
     Fact("vLLM", "0.27.0", None, Checkpoints((*_VISION, *_TEXT, *_OTHERS), _QUARK), None, _ZOO),
     Fact("vLLM", "0.27.0", None, Checkpoints(_DEEPSEEK, (*_FP4, *_MODELOPT)), None, RECORD),
-    Fact("SGLang", "0.5.9", "0.5.16", Checkpoints(_TEXT), _TEXT_IS_UNKNOWN, RECORD),
-    Fact("SGLang", "0.5.9", "0.5.11", Checkpoints(_MINICPM), _fails("does not know MiniCPM-V 4.6"), RECORD),
+    Fact("SGLang", "0.5.9", "0.5.16", Checkpoints(_TEXT, (*_SEARCHED, *_MIXED)), _TEXT_IS_UNKNOWN, RECORD),
+    Fact("SGLang", "0.5.9", "0.5.11", Checkpoints(_MINICPM, _CT), _MINICPM_IS_UNKNOWN, RECORD),
     Fact("SGLang", "0.5.12", None, Checkpoints(_MINICPM, _CT), None, RECORD),
     Fact("SGLang", "0.5.9", "0.5.14", Checkpoints(_VISION, _MIXED), _fails("takes MIXED_PRECISION for w4afp8"), RECORD),
     Fact("SGLang", "0.5.15", None, Checkpoints(_VISION, _MIXED), None, RECORD),
@@ -148,8 +151,7 @@ RUNS: tuple[Fact[Checkpoints, Outcome | None], ...] = (
 )
 
 _EVERY = Checkpoints()
-_IN_CT = Checkpoints(forms=(*_FP4, "blocks"))
-_VOCABULARY = "read in vLLM 0.32.0; other cases were not run"
+_IN_CT = Checkpoints(forms=("compressed-tensors", "NVFP4", "blocks"))
 _CT_020 = "run with compressed-tensors 0.20.0"
 
 #: What ends a load, whatever the groups are, where the function has an outcome for the checkpoint.
@@ -221,7 +223,7 @@ def _furthest(outcomes: Iterable[Outcome]) -> tuple[tuple[str, float], ...]:
 
 @dataclass(frozen=True)
 class Loader:
-    """A range of released versions with one behavior. ``last`` None: up to the newest that was run."""
+    """A range of released versions of which the same facts are known. ``last`` None: to the newest that was run."""
 
     name: str
     first: str
@@ -263,19 +265,22 @@ class Loader:
         """Whether any of these versions was run with a checkpoint of this family and form."""
         return any(fact.applies.has(checkpoint) for fact in self.runs)
 
-    def predict(self, checkpoint: CheckpointView) -> Outcome:
-        """The worst over all groups, naming every partition that is affected that way."""
+    def _of_all(self, checkpoint: CheckpointView) -> Outcome | None:
+        """What is known at once, whatever the groups are: as not run, as a whole family or form, or by its names."""
         runs = [fact.outcome for fact in self.runs if fact.applies.has(checkpoint)]
         if not runs:
-            known = " in " + ", ".join(sorted(forms(checkpoint))) if forms(checkpoint) else ""
-            return Outcome("not known", f"these versions were not run with {checkpoint.model_type!r}{known}")
-        if runs[0] is not None:
+            form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
+            return Outcome("not known", f"not run with {checkpoint.model_type!r} in the form {form!r}")
+        if runs[0] is not None or _said(self.obstacles, checkpoint):
             return runs[0]
+        misread = checkpoint.misread.get(self.lookup) if self.lookup is not None else None
+        return misread or vocabulary_is_quantized(checkpoint)
+
+    def predict(self, checkpoint: CheckpointView) -> Outcome:
+        """The worst over all groups, naming every partition that is affected that way."""
+        if known := self._of_all(checkpoint):
+            return known
         outcomes = _said(self.obstacles, checkpoint)
-        if not outcomes and self.lookup is not None and self.lookup in checkpoint.misread:
-            return checkpoint.misread[self.lookup]
-        if not outcomes and (unknown := vocabulary_is_quantized(checkpoint)):
-            return unknown
         if not outcomes:
             outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
             outcomes += _said(self.caveats, checkpoint)
@@ -293,7 +298,7 @@ class Loader:
     def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
         """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""
         loaded = self.predict(checkpoint)
-        if platform is None or loaded.kind == "fails to load":
+        if platform is None or loaded.kind == "fails to load" or not self.was_run(checkpoint):
             return loaded
         running = judge(self.name, (self.first, self.last), platform, checkpoint.kernel_schemes)
         return loaded if running is None or running.severity <= loaded.severity else running

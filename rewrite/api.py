@@ -50,6 +50,7 @@ def inspect_checkpoint(
     selection: Selection = "qkvz",
     weights: bool = False,
     platform: str | None = DEFAULT_PLATFORM,
+    enough_for: Collection[Loader] | None = None,
     workers: int = DEFAULT_WORKERS,
     progress: Progress | None = None,
 ) -> Inspection:
@@ -59,6 +60,7 @@ def inspect_checkpoint(
 
     ``selection``: the fused layers to look at, and to convert for the "after convert" columns, as for :func:`convert`.
     ``platform`` is where loaders compute with it: keys of :data:`PLATFORMS`, joined by commas; None: they load it only.
+    ``enough_for``: plan no more profiles than advice for these loaders needs, by the least change; None: plan all.
     Reads headers, config and scales; with ``weights`` ``workers`` also read every weight and look for NaN codes, rows
     of nothing but zeros and codes that hardly use their range, and ``progress`` is about these bytes. Raises
     :class:`rewrite.errors.Refused` for a checkpoint that does not add up and :class:`rewrite.errors.StorageError` for
@@ -71,7 +73,7 @@ def inspect_checkpoint(
         from rewrite.inspection.weights import find_bad_weights  # numpy
 
         found = find_bad_weights(model.checkpoint, workers=workers, progress=progress)
-    return inspect_model(model, selection, platform=platform, in_weights=found)
+    return inspect_model(model, selection, platform=platform, in_weights=found, enough_for=enough_for)
 
 
 def _known_platform(platform: str | None) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import Any
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.local import LocalDirectory, io_errors
@@ -19,13 +21,14 @@ from rewrite.planning.manifest import ByteCounts, Manifest
 from rewrite.planning.plan import Plan
 from rewrite.progress import Progress
 from rewrite.version import __version__
-from rewrite.writing.publish import Publication
-
-if TYPE_CHECKING:
-    from rewrite.integrations.hub_publish import HubPublication
-    from rewrite.integrations.s3_publish import S3Publication
+from rewrite.writing.output import Output
+from rewrite.writing.publish import DirectoryOutput
 
 _KIND = "rewrite conversion"
+#: What a file says beside IN and the plan.
+_TYPES: dict[str, type | UnionType] = {
+    "out": str, "overwrite": bool, "copy": bool, "create_pr": bool, "created": str | None,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -77,46 +80,50 @@ class Conversion:
         return self._publication.finish()
 
     @property
-    def _publication(self) -> Publication | S3Publication | HubPublication:
+    def _publication(self) -> Output:
         if self.create_pr and scheme_of(self.out) != "hf":
             raise UsageError("Only the hub has pull requests", expected="hf://org/name", found=self.out)
         place = as_path(self.source)
         storage = self.storage or open_storage(self.source if place is None else place)
-        out = as_path(self.out)
-        if out is not None:
-            return Publication(self.plan, storage, out, self.overwrite, self.copy, self.created)
+        if as_path(self.out) is not None:
+            return DirectoryOutput(self.plan, storage, self.out, self.overwrite, self.created, self.copy)
         if self.copy:
             raise UsageError("Only an output in a directory can share disk blocks", where=self.out, found="--copy")
         if scheme_of(self.out) == "hf":
-            from rewrite.integrations.hub_publish import HubPublication
+            from rewrite.integrations.hub_output import HubOutput
 
-            return HubPublication(self.plan, storage, self.out, self.overwrite, self.created, self.create_pr)
-        from rewrite.integrations.s3_publish import S3Publication
+            return HubOutput(self.plan, storage, self.out, self.overwrite, self.created, self.create_pr)
+        from rewrite.integrations.s3_output import S3Output
 
-        return S3Publication(self.plan, storage, self.out, self.overwrite, self.created)
+        return S3Output(self.plan, storage, self.out, self.overwrite, self.created)
 
     def save(self, path: Path) -> None:
         """Write it to a file, which others see complete or not at all."""
         document = {
-            "kind": _KIND,
-            "version": __version__,
-            "in": self.source,
-            "out": self.out,
-            "overwrite": self.overwrite,
-            "copy": self.copy,
-            "create_pr": self.create_pr,
-            "created": self.created,
-            "digest": self.plan.digest,
-            "plan": self.plan.to_json(),
-        }
+            "kind": _KIND, "version": __version__, **self._fields, "digest": self.digest, "plan": self.plan.to_json(),
+        }  # fmt: skip
         partial = path.with_name(f".{path.name}.partial")
         with io_errors(path):
             partial.write_text(json.dumps(document, indent=1), encoding="utf-8", errors="surrogatepass")
             partial.replace(path)
 
+    @property
+    def digest(self) -> str:
+        """Of all that the file says. It shows accidents; whoever edits a plan on purpose can compute it, too."""
+        return hashlib.sha256(json.dumps([self.plan.digest, self._fields], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _fields(self) -> dict[str, str | bool | None]:
+        return {"in": self.source, **{name: getattr(self, name) for name in _TYPES}}
+
     @classmethod
-    def load(cls, path: Path) -> Conversion:
-        """The inverse of :meth:`save`. Raises :class:`StorageError` for what is no such file, or was changed."""
+    def load(cls, path: Path, out: str | os.PathLike[str] | None = None) -> Conversion:
+        """The inverse of :meth:`save`. ``out``, where given, must be the output of the plan. A plan that replaces its
+        output is not loaded without: a file alone must not say what is removed.
+
+        Raises :class:`StorageError` for what is no such file, or was changed, and :class:`UsageError` for another
+        output.
+        """
         with io_errors(path):
             raw = path.read_bytes()
         try:
@@ -127,13 +134,26 @@ class Conversion:
         if kind != _KIND or version != __version__:
             raise _unreadable(path, f"{kind} by rewrite {version}")
         try:
-            plan = Plan.from_json(value["plan"])
-            fields = {key: value[key] for key in ("out", "overwrite", "copy", "created", "create_pr")}
-            loaded = cls(plan=plan, source=value["in"], **fields)
+            fields = {name: value[name] for name in _TYPES}
+            loaded = cls(plan=Plan.from_json(value["plan"]), source=value["in"], **fields)
+            typed = all(isinstance(fields[name], kind) for name, kind in _TYPES.items()) and isinstance(
+                value["in"], str
+            )
+            if not typed or loaded.digest != value["digest"] or absolute(loaded.out) != loaded.out:
+                raise _unreadable(path, "a file that was changed")
+            loaded.plan.check()
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise _unreadable(path, "a file that was changed") from None
-        if plan.digest != value.get("digest"):
-            raise _unreadable(path, "a file that was changed")
+        if loaded.overwrite and out is None:
+            raise UsageError(
+                "This plan replaces an output, which has to be named", where=str(path), found=loaded.out,
+                hint="give OUT after the plan, if it is the one to replace",
+            )  # fmt: skip
+        if out is not None and absolute(out) != loaded.out:
+            raise UsageError(
+                "The plan has another output", where=str(path), expected=absolute(out), found=loaded.out,
+                hint="plan again if the plan is not yours",
+            )  # fmt: skip
         return loaded
 
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 
 import rewrite
-from rewrite.cli.tables import table
-from rewrite.cli.terminal import show_lines, width
+from rewrite.cli.terminal import table_lines, width
+from rewrite.report.page import Table
 from rewrite.verification.result import worst
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
@@ -38,7 +38,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for source in checkpoints(Path(folder)):
             rows += check(source, Path(folder) / f"{source.name}-converted", arguments)
-    show_lines(table(rows[1:], width(), head=rows[:1], labels=3, right=range(3, len(rows[0]))))
+    table = Table("", tuple(rows[0]), tuple(map(tuple, rows[1:])), numbers=3, labels=3)
+    print("\n".join(line.plain for line in table_lines(table, width(sys.stdout))))
     sys.exit(0 if all(row[-2] == "ok" for row in rows[1:]) else 1)
 
 

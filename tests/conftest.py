@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.needed_tools import pytest_runtest_makereport
 from tests.support import FIXTURES
+
+__all__ = ["pytest_runtest_makereport"]
 
 # Machines differ and are busy: how long an example takes says nothing.
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

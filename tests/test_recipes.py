@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from rewrite import PROFILES, Refused, Selection
 from tests.recipes import draw, make
 
 SEEDS = range(24)
+_UNREPAIRED = re.compile("nothing was repaired|the modules still have different values")
 
 
 @pytest.mark.parametrize("selection", ["qkvz", "all"])
@@ -34,7 +36,7 @@ def disagreements(source: Path, selection: Selection, folder: Path) -> list[str]
     for profile in PROFILES:
         out = folder / profile
         try:
-            rewrite.convert(source, out, profile=profile, selection=selection)
+            changed = rewrite.convert(source, out, profile=profile, selection=selection).changed
         except Refused as refusal:
             if refusals.get(profile) != refusal.what:
                 found.append(
@@ -45,6 +47,7 @@ def disagreements(source: Path, selection: Selection, folder: Path) -> list[str]
             found.append(f"{source.name} {selection} {profile}: inspect says {refusals[profile]!r}, convert converts")
         result = rewrite.verify(source, out, device="cpu", tokens=4)
         problems = [problem for check in result.checks for problem in check.problems]
-        if not result.ok:
+        unrepaired = not changed and problems and _UNREPAIRED.search(problems[0])  # by a profile that leaves it
+        if not result.ok and not unrepaired:
             found.append(f"{source.name} {selection} {profile}: verify: {problems[0][:300]}")
     return found

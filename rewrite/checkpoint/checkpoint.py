@@ -6,12 +6,14 @@ without one, the single safetensors file is the checkpoint (transformers, vLLM `
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 
 from rewrite.checkpoint.bounded_json import INDEX_BOUND, MAX_TENSORS, JsonFile, read_json
 from rewrite.checkpoint.concurrent import in_order
+from rewrite.checkpoint.forms import Form, find_forms
 from rewrite.checkpoint.header import Header, TensorInfo, read_header
 from rewrite.checkpoint.storage import FileId, Storage
 from rewrite.errors import CheckpointError, StorageError
@@ -48,6 +50,22 @@ class Checkpoint:
     def nbytes(self) -> int:
         """Bytes of all shards."""
         return sum(shard.file_id.size for shard in self.shards.values())
+
+    @cached_property
+    def forms(self) -> Mapping[str, Form]:
+        """The form of each module, by its name: one object for all that are alike."""
+        return find_forms(self.tensors.values())
+
+    def tensors_like(self, is_wanted: Callable[[str], bool]) -> Iterator[TensorInfo]:
+        """The tensors whose names are wanted, by a rule that no number in a name changes: it is asked once for each
+        form."""
+        kinds: dict[Form, list[str]] = {}
+        for module, form in self.forms.items():
+            if (wanted := kinds.get(form)) is None:
+                prefix = f"{form.pattern}." if form.pattern else ""
+                wanted = kinds[form] = [kind for kind in form.tensors if is_wanted(f"{prefix}{kind}")]
+            for kind in wanted:
+                yield self.tensors[f"{module}.{kind}" if module else kind]
 
     def read_json(self, name: str) -> JsonFile | None:
         """A JSON file beside the config; None where there is none. Raises as :func:`read_json`."""
@@ -101,7 +119,7 @@ def read_checkpoint(storage: Storage) -> Checkpoint:
     if index is not None and weight_map is not None:
         _check_index(weight_map, tensors)
         # The same strings as in the headers, once: a hundred bytes for each tensor.
-        index.value["weight_map"] = {tensors[name].name: tensors[name].shard for name in weight_map}
+        index.value["weight_map"] = {(info := tensors[name]).name: info.shard for name in weight_map}
     return Checkpoint(storage, config, index, shards, tensors, files, listing.passed_over)
 
 
@@ -229,12 +247,12 @@ def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo
                 found="in no shard" if info is None else info.shard,
                 hint="index and shards are from different exports: get both again",
             )
-    for name, info in tensors.items():
-        if name not in weight_map:
-            raise CheckpointError(
-                "A shard holds a tensor that the index does not name",
-                where=f"{info.shard}: {name}",
-                expected=f"an entry in {INDEX_NAME}",
-                found="none",
-                hint="index and shards are from different exports: get both again",
-            )
+    if len(weight_map) != len(tensors):
+        name, info = next((name, info) for name, info in tensors.items() if name not in weight_map)
+        raise CheckpointError(
+            "A shard holds a tensor that the index does not name",
+            where=f"{info.shard}: {name}",
+            expected=f"an entry in {INDEX_NAME}",
+            found="none",
+            hint="index and shards are from different exports: get both again",
+        )

@@ -39,6 +39,13 @@ _MAX_SIZE = 2**63 - 1
 _SPACE = re.compile(r"[ \t\n\r]*")
 _FLAT_OBJECT = re.compile(r"[ \t\n\r]*(\{[^{}]{0,4096}\})")  # a tensor entry; 4096 bytes hold any shape
 _NEXT = re.compile(r"[ \t\n\r]*([,}])")
+_PLAIN_NAME = re.compile(r"[\w.\-]*", re.ASCII)  # what JSON writes as it is
+#: The beginning and the tensors of a header as the stock writer puts them, in plain ASCII.
+_USUAL_START = re.compile(r'\{(?:"__metadata__":(\{[ !#-\[\]-~":,]{0,4096}?\}),)?(?=")')
+_USUAL_TENSOR = re.compile(
+    r'"([ !#-\[\]-~]+)":\{"dtype":"(\w+)","shape":\[([0-9,]*)\],'
+    r'"data_offsets":\[(0|[1-9][0-9]{0,17}),(0|[1-9][0-9]{0,17})\]\}([,}])'
+)
 
 
 class TensorInfo(NamedTuple):
@@ -110,11 +117,17 @@ def read_header(file: Reader, where: str) -> Header:
 
 def parse_header(raw: bytes, where: str) -> Header:
     """Parse the JSON bytes of a header (without the length field)."""
-    length, beginning = len(raw), raw[:32]
+    beginning = raw[:32]
     if not raw.startswith(b"{"):
         _refuse("The header does not begin with '{'", where, "a JSON object", beginning)
-    reader = _Reader(raw.decode("latin-1"))
+    text = raw.decode("latin-1")
     del raw  # up to 25 MB that nobody needs any more
+    return _parse_usual(text, where) or _parse_any(text, where, beginning)
+
+
+def _parse_any(text: str, where: str, beginning: bytes) -> Header:
+    """Every header that is valid, entry by entry, and an error that names the fault of every other."""
+    length, reader = len(text), _Reader(text)
     tensors: dict[str, TensorInfo] = {}
     shapes: dict[tuple[int, ...], tuple[int, ...]] = {}  # most tensors share theirs with others
     metadata: dict[str, str] | None = None
@@ -132,6 +145,49 @@ def parse_header(raw: bytes, where: str) -> Header:
     return Header(tuple(in_order), metadata, LENGTH_BYTES + length)
 
 
+def _parse_usual(text: str, where: str) -> Header | None:
+    """A header as the stock writer makes it: a tenth of the time. None for any other, valid or not."""
+    start = _USUAL_START.match(text)
+    if start is None:
+        return None
+    try:
+        metadata = None if start[1] is None else _DECODER.decode(start[1])
+    except ValueError:
+        return None
+    if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
+        return None
+    sizes: dict[tuple[str, str], tuple[str, tuple[int, ...], int]] = {}  # most tensors share theirs with others
+    tensors: list[TensorInfo] = []
+    at, closing = start.end(), ","
+    for found in _USUAL_TENSOR.finditer(text, at):
+        name, dtype, shape, first, last, closing = found.groups()
+        known = sizes.get((dtype, shape)) or sizes.setdefault((dtype, shape), _usual_size(dtype, shape))
+        begin, end = int(first), int(last)
+        if found.start() != at or end - begin != known[2] or name == "__metadata__":
+            return None
+        tensors.append(TensorInfo(name, known[0], known[1], begin, end, where))
+        at = found.end()
+    is_whole = closing == "}" and not text[at:].strip(" \t\n\r")
+    if not is_whole or len(tensors) > MAX_NAMES or len({info.name for info in tensors}) != len(tensors):
+        return None
+    tensors.sort(key=_by_offset)
+    _check_contiguous(tensors, where)
+    return Header(tuple(tensors), metadata, LENGTH_BYTES + len(text))
+
+
+def _usual_size(dtype: str, shape: str) -> tuple[str, tuple[int, ...], int]:
+    """Dtype, shape and bytes of a tensor; -1 bytes, as no tensor has, for what is unusual."""
+    try:
+        sizes = json.loads(f"[{shape}]")
+    except ValueError:
+        return dtype, (), -1
+    numel = prod(sizes)
+    if dtype not in DTYPE_BITS or prod(size for size in sizes if size) > _MAX_SIZE:
+        return dtype, (), -1
+    size, rest = divmod(numel * DTYPE_BITS[dtype], 8)
+    return sys.intern(dtype), tuple(sizes), -1 if rest else size
+
+
 def build_header(
     tensors: Iterable[TensorInfo], metadata: Mapping[str, str] | None, residue: int = 0, modulus: int = ALIGNMENT
 ) -> bytes:
@@ -139,14 +195,21 @@ def build_header(
 
     Data starts at ``residue`` modulo ``modulus``; as it stands, 8-byte aligned.
     """
-    document: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
-    for t in tensors:
-        document[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.start, t.end]}
-    raw = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    entries = [] if metadata is None else [f'"__metadata__":{_compact(dict(metadata))}']
+    shapes: dict[tuple[int, ...], str] = {}
+    for name, dtype, shape, start, end, _ in tensors:
+        sizes = shapes.get(shape) or shapes.setdefault(shape, _compact(shape))
+        key = f'"{name}"' if _PLAIN_NAME.fullmatch(name) else _compact(name)
+        entries.append(f'{key}:{{"dtype":"{dtype}","shape":{sizes},"data_offsets":[{start},{end}]}}')
+    raw = f"{{{','.join(entries)}}}".encode()
     raw += b" " * ((residue - LENGTH_BYTES - len(raw)) % modulus)
     if len(raw) > MAX_HEADER_BYTES:
         raise HeaderError("The new header is beyond the format's limit", expected=MAX_HEADER_BYTES, found=len(raw))
     return len(raw).to_bytes(LENGTH_BYTES, "little") + raw
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 class _Reader:

@@ -6,17 +6,18 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 import rewrite
-from rewrite.cli.layout import Line
-from rewrite.cli.terminal import show_lines, show_message
+from rewrite.cli.terminal import show_message, show_page
+from rewrite.report.page import Page
 from rewrite.schemas import named
 
 
@@ -28,41 +29,49 @@ class Address(click.Path):
         return value if "://" in value else str(super().convert(value, param, ctx))
 
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
 workers_option = click.option(
-    "--workers",
-    type=click.IntRange(1, 64),
-    default=rewrite.DEFAULT_WORKERS,
-    show_default=True,
-    help="Files at a time.",
+    "--workers", type=click.IntRange(1, 64), default=rewrite.DEFAULT_WORKERS, show_default=True, help="Files at a time."
 )
-selection_option = click.option(
-    "--groups",
-    "selection",
-    type=click.Choice(rewrite.SELECTIONS),
-    default="qkvz",
-    show_default=True,
+groups_option = click.option(
+    "--groups", "selection", type=click.Choice(rewrite.SELECTIONS), default="qkvz", show_default=True,
     help="in_proj_qkvz only, or every fused layer.",
-)
-
-
-profile_option = click.option(
-    "--profile", type=click.Choice(list(rewrite.PROFILES)), default="exact", show_default=True, help="Layout of OUT."
-)
-kv_scales_option = click.option(
-    "--kv-scales",
-    type=click.Choice(rewrite.KV_SCALES),
-    default="keep",
-    show_default=True,
-    help="Scales of an FP8 KV cache; dequantized always drops them.",
-)
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete.")
-copy_option = click.option("--copy", is_flag=True, help="Copy every byte: OUT shares no disk blocks with IN.")
-timestamp_option = click.option(
-    "--timestamp", is_flag=True, help="Note the time in the manifest; without it, same input gives same bytes."
+)  # fmt: skip
+cluster_option = click.option(
+    "--cluster", metavar="ADDRESS", help="Let the workers of this Dask scheduler (tcp://host:8786) do the work."
 )
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON document on stdout: the result, or the error."
 )
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes, no closing line.")
+verbose_option = click.option("-v", "--verbose", is_flag=True, help="All tables, not the answer alone.")
+_CONVERSION = (
+    click.argument("source", metavar="IN", type=Address(file_okay=False)),
+    click.argument("out", metavar="OUT", type=Address(file_okay=False)),
+    click.option(
+        "--profile", type=click.Choice(list(rewrite.PROFILES)), default="exact", show_default=True,
+        help="Layout of OUT.",
+    ),
+    groups_option,
+    click.option(
+        "--kv-scales", type=click.Choice(rewrite.KV_SCALES), default="keep", show_default=True,
+        help="Scales of an FP8 KV cache; dequantized always drops them.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace OUT, once the new one is complete."),
+    click.option("--copy", is_flag=True, help="Copy every byte: OUT shares no disk blocks with IN."),
+    click.option(
+        "--timestamp", "created", is_flag=True, callback=lambda _context, _option, wanted: now() if wanted else None,
+        help="Note the time in the manifest; without it, same input gives same bytes.",
+    ),
+)  # fmt: skip
+
+
+def conversion_options(function: _Command) -> _Command:
+    """What `convert` and `plan` take alike."""
+    for option in reversed(_CONVERSION):
+        function = option(function)
+    return function
 
 
 _ENDPOINT = "rewrite.endpoint"  # where a context keeps what --endpoint-url was given
@@ -76,6 +85,8 @@ def endpoint_words(context: click.Context) -> tuple[str, ...]:
 
 def _use_endpoint(context: click.Context, _option: click.Parameter, url: str | None) -> None:
     """boto3 reads it in this process, as if the user had set it."""
+    if url is not None and "@" in url:  # it is part of commands that are shown
+        raise click.BadParameter("no user and password, please: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     context.meta[_ENDPOINT] = url
     if url is not None:
         os.environ["AWS_ENDPOINT_URL_S3"] = url
@@ -85,7 +96,6 @@ endpoint_option = click.option(
     "--endpoint-url", metavar="URL", expose_value=False, callback=_use_endpoint,
     help="Of an S3 server that is not AWS; or set AWS_ENDPOINT_URL.",
 )  # fmt: skip
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress, no closing line.")
 
 
 def now() -> str:
@@ -102,7 +112,7 @@ def reporting(as_json: bool, when_interrupted: object = "") -> Iterator[None]:
     except rewrite.RewriteError as error:
         _show_error(error)
         if as_json:
-            show(named("error", {"error": error.to_json()}))
+            click.echo(json.dumps(named("error", {"error": error.to_json()}), indent=2))
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, _Terminated) as signal_:
         click.echo(f"Interrupted. {when_interrupted}".strip(), err=True)
@@ -123,18 +133,28 @@ def say(note: str, quiet: bool) -> None:
         show_message(f"note: {note}")
 
 
-def show(value: Iterable[Line] | dict[str, Any], quiet: bool = False) -> None:
-    """The result, on stdout."""
-    if quiet:
-        return
-    if isinstance(value, dict):
-        click.echo(json.dumps(value, indent=2))
-    else:
-        show_lines(value)
+def executor_of(cluster: str | None) -> AbstractContextManager[Executor | None]:
+    """The workers of a scheduler; None: threads of this process."""
+    if cluster is None:
+        return nullcontext()
+    from rewrite.integrations import executors
+
+    return executors.cluster(cluster)
+
+
+def show(
+    page: Callable[[], Page], document: Callable[[], dict[str, Any]], *, as_json: bool, quiet: bool = False,
+    verbose: bool = False,
+) -> None:  # fmt: skip
+    """The result on stdout: a document for programs, or a page for people."""
+    if as_json:
+        click.echo(json.dumps(document(), indent=2))
+    elif not quiet:
+        show_page(page(), verbose=verbose)
 
 
 def _show_error(error: rewrite.RewriteError) -> None:
     what, *details = f"error: {error}".split("\n")
-    show_message(what, color="red")
+    show_message(what, style="red")
     for detail in details:
         show_message(detail, hang=len("  expected: "))

@@ -13,17 +13,17 @@ import rewrite
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.local import LocalDirectory
 from rewrite.checkpoint.storage import Storage
-from rewrite.cli.repeat import command_line
+from rewrite.cli.command_line import command_line
 from rewrite.environment import versions
 from rewrite.errors import RewriteError, StorageError
-from rewrite.inspection.advice import Advice
-from rewrite.inspection.inspection import Inspection, LoaderRow, inspect_model
+from rewrite.inspection.inspection import inspect_model
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import interpret
-from rewrite.report import files
+from rewrite.report import files, verified
 from rewrite.report.checkpoints import Place, Side
-from rewrite.report.run import Run
+from rewrite.report.page import Run, whole
 from rewrite.verification.expected import MANIFEST_NAME, profile_of
+from rewrite.wording import count, nbytes
 
 _ON_HUB = re.compile(r"(?P<model>[^/@]+/[^/@]+)@(?P<commit>[0-9a-f]{40})")
 
@@ -45,8 +45,6 @@ class Compared:
 
     def write(self, context: click.Context, found: rewrite.Verification, remarks: list[str]) -> None:
         """The report of ``found``. Raises :class:`StorageError` where a file has changed since it was opened."""
-        from rewrite.report import verified
-
         for storage, (checkpoint, _) in zip(self._storages, self._opened, strict=True):
             if checkpoint is not None and storage.list_files().files != dict(checkpoint.files):
                 raise StorageError("The checkpoint has changed while it was verified", where=str(storage))
@@ -57,27 +55,20 @@ class Compared:
             for storage, opened in zip(self._storages, self._opened, strict=True)
         ]
         names = {"source": sides[0].place.name, "out": sides[1].place.name}
-        files.write(verified.report(found, sides[0], sides[1], profile, _run(context, names, remarks)), self._path)
+        files.write(verified.report(found, sides[0], sides[1], profile, run_of(context, names, remarks)), self._path)
 
 
-def write_inspection(
-    context: click.Context,
-    storage: Storage,
-    found: Inspection,
-    judged: tuple[tuple[LoaderRow, ...], Advice],
-    remarks: list[str],
-    path: Path,
-) -> None:
-    """``judged``: the loaders that are affected, and what helps."""
-    from rewrite.report import inspected
-
-    place = place_of(storage)
-    files.write(inspected.report(found, *judged, place, _run(context, {"checkpoint": place.name}, remarks)), path)
-
-
-def _run(context: click.Context, names: dict[str, str], remarks: list[str]) -> Run:
+def run_of(context: click.Context, names: dict[str, str], remarks: list[str]) -> Run:
+    """How a reader can do it again; ``names`` stand for the arguments."""
     ran = {"rewrite": rewrite.__version__, **versions()}
     return Run(command_line(context, names), tuple(ran.items()), tuple(remarks))
+
+
+def headline_of(checkpoint: Checkpoint) -> str:
+    """A checkpoint in a line."""
+    model = checkpoint.config.value.get("model_type", "unknown model type")
+    shards, tensors = count(len(checkpoint.shards), "shard"), count(len(checkpoint.tensors), "tensor")
+    return f"{whole(str(checkpoint.storage))}: {model}, {shards}, {tensors}, {nbytes(checkpoint.nbytes)}"
 
 
 def place_of(storage: Storage) -> Place:

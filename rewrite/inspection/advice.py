@@ -7,12 +7,10 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 
-from rewrite.inspection.inspection import Inspection, LoaderRow
+from rewrite.inspection.inspection import LEAST_CHANGE, Inspection, LoaderRow
 from rewrite.loaders.versions import Loader
 
 _SERVED = ("exact", "loses precision")
-#: By how much of a checkpoint each changes: scales only; activations of the fused layers, of all; weights; everything.
-LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16", "dequantized")
 
 
 @dataclass(frozen=True)

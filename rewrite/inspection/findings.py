@@ -37,7 +37,7 @@ def find_faults(model: Model, groups: Iterable[FusedGroup]) -> Iterator[Finding]
     yield from _find_orphans(model.checkpoint)
     yield from _find_bad_values(model)
     yield from _find_missing_input_scales(model)
-    if (odd := odd_weight(model.checkpoint.tensors.values())) is not None:
+    if (odd := odd_weight(model.checkpoint)) is not None:
         what = f"a quantized weight that is no matrix {list(odd.shape)}: no loader was seen to read it"
         yield Finding(what, f"{odd.shard}: {odd.name}")
 
@@ -61,7 +61,7 @@ def _find_orphans(checkpoint: Checkpoint) -> Iterator[Finding]:
 
 
 def _find_missing_input_scales(model: Model) -> Iterator[Finding]:
-    lacking = [name for name, m in model.modules.items() if lacks_input_scale(m, model.checkpoint.tensors)]
+    lacking = [name for kind in model.kinds if lacks_input_scale(kind) for name in kind.names]
     if lacking:
         yield Finding(f"static activations without an input_scale ({len(lacking)} layers)", lacking[0])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,10 +18,14 @@ from rewrite.planning.profiles import PROFILES
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
 
+#: By how much of a checkpoint each changes: scales only; activations of the fused layers, of all; weights; everything.
+LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16", "dequantized")
+
 
 @dataclass(frozen=True)
 class LoaderRow:
-    """What one loader version range makes of the checkpoint as it is and after ``convert`` with each profile."""
+    """What one loader version range makes of the checkpoint as it is and after ``convert`` with each profile that was
+    planned."""
 
     loader: Loader
     as_is: Outcome
@@ -56,9 +60,12 @@ class Inspection:
 
     @property
     def shown_profiles(self) -> list[str]:
-        """Those worth a column: not refused, and, where they keep the scales, not idle."""
+        """Those worth a column: not refused; where they keep the scales, not idle; vectors only where they help."""
         left_out = {*self.refusals, *(name for name in self.idle if PROFILES[name].promise.scale == "kept")}
-        return [name for name in self.rows[0].converted if name not in left_out]
+        shown = [name for name in self.rows[0].converted if name not in left_out]
+        vectors = [name for name in shown if PROFILES[name].promise.vectors]
+        others = [name for name in shown if name not in vectors]
+        return [name for name in shown if name in others or any(_helps(row, name, others) for row in self.rows)]
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,15 +92,19 @@ def inspect_model(
     platform: str | None = DEFAULT_PLATFORM,
     in_weights: Iterable[Finding] = (),
     profiles: Iterable[str] = PROFILES,
+    enough_for: Collection[Loader] | None = None,
 ) -> Inspection:
     """Inspect a checkpoint. ``platform`` is where loaders compute with it; None: they load it only. ``in_weights`` is
     what was found by reading all weights; ``profiles`` are those that a conversion is planned with.
+
+    ``enough_for``: plan no more of them than advice for these loaders needs: none where all of these are exact already,
+    else by the least change, up to the first that all of them are exact with. None: plan all.
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
     groups = model.select(selection)
     view = view_model(model, selection)
-    converted, refusals = _after_convert(model, view, selection, profiles)
+    converted, refusals = _after_convert(model, view, selection, profiles, enough_for, platform)
     rows = tuple(_row(loader, view, converted, platform) for loader in LOADERS)
     findings = [*find_faults(model, groups), *in_weights]
     checkpoint = model.checkpoint
@@ -148,21 +159,46 @@ def _with_losses(outcome: Outcome, losses: Mapping[str, float]) -> Outcome:
 
 
 def _after_convert(
-    model: Model, view: CheckpointView, selection: Selection, profiles: Iterable[str]
+    model: Model,
+    view: CheckpointView,
+    selection: Selection,
+    profiles: Iterable[str],
+    enough_for: Collection[Loader] | None,
+    platform: str | None,
 ) -> tuple[dict[str, _After | None], dict[str, str]]:
-    """The checkpoint as loaders would see it after ``convert`` with each of ``profiles``, and why some profiles refuse:
-    by the code that ``convert`` runs, but for laying out the shards."""
+    """The checkpoint as loaders would see it after ``convert`` with each of ``profiles``, and why some profiles
+    refuse."""
     views: dict[str, _After | None] = {}
     refusals: dict[str, str] = {}
+    if enough_for is not None:
+        profiles = sorted(profiles, key=LEAST_CHANGE.index)
+        if _all_exact(enough_for, view, platform):
+            return views, refusals
     for profile in profiles:
         try:
-            views[profile] = _view_after(model, view, profile, selection)
+            after = views[profile] = _view_after(model, view, profile, selection)
         except Refused as refusal:
             views[profile], refusals[profile] = None, refusal.what
+            continue
+        if enough_for is not None and not after.losses and _all_exact(enough_for, after.view, platform):
+            break
     return views, refusals
 
 
+def _all_exact(loaders: Iterable[Loader], view: CheckpointView, platform: str | None) -> bool:
+    return all(loader.serves(view, platform).kind == "exact" for loader in loaders)
+
+
+def _helps(row: LoaderRow, profile: str, others: Iterable[str]) -> bool:
+    """Whether the loader serves it better after this profile than as it is, and than after all ``others``."""
+    outcome = row.converted[profile]
+    rivals = (row.as_is, *(row.converted[name] for name in others))
+    return outcome is not None and all(o is None or outcome.severity < o.severity for o in rivals)
+
+
 def _view_after(model: Model, view: CheckpointView, profile: str, selection: Selection) -> _After:
+    """The checkpoint as loaders would see it after ``convert``: by the code that ``convert`` runs, but for laying out
+    the shards."""
     checked = plan_changes(model, profile, selection)
     after = view_model(checked.after, selection, view, checked.changed)
     return _After(after, checked.changes.repair.losses, not checked.changes.edits)

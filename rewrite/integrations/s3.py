@@ -94,6 +94,9 @@ class Bucket:
         with _errors(f"{SCHEME}{name}"):
             self._s3 = _client()
 
+    def __reduce__(self) -> tuple[type[Bucket], tuple[str]]:
+        return type(self), (self.name,)  # another process has a client, and a count, of its own
+
     def call(self, method: str, where: str, **arguments: Any) -> dict[str, Any]:
         """Any method of the client. Raises :class:`StorageError`, or :class:`Precondition`."""
         self.traffic.count(requests=1)
@@ -133,6 +136,12 @@ class Bucket:
             found = _identity(answer, "ContentLength", where).tag
             if found != tag:  # a server that ignores If-Match
                 raise changed(where, tag, found)
+            got = str(answer.get("ContentRange", f"bytes 0-{answer['ContentLength'] - 1}/")).rpartition("/")[0]
+            if got != f"bytes {start}-{end - 1}":
+                raise StorageError(
+                    "The store sent another range than the one asked for", where=where,
+                    expected=f"bytes {start}-{end - 1}", found=got,
+                )  # fmt: skip
             try:
                 with _errors(where):  # boto3 tries a request again, and not the reading of its answer
                     data: bytes = answer["Body"].read(end - start + 1)
@@ -145,11 +154,20 @@ class Bucket:
                 return data  # whoever asked looks at the length
         raise AssertionError  # not reached
 
-    def put(self, key: str, data: bytes, **conditions: str) -> None:
-        """A small object, all at once."""
+    def read(self, key: str) -> bytes | None:
+        """All of a small object; None where there is none, or an empty one."""
+        found = self.head(key)
+        return None if found is None or not found.size else self.get(key, 0, found.size, found.tag)
+
+    def put(self, key: str, data: bytes, **conditions: str) -> str:
+        """A small object, all at once. Its ETag."""
         where = f"{SCHEME}{self.name}/{key}"
-        self.call("put_object", where, Key=key, Body=data, ContentMD5=md5(data), **conditions)
+        answer = self.call("put_object", where, Key=key, Body=data, ContentMD5=md5(data), **conditions)
         self.traffic.count(sent=len(data))
+        return etag(answer, where)
+
+    def delete(self, key: str) -> None:
+        self.call("delete_object", f"{SCHEME}{self.name}/{key}", Key=key)
 
 
 class S3Storage(RemoteStorage):
@@ -214,10 +232,17 @@ def changed(where: str, expected: str, found: str) -> StorageError:
 
 def _identity(entry: Mapping[str, Any], size: str, where: str) -> FileId:
     """What an answer says that an object is: its size, under this key, and its ETag."""
-    tag = str(entry.get("ETag") or "").strip('"')
-    if not tag or type(entry.get(size)) is not int:
+    if not entry.get("ETag") or type(entry.get(size)) is not int:
         raise StorageError("The store answers without size or ETag", where=where)
-    return FileId(entry[size], 0, tag)
+    return FileId(entry[size], 0, etag(entry, where))
+
+
+def etag(answer: Mapping[str, Any], where: str) -> str:
+    """Without its quotation marks: Ceph sends them in lists of parts, and not when it has copied one."""
+    tag = str(answer.get("ETag") or "").strip('"')
+    if not tag:
+        raise StorageError("The store answers without an ETag", where=where)
+    return tag
 
 
 def md5(data: bytes) -> str:
@@ -225,11 +250,27 @@ def md5(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
 
 
+#: What to do about the codes that a store answers with.
+_ELSEWHERE = "the bucket lies in another region, or at another endpoint: set AWS_REGION or --endpoint-url"
+_LATER = "the store is busy: run the same command again later, what is complete is kept"
+_CREDENTIALS = "check the credentials and what they may do there"
+_RENEW = "get new credentials and run the same command again, what is complete is kept"
+_HINTS = {
+    "ExpiredToken": _RENEW, "ExpiredTokenException": _RENEW, "TokenRefreshRequired": _RENEW, "InvalidToken": _RENEW,
+    "RequestTimeTooSkewed": "set the clock of this machine: it is not that of the store", "RequestExpired": _RENEW,
+    "PermanentRedirect": _ELSEWHERE, "TemporaryRedirect": _ELSEWHERE, "AuthorizationHeaderMalformed": _ELSEWHERE,
+    "IllegalLocationConstraintException": _ELSEWHERE, "SlowDown": _LATER, "ServiceUnavailable": _LATER,
+}  # fmt: skip
+_BY_STATUS = {301: _ELSEWHERE, 307: _ELSEWHERE, 401: _CREDENTIALS, 403: _CREDENTIALS, 429: _LATER, 503: _LATER}
+
+
 @contextmanager
 def _errors(where: str) -> Iterator[None]:
     """The errors of clients and server as ours. Only kinds and codes: their texts may hold keys or signatures."""
     try:
         yield
+    except RecursionError:  # botocore looks for the region of a bucket, and is redirected again
+        raise StorageError("The store redirects without an end", where=where, hint=_ELSEWHERE) from None
     except Exception as error:
         if not type(error).__module__.startswith(("botocore", "boto3", "urllib3")):
             raise
@@ -249,5 +290,5 @@ def _as_ours(error: Exception, where: str) -> StorageError:
         return Precondition("The object is not as it was expected to be", where=where, found=code)
     if status == 404:
         return Missing("There is no such object, bucket or upload", where=where, found=code)
-    hint = "check the credentials and what they may do there" if status in (401, 403) else None
+    hint = _HINTS.get(code, _BY_STATUS.get(status))
     return StorageError("The store refuses the request", where=where, found=f"HTTP status {status}, {code}", hint=hint)

@@ -6,7 +6,8 @@ limits"). A new header of some kilobytes is therefore topped up with bytes from 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import ceil
@@ -59,10 +60,30 @@ def plan_parts(job: Job, *, copies: bool) -> tuple[Run, ...]:
     """
     if job.size > MAX_OBJECT:
         raise ValueError(f"more than the {MAX_OBJECT} bytes of the largest object")
-    planner = _Planner(max(_COPIED, ceil(job.size / (MAX_PARTS // 4))), max(_SENT, ceil(job.size / (MAX_PARTS // 4))))
     segments = [segment for segment in (_header(job.header), *job.segments) if segment.length]
+    shortest = sorted(
+        (i for i, segment in enumerate(segments) if copies and isinstance(segment, Copy)),
+        key=lambda i: segments[i].length,
+    )
+    # Each range that the store copies costs up to two parts: its own, and one for what changed before it. Where that is
+    # too many, as few ranges as possible, the shortest ones, are uploaded together with their neighbors.
+    uploaded = bisect_left(range(len(shortest) + 1), True, key=lambda n: _fits(_plan(job, segments, shortest[n:])))
+    runs = _plan(job, segments, shortest[uploaded:])
+    if not _fits(runs):
+        raise ValueError(f"more than the {MAX_PARTS} parts of an object")
+    return runs
+
+
+def _fits(runs: tuple[Run, ...]) -> bool:
+    return len(numbered_sizes(runs)) <= MAX_PARTS
+
+
+def _plan(job: Job, segments: Sequence[Segment], copied: Iterable[int]) -> tuple[Run, ...]:
+    """The parts, where the store copies the segments of these indices."""
+    planner = _Planner(max(_COPIED, ceil(job.size / (MAX_PARTS // 4))), max(_SENT, ceil(job.size / (MAX_PARTS // 4))))
+    by_store = set(copied)
     for i, segment in enumerate(segments):
-        if copies and isinstance(segment, Copy):
+        if i in by_store and isinstance(segment, Copy):
             planner.copy(segment, last=i == len(segments) - 1)
         else:
             planner.put(segment)

@@ -1,65 +1,132 @@
-"""One object of an output in a bucket: copied by the store as far as possible, checked part by part, or aborted."""
+"""One object of an output in a bucket: copied by the store as far as possible, checked part by part, and noted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
+from threading import Lock
 from typing import Any
 
-from rewrite.checkpoint.storage import Storage
+from rewrite.checkpoint.storage import FileId, Storage
 from rewrite.errors import StorageError, UsageError
-from rewrite.integrations.s3 import SCHEME, Bucket, Missing, Place, S3Storage, md5
+from rewrite.integrations.remote import RemoteStorage
+from rewrite.integrations.s3 import SCHEME, Bucket, Missing, Place, S3Storage, etag, md5
 from rewrite.integrations.s3_parts import MAX_PART, MIN_PART, CopyPart, PutParts, Run, numbered_sizes, plan_parts
 from rewrite.planning.jobs import Job, ShardPlan
 from rewrite.planning.manifest import ByteCounts
-from rewrite.writing.stream import check_unchanged, pieces_of, streamed
+from rewrite.writing.output import some
+from rewrite.writing.shard import Advance
+from rewrite.writing.stream import SourceChanged, check_unchanged, pieces_of, streamed
 
 _AT_ONCE = 8  # parts of an object
+_NOTED = 5.0  # seconds between two notes of an upload: what a killed run may have to do again
+_READERS = 16
 
-Advance = Callable[[int], object]
+
+@dataclass
+class Record:
+    """What we know of one file, as we made it: its ETag once it is complete, before that the upload and its parts.
+
+    A record with neither says that an upload is about to begin.
+    """
+
+    plan: str
+    tag: str = ""
+    upload: str = ""
+    parts: dict[str, str] = field(default_factory=dict)  # ETags by number: all that is kept of an upload
+
+
+@dataclass(frozen=True)
+class Records:
+    """Beside OUT, an object for each file of it. Nothing that lies in OUT is taken for ours without: somebody else's
+    object, or upload, may have the same name and size."""
+
+    bucket: Bucket
+    place: Place
+    plan: str  # its digest
+
+    def key(self, name: str) -> str:
+        return self.place.beside(f".rewrite-files/{name}")
+
+    def note(self, name: str, **what: Any) -> None:
+        self.bucket.put(self.key(name), json.dumps(asdict(Record(self.plan, **what))).encode())
+
+    def read(self, name: str) -> Record | None:
+        data = self.bucket.read(self.key(name))
+        try:
+            return None if data is None else Record(**json.loads(data))
+        except (ValueError, TypeError):
+            return None  # not ours: as if there was none
+
+    def all(self) -> dict[str, Record]:
+        """Those of this plan and of earlier ones."""
+        start = Place(self.bucket.name, self.key("").rstrip("/"))
+        names = [name for name, _ in self.bucket.objects(start)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            found = zip(names, pool.map(self.read, names), strict=True)
+            return {name: record for name, record in found if record is not None}
+
+    def clear(self, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(_READERS) as pool:
+            list(pool.map(self.bucket.delete, map(self.key, names)))
 
 
 @dataclass(frozen=True)
 class ObjectWriter:
-    """What writes the files of an output into ``place``. ``resume``: an earlier run may have left parts."""
+    """Writes the files of an output into a bucket."""
 
     source: Storage
-    bucket: Bucket
-    place: Place
-    resume: bool
+    records: Records
+
+    @property
+    def bucket(self) -> Bucket:
+        return self.records.bucket
+
+    @property
+    def place(self) -> Place:
+        return self.records.place
 
     def write(self, job: Job, advance: Advance) -> ByteCounts:
         """One file of the output. Where the source has changed meanwhile, there is no such object afterwards."""
         inside = self.source if isinstance(self.source, S3Storage) else None
+        key = self.place.key(job.name)
         if inside is not None and not isinstance(job, ShardPlan) and job.size <= MAX_PART:
-            return self._copy_object(inside, job, advance)
-        if job.size < MIN_PART:
-            data = b"".join(streamed(job, self.source))
-            self.bucket.put(self.place.key(job.name), data)
-            self._check(job)
-            advance(job.size)
-            return ByteCounts(written=job.size)
-        return self._multipart(inside, job, advance)
+            tag, copied = self._copy_object(inside, job), job.size
+        elif job.size < MIN_PART:
+            tag, copied = self.bucket.put(key, b"".join(streamed(job, self.source))), 0
+        else:
+            return self._multipart(inside, job, advance)
+        self._done(job, tag)
+        advance(job.size)
+        return ByteCounts(copied=copied, written=job.size - copied)
 
-    def _copy_object(self, source: S3Storage, job: Job, advance: Advance) -> ByteCounts:
+    def write_alone(self, job: Job) -> ByteCounts:
+        alone = deepcopy(self)  # with counts of its own: whoever gathers the counts cannot see ours
+        counts = alone.write(job, lambda _: None)
+        read = alone.source.traffic.read if isinstance(alone.source, RemoteStorage) else 0
+        return counts + ByteCounts(read=read + alone.bucket.traffic.read, sent=alone.bucket.traffic.sent)
+
+    def _copy_object(self, source: S3Storage, job: Job) -> str:
         self._check_source(source, job)
-        where = f"{self.place}/{job.name}"
+        key, where = self.place.key(job.name), f"{self.place}/{job.name}"
         copied = self.bucket.call(
-            "copy_object", where, Key=self.place.key(job.name), CopySource=_copy_source(source, job),
+            "copy_object", where, Key=key, CopySource=_copy_source(source, job),
             CopySourceIfMatch=f'"{job.source.tag}"',
         )  # fmt: skip
-        _etag(copied.get("CopyObjectResult", {}), where)
+        tag = etag(copied.get("CopyObjectResult", {}), where)
         try:
             self._check_source(source, job)
-            self._check(job)
         except StorageError:
             with suppress(StorageError):  # the error that led here is the one to tell
-                self.bucket.call("delete_object", where, Key=self.place.key(job.name))  # a later run would keep it
+                self.bucket.delete(key)
             raise
-        advance(job.size)
-        return ByteCounts(copied=job.size)
+        return tag
 
     def _multipart(self, source: S3Storage | None, job: Job, advance: Advance) -> ByteCounts:
         try:
@@ -68,54 +135,79 @@ class ObjectWriter:
             raise UsageError(
                 "The object cannot be written", where=f"{self.place}/{job.name}", found=str(error)
             ) from None
-        upload = _Upload.begin(self.bucket, self.place.key(job.name), resume=self.resume)
+        sizes = numbered_sizes(runs)
+        upload = self._begin(job, sizes)
         try:
             if source is not None:
                 self._check_source(source, job)
-            done = self._write_runs(upload, runs, source, job, advance)
+            self._write_runs(upload, runs, source, job, advance)
             if source is not None:
                 self._check_source(source, job)
-            upload.complete(numbered_sizes(runs), done)
+            upload.note()
+            tag = upload.complete(sizes)
         except Missing:  # no upload: a run beside this one has completed it, or thrown it away
-            self._check(job)
-        except BaseException:
-            upload.abort()
+            tag = upload.expected_tag
+        except (SourceChanged, NotKept):
+            upload.abort()  # of no use to anybody
             raise
-        self._check(job)
+        except BaseException:
+            with suppress(StorageError):  # the error that led here is the one to tell
+                upload.note()  # the next run goes on from here
+            raise
+        self._done(job, tag)
         copied = sum(run.size for run in runs if isinstance(run, CopyPart))
         return ByteCounts(copied=copied, written=job.size - copied)
 
+    def _begin(self, job: Job, sizes: dict[int, int]) -> Upload:
+        """The upload that our record names, with the parts that it names; else a new one."""
+        key, record = self.place.key(job.name), self.records.read(job.name)
+        ours = record if record is not None and record.plan == self.records.plan else None
+        begun = [upload for upload, of in pending(self.bucket, key) if of == key]
+        upload = Upload(self.records, job.name, ours.upload if ours else "")
+        if ours is not None and ours.upload in begun:
+            listed = upload.parts()
+            upload.tags.update({
+                number: tag for number, (size, tag) in listed.items()
+                if sizes.get(number) == size and ours.parts.get(str(number)) == tag
+            })  # fmt: skip
+            return upload
+        if ours is None or ours.upload:
+            refuse_uploads(self.place, [key] if begun else [])
+        self.records.note(job.name)
+        answer = self.bucket.call("create_multipart_upload", upload.where, Key=key)
+        if not isinstance(answer.get("UploadId"), str):
+            raise StorageError("The store answers without an upload", where=upload.where)
+        upload = Upload(self.records, job.name, answer["UploadId"])
+        self.records.note(job.name, upload=upload.id)
+        for other, of in pending(self.bucket, key):  # begun by a request whose answer was lost
+            if of == key and other != upload.id:
+                Upload(self.records, job.name, other).abort()
+        return upload
+
     def _write_runs(
-        self, upload: _Upload, runs: tuple[Run, ...], source: S3Storage | None, job: Job, advance: Advance
-    ) -> dict[int, str]:
-        """The ETag of every part by its number."""
+        self, upload: Upload, runs: tuple[Run, ...], source: S3Storage | None, job: Job, advance: Advance
+    ) -> None:
         sizes = numbered_sizes(runs)
-        kept = {number: tag for number, (size, tag) in upload.parts().items() if sizes.get(number) == size}
 
-        def write(run: Run) -> dict[int, str]:
+        def write(run: Run) -> None:
             numbers = range(run.number, run.number + (1 if isinstance(run, CopyPart) else len(run.sizes)))
-            if kept.keys() >= set(numbers):
-                found = {number: kept[number] for number in numbers}
-            elif isinstance(run, CopyPart):
-                if source is None:
-                    raise AssertionError("planned without copies")
-                found = {run.number: upload.copy(run, _copy_source(source, job), job.source.tag)}
-            else:
-                found = dict(self._put(upload, run, job))
+            if upload.tags.keys() >= set(numbers):
+                pass  # kept
+            elif isinstance(run, PutParts):
+                self._put(upload, run, job)
+            elif source is not None:
+                upload.copy(run, _copy_source(source, job), job.source.tag)
             advance(sum(sizes[number] for number in numbers))
-            return found
 
-        tags: dict[int, str] = {}
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
             futures = [pool.submit(write, run) for run in runs]
             try:
                 for future in futures:
-                    tags.update(future.result())
+                    future.result()
             finally:
                 pool.shutdown(cancel_futures=True)
-        return tags
 
-    def _put(self, upload: _Upload, run: PutParts, job: Job) -> Iterator[tuple[int, str]]:
+    def _put(self, upload: Upload, run: PutParts, job: Job) -> None:
         """Upload the bytes of a run, in parts of the planned sizes."""
         waiting = bytearray()
         sizes = list(enumerate(run.sizes, run.number))
@@ -123,7 +215,7 @@ class ObjectWriter:
             waiting += piece
             while sizes and len(waiting) >= sizes[0][1]:
                 number, size = sizes.pop(0)
-                yield number, upload.put(number, bytes(waiting[:size]))
+                upload.put(number, bytes(waiting[:size]))
                 del waiting[:size]
 
     def _check_source(self, source: S3Storage, job: Job) -> None:
@@ -131,106 +223,124 @@ class ObjectWriter:
         where = f"{source}/{job.name}"
         found = source.bucket.head(source.place.key(job.name))
         if found is None:
-            raise StorageError("An object of the source is gone", where=where)
+            raise SourceChanged("An object of the source is gone", where=where)
         check_unchanged(found, job.source, where)
 
-    def _check(self, job: Job) -> None:
-        """The size of what was written: rclone answers 200 and stores nothing of a copied part."""
-        found = self.bucket.head(self.place.key(job.name))
-        if found is None or found.size != job.size:
-            raise StorageError(
-                "The store has not kept what was written",
-                where=f"{self.place}/{job.name}",
-                expected=f"{job.size} bytes",
-                found="no object" if found is None else f"{found.size} bytes",
-            )
+    def _done(self, job: Job, tag: str) -> None:
+        """Size and ETag of what was written (rclone answers 200 and stores nothing of a copied part), noted as ours."""
+        check_kept(self.bucket.head(self.place.key(job.name)), FileId(job.size, 0, tag), f"{self.place}/{job.name}")
+        self.records.note(job.name, tag=tag)
+
+
+class NotKept(StorageError):
+    """The store has other bytes than those that it was given."""
+
+
+def check_kept(found: FileId | None, expected: FileId, where: str) -> None:
+    """That the store has the object that was written. Raises :class:`NotKept`."""
+    if found != expected:
+        raise NotKept(
+            "The store has not kept what was written", where=where, expected=expected.text,
+            found="no object" if found is None else found.text,
+            hint="run the same command again; if it stays so, somebody else writes here or the store is at fault",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _Upload:
-    """A multipart upload: nothing of it is an object before it is complete."""
+class Upload:
+    """A multipart upload: nothing of it is an object before it is complete. ``tags``: ETags of the parts by number."""
 
-    bucket: Bucket
-    key: str
+    records: Records
+    name: str
     id: str
-
-    @classmethod
-    def begin(cls, bucket: Bucket, key: str, *, resume: bool) -> _Upload:
-        """A new one; with ``resume`` the one that an earlier run of the same plan left."""
-        if resume:
-            found = pending(bucket, key)
-            ours = [upload for upload in found if upload.key == key]
-            if ours:
-                return ours[0]
-        answer = bucket.call("create_multipart_upload", f"{SCHEME}{bucket.name}/{key}", Key=key)
-        if not isinstance(answer.get("UploadId"), str):
-            raise StorageError("The store answers without an upload", where=f"{SCHEME}{bucket.name}/{key}")
-        return cls(bucket, key, answer["UploadId"])
+    tags: dict[int, str] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock)
+    _noted: list[float] = field(default_factory=lambda: [time.monotonic()])
 
     @property
     def where(self) -> str:
-        return f"{SCHEME}{self.bucket.name}/{self.key}"
+        return f"{self.records.place}/{self.name}"
+
+    @property
+    def expected_tag(self) -> str:
+        """The ETag of the object, where those of its parts are MD5 sums: a run beside this one may have made it."""
+        try:
+            whole = b"".join(bytes.fromhex(self.tags[number]) for number in sorted(self.tags))
+        except ValueError:
+            return ""
+        return f"{hashlib.md5(whole, usedforsecurity=False).hexdigest()}-{len(self.tags)}"
+
+    def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        key = self.records.place.key(self.name)
+        return self.records.bucket.call(method, self.where, Key=key, UploadId=self.id, **arguments)
 
     def parts(self) -> dict[int, tuple[int, str]]:
         """Size and ETag of the parts that the store has."""
-        pages = self.bucket.pages("list_parts", self.where, Key=self.key, UploadId=self.id)
+        key = self.records.place.key(self.name)
+        pages = self.records.bucket.pages("list_parts", self.where, Key=key, UploadId=self.id)
         return {p["PartNumber"]: (p["Size"], p["ETag"].strip('"')) for page in pages for p in page.get("Parts", [])}
 
-    def copy(self, part: CopyPart, source: dict[str, str], tag: str) -> str:
-        answer = self.bucket.call(
-            "upload_part_copy", self.where, Key=self.key, UploadId=self.id, PartNumber=part.number, CopySource=source,
-            CopySourceRange=f"bytes={part.start}-{part.start + part.size - 1}", CopySourceIfMatch=f'"{tag}"',
+    def copy(self, part: CopyPart, source: dict[str, str], tag: str) -> None:
+        answer = self.call(
+            "upload_part_copy", PartNumber=part.number, CopySource=source, CopySourceIfMatch=f'"{tag}"',
+            CopySourceRange=f"bytes={part.start}-{part.start + part.size - 1}",
         )  # fmt: skip
-        return _etag(answer.get("CopyPartResult", {}), self.where)
+        self._made(part.number, answer.get("CopyPartResult", {}))
 
-    def put(self, number: int, data: bytes) -> str:
-        answer = self.bucket.call(
-            "upload_part",
-            self.where,
-            Key=self.key,
-            UploadId=self.id,
-            PartNumber=number,
-            Body=data,
-            ContentMD5=md5(data),
-        )
-        self.bucket.traffic.count(sent=len(data))
-        return _etag(answer, self.where)
+    def put(self, number: int, data: bytes) -> None:
+        answer = self.call("upload_part", PartNumber=number, Body=data, ContentMD5=md5(data))
+        self.records.bucket.traffic.count(sent=len(data))
+        self._made(number, answer)
 
-    def complete(self, sizes: dict[int, int], tags: dict[int, str]) -> None:
-        """Make the object, if the store has every part with its size and ETag."""
-        expected = {number: (size, tags[number]) for number, size in sizes.items()}
+    def _made(self, number: int, answer: dict[str, Any]) -> None:
+        with self._lock:
+            self.tags[number] = etag(answer, self.where)
+            if time.monotonic() - self._noted[0] < _NOTED:
+                return
+            self._noted[0] = time.monotonic()
+        self.note()
+
+    def note(self) -> None:
+        """What a later run may keep."""
+        with self._lock:
+            parts = {str(number): tag for number, tag in self.tags.items()}
+        self.records.note(self.name, upload=self.id, parts=parts)
+
+    def complete(self, sizes: dict[int, int]) -> str:
+        """Make the object, if the store has every part with its size and ETag. Its ETag."""
+        expected = {number: (size, self.tags[number]) for number, size in sizes.items()}
         found = self.parts()
         if found != expected:
             wrong = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-            raise StorageError(
+            raise NotKept(
                 "The store has not kept a part", where=f"{self.where}, part {wrong}",
                 expected="{} bytes, ETag {}".format(*expected.get(wrong, (0, "none"))),
                 found="{} bytes, ETag {}".format(*found.get(wrong, (0, "none"))),
             )  # fmt: skip
-        parts = [{"PartNumber": number, "ETag": f'"{tags[number]}"'} for number in sorted(tags)]
-        self.bucket.call(
-            "complete_multipart_upload", self.where, Key=self.key, UploadId=self.id, MultipartUpload={"Parts": parts}
-        )
+        parts = [{"PartNumber": number, "ETag": f'"{self.tags[number]}"'} for number in sorted(self.tags)]
+        return etag(self.call("complete_multipart_upload", MultipartUpload={"Parts": parts}), self.where)
 
     def abort(self) -> None:
         """Throw the parts away: they cost money. One that cannot be aborted is left to the next run."""
         with suppress(StorageError):  # the error that led here is the one to tell
-            self.bucket.call("abort_multipart_upload", self.where, Key=self.key, UploadId=self.id)
+            self.call("abort_multipart_upload")
 
 
-def pending(bucket: Bucket, prefix: str) -> list[_Upload]:
-    """Uploads that were begun and neither completed nor aborted, of keys that begin with ``prefix``."""
+def pending(bucket: Bucket, prefix: str) -> list[tuple[str, str]]:
+    """Id and key of uploads that were begun and neither completed nor aborted, of keys that begin with ``prefix``."""
     pages = bucket.pages("list_multipart_uploads", f"{SCHEME}{bucket.name}/{prefix}", Prefix=prefix)
-    return [_Upload(bucket, entry["Key"], entry["UploadId"]) for page in pages for entry in page.get("Uploads", [])]
+    return [(entry["UploadId"], entry["Key"]) for page in pages for entry in page.get("Uploads", [])]
+
+
+def refuse_uploads(place: Place, keys: Iterable[str]) -> None:
+    """Uploads that nobody of us has begun: their parts are not ours to keep, nor to throw away."""
+    if found := sorted(keys):
+        raise StorageError(
+            "Somebody else has begun to upload files of the output", where=str(place), found=some(found),
+            hint="choose another prefix; or, if nobody needs them, abort these uploads "
+            "(aws s3api list-multipart-uploads, abort-multipart-upload)",
+        )  # fmt: skip
 
 
 def _copy_source(source: S3Storage, job: Job) -> dict[str, str]:
     return {"Bucket": source.place.bucket, "Key": source.place.key(job.name)}
-
-
-def _etag(answer: dict[str, Any], where: str) -> str:
-    """Without its quotation marks: Ceph sends them in lists of parts, and not when it has copied one."""
-    tag = str(answer.get("ETag") or "").strip('"')
-    if not tag:
-        raise StorageError("The store answers without an ETag", where=where)
-    return tag

@@ -52,7 +52,7 @@ def is_expert(module: str) -> bool:
     return ".experts." in module
 
 
-def find_experts(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts]:
+def expert_layers(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts]:
     """The experts of every layer of the language model; with ``nvfp4_only`` no scale of other layers is read."""
     named = ((name, module) for name, module in model.modules.items() if is_expert(name))
     found = ((match, module) for name, module in named if (match := _EXPERT.fullmatch(name)))

@@ -7,10 +7,9 @@ dialects. transformers needs Quark's own package.
 
 from __future__ import annotations
 
-from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.fit import lacks_input_scale, odd_weight
-from rewrite.quantization.model import Model, StoredModule
+from rewrite.quantization.model import Kind, Model
 
 #: Layout, activations, and whether the activations have a scale for each token.
 _RUN = (("tensor", "static", False), ("rows", "dynamic", True))
@@ -22,24 +21,24 @@ def what_was_not_run(model: Model) -> str | None:
         return None
     if unsupported := model.dialect.unsupported:
         return unsupported
-    if weight := odd_weight(model.checkpoint.tensors.values()):
+    if weight := odd_weight(model.checkpoint):
         return f"{weight.name} is quantized, and is no matrix"
     if expert := next((name for name in model.checkpoint.tensors if ".experts." in name), None):
         return f"{expert} is an expert"
-    for name, module in model.modules.items():
-        if reason := _not_run(name, module, model.checkpoint):
+    for kind in model.kinds:
+        if reason := _not_run(kind):
             return reason
     return None
 
 
-def _not_run(name: str, module: StoredModule, checkpoint: Checkpoint) -> str | None:
-    scheme = module.scheme
+def _not_run(kind: Kind) -> str | None:
+    name, module, scheme = kind.names[0], kind.first, kind.first.scheme
     if module.plain:
         return None
     if scheme is None or not scheme.fp8:
         return f"{name} is {scheme.format if scheme else module.weight.dtype}"
     if (scheme.layout, scheme.activations, scheme.per_token) not in _RUN:
         return f"{name} has {scheme.text}"
-    if lacks_input_scale(module, checkpoint.tensors):
+    if lacks_input_scale(kind):
         return f"{name} has static activations without an input_scale"
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from rewrite.loaders.blocks import BlockLayer, block_layers
-from rewrite.loaders.experts import Experts, find_experts, is_expert
+from rewrite.loaders.experts import Experts, expert_layers, is_expert
 from rewrite.loaders.kernels import kernel_schemes
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
@@ -16,7 +16,7 @@ from rewrite.quantization.architectures import find_architecture, text_config
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
-from rewrite.quantization.kv_cache import kv_cache_scales
+from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import layout_of
 from rewrite.quantization.scheme import ScaleLayout, Scheme
@@ -113,7 +113,7 @@ def view_model(
         groups += [group for group in before.groups if group.experts]
         nvfp4_experts = before.nvfp4_experts
     else:
-        experts = list(find_experts(model, nvfp4_only=selection != "all"))
+        experts = list(expert_layers(model, nvfp4_only=selection != "all"))
         groups += [_view_experts(each) for each in experts if selection == "all" or each.gate != each.up]
         nvfp4_experts = any(each.nvfp4 for each in experts)
     tensors = model.checkpoint.tensors
@@ -136,7 +136,7 @@ def view_model(
         scalar_scale=_scalar_scale(model),
         nvfp4_experts=nvfp4_experts,
         latent_scales=_latent_scales(model),
-        kv_cache_scales=any(kv_cache_scales(tensors)),
+        kv_cache_scales=any(True for _ in model.checkpoint.tensors_like(is_kv_cache_scale)),
         nvfp4_layers=any(_is_nvfp4(module.scheme) for module in model.modules.values()),
         router_bias_is_not_stated=_router_bias_is_not_stated(model),
         block_layers=block_layers(model),

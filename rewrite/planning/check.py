@@ -29,11 +29,12 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
         old = before.modules[name]
         if new is not old or name in planned:  # the same object: nothing changed
             _check_scheme(name, old, new, planned)
-        if found := misfit(new, after.checkpoint.tensors):
+    for kind in after.kinds:
+        if found := misfit(kind):
             raise Unsupported(
                 "Config and tensors of a module do not fit",
-                where=name,
-                expected=f"what the config says: {new.scheme.text if new.scheme else 'not quantized'}",
+                where=kind.names[0],
+                expected=f"what the config says: {_text(kind.first.scheme)}",
                 found=found,
                 hint="loaders follow the config and then fail on the tensors: export the model again",
             )
@@ -54,7 +55,7 @@ def _check_scheme(name: str, old: StoredModule, new: StoredModule, planned: Mapp
 
 
 def _refuse_odd_weight(after: Model) -> None:
-    weight = odd_weight(after.checkpoint.tensors.values())
+    weight = odd_weight(after.checkpoint)
     if weight is not None:
         raise Unsupported(
             "A quantized weight is no matrix",
@@ -87,11 +88,12 @@ def _stays(old: Scheme | None, new: Scheme | None, *, plain: bool) -> bool:
 def _check_experts(before: Model, after: Model) -> None:
     """Engines have no scheme for experts with one scale a weight and activations per token, which is how ``fp8`` with
     dynamic activations is restated: vLLM and SGLang load the one, and raise on the other."""
-    for name, new in after.modules.items():
-        scheme, old = new.scheme, before.modules[name].scheme
-        if not is_expert(name) or scheme is None or not scheme.fp8 or scheme.layout != "tensor":
+    for kind in after.kinds:
+        name, scheme = kind.names[0], kind.first.scheme
+        if not is_expert(name) or scheme is None or not scheme.fp8 or scheme.layout != "tensor" or not scheme.per_token:
             continue
-        if scheme.per_token and not (old is not None and old.per_token):
+        olds = (before.modules[each].scheme for each in kind.names)
+        if not all(old is not None and old.per_token for old in olds):
             raise Unsupported(
                 "Engines would not load the experts any more",
                 where=name,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from rewrite.planning.profiles.base import Changes
-from rewrite.quantization.kv_cache import kv_cache_scales
+from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Model
 
 
 def without_kv_scales(model: Model, changes: Changes) -> Changes:
     """``changes``, and the scales of the KV cache dropped; the config states no quantized KV cache then."""
-    names = list(kv_cache_scales(model.checkpoint.tensors))
+    names = [info.name for info in model.checkpoint.tensors_like(is_kv_cache_scale)]
     if not names:
         return changes
     dialect = (changes.dialect or model.dialect).without_kv_cache()

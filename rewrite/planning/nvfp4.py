@@ -26,7 +26,7 @@ from rewrite.planning.segments import Fill, Lookup
 from rewrite.planning.shards import NewTensor
 from rewrite.quantization.architectures import EXPERT_PROJECTIONS, Absorber, find_architecture, text_config
 from rewrite.quantization.dtypes import decode, e4m3, encode, model_dtype
-from rewrite.quantization.groups import find_experts
+from rewrite.quantization.groups import packed_experts
 from rewrite.quantization.model import Model
 from rewrite.quantization.nvfp4 import Nvfp4, as_f32, find_nvfp4
 
@@ -112,7 +112,7 @@ def _experts(model: Model) -> Iterator[_Layer]:
     """Gate and up of every expert, in a model family that is known."""
     if find_architecture(model.checkpoint.config.value) is None:
         return
-    for name, projections in find_experts(model.checkpoint):
+    for name, projections in packed_experts(model.checkpoint):
         for gate, up, down in EXPERT_PROJECTIONS:
             pair = (f"{name}.{gate}", f"{name}.{up}")
             if {gate, up} <= projections and all(_is_nvfp4(module, model) for module in pair):

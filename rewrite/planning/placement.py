@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from rewrite.checkpoint.header import ALIGNMENT
 
@@ -22,8 +23,7 @@ _MINOR = 256  # less than a 256th of a shard, or of a run, is not worth the diso
 _MAX_CORES = 8  # real shards have one or two large runs; this bounds the search in strange ones
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A tensor of the new shard: ``size`` bytes, from the offset ``source`` of the source file or, if None, new.
 
     Its offset must be a multiple of ``width``, the bytes of an element, if it is ``strict``: a tensor that is
@@ -92,10 +92,10 @@ def _aligned(pieces: Sequence[Piece]) -> tuple[Piece, ...]:
 
 def _keeps_alignment(order: Iterable[Piece]) -> bool:
     offset = 0
-    for piece in order:
-        if piece.strict and offset % piece.width:
+    for _, width, size, _, strict in order:
+        if strict and offset % width:
             return False
-        offset += piece.size
+        offset += size
     return True
 
 
@@ -112,20 +112,19 @@ def _judge(order: tuple[Piece, ...]) -> Placement:
 
 
 def _runs(order: Iterable[Piece]) -> Iterator[_Run]:
-    run: _Run | None = None
-    offset = 0
-    for index, piece in enumerate(order):
-        if not piece.size:
+    first, stop, begin, end, offset = 0, 0, 0, -1, 0  # of a run: [begin, end) of the source; -1: there is none
+    for index, (_, _, size, source, _) in enumerate(order):
+        if not size:
             continue  # an empty tensor takes no place, wherever the source has it
-        if run is not None and piece.source == run.source + run.length:
-            run = replace(run, stop=index + 1, length=run.length + piece.size)
-        else:
-            if run is not None:
-                yield run
-            run = None if piece.source is None else _Run(index, index + 1, piece.source, offset, piece.size)
-        offset += piece.size
-    if run is not None:
-        yield run
+        if source != end:
+            if end >= 0:
+                yield _Run(first, stop, begin, offset - (end - begin), end - begin)
+            first, begin, end = (index, source, source) if source is not None else (index, 0, -1)
+        if source is not None:
+            stop, end = index + 1, end + size
+        offset += size
+    if end >= 0:
+        yield _Run(first, stop, begin, offset - (end - begin), end - begin)
 
 
 def _congruent(order: tuple[Piece, ...]) -> Iterator[tuple[Piece, ...]]:

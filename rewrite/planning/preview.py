@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from rewrite.checkpoint.bounded_json import JsonFile
 from rewrite.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
+from rewrite.checkpoint.forms import Form, find_forms
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.checkpoint.storage import FileId
 from rewrite.planning.jobs import TextFile
@@ -19,8 +21,20 @@ from rewrite.planning.shards import Edits, NewTensor
 class Preview(Checkpoint):
     """A checkpoint whose changed scales can be read already. Changed weights cannot; nothing else has moved."""
 
+    before: Checkpoint
+    edited: tuple[str, ...]  # the names of changed, new and dropped tensors
     new: Mapping[str, NewTensor]  # scales that no file holds yet
     texts: Mapping[str, str]  # small files that no storage holds yet
+
+    @cached_property
+    def forms(self) -> Mapping[str, Form]:
+        """Those of the modules that change are found anew."""
+        old = self.before.forms
+        modules = {name.rpartition(".")[0] for name in self.edited}
+        stored = (f"{module}.{kind}" for module in modules if module in old for kind in old[module].tensors)
+        names = dict.fromkeys([*stored, *self.edited])
+        new = find_forms(self.tensors[name] for name in names if name in self.tensors)
+        return {**{module: form for module, form in old.items() if module not in modules}, **new}
 
     def read_json(self, name: str) -> JsonFile | None:
         if name in self.texts:
@@ -63,6 +77,8 @@ def preview(checkpoint: Checkpoint, edits: Edits, texts: Iterable[TextFile], lef
         tensors,
         files,
         checkpoint.passed_over,
+        checkpoint,
+        (*edits, *(edit.name for edit in edits.values() if edit is not None and edit.name is not None)),
         new,
         changed,
     )

@@ -118,3 +118,24 @@ def from_json(value: list[Any]) -> Segment:
             raw = bytes.fromhex(table)
             width = len(raw) // 256
             return Lookup(start, count, tuple(raw[i : i + width] for i in range(0, len(raw), width)))
+
+
+def is_within(segment: Segment, size: int) -> bool:
+    """Whether a segment, read from a file that anybody could edit, takes bytes of a source of ``size`` only."""
+    match segment:
+        case Copy(start, length):
+            return _is_range(start, length, size)
+        case Fill(data, count):
+            return bool(data) and _is_range(0, count, count)
+        case Lookup(start, count, entries):
+            return _is_range(start, count, size) and len(entries) == 256 and len({len(e) for e in entries} - {0}) == 1
+        case Dequantize(start, rows, columns, block, scales, scale_dtype, dtype):
+            known = {scale_dtype, dtype} <= DTYPE_BITS.keys() and all(type(n) is int and n > 0 for n in block)
+            if not known or not _is_range(rows, columns, rows + columns) or not _is_range(start, rows * columns, size):
+                return False
+            needed = segment.scale_bytes
+            return len(scales) == needed if isinstance(scales, bytes) else _is_range(scales, needed, size)
+
+
+def _is_range(start: int, length: int, size: int) -> bool:
+    return type(start) is int and type(length) is int and 0 <= start <= start + length <= size

@@ -42,49 +42,61 @@ def touches(edits: Edits, shard: Shard) -> bool:
 
 def plan_shard(shard: Shard, edits: Edits) -> ShardPlan:
     """The new header and every tensor but the dropped ones, where ``placement`` wants them."""
-    olds = {info.name: info for info in shard.header.tensors}
-    placement = place(
-        [_piece(shard, old, edits.get(name)) for name, old in olds.items() if edits.get(name, old) is not None]
-    )
-    tensors: list[TensorInfo] = []
-    segments: list[Segment] = []
-    offset = 0
-    for piece in placement.order:
-        old, new = olds[piece.name], edits.get(piece.name)
-        end = offset + piece.size
-        tensors.append((new.info(old) if new else old)._replace(start=offset, end=end))
-        begin = shard.header.size + old.start
-        segments += [_placed(segment, begin) for segment in new.segments] if new else [Copy(begin, old.nbytes)]
-        offset = end
+    olds = {info.name: info for info in shard.header.tensors if edits.get(info.name, info) is not None}
+    placement = place([_piece(old, edits.get(name), shard.header.size) for name, old in olds.items()])
     start = () if placement.residue is None else (placement.residue, BLOCK)
-    header = build_header(tensors, shard.header.metadata, *start)
-    return ShardPlan(shard.name, shard.file_id, header, tuple(_merge(segments)))
+    header = build_header(_entries(placement.order, olds, edits), shard.header.metadata, *start)
+    segments = _merged(_ranges(placement.order, olds, edits, shard.header.size))
+    return ShardPlan(shard.name, shard.file_id, header, tuple(segments))
 
 
-def _piece(shard: Shard, old: TensorInfo, new: NewTensor | None) -> Piece:
-    width = max(DTYPE_BITS[new.dtype if new else old.dtype] // 8, 1)
-    if new:
-        return Piece(old.name, width, new.nbytes, None)
-    return Piece(old.name, width, old.nbytes, shard.header.size + old.start, strict=old.start % width == 0)
+def _piece(old: TensorInfo, new: NewTensor | None, data: int) -> Piece:
+    if new is not None:
+        return Piece(old.name, _WIDTHS[new.dtype], new.nbytes, None)
+    name, dtype, _, start, end, _ = old
+    width = _WIDTHS[dtype]
+    return Piece(name, width, end - start, data + start, start % width == 0)
 
 
-def _placed(segment: Segment, begin: int) -> Segment:
-    return segment if isinstance(segment, Fill) else replace(segment, start=segment.start + begin)
+_WIDTHS = {dtype: max(bits // 8, 1) for dtype, bits in DTYPE_BITS.items()}
 
 
-def _merge(segments: Iterable[Segment]) -> Iterator[Segment]:
-    """Adjacent ranges become one run: one system call copies gigabytes."""
-    last: Copy | None = None
-    for segment in segments:
-        if not segment.length:
-            continue  # empty tensors
-        if isinstance(segment, Copy) and last and last.start + last.length == segment.start:
-            last = Copy(last.start, last.length + segment.length)
-            continue
-        if last:
-            yield last
-        last = segment if isinstance(segment, Copy) else None
-        if not isinstance(segment, Copy):
-            yield segment
-    if last:
-        yield last
+def _entries(order: Iterable[Piece], olds: Mapping[str, TensorInfo], edits: Edits) -> Iterator[TensorInfo]:
+    offset = 0
+    for piece in order:
+        name, dtype, shape, _, _, where = olds[piece.name]
+        if new := edits.get(name):
+            name, dtype, shape = new.name or name, new.dtype, new.shape
+        yield TensorInfo(name, dtype, shape, offset, offset + piece.size, where)
+        offset += piece.size
+
+
+def _ranges(
+    order: Iterable[Piece], olds: Mapping[str, TensorInfo], edits: Edits, data: int
+) -> Iterator[tuple[int, int, Segment | None]]:
+    """Start and length of what is copied, None; or of another segment, with it."""
+    for piece in order:
+        begin = data + olds[piece.name].start
+        if new := edits.get(piece.name):
+            for segment in new.segments:
+                placed = segment if isinstance(segment, Fill) else replace(segment, start=segment.start + begin)
+                is_copy = isinstance(placed, Copy)
+                yield 0 if isinstance(placed, Fill) else placed.start, placed.length, None if is_copy else placed
+        else:
+            yield begin, piece.size, None
+
+
+def _merged(ranges: Iterable[tuple[int, int, Segment | None]]) -> Iterator[Segment]:
+    """Adjacent ranges become one: one system call copies gigabytes."""
+    first = end = 0  # no tensor lies there: every file has a header
+    for begin, length, segment in ranges:
+        if segment is None and begin == end:
+            end += length
+        elif length:  # else an empty tensor
+            if end > first:
+                yield Copy(first, end - first)
+            first, end = (begin, begin + length) if segment is None else (0, 0)
+            if segment is not None:
+                yield segment
+    if end > first:
+        yield Copy(first, end - first)

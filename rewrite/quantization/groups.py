@@ -134,7 +134,7 @@ def single_module(name: str, checkpoint: Checkpoint) -> Module:
 _EXPERT = re.compile(rf"(?!{_NOT_THE_LANGUAGE_MODEL})(.*\.experts\.\d+)\.(\w+)")
 
 
-def find_experts(checkpoint: Checkpoint) -> Iterator[tuple[str, frozenset[str]]]:
+def packed_experts(checkpoint: Checkpoint) -> Iterator[tuple[str, frozenset[str]]]:
     """The experts of the language model that are stored one by one in packed bytes: name, and the names of its
     projections. There may be 500,000 others."""
     found: dict[str, set[str]] = {}

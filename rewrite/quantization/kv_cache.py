@@ -15,6 +15,11 @@ KV_SCALES: tuple[KvScales, ...] = ("keep", "drop")
 _SCALE = re.compile(r".*attn\.(?:attn\.)?(?:(?:(?:qkv|[qkv])_proj\.)?(?:[qkv]|kv)_scale|[kv]_proj\.output_scale)")
 
 
+def is_kv_cache_scale(tensor: str) -> bool:
+    """Whether a tensor of this name is a scale of the KV cache."""
+    return tensor.endswith("_scale") and _SCALE.fullmatch(tensor) is not None
+
+
 def kv_cache_scales(tensors: Iterable[str]) -> Iterator[str]:
     """Those of ``tensors`` that are scales of the KV cache."""
-    return (name for name in tensors if name.endswith("_scale") and _SCALE.fullmatch(name))
+    return filter(is_kv_cache_scale, tensors)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.forms import Form
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import ConfigError
 from rewrite.quantization.dialects import config_path, read_dialect, read_side_dialect
@@ -38,6 +39,15 @@ class StoredModule(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Kind:
+    """Modules with a matrix of weights that are alike: of one form and one scheme. ``first`` stands for all."""
+
+    first: StoredModule
+    form: Form
+    names: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Model:
     """A checkpoint, and what its config says of it. Immutable; made by :func:`interpret`."""
 
@@ -46,6 +56,7 @@ class Model:
     second_dialect: Dialect | None  # what hf_quant_config.json says, where config.json counts instead
     groups: Groups
     modules: Mapping[str, StoredModule]  # every module with a matrix of weights, by its stored name
+    kinds: tuple[Kind, ...]  # the same, by what is alike
 
     @property
     def model_type(self) -> str:
@@ -55,8 +66,8 @@ class Model:
     @cached_property
     def layers(self) -> Layers:
         """The modules by how they are stored. Made when a profile asks: 60 bytes a module."""
-        fp8 = frozenset(name for name, module in self.modules.items() if module.fp8)
-        quantized = frozenset(name for name, module in self.modules.items() if not module.plain)
+        fp8 = frozenset(name for kind in self.kinds if kind.first.fp8 for name in kind.names)
+        quantized = frozenset(name for kind in self.kinds if not kind.first.plain for name in kind.names)
         return Layers(fp8, tuple(name for name in self.modules if name not in fp8), quantized)
 
     def select(self, selection: Selection) -> tuple[FusedGroup, ...]:
@@ -89,12 +100,20 @@ def interpret(checkpoint: Checkpoint, earlier: Model | None = None) -> Model:
     """
     dialect = read_dialect(checkpoint)
     shared: Mapping[str, StoredModule] = earlier.modules if earlier else {}
-    modules = {}
+    forms = checkpoint.forms
+    modules: dict[str, StoredModule] = {}
+    kinds: dict[tuple[Form, int], tuple[StoredModule, list[str]]] = {}  # schemes by identity: dialects share theirs
     for name, weight in _matrices(checkpoint):
         scheme, old = dialect.scheme(name), shared.get(name)
-        is_kept = old is not None and old.weight is weight and old.scheme == scheme
-        modules[name] = old if old is not None and is_kept else StoredModule(name, weight, scheme)
-    return Model(checkpoint, dialect, _second_dialect(checkpoint), find_groups(checkpoint), modules)
+        is_kept = old is not None and old.weight is weight and (old.scheme is scheme or old.scheme == scheme)
+        module = modules[name] = old if old is not None and is_kept else StoredModule(name, weight, scheme)
+        key = (forms[name], id(module.scheme))
+        if key in kinds:
+            kinds[key][1].append(name)
+        else:
+            kinds[key] = (module, [name])
+    alike = tuple(Kind(first, form, names) for (form, _), (first, names) in kinds.items())
+    return Model(checkpoint, dialect, _second_dialect(checkpoint), find_groups(checkpoint), modules, alike)
 
 
 def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:
@@ -108,10 +127,10 @@ def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:
 
 
 def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
-    """Whatever may be a linear layer, by the name of its module."""
-    for name, info in checkpoint.tensors.items():
-        if name.endswith(_SUFFIXES) and len(info.shape) == 2:
-            yield name.rpartition(".")[0], info
+    """Whatever may be a linear layer, by the name of its module, in the order of the weights."""
+    for info in checkpoint.tensors.values():
+        if info.name.endswith(_SUFFIXES) and len(info.shape) == 2:
+            yield info.name.rpartition(".")[0], info
 
 
 _SUFFIXES = tuple(f".{weight}" for weight in WEIGHTS)

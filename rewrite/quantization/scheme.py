@@ -59,19 +59,6 @@ class Dequantized:
     targets: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class SideFile:
-    """A second file that states a checkpoint's quantization, beside config.json.
-
-    ``text`` is what it must say after a conversion; None: it would contradict the new config and is left out.
-    ``disagrees``: it contradicts config.json already.
-    """
-
-    name: str
-    text: str | None
-    disagrees: bool = False
-
-
 class Dialect(Protocol):
     """One way of stating quantization. ``value`` is the stated part of the config."""
 

@@ -6,13 +6,14 @@ No paths, no times, and of what is there already no word: the same run gives the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rewrite.loaders.versions import merged
-from rewrite.report import engines
-from rewrite.report.data import clean
+from rewrite.report.engines import engine_of, where
 from rewrite.report.markdown import cell, text
 from rewrite.report.names import Names
-from rewrite.report.verified import loader_of
+from rewrite.report.page import clean
+from rewrite.report.verified import check_row, left_out_of, rows_of
 from rewrite.verification.result import CARD_REMARK, Check, Verification
 from rewrite.version import __version__
 
@@ -24,15 +25,19 @@ def card(found: Verification, done: str) -> str:
         "### Conversion",
         text(clean(done)),
         _verdict(found, names),
-        "\n".join(_table(("check", "verdict", "what was found"), [_check(check, names) for check in found.checks])),
+        "\n".join(
+            _table(("check", "verdict", "what was found"), [check_row(_plain(check), names) for check in found.checks])
+        ),
     ]
     if found.loaders:
-        rows = merged(found.loaders, loader_of, lambda row: (row.before, row.after))
-        cells = [(name, versions, *kinds) for name, versions, kinds in rows]
+        lines = merged(
+            rows_of(found), engine_of, lambda row: tuple(each.kind for each in row.outcomes.values() if each)
+        )
+        cells = [(name, versions, *kinds) for name, versions, kinds in lines]
         parts += [
-            f"What engines make of its fused layers, on {text(engines.where(found.settings.platform))}. Predicted by "
-            "the loader model of rewrite; this run started no engine.",
-            "\n".join(_table(("loader", "versions", "before", "after"), cells)),
+            f"What engines make of its fused layers, on {text(where(found.settings.platform))}. Predicted by "
+            "rewrite from recorded runs; this run started no engine.",
+            "\n".join(_table(("engine", "versions", "before", "after"), cells)),
         ]
     parts.append(f"Written by rewrite {__version__}. The text of this card is not part of what is compared.")
     return "\n\n".join(parts)
@@ -40,18 +45,18 @@ def card(found: Verification, done: str) -> str:
 
 def _verdict(found: Verification, names: Names) -> str:
     """As the closing line of the command; but with a check left out, nothing here may be taken for more."""
-    left_out = [text(clean(names.hide(each))) for each in found.not_checked]
+    left_out = [text(each) for each in left_out_of(found, names)]
     if left_out:
         return f"**No check that was made failed. Not checked: {', '.join(left_out)}.**"
     return "**This checkpoint is verified.** All checks were made, and all hold."
 
 
-def _check(check: Check, names: Names) -> tuple[str, ...]:
-    left_out = f"; not checked: {check.left_out}" if check.left_out else ""
-    return check.name, check.verdict, names.hide(check.summary.removesuffix(CARD_REMARK) + left_out)
+def _plain(check: Check) -> Check:
+    """Without the remark on an earlier card, which this one replaces."""
+    return replace(check, summary=check.summary.removesuffix(CARD_REMARK))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> Iterator[str]:
     yield f"| {' | '.join(head)} |"
     yield f"| {' | '.join('---' for _ in head)} |"
-    yield from (f"| {' | '.join(cell(clean(each)) for each in row)} |" for row in rows)
+    yield from (f"| {' | '.join(cell(clean(str(each))) for each in row)} |" for row in rows)

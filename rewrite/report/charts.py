@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from textwrap import wrap
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -24,7 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from rewrite.report.data import Chart, LayerChart, OutcomeChart
+from rewrite.report.page import LayerChart
 from rewrite.report.points import Series
 
 #: Okabe and Ito's, told apart without color vision, a little darker for lines on white.
@@ -33,16 +34,17 @@ INK, MUTED, GRID, PANEL = "#1f2328", "#57606a", "#d8dee4", "#fffffe"
 COLORS = (*_SERIES, INK, MUTED, GRID, PANEL)
 _MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<")
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+_STYLE = Path(__file__).with_name("templates") / "charts.mplstyle"  # its colors are of COLORS
 _WIDTH = 4.1  # inches: what a telephone shows about as large as it is
 _SVG, _XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 
 
-def draw(chart: Chart, key: str, *, panel: bool) -> bytes:
+def draw(chart: LayerChart, key: str, *, panel: bool) -> bytes:
     """``chart`` as an SVG file. ``key`` goes into its identifiers, which differ between charts of one page. ``panel``:
     on white; without it on whatever is behind it."""
     with _style(key, panel), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that matplotlib's font has not: the reader's fonts have them
-        figure = _layers(chart) if isinstance(chart, LayerChart) else _outcomes(chart)
+        figure = _layers(chart)
         FigureCanvasSVG(figure)
         file = io.BytesIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -73,42 +75,12 @@ def inline(svg: bytes, alt: str, key: str) -> str:
 @contextmanager
 def _style(key: str, panel: bool) -> Iterator[None]:
     """matplotlib's own defaults, whatever the machine's settings are, with ours on top."""
-    ours: Any = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": key,
-        "text.parse_math": False,
-        "text.usetex": False,
-        "axes.formatter.use_mathtext": False,
-        "font.family": "sans-serif",
-        "font.sans-serif": ["DejaVu Sans"],
-        "font.size": 9,
-        "text.color": INK,
-        "axes.labelcolor": MUTED,
-        "axes.edgecolor": MUTED,
-        "axes.facecolor": "none",
-        "axes.labelsize": 9,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.linewidth": 0.7,
-        "axes.unicode_minus": True,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-        "xtick.major.size": 3,
-        "ytick.major.size": 3,
-        "grid.color": GRID,
-        "grid.linewidth": 0.6,
-        "figure.facecolor": PANEL if panel else "none",
-        "savefig.facecolor": "auto",
-    }
+    background = PANEL if panel else "none"
     with mpl.rc_context():
         mpl.rcParams.update(mpl.rcParamsDefault)
-        mpl.rcParams.update(ours)
+        mpl.rcParams.update(mpl.rc_params_from_file(_STYLE, use_default_template=False))
+        mpl.rcParams.update({"svg.hashsalt": key, "figure.facecolor": background})
         yield
-
-
-# --- values by layer
 
 
 def _layers(chart: LayerChart) -> Figure:
@@ -219,47 +191,3 @@ def _decimal(value: float) -> str:
     power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     digits = f"{float(mantissa):g}"
     return power if digits == "1" else f"{digits}·{power}"
-
-
-# --- outcomes
-
-
-def _outcomes(chart: OutcomeChart) -> Figure:
-    kinds = chart.kinds
-    changes = chart.changes
-    figure = Figure(figsize=(_WIDTH, 0.95 + 0.4 * len(changes)), layout="constrained")
-    axes = figure.add_subplot()
-    before, after = _SERIES[1], _SERIES[0]
-    for row, change in enumerate(changes):
-        axes.text(-0.42, row - 0.36, change.loader, va="center", fontsize=9)
-        start = kinds.index(change.before)
-        axes.plot([0, len(kinds) - 1], [row, row], color=GRID, linewidth=0.7, zorder=0)
-        if change.after is not None:
-            end = kinds.index(change.after)
-            if end != start:
-                axes.annotate(
-                    "", (end, row), (start, row),
-                    arrowprops={"arrowstyle": "-|>", "color": MUTED, "shrinkA": 5, "shrinkB": 5, "linewidth": 1.1},
-                )  # fmt: skip
-            axes.plot([end], [row], marker="o", color=after, markersize=6, linestyle="none")
-        axes.plot(
-            [start], [row], marker="s", markersize=9, markerfacecolor="none", markeredgecolor=before,
-            markeredgewidth=1.6, linestyle="none",
-        )  # fmt: skip
-    axes.set_yticks([])
-    axes.set_xticks(range(len(kinds)), [kind.replace(" ", "\n", 1) for kind in kinds])
-    axes.set_ylim(len(changes) - 0.65, -0.65)
-    axes.set_xlim(-0.45, len(kinds) - 0.55)
-    axes.tick_params(length=0)
-    axes.spines[["left", "bottom"]].set_visible(False)
-    both = any(change.after for change in changes)
-    figure.legend(
-        _outcome_handles(before, after)[: 1 + both], chart.names[: 1 + both], loc="outside upper left",
-        ncols=2, frameon=False, fontsize=9, borderaxespad=0.1,
-    )  # fmt: skip
-    return figure
-
-
-def _outcome_handles(before: str, after: str) -> list[Line2D]:
-    square = Line2D([], [], marker="s", markersize=8, markerfacecolor="none", markeredgecolor=before, linestyle="none")
-    return [square, Line2D([], [], marker="o", markersize=6, color=after, linestyle="none")]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rewrite.inspection.inspection import Inspection
-from rewrite.report.data import clean
+from rewrite.report.page import clean, whole
 from rewrite.wording import count, nbytes
 
 
@@ -26,6 +26,11 @@ class Side:
     place: Place
     inspection: Inspection | None
     reason: str = ""
+
+
+def headline(found: Inspection, place: Place) -> str:
+    """A checkpoint in a line."""
+    return f"{whole(clean(place.name))}: {clean(found.model_type)}, {clean(found.dialect)}, {_size(found)}"
 
 
 def facts_of(*sides: Side) -> Iterator[tuple[str, ...]]:

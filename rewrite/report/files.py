@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rewrite.checkpoint.local import io_errors
 from rewrite.errors import StorageError, UsageError
-from rewrite.report.data import Report
+from rewrite.report.page import Page
 
 SUFFIXES = (".html", ".md")
 
@@ -31,14 +31,14 @@ def check(path: Path) -> None:
         raise StorageError("There is no such folder", where=str(path.parent), hint="make it first")
 
 
-def write(report: Report, path: Path) -> None:
+def write(report: Page, path: Path) -> None:
     """The report, in place of one that may be there; images beside Markdown first."""
-    from rewrite.report import page
+    from rewrite.report import render
 
     if path.suffix == ".html":
-        text = page.html(report)
+        text = render.html(report)
     else:
-        text, images = page.markdown(report, path.stem)
+        text, images = render.markdown(report, path.stem)
         for name, image in images.items():
             with io_errors(path.with_name(name)):
                 path.with_name(name).write_bytes(image)

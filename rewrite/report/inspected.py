@@ -1,177 +1,167 @@
-"""Inspection → :class:`~rewrite.report.data.Report`."""
+"""Inspection → :class:`~rewrite.report.page.Page`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
-from rewrite.inspection.advice import LEAST_CHANGE, Advice
+from rewrite.inspection.advice import Advice
 from rewrite.inspection.inspection import Inspection, LoaderRow
-from rewrite.loaders.kernels import by_cards
-from rewrite.loaders.versions import merged
-from rewrite.report import engines, predicted, scales
-from rewrite.report.checkpoints import Place, Side, facts_of
-from rewrite.report.data import Report, Section, Table, clean, limited
-from rewrite.report.run import Run
+from rewrite.loaders.kernels import Used
+from rewrite.loaders.versions import Loader, merged
+from rewrite.planning.profiles import PROFILES
+from rewrite.report import engines, scales
+from rewrite.report.checkpoints import Place, Side, facts_of, headline
+from rewrite.report.engines import Row
+from rewrite.report.page import Colored, Page, Run, Section, Table, Tone, again, clean, limited, present
 from rewrite.wording import count
 
+AS_IT_IS = "as it is"
 _JSON = "`rewrite inspect CHECKPOINT --json`"
+_NOTHING = {
+    "qkvz": "No in_proj_qkvz layer here, so nothing was judged. Try --groups all.",
+    "all": "No fused layer here, so nothing was judged.",
+}
 
 
-def report(found: Inspection, affected: Sequence[LoaderRow], advice: Advice, place: Place, run: Run) -> Report:
-    """``affected`` and ``advice`` are about the loaders that were asked for."""
-    word, state, sentence = _verdict(found, affected)
+def page(
+    found: Inspection,
+    asked: Sequence[Loader],
+    advice: Advice,
+    command: str | None,
+    place: Place,
+    run: Run | None = None,
+) -> Page:
+    """``advice``, and the ``command`` that it comes to, are about the engines that were ``asked`` for."""
+    affected = found.affected(asked)
+    word, tone, sentence = _verdict(found, affected)
+    rows = [_row(row, found.shown_profiles) for row in found.rows]
     every = " with `--groups all`" if found.selection == "all" else ""
-    sections = [
-        Section("What helps", tuple(_advice(found, advice))) if affected else None,
+    sections = present(
+        _answer(found, rows, asked, advice, command, "" if affected else sentence),
         _findings(found),
+        _every_engine(found, rows),
         scales.section(found.groups, "the checkpoint", f"{_JSON}{every} lists every group"),
-        predicted.section(found) if found.groups else None,
-        _loaders(found, affected, advice),
-    ]
-    return Report(
-        title=f"Inspection of {clean(place.name)}",
-        word=word,
-        state=state,
-        sentence=sentence,
-        facts=_facts(found, place),
-        verdicts=(),
-        not_checked=(),
-        sections=tuple(section for section in sections if section is not None),
-        command=run.command,
-        versions=run.versions,
-        remarks=run.remarks,
+        Section("What it is", tables=(_facts(found, place),)),
+        again(run),
+    )
+    return Page(f"Inspection of {clean(place.name)}", headline(found, place), word, tone, sentence, sections)
+
+
+def _row(row: LoaderRow, profiles: Sequence[str]) -> Row:
+    outcomes = {AS_IT_IS: row.as_is, **{f"--profile {name}": row.converted[name] for name in profiles}}
+    used = {AS_IT_IS: row.kernels, **{f"--profile {name}": row.kernels_converted.get(name, ()) for name in profiles}}
+    return Row(row.loader, outcomes, {state: _by_card(each) for state, each in used.items() if each})
+
+
+def _by_card(kernels: Sequence[Used]) -> dict[str, tuple[str, ...]]:
+    return {used.card: used.families for used in kernels}
+
+
+def _verdict(found: Inspection, affected: Sequence[LoaderRow]) -> tuple[str, Tone, str]:
+    faults = f"{count(len(found.findings), 'fault')} in the checkpoint itself."
+    unknown = sum(row.as_is.kind == "not known" for row in affected)
+    wrong = len(affected) - unknown
+    said = [faults] if found.findings else []
+    if unknown:
+        said = [f"What {count(unknown, 'range')} of engine versions make of it is not known.", *said]
+    if wrong:
+        verb = "do" if wrong > 1 else "does"
+        return (
+            "AFFECTED",
+            "bad",
+            " ".join([f"{count(wrong, 'range')} of engine versions {verb} not serve it right.", *said]),
+        )
+    if unknown:
+        return "NOT KNOWN", "part", " ".join(said)
+    if found.findings:
+        return "FAULTS", "bad", f"{faults} No known engine can serve it right."
+    if not found.groups:
+        return "NOTHING TO JUDGE", "part", _NOTHING[found.selection]
+    return "NOT AFFECTED", "good", "None of the engines that were asked for is affected."
+
+
+def _answer(
+    found: Inspection, rows: Sequence[Row], asked: Sequence[Loader], advice: Advice, command: str | None, sentence: str
+) -> Section:
+    """What the engines make of it that were asked for, and what helps. The command is last: a person copies it."""
+    schemes = [f"{count(number, 'linear layer')}: {clean(text)}" for text, number in found.schemes.items()]
+    more = [f"{len(schemes) - 3} more kinds of linear layers: -v lists them."] if len(schemes) > 3 else []
+    judged = found.groups or found.affected(asked)
+    return Section(
+        "What engines make of it",
+        (*schemes[:3], *more),
+        tables=(engines.answer(rows, AS_IT_IS, asked),) if judged else (),
+        lines=(*_others(rows, asked), *([sentence] if sentence else _advice(found, advice, command))),
+        command=command or "",
+        brief=True,
     )
 
 
-def _verdict(found: Inspection, affected: Sequence[LoaderRow]) -> tuple[str, str, str]:
-    faults = f" {count(len(found.findings), 'fault')} of the checkpoint itself." if found.findings else ""
-    unknown = sum(row.as_is.kind == "not known" for row in affected)
-    wrong = len(affected) - unknown
-    more = f" What {count(unknown, 'range')} of versions of loaders make of it is not known." if unknown else ""
-    if wrong:
-        ranges = "range of versions of a loader does" if wrong == 1 else "ranges of versions of loaders do"
-        return "AFFECTED", "bad", f"{wrong} {ranges} not serve it exactly.{more}{faults}"
-    if unknown:
-        return "NOT KNOWN", "part", f"{more.strip()}{faults}"
-    if found.findings:
-        return "FAULTS", "bad", f"{faults.strip()}"
-    if not found.groups:
-        return "NOTHING TO JUDGE", "part", "There is no such fused layer to judge. Nothing else was looked at."
-    return "NOT AFFECTED", "good", "None of the loaders that were asked for is affected."
+def _others(rows: Sequence[Row], asked: Sequence[Loader]) -> Iterator[str]:
+    """What the answer leaves out, in a sentence."""
+
+    def say(row: Row) -> str:
+        outcome = row.outcomes[AS_IT_IS]
+        return "" if row.engine in asked or outcome is None or outcome.kind == "exact" else outcome.kind
+
+    left_out = [f"{name} {versions} ({kind})" for name, versions, kind in merged(rows, engines.engine_of, say) if kind]
+    if left_out:
+        yield f"Not asked for: {', '.join(left_out)}."
 
 
-def _advice(found: Inspection, advice: Advice) -> Iterable[str]:
-    command = "rewrite convert" + (" --groups all" if found.selection == "all" else "")
+def _advice(found: Inspection, advice: Advice, command: str | None) -> Iterator[str]:
     unserved = ", ".join(advice.unserved)
-    if advice.profile is not None:
-        who = f"all but {unserved}" if unserved else "all that were asked for"
-        yield f"`{command} --profile {advice.profile}`: with the least change, {who} serve it exactly."
-    elif unserved:
-        yield f"No profile of `{command}` is exact in {unserved}. The table says what each profile is served as."
-    else:
-        yield f"No one profile of `{command}` is exact in all of these. The table says what each is served as."
     yield from (clean(each.text) for each in advice.alternatives)
+    if command is not None:
+        yield f"Repaired for {f'all but {unserved}' if unserved else 'all of these'}, with the least change, by:"
+    elif any(_helps(row) for row in found.rows):
+        none = f"No profile is exact in {unserved}." if unserved else "No one profile is exact in all of these."
+        yield f"{none} The table shows what each one gives."
+    else:
+        yield "No profile repairs this."
 
 
-def _best(found: Inspection, affected: Sequence[LoaderRow], advice: Advice, profiles: Sequence[str]) -> str | None:
-    """The profile to draw: the one that is advised, else the one that is served best, of the least change."""
-    if advice.profile is not None:
-        return advice.profile
-    rows = affected or found.rows
-
-    def badness(profile: str) -> tuple[int, int]:
-        outcomes = [row.converted.get(profile) for row in rows]
-        return sum(each.severity if each else 9 for each in outcomes), LEAST_CHANGE.index(profile)
-
-    return min((name for name in profiles if name in LEAST_CHANGE), key=badness, default=None)
-
-
-def _facts(found: Inspection, place: Place) -> Table:
-    rows = list(facts_of(Side(place, found)))
-    rows.append(("fused groups", f"{len(found.groups):,} (--groups {found.selection})"))
-    rows.append(("loaders compute on", engines.where(found.platform)))
-    return Table("What it is", ("", "checkpoint"), tuple(rows))
+def _helps(row: LoaderRow) -> bool:
+    return any(each is not None and each.severity < row.as_is.severity for each in row.converted.values())
 
 
 def _findings(found: Inspection) -> Section | None:
     if not found.findings:
         return None
-    rows, cut = limited([(clean(f.what), clean(f.where)) for f in found.findings], f"{_JSON} lists all `findings`")
-    return Section("Wrong in the checkpoint", (), (), (Table("Faults", ("what", "where"), rows, cut),))
-
-
-def _loaders(found: Inspection, affected: Sequence[LoaderRow], advice: Advice) -> Section | None:
-    if not found.rows:
-        return None
-    profiles = found.shown_profiles
-    by_layer = engines.several_layers(row.as_is for row in found.rows)
-    after = _best(found, affected, advice, profiles)
-
-    def line(row: LoaderRow) -> tuple[str, str | None]:
-        converted = row.converted.get(after) if after else None
-        return row.as_is.kind, converted.kind if converted else None
-
-    on = engines.where(found.platform)
-    chart = engines.outcome_chart(
-        "Engines, as it is and converted" if after else "Engines",
-        merged(found.rows, lambda row: row.loader, line),
-        ("as it is", f"--profile {after}" if after else "converted"),
-        f"{engines.MODEL} Computing with it: on {on}.",
+    rows, cut = limited(
+        [(Colored("wrong"), clean(f.what), clean(f.where)) for f in found.findings], f"{_JSON} lists all `findings`"
     )
-    tables = [_as_it_is(found, by_layer), *_converted(found, profiles)]
+    table = Table("Faults", ("", "what", "where"), rows, cut, labels=2)
+    return Section("Wrong in the checkpoint", tables=(table,), brief=True)
+
+
+def _every_engine(found: Inspection, rows: Sequence[Row]) -> Section | None:
+    """All engines that are known, before and after each profile."""
+    if not rows or not (found.groups or found.affected()):
+        return None
+    on = engines.where(found.platform)
+    command = "rewrite convert" + (" --groups all" if found.selection == "all" else "")
+    note = f"{engines.MODEL} Computing with it: on {on}. `--profile`: after `{command}`; nothing was converted."
+    kernels = engines.kernel_table(rows) if found.platform else None
+    tables = (engines.by_state(rows, "What each engine makes of it", note), *([kernels] if kernels else []))
     refused = [f"`convert --profile {clean(name)}` refuses: {clean(why)}." for name, why in found.refusals.items()]
-    kernels = engines.kernel_table(_kernels(found, profiles), ("as it is", *(f"profile {name}" for name in profiles)))
-    tables += [kernels] if kernels else []
-    sources = engines.source_table(row.loader for row in found.rows)
-    return Section("What engines make of it", tuple(refused), (chart,) if chart else (), (*tables, sources))
+    text = (*refused, *_notes(found))
+    return Section("All known engines, before and after a conversion", text, (), (*tables, engines.source_table(rows)))
 
 
-def _as_it_is(found: Inspection, by_layer: bool) -> Table:
-    def cells(row: LoaderRow) -> tuple[str, ...]:
-        hurt = engines.affected(row.as_is, by_layer)
-        return f"{row.as_is.kind}: {hurt}" if hurt else row.as_is.kind, clean(row.as_is.detail)
-
-    rows = merged(found.rows, lambda row: row.loader, cells)
-    note = f"{engines.MODEL} Computing with it: on {engines.where(found.platform)}."
-    return Table(
-        "What loaders make of the fused groups", ("loader", "versions", "as it is", "why"),
-        tuple((*names, *said) for *names, said in rows), note,
-    )  # fmt: skip
+def _notes(found: Inspection) -> Iterator[str]:
+    static = any(group.static_activations and not group.nvfp4 for group in found.groups)
+    notes = ((name, PROFILES[name].notes.get("static")) for name in (found.shown_profiles if static else ()))
+    yield from (f"Profile {name}: {note}" for name, note in notes if note)
+    others = (g.nvfp4 or g.experts or any(p.layout == "block" for p in g.partitions) for g in found.groups)
+    if found.platform is not None and any(others):
+        yield "What multiplies experts, NVFP4 and block scales was not run: of these, outcomes are about loading."
 
 
-def _converted(found: Inspection, profiles: Sequence[str]) -> Iterable[Table]:
-    """What a conversion with each profile would be served as."""
-    if not profiles:
-        return
-
-    def cells(row: LoaderRow) -> tuple[str, ...]:
-        outcomes = (row.converted[name] for name in profiles)
-        return tuple("refused" if each is None else each.kind for each in outcomes)
-
-    rows = merged(found.rows, lambda row: row.loader, cells)
-    columns = ("loader", "versions", *(f"profile {name}" for name in profiles))
-    every = " --groups all" if found.selection == "all" else ""
-    yield Table(
-        f"What they would make of it after rewrite convert{every}", columns,
-        tuple((*names, *said) for *names, said in rows), "Predicted, as above; nothing was converted.",
-    )  # fmt: skip
-
-
-def _kernels(found: Inspection, profiles: Sequence[str]) -> Iterable[tuple[str, str, tuple[str, ...]]]:
-    def cells(row: LoaderRow) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        states = [(row.as_is, row.kernels), *((row.converted[p], row.kernels_converted.get(p, ())) for p in profiles)]
-        return by_cards(
-            (
-                used.card,
-                tuple(
-                    "-" if outcome is None else engines.kernels(outcome.kind, kernels[number].families)
-                    for outcome, kernels in states
-                ),
-            )
-            for number, used in enumerate(row.kernels)
-        )
-
-    if not any(used.families for row in found.rows for used in row.kernels):
-        return
-    for name, versions, said in merged(found.rows, lambda row: row.loader, cells):
-        yield from ((name, versions, (cards, *each)) for cards, each in said)
+def _facts(found: Inspection, place: Place) -> Table:
+    rows = [
+        *facts_of(Side(place, found)),
+        ("fused groups", f"{len(found.groups):,} (--groups {found.selection})"),
+        ("engines compute on", engines.where(found.platform)),
+    ]
+    return Table("What it is", ("", "checkpoint"), tuple(rows))

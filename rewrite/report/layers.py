@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from rewrite.report.data import shorten
+from rewrite.report.page import shorten
 
 _Member = TypeVar("_Member")
 _NUMBER = re.compile(r"(?:^|\.)([0-9]{1,6})(?=\.|$)")
@@ -36,6 +36,14 @@ class Kind(Generic[_Member]):
     stack: str
     members: tuple[tuple[Position, _Member], ...]
     title: str  # for charts
+
+    def by_layer(self) -> Iterator[tuple[str, list[_Member]]]:
+        """The members of each layer, and a name for them."""
+        found: dict[int | None, list[_Member]] = {}
+        for place, member in self.members:
+            found.setdefault(place.layer, []).append(member)
+        for layer, members in found.items():
+            yield self.title if layer is None else f"{self.title}, layer {layer}", members
 
 
 def kinds(

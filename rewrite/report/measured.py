@@ -7,9 +7,9 @@ from statistics import median
 
 from rewrite.loaders.versions import LOADERS
 from rewrite.report import layers
-from rewrite.report.data import MOST_CHARTS, MOST_ROWS, LayerChart, Section, Table, clean, limited
-from rewrite.report.points import gather, merge
-from rewrite.verification.result import PartitionNumbers, Settings, Verification
+from rewrite.report.page import MOST_CHARTS, MOST_ROWS, LayerChart, Section, Table, clean, limited
+from rewrite.report.points import BAND, gather, merge
+from rewrite.verification.result import PartitionNumbers, Settings, Verification, worst
 from rewrite.wording import count, error
 
 WHERE = "`rewrite verify IN OUT --json` lists all of them under `numbers`"
@@ -47,7 +47,8 @@ def section(found: Verification) -> Section:
             f"Drawn: the {len(drawn)} kinds of layers with the largest errors, of {len(shown):,}. "
             "The tables have the others."
         )
-    return Section("Measured error", tuple(text), tuple(charts), tuple(_tables(found.numbers, shown)))
+    tables = (_largest_of_each(found.numbers), *_tables(found.numbers, shown))
+    return Section("Measured error", tuple(text), tuple(charts), tables)
 
 
 def _why_nothing(found: Verification) -> str:
@@ -64,6 +65,16 @@ def _largest(found: Verification) -> str:
     return f"Largest relative error of outputs, of {count(len(found.numbers), 'partition')}: {'; '.join(said)}."
 
 
+def _largest_of_each(numbers: Sequence[PartitionNumbers]) -> Table:
+    """Of all groups of a kind, for each partition the one that is furthest off."""
+    several = len({row.layer for row in numbers}) > 1
+    rows = tuple(
+        (clean(f"{r.layer} {r.partition}" if several and r.layer != r.partition else r.partition), *_cells(r))
+        for r in worst(numbers)
+    )
+    return Table("Largest relative error", ("partition", *_COLUMNS, "bound"), rows, _USED, numbers=1)
+
+
 def unfixed() -> str:
     """The versions with the fault of issue #38197."""
     loaders = [loader for loader in LOADERS if loader.fills_slot_zero_only]
@@ -72,17 +83,17 @@ def unfixed() -> str:
 
 def names(settings: Settings) -> tuple[str, str, str]:
     """What the three numbers of a row are of."""
-    return f"IN, {unfixed()}", "IN, fixed loaders", f"OUT, {_loader(settings)}"
+    return f"IN, {unfixed()}", "IN, fixed engines", f"OUT, {_loader(settings)}"
 
 
 def _loader(settings: Settings) -> str:
-    return "fixed loaders" if settings.loader == "fixed" else clean(settings.loader)
+    return "fixed engines" if settings.loader == "fixed" else clean(settings.loader)
 
 
 def _explained(settings: Settings) -> str:
     return (
         f"Relative error, norm(found - true) / norm(true) in float64, on {clean(settings.device)} (this run). "
-        f"{unfixed()} fills the scale slot of the first partition only; fixed loaders (vLLM from 0.20.0) fill every "
+        f"{unfixed()} fills the scale slot of the first partition only; fixed engines (vLLM from 0.20.0) fill every "
         "slot and requantize to the largest scale. True outputs are true weights times the activations: as quantized, "
         "where IN and OUT quantize them alike, else as they were before. No engine was started. 0 stands for less than "
         "10⁻¹²."
@@ -120,25 +131,25 @@ def _chart(title: str, kind: _Kind, picks: Sequence[_Pick], settings: Settings, 
     series = merge(each.series for each in gathered)
     if not series:
         return None
-    band = (
-        " Line: median of the groups of a layer; band: smallest to largest." if any(s.is_band for s in series) else ""
-    )
     odd = sum(each.odd for each in gathered)
     left_out = f" {count(odd, 'value')} not finite, and not drawn." if odd else ""
-    caption = f"Measured: {of}. Of each group the worst partition.{band}{left_out}"
+    caption = f"Measured: {of}. Of each group the worst partition. {BAND}{left_out}"
     return LayerChart(f"{title}, {kind.title}", "relative error", series, caption, zero=True)
 
 
-_COLUMNS = ("weights: IN before the fix", "IN fixed", "OUT", "outputs: IN before the fix", "IN fixed", "OUT")
+_USED = (
+    "Before: engines without the fix serve IN; fixed: those with it do. Bound: the largest difference of outputs over "
+    "what requantization explains; `-`: none is needed."
+)
+_COLUMNS = ("weights before", "fixed", "OUT", "outputs before", "fixed", "OUT")
 
 
 def _tables(numbers: Sequence[PartitionNumbers], shown: Sequence[_Kind]) -> Iterable[Table]:
     """A row for each partition of each group; where there are too many, one for each layer."""
     if len(numbers) <= MOST_ROWS:
-        used = "Bound used: the largest difference of outputs over what requantization explains; `-`: none is needed."
         each = tuple((clean(r.group), clean(r.partition), *_cells(r)) for r in numbers)
-        columns = ("group", "partition", *_COLUMNS, "bound used")
-        yield Table(f"Each partition: {count(len(each), 'row')}", columns, each, used, numbers=2, folded=True)
+        columns = ("group", "partition", *_COLUMNS, "bound")
+        yield Table(f"Each partition: {count(len(each), 'row')}", columns, each, _USED, numbers=2, folded=True)
         return
     rows, cut = limited([row for kind in shown for row in _layer_rows(kind)], WHERE)
     note = f"{len(numbers):,} partitions by layer: median and largest error of each layer. Each on its own: {WHERE}."
@@ -152,11 +163,8 @@ def _cells(row: PartitionNumbers) -> tuple[str, ...]:
 
 
 def _layer_rows(kind: _Kind) -> Iterable[tuple[str, ...]]:
-    by_layer: dict[int | None, list[PartitionNumbers]] = {}
-    for place, rows in kind.members:
-        by_layer.setdefault(place.layer, []).extend(rows)
-    for layer, found in by_layer.items():
-        name = kind.title if layer is None else f"{kind.title}, layer {layer}"
+    for name, members in kind.by_layer():
+        found = [row for rows in members for row in rows]
         columns = ([pick(row) for row in found] for pick in (*_WEIGHTS, *_OUTPUTS))
         cells = [error(value) for values in columns for value in (median(values), max(values))]
         yield (name, f"{len(found):,}", *cells)

@@ -9,6 +9,9 @@ from statistics import median
 
 from rewrite.wording import EXACT
 
+#: What a chart's caption says of layers that have several values.
+BAND = "Line: median of the groups of a layer; band: smallest to largest."
+
 
 @dataclass(frozen=True)
 class Point:

@@ -1,144 +1,153 @@
-"""Verification, and what IN and OUT are → :class:`~rewrite.report.data.Report`."""
+"""Verification, and what IN and OUT are → :class:`~rewrite.report.page.Page`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from rewrite.loaders.kernels import by_cards
-from rewrite.loaders.versions import LOADERS, Loader, merged
-from rewrite.report import engines, measured, predicted, scales
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.versions import LOADERS, Loader
+from rewrite.report import engines, measured, scales
 from rewrite.report.checkpoints import Side, facts_of
-from rewrite.report.data import Report, Section, Table, Verdict, clean, clean_lines, limited
+from rewrite.report.engines import Row
 from rewrite.report.names import Names
-from rewrite.report.run import Run
+from rewrite.report.page import Cell, Colored, Page, Run, Section, Table, Tone, again, clean, limited, present, whole
 from rewrite.verification.result import NOT_OPENED, Check, Served, Verification
 from rewrite.wording import count
 
+IN, OUT = "IN", "OUT"
 _JSON = "`rewrite verify IN OUT --json`"
+_ENGINES = {(loader.name, loader.versions): loader for loader in LOADERS}
 
 
-def report(found: Verification, source: Side, out: Side, profile: str, run: Run) -> Report:
-    """``profile``: what OUT was held to, in words."""
+def page(found: Verification, asked: Sequence[Loader] = (), *, brief: bool = False) -> Page:
+    """For a terminal: without what is read beside the verification, with the paths of this machine. ``brief``: the
+    closing line only. ``asked``: the engines that the answer is about."""
+    names = Names({})
+    if brief:
+        return _page(found, names, found.out, ())
+    answer = engines.answer(rows_of(found), OUT, asked) if found.loaders and asked else None
+    served = Section("What engines make of OUT", tables=(answer,), brief=True) if answer else None
+    sections = (_checks(found, names), served, measured.section(found), _engines(found), _files(found))
+    return _page(found, names, found.out, present(*sections))
+
+
+def report(found: Verification, source: Side, out: Side, profile: str, run: Run) -> Page:
+    """For others. ``profile``: what OUT was held to, in words."""
     names = Names({found.source: source.place.name, found.out: out.place.name})
-    verdicts = tuple(_verdict(check, names) for check in found.checks)
-    name = clean(out.place.name)
-    failed = [clean(check.name) for check in found.checks if check.verdict == "FAILED"]
-    left_out = tuple(clean(names.hide(each)) for each in found.not_checked)
-    word = "FAILED" if failed else "VERIFIED IN PART" if left_out else "VERIFIED"
     sections = (
-        scales.section(source.inspection.groups, "IN", f"{_inspect('IN', source)} lists every group")
-        if source.inspection
-        else _unread("Scales of IN", source),
-        *_of_out(out),
+        _checks(found, names),
+        _engines(found),
         measured.section(found),
-        predicted.between(source.inspection, out.inspection, {row.group for row in found.numbers}),
-        _loaders(found),
+        *(_scales(which, side) for which, side in ((IN, source), (OUT, out))),
+        Section("What was compared", tables=(_facts(found, source, out, profile),)),
         _files(found),
+        again(run),
     )
-    return Report(
-        title=f"Verification of {name}",
-        word=word,
-        state="bad" if failed else "part" if left_out else "good",
-        sentence=_sentence(name, failed, left_out),
-        facts=_facts(found, source, out, profile),
-        verdicts=verdicts,
-        not_checked=left_out,
-        sections=tuple(section for section in sections if section is not None),
-        command=run.command,
-        versions=run.versions,
-        remarks=run.remarks,
+    return _page(found, names, clean(out.place.name), present(*sections))
+
+
+def _page(found: Verification, names: Names, name: str, sections: tuple[Section, ...]) -> Page:
+    failed, left_out = _failed(found), left_out_of(found, names)
+    word = "FAILED" if failed else "VERIFIED IN PART" if left_out else "VERIFIED"
+    sentence = f"{name} FAILED: {', '.join(failed)}." if failed else f"{name} is verified."
+    if left_out:
+        sentence += f" Not checked: {', '.join(left_out)}."
+    tone: Tone = "bad" if failed else "part" if left_out else "good"
+    return Page(f"Verification of {name}", "", word, tone, sentence, sections, (*closing(found),))
+
+
+def closing(found: Verification) -> Iterator[Cell]:
+    """The verdict for a terminal: after the path one word, and what it is not about."""
+    failed = _failed(found)
+    yield whole(found.out) + ("" if failed else " is")
+    yield Colored("FAILED", f": {', '.join(failed)}.") if failed else Colored("verified", ".")
+    if found.not_checked:
+        yield f"Not checked: {', '.join(found.not_checked)}."
+
+
+def _failed(found: Verification) -> list[str]:
+    return [clean(check.name) for check in found.checks if check.verdict == "FAILED"]
+
+
+def left_out_of(found: Verification, names: Names) -> list[str]:
+    return [clean(names.hide(each)) for each in found.not_checked]
+
+
+def _checks(found: Verification, names: Names) -> Section:
+    rows = tuple(check_row(check, names) for check in found.checks)
+    problems = tuple(
+        (clean(check.name), clean("; ".join(map(str.strip, names.hide(problem).splitlines()))))
+        for check in found.checks
+        for problem in check.problems
     )
+    tables = [Table("Checks", ("check", "verdict", "what was found"), rows, labels=2)]
+    tables += [Table("Problems", ("check", "what is wrong"), problems)] if problems else []
+    return Section("Checks", tables=tuple(tables), brief=True)
 
 
-def _sentence(name: str, failed: Sequence[str], left_out: Sequence[str]) -> str:
-    if failed:
-        return f"{name} FAILED: {', '.join(failed)}."
-    return f"{name} is verified." + (f" Not checked: {', '.join(left_out)}." if left_out else "")
+def check_row(check: Check, names: Names) -> tuple[Cell, ...]:
+    left_out = f"; not checked: {check.left_out}" if check.left_out else ""
+    return clean(check.name), Colored(check.verdict), clean(names.hide(check.summary + left_out))
 
 
-def _verdict(check: Check, names: Names) -> Verdict:
-    problems = tuple(clean_lines(names.hide(problem)) for problem in check.problems)
-    return Verdict(
-        clean(check.name), check.verdict, clean(names.hide(check.summary)), problems, clean(names.hide(check.left_out))
-    )
-
-
-def _inspect(which: str, side: Side) -> str:
-    every = " --groups all" if side.inspection and side.inspection.selection == "all" else ""
-    return f"`rewrite inspect {which}{every} --json`"
-
-
-def _unread(title: str, side: Side) -> Section:
-    return Section(title, (f"Not known: {clean(side.reason)}.",))
-
-
-def _of_out(out: Side) -> Iterable[Section]:
-    if out.inspection is None:
-        yield _unread("Scales of OUT", out)
-        return
-    yield scales.section(out.inspection.groups, "OUT", f"{_inspect('OUT', out)} lists every group")
+def _scales(which: str, side: Side) -> Section:
+    if side.inspection is None:
+        return Section(f"Scales of {which}", (f"Not known: {clean(side.reason)}.",))
+    every = " --groups all" if side.inspection.selection == "all" else ""
+    return scales.section(side.inspection.groups, which, f"`rewrite inspect {which}{every} --json` lists every group")
 
 
 def _facts(found: Verification, source: Side, out: Side, profile: str) -> Table:
-    rows = list(facts_of(source, out))
-    rows.append(("held to", "", clean(profile)))
-    served = "loaders with the fix" if found.settings.loader == "fixed" else clean(found.settings.loader)
-    rows.append(("judged as served by", "", f"{served}; on {engines.where(found.settings.platform)}"))
-    return Table("What was compared", ("", "IN", "OUT"), tuple(rows))
+    served = (
+        "versions with the fix of issue #38197" if found.settings.loader == "fixed" else clean(found.settings.loader)
+    )
+    rows = [
+        *facts_of(source, out),
+        ("held to", "", clean(profile)),
+        ("judged as served by", "", f"{served}; on {engines.where(found.settings.platform)}"),
+    ]
+    return Table("What was compared", ("", IN, OUT), tuple(rows))
 
 
-def loader_of(row: Served) -> Loader:
-    """The loader of a row; one that only has its names where it is not among those that are known."""
-    known = engines.known(row.loader, row.versions)
-    return known or replace(LOADERS[0], name=row.loader, first=row.versions, last=row.versions)
+def rows_of(found: Verification) -> list[Row]:
+    """What each engine makes of IN and OUT."""
+    return [_row(each) for each in found.loaders]
 
 
-def _loaders(found: Verification) -> Section:
+def _row(each: Served) -> Row:
+    outcomes = {
+        IN: _outcome(each.before),
+        OUT: replace(_outcome(each.after), detail=each.detail, partitions=each.partitions),
+    }
+    return Row(_engine(each), outcomes, {IN: each.kernels_before, OUT: each.kernels_after})
+
+
+def _outcome(kind: str) -> Outcome:
+    return Outcome(kind)  # type: ignore[arg-type] # a kind in all but its type
+
+
+def _engine(each: Served) -> Loader:
+    """One that only has its names where it is not among those that are known."""
+    known = _ENGINES.get((each.loader, each.versions))
+    return known or replace(LOADERS[0], name=each.loader, first=each.versions, last=each.versions)
+
+
+def _engines(found: Verification) -> Section:
     title = "What engines make of it"
     if not found.loaders:
         reason = next((check.summary for check in found.checks if check.name == "loaders"), "")
         return Section(title, (f"Not known: {clean(reason)}.",))
-    by_layer = len({name.partition(".")[0] for row in found.loaders for name in row.partitions}) > 1
-
-    def cells(row: Served) -> tuple[str, ...]:
-        affected = engines.hurt(row.partitions, {}, by_layer)
-        return row.before, f"{row.after}: {affected}" if affected else row.after, clean(row.detail)
-
-    on = engines.where(found.settings.platform)
-    judged = (
-        f"OUT: as it is loaded, and `does not run` where it is known that the engine cannot compute with it on {on}. "
-        "IN: as it is loaded; computed with, too, by loaders that `--loader` or `--platform` asked for."
+    rows = rows_of(found)
+    note = (
+        f"{engines.MODEL} OUT: as it is loaded, and `does not run` where it is known that the engine cannot compute "
+        f"with it on {engines.where(found.settings.platform)}. IN: as it is loaded; computed with, too, by engines "
+        "that `--for` or `--platform` asked for."
     )
-    chart = engines.outcome_chart(
-        "Engines, before and after",
-        merged(found.loaders, loader_of, lambda row: (row.before, row.after)),
-        ("IN", "OUT"),
-        f"{engines.MODEL} {judged}",
-    )
-    rows = merged(found.loaders, loader_of, cells)
-    table = Table(
-        "What known loaders make of the fused groups",
-        ("loader", "versions", "IN", "OUT", "why OUT"),
-        tuple((*names, *said) for *names, said in rows),
-        engines.MODEL,
-    )
-    kernels = engines.kernel_table(_kernels(found.loaders), ("IN", "OUT"))
-    tables = (table, *([kernels] if kernels else []), engines.source_table(map(loader_of, found.loaders)))
-    return Section(title, (), (chart,) if chart else (), tables)
-
-
-def _kernels(rows: Iterable[Served]) -> Iterable[tuple[str, str, tuple[str, ...]]]:
-    run = [row for row in rows if any(row.kernels_before.values()) or any(row.kernels_after.values())]
-    for name, versions, said in merged(run, loader_of, _kernels_of):
-        yield from ((name, versions, (cards, *cells)) for cards, cells in said)
-
-
-def _kernels_of(row: Served) -> tuple[tuple[str, tuple[str, ...]], ...]:
-    sides = ((row.before, row.kernels_before), (row.after, row.kernels_after))
-    return by_cards(
-        (card, tuple(engines.kernels(kind, used.get(card, ())) for kind, used in sides)) for card in row.kernels_before
-    )
+    kernels = engines.kernel_table(rows)
+    table = engines.side_by_side(rows, "Before and after", note)
+    tables = (table, *([kernels] if kernels else []), engines.source_table(rows))
+    return Section(title, tables=tables)
 
 
 def _files(found: Verification) -> Section:
@@ -153,4 +162,4 @@ def _files(found: Verification) -> Section:
     total = len(found.digests)
     note = f"SHA-256 of each file of OUT, of the bytes that were compared. {cut}".strip()
     title = f"{count(total, 'file')} of OUT"
-    return Section("Files", (), (), (Table(title, ("file", "SHA-256"), rows, note, folded=total > 12, code=True),))
+    return Section("Files", tables=(Table(title, ("file", "SHA-256"), rows, note, folded=total > 12, code=True),))

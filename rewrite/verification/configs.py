@@ -7,13 +7,13 @@ second time: their rules are a few lines each.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 from rewrite.checkpoint.bounded_json import JsonFile
-from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.checkpoint import CONFIG_NAME, Checkpoint
 from rewrite.errors import ConfigError
 from rewrite.quantization.groups import is_table
 
@@ -49,7 +49,12 @@ class CompressedTensorsSchemes:
         import torch
         from compressed_tensors.quantization import QuantizationConfig
 
-        config = QuantizationConfig.model_validate(value)
+        try:
+            config = QuantizationConfig.model_validate(value)
+        except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:  # its validators'
+            raise ConfigError(
+                f"compressed-tensors cannot parse it: {str(error).splitlines()[0]}", where=CONFIG_NAME
+            ) from error
         self._targets = {target: scheme for scheme in config.config_groups.values() for target in scheme.targets}
         self._target_names, self._other_targets = _sorted_out(self._targets)
         self._ignored_names, self._other_ignored = _sorted_out(config.ignore or [])
@@ -60,7 +65,7 @@ class CompressedTensorsSchemes:
     def of_module(self, name: str) -> Found | None:
         """The scheme of a linear layer, or None."""
         found = self._raw(name)
-        return None if found is None or found.weights is None else _found(found)
+        return None if found is None else _found(found)
 
     def stated(self, name: str) -> dict[str, Any] | None:
         """All that the config says of a linear layer, but the targets that led to it."""
@@ -115,7 +120,8 @@ class OtherSchemes:
 
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
-        self._left_alone = [n for key in _LEFT_ALONE for n in value.get(key) or [] if isinstance(n, str)]
+        lists = (value.get(key) for key in LEFT_ALONE)
+        self._left_alone = [n for names in lists if isinstance(names, list) for n in names if isinstance(n, str)]
         self._exact = frozenset(self._left_alone)
         self._globs = [name for name in self._left_alone if set(name) & set("*?[")]
 
@@ -123,7 +129,7 @@ class OtherSchemes:
         """The scheme of a linear layer, or None."""
         algorithm = self.value.get("quant_algo")
         if algorithm == "MIXED_PRECISION":
-            layer = (self.value.get("quantized_layers") or {}).get(name)
+            layer = _objects(self.value, "quantized_layers").get(name)
             return None if layer is None else _of_algorithm(str(layer.get("quant_algo")).upper())
         if self.value.get("quant_method") == "fp8":
             if name in self._exact:
@@ -145,7 +151,8 @@ class QuarkSchemes:
 
     def __init__(self, value: dict[str, Any]) -> None:
         self._value = value
-        entries = [entry for entry in value.get("exclude") or [] if isinstance(entry, str)]
+        named = value.get("exclude")
+        entries = [entry for entry in named if isinstance(entry, str)] if isinstance(named, list) else []
         self._exact = frozenset(entries)
         self._globs = [entry for entry in entries if set(entry) & set("*?[")]
         self._patterns = [entry for entry in entries if entry.startswith("re:")]  # as engines read it
@@ -156,9 +163,10 @@ class QuarkSchemes:
             return None
         if any(_matches(pattern, name) for pattern in self._patterns):
             return None
-        by_class = (self._value.get("layer_type_quant_config") or {}).get("Linear")
-        stated = by_class or self._value.get("global_quant_config") or {}
-        for pattern, layer in (self._value.get("layer_quant_config") or {}).items():
+        by_class = _objects(self._value, "layer_type_quant_config").get("Linear")
+        of_all = self._value.get("global_quant_config")
+        stated = by_class or (of_all if isinstance(of_all, dict) else {})
+        for pattern, layer in _objects(self._value, "layer_quant_config").items():
             if fnmatchcase(name, pattern):
                 stated = layer
                 break
@@ -179,18 +187,29 @@ class QuarkSchemes:
         return "token" if inputs.get("qscheme") == "per_channel" else "dynamic"
 
 
-_LEFT_ALONE = ("ignore", "exclude_modules", "ignored_layers", "modules_to_not_convert")
+#: Lists of layers that are not quantized, of any dialect.
+LEFT_ALONE = ("ignore", "exclude_modules", "ignored_layers", "modules_to_not_convert", "exclude")
 Schemes = CompressedTensorsSchemes | QuarkSchemes | OtherSchemes
+
+
+def path_of(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+    """The keys that lead to the quantization part of config.json; None where it has none."""
+    return next((path for path in PLACES if isinstance(value_at(checkpoint.config.value, path), dict)), None)
+
+
+def value_at(value: Any, path: tuple[str, ...]) -> Any:
+    """What lies under these keys; None where there is nothing."""
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def quantization_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The quantization part that counts: config.json's, else ModelOpt's own file's, else none."""
-    for path in PLACES:
-        value: Any = checkpoint.config.value
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, dict):
-            return value
+    path = path_of(checkpoint)
+    if path is not None:
+        value: dict[str, Any] = value_at(checkpoint.config.value, path)
+        return value
     file = checkpoint.read_json(QUANT_FILE_NAME)
     return {} if file is None else stated_by(file)
 
@@ -227,14 +246,14 @@ def read_schemes(checkpoint: Checkpoint) -> Schemes:
     return QuarkSchemes(value) if value.get("quant_method") == "quark" else OtherSchemes(value)
 
 
-def dialect_key(value: dict[str, Any]) -> tuple[object, ...]:
+def dialect_key(value: Mapping[str, Any]) -> tuple[object, ...]:
     """Equal for configs of one dialect."""
     if _is_compressed_tensors(value):
         return ("compressed-tensors",)
     return value.get("quant_method"), value.get("quant_algo")
 
 
-def _is_compressed_tensors(value: dict[str, Any]) -> bool:
+def _is_compressed_tensors(value: Mapping[str, Any]) -> bool:
     method = value.get("quant_method")
     return method == "compressed-tensors" or (method is None and "config_groups" in value)
 
@@ -248,7 +267,9 @@ def _of_algorithm(name: str) -> Found:
     }.get(name, Found(name, "static", fp8=False))
 
 
-def _found(scheme: Any) -> Found:
+def _found(scheme: Any) -> Found | None:
+    if scheme.weights is None:
+        return None
     inputs = scheme.input_activations
     block = _pair(getattr(scheme.weights, "block_structure", None))
     fp8 = all(str(each.type) == "float" and each.num_bits == 8 for each in (scheme.weights, inputs) if each is not None)
@@ -261,6 +282,12 @@ def _activations_of(inputs: Any) -> Activations:
     if not inputs.dynamic:
         return "static"
     return "token" if str(inputs.strategy) == "token" else "dynamic"
+
+
+def _objects(value: dict[str, Any], key: str) -> dict[str, dict[str, Any]]:
+    """Those of the values under a key that are objects."""
+    stated = value.get(key)
+    return {name: each for name, each in stated.items() if isinstance(each, dict)} if isinstance(stated, dict) else {}
 
 
 def _pair(value: object) -> tuple[int, int] | None:

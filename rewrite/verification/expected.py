@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from rewrite.checkpoint.bounded_json import read_texts
 from rewrite.checkpoint.checkpoint import Checkpoint
@@ -28,19 +28,27 @@ class Expected:
 
     Layers with block scales are among them only where nothing may stay quantized: no other profile changes these."""
 
+    profile: str
     promise: Promise
     selection: Selection
     groups: tuple[FusedGroup, ...]
     forms: Mapping[str, frozenset[Form]]
     renamed: Mapping[str, str]  # old name → new name
     kv_dropped: bool  # the scales of the KV cache are gone, by choice or with all that is quantized
-    reshaped: frozenset[str] = frozenset()  # scales for each row, [N], that become [N, 1]: the same bytes
+    moved: frozenset[str] = frozenset()  # another name or shape, the same bytes: [N] that becomes [N, 1], KV scales
+    recomputed: frozenset[str] = frozenset()  # the same form, other bytes: NVFP4 scales, and what makes up for them
     packed: tuple[PackedLayer, ...] = ()  # fused NVFP4 layers with several global scales
+    required: Mapping[str, frozenset[Form]] = field(default_factory=dict)  # what a conversion must have changed
 
     def allows(self, old: TensorInfo, new: TensorInfo | None) -> bool:
         """Whether ``old`` may have become ``new``."""
         form = None if new is None else (new.dtype, new.shape)
         return form == (old.dtype, old.shape) or form in self.forms.get(old.name, ())
+
+    def unrepaired(self, out: Checkpoint) -> list[str]:
+        """The tensors that are not in OUT what the profile makes of them."""
+        found = ((name, forms, out.tensors.get(name)) for name, forms in self.required.items())
+        return [name for name, forms, new in found if (None if new is None else (new.dtype, new.shape)) not in forms]
 
 
 def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise]) -> Expected:
@@ -66,15 +74,28 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
         forms |= {name: frozenset({None}) for name in source.tensors if is_kv_scale(name)}
     for module in (module for group in groups for module in group.modules):
         forms |= _forms(module, promise)
+    required = {name: may for group in groups for name, may in _required(group, promise) if name in source.tensors}
     restated = _is_restated(source, out)
     renamed = dict(_renamed(source)) if restated and not kv_dropped else {}
     scalar = {old: frozenset({(source.tensors[old].dtype, (1,))}) for old in renamed}
     rows = {name: (info.dtype, (*info.shape, 1)) for name, info in _row_scales(source)} if restated else {}
     column = {name: frozenset({form}) for name, form in rows.items()}
     packed = unequal_layers(source) if promise.nvfp4 != "kept" else ()
-    for name, info in changeable(packed, promise).items():  # their form stays; their bytes are looked at one by one
-        forms[name] = frozenset({(info.dtype, info.shape)})
-    return Expected(promise, selection, groups, forms | scalar | column, renamed, kv_dropped, frozenset(rows), packed)
+    recomputed = frozenset(changeable(packed, promise))
+    moved = frozenset(rows) | renamed.keys()
+    return Expected(
+        profile,
+        promise,
+        selection,
+        groups,
+        forms | scalar | column,
+        renamed,
+        kv_dropped,
+        moved,
+        recomputed,
+        packed,
+        required,
+    )
 
 
 def is_kv_scale(name: str) -> bool:
@@ -191,3 +212,18 @@ def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:
     if promise.input_scale == "dropped":
         forms[f"{module.name}.input_scale"] = frozenset({None})
     return forms
+
+
+def _required(group: FusedGroup, promise: Promise) -> Iterator[tuple[str, frozenset[Form]]]:
+    """What must become of the tensors of a group: a layer of one partition has no scale that it shares, and a vector
+    of partitions is made where several of them share a module."""
+    partitions = [len(module.partitions) for module in group.modules]
+    if promise.scale == "channel" and not promise.every_layer and sum(partitions) == 1:
+        return
+    single = all(module.scale is not None and len(module.scale.shape) <= 1 for module in group.modules)
+    for module in group.modules:
+        if promise.scale == "partition" and not (single and len(partitions) > 1 and len(module.partitions) > 1):
+            continue
+        for name, forms in _forms(module, promise).items():
+            by_row = module.scale is not None and module.scale.shape == module.weight.shape[:1] != (1,)  # Quark's
+            yield name, forms | {(module.scale.dtype, module.scale.shape)} if by_row and module.scale else forms

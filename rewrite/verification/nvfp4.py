@@ -25,7 +25,7 @@ from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.promise import Promise
 from rewrite.quantization.groups import Partition
-from rewrite.verification.packed import Norm, PackedLayer, PackedModule, changeable, read_value
+from rewrite.verification.packed import Norm, PackedLayer, PackedModule, read_value
 from rewrite.verification.reading import Reading
 from rewrite.verification.sample import Sample
 from rewrite.verification.values import Bytes, Values, code_values, decode
@@ -42,20 +42,15 @@ def problems_of(
     promise: Promise,
     reading: Reading | None,
     sample: Sample,
-    *,
-    stated: bool,
 ) -> Iterator[str]:
     """What is wrong with the layers of OUT. ``reading``: what the pass over the files found of the codes; None: those
-    of ``sample`` are compared. ``stated``: OUT has a manifest, which names the profile of the promise. One that has
-    none may be a copy: a conversion that changes nothing writes no manifest."""
+    of ``sample`` are compared."""
     if promise.nvfp4 == "kept":
         return
     for layer in layers:
         for module in layer.modules:
             if _codes_differ(source, out, module, reading, sample):
                 yield f"{module.codes.name}: the codes differ"
-        if not stated and all(_same_bytes(source, out, info) for info in changeable((layer,), promise).values()):
-            continue
         yield from _problems_of_layer(layer, source, out, promise)
 
 
@@ -84,8 +79,8 @@ def _problems_of_layer(layer: PackedLayer, source: Checkpoint, out: Checkpoint, 
             return
     if layer.modules[0].input_scale is not None:
         yield from _widest_input(layer, source, out)
-    old = {module.name: _multiplier(source, module) for module in layer.modules}
-    new = _multiplier(out, layer.modules[0])
+    old = {module.name: multiplier(source, module) for module in layer.modules}
+    new = multiplier(out, layer.modules[0])
     if new not in old.values():
         yield f"{layer.name}: the global scale of OUT is that of none of its modules in IN"
         return
@@ -165,7 +160,7 @@ def _made_up(
             yield f"{info.name}: {ratio:.9g} times what it was, to make up for the layer before it {wanted:.9g}"
 
 
-def _multiplier(checkpoint: Checkpoint, module: PackedModule) -> float:
+def multiplier(checkpoint: Checkpoint, module: PackedModule) -> float:
     value = read_value(checkpoint, module.scale)
     return 1 / value if module.divides else value
 

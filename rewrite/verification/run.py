@@ -190,7 +190,7 @@ def _comparable(after: Checkpoint, expected: Expected, *, configs: bool) -> bool
         find_groups(after).select("all")
         if configs:
             read_schemes(after)
-    except (Refused, ValueError):  # ValueError: pydantic's, of a config that compressed-tensors cannot parse
+    except Refused:
         return False
     modules = (module for group in expected.groups for module in group.modules)
     infos = [info for module in modules for info in (module.weight, module.scale, module.input_scale) if info]

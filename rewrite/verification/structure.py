@@ -12,7 +12,7 @@ from rewrite.checkpoint.checkpoint import INDEX_NAME, Checkpoint, Shard
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Refused, RewriteError
 from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
-from rewrite.quantization.groups import FusedGroup
+from rewrite.quantization.groups import FusedGroup, find_groups
 from rewrite.verification.configs import (
     QUANT_FILE_NAME,
     CompressedTensorsSchemes,
@@ -24,8 +24,10 @@ from rewrite.verification.configs import (
     stated_by,
     states_kv_cache,
 )
-from rewrite.verification.expected import Expected, is_block, is_kv_scale
+from rewrite.verification.expected import Expected, has_blocks, is_block, is_kv_scale
+from rewrite.verification.record import record_problems
 from rewrite.verification.result import Check, judge
+from rewrite.verification.stated import stated_problems
 
 
 def check_structure(source: Checkpoint, out: Checkpoint, expected: Expected, *, configs: bool = True) -> Check:
@@ -38,6 +40,9 @@ def check_structure(source: Checkpoint, out: Checkpoint, expected: Expected, *, 
         *_stock_reader(out),
         *_same_tensors(source, out, expected),
         *_total_size(source, out),
+        *_unrepaired(out, expected),
+        *record_problems(source, out, expected),
+        *_stated(source, out, expected),
         *(_config(source, out, expected) if configs else ()),
         *_kv_cache(source, out, expected),
         *(_quantization_left(out) if expected.promise.nothing_quantized else ()),
@@ -87,6 +92,16 @@ def _same_tensors(source: Checkpoint, out: Checkpoint, expected: Expected) -> It
             yield f"{name}: {old.dtype} {list(old.shape)} became {new.dtype} {list(new.shape)}"
 
 
+def _unrepaired(out: Checkpoint, expected: Expected) -> Iterator[str]:
+    left = expected.unrepaired(out)
+    if left and len(left) == len(expected.required):
+        more = f"{left[0]} and {len(left) - 1} more are what they were"
+        yield f"nothing was repaired: {more}, profile {expected.profile} changes them"
+        return
+    changes = f"is what it was in IN, profile {expected.profile} changes it"
+    yield from (f"{name}: {changes}" for name in left if name in out.tensors)
+
+
 def _total_size(source: Checkpoint, out: Checkpoint) -> Iterator[str]:
     """What the index says of OUT. Where OUT is a copy, a wrong number of IN's comes along: no fault of OUT's."""
     metadata = _metadata(out)
@@ -101,6 +116,13 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
+def _stated(source: Checkpoint, out: Checkpoint, expected: Expected) -> list[str]:
+    try:
+        return list(stated_problems(source, out, expected))
+    except RewriteError as error:
+        return [f"{error.where}: {error.what}"]
+
+
 def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
     """Every module has the scheme of its tensors; the ones that were not converted have the scheme they had."""
     try:
@@ -112,17 +134,24 @@ def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator
     except RewriteError as error:
         yield f"{error.where}: {error.what}"
         return
-    except ValueError as error:  # pydantic's
-        yield f"config.json: compressed-tensors cannot parse it: {str(error).splitlines()[0]}"
-        return
     known = {problem for name, info in _matrices(source) for problem in _module_scheme(name, info, source, old)}
     for name, info in _matrices(out):
         # What IN's config says of a module that stays is no fault of OUT's.
         yield from (problem for problem in _module_scheme(name, info, out, new) if problem not in known)
     if isinstance(new, CompressedTensorsSchemes):
-        for group in expected.groups:
+        for group in _fused(source, expected):
             if not isinstance(old, CompressedTensorsSchemes) or not any(_fused_scheme(group, source, old)):
                 yield from _fused_scheme(group, out, new)  # what engines misread in IN already is no fault of OUT's
+
+
+def _fused(source: Checkpoint, expected: Expected) -> Iterator[FusedGroup]:
+    """The layers that engines fuse: converted ones, FP8 ones, and plain ones, which must stay so."""
+    yield from expected.groups
+    converted = {group.name for group in expected.groups}
+    for group in find_groups(source).whole:
+        fp8 = all(module.quantized and module.scale for module in group.modules) and not has_blocks(group)
+        if group.name not in converted and (fp8 or all(module.plain for module in group.modules)):
+            yield group
 
 
 def _kv_cache(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:

@@ -11,7 +11,15 @@ from rewrite.checkpoint.bounded_json import JsonFile
 from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME, Checkpoint, Shard
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Refused
-from rewrite.verification.configs import KV_CACHE, PLACES, QUANT_FILE_NAME, dialect_key, quantization_of, stated_by
+from rewrite.verification.configs import (
+    KV_CACHE,
+    PLACES,
+    QUANT_FILE_NAME,
+    dialect_key,
+    quantization_of,
+    stated_by,
+    value_at,
+)
 from rewrite.verification.expected import MANIFEST_NAME, Expected
 from rewrite.verification.reading import Reading
 from rewrite.verification.readme import carded
@@ -24,12 +32,10 @@ _MAY_CHANGE = {CONFIG_NAME, INDEX_NAME, QUANT_FILE_NAME, MANIFEST_NAME}
 def same_tensors(shard: Shard, out: Checkpoint, expected: Expected) -> Iterator[tuple[TensorInfo, TensorInfo]]:
     """The tensors of a shard of IN that must be the same bytes in OUT. Missing or reshaped ones are another check's."""
     for old in shard.header.tensors:
-        name = expected.renamed.get(old.name, old.name)
-        may_differ = old.name in expected.forms and old.name not in expected.reshaped
-        new = out.tensors.get(name)
-        if new is None or (may_differ and name == old.name):
+        new = out.tensors.get(expected.renamed.get(old.name, old.name))
+        if new is None or old.name in expected.recomputed or new.shard != shard.name or new.nbytes != old.nbytes:
             continue
-        if new.shard == shard.name and new.nbytes == old.nbytes:
+        if new.dtype == old.dtype and (new.shape == old.shape or old.name in expected.moved):
             yield old, new
 
 
@@ -65,8 +71,11 @@ def check_untouched(source: Checkpoint, out: Checkpoint, expected: Expected, rea
 
 
 def _files(source: Checkpoint, out: Checkpoint, shards: set[str], judged_apart: set[str]) -> Iterator[str]:
-    for name in source.files.keys() - out.files.keys():
-        if not _may_be_gone(name, source, out):
+    for name in source.files:
+        contradicts = _contradicts(name, source, out)
+        if name in out.files and contradicts:
+            yield f"{name}: contradicts the quantization that config.json states now, and must be gone"
+        elif name not in out.files and contradicts is False:
             yield f"{name}: missing"
     for name in out.files.keys() - source.files.keys() - {MANIFEST_NAME} - judged_apart:
         yield f"{name}: not in the source"
@@ -79,19 +88,22 @@ def _files(source: Checkpoint, out: Checkpoint, shards: set[str], judged_apart: 
             yield f"{shard.name}: the metadata differs"
 
 
-def _may_be_gone(name: str, source: Checkpoint, out: Checkpoint) -> bool:
-    """Files that contradict the config of OUT: ModelOpt's own, of another dialect, and AutoRound's copy."""
-    old, new = quantization_of(source), quantization_of(out)
-    if name == CONFIG_COPY_NAME:
-        return new != old
-    if name != QUANT_FILE_NAME:
+def _contradicts(name: str, source: Checkpoint, out: Checkpoint) -> bool | None:
+    """Whether a file states what config.json states no more: ModelOpt's own, of another dialect, or AutoRound's copy.
+    None: it does not say of which dialect it is, and may stay or be gone."""
+    if name not in (QUANT_FILE_NAME, CONFIG_COPY_NAME):
         return False
+    old, new = quantization_of(source), quantization_of(out)
+    if new == old or name == CONFIG_COPY_NAME:
+        return new != old
     try:
         file = source.read_json(QUANT_FILE_NAME)
-        stated = None if file is None else stated_by(file)
+        stated = old if file is None else stated_by(file)
     except Refused:
+        stated = old  # it states nothing
+    if dialect_key(new) != dialect_key(old) or dialect_key(new) == dialect_key(stated):
         return dialect_key(new) != dialect_key(old)
-    return stated is not None and dialect_key(new) != dialect_key(stated) and new != old
+    return None if stated.get("quant_algo") is None else True
 
 
 def _json_edits(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
@@ -115,7 +127,7 @@ def _json_edits(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iter
 def _without_quantization(file: JsonFile) -> str:
     """The config without the value that states the quantization; without its key, too, where it stands last."""
     value: dict[str, Any] = json.loads(file.text)
-    path = next((path for path in PLACES if isinstance(_at(value, path), dict)), None)
+    path = next((path for path in PLACES if isinstance(value_at(value, path), dict)), None)
     if path is not None:
         inner = value
         for key in path[:-1]:
@@ -131,16 +143,10 @@ def _without_any_quantization(file: JsonFile) -> str:
     """The config without the keys that state a quantization: OUT must have none of them, which structure asks."""
     value: dict[str, Any] = json.loads(file.text)
     for *parents, last in PLACES:
-        inner = _at(value, tuple(parents))
+        inner = value_at(value, tuple(parents))
         if isinstance(inner, dict) and isinstance(inner.get(last), dict):
             del inner[last]
     return json.dumps(value)
-
-
-def _at(value: Any, path: tuple[str, ...]) -> Any:
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
 
 
 def _without(keys: Iterable[str], file: JsonFile) -> str:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.quantization.dtypes import PLAIN_DTYPES
 from rewrite.quantization.groups import FusedGroup, Partition
-from rewrite.verification.expected import MANIFEST_NAME, Expected, in_checkpoint
+from rewrite.verification.expected import Expected, in_checkpoint
 from rewrite.verification.nvfp4 import problems_of
 from rewrite.verification.reader import Blocks, GroupReader, ScaleTable, StoredRows
 from rewrite.verification.reading import Reading, Rule
@@ -107,9 +107,7 @@ def check_weights(
                 different[module, partition.name] = tuple(found.rows)
                 whole = reading is not None or sample.covers(partition)
                 problems.append(f"{module}: {partition.name}, {found.of(partition, whole)}")
-    problems += problems_of(
-        expected.packed, source, out, expected.promise, reading, sample, stated=MANIFEST_NAME in out.files
-    )
+    problems += problems_of(expected.packed, source, out, expected.promise, reading, sample)
     whole = reading is not None or all(map(sample.covers, _partitions(expected)))
     left_out = "" if whole else "weights of other rows"
     return judge("weights", problems, _summary(expected, sample, whole), left_out), different

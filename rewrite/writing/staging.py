@@ -21,9 +21,12 @@ class Staging:
         self.out = root / "out"
         self.moving = root / "moving"  # exists from just before ``out`` is renamed to OUT
 
-    def make(self) -> None:
+    def make(self, *, alone: bool) -> None:
+        """The directories; ``alone``, what a killed writer left half written goes."""
         self.root.mkdir(exist_ok=True)
         self.out.mkdir(exist_ok=True)
+        for part in self.root.glob("part-*") if alone else ():
+            part.unlink()
 
     def was_moved_to(self, out: Path) -> bool:
         """Whether a run of this very plan was killed after OUT had become complete: nothing is left to do."""

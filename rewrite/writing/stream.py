@@ -36,10 +36,14 @@ def pieces_of(segments: Iterable[Segment], job: Job, source: Storage) -> Iterato
         check_unchanged(file.file_id, job.source, where)
 
 
+class SourceChanged(StorageError):
+    """A file of the source is not the one that was planned on."""
+
+
 def check_unchanged(found: FileId, expected: FileId, where: str) -> None:
-    """That a file is the one that was planned on. Raises :class:`StorageError`."""
+    """That a file is the one that was planned on. Raises :class:`SourceChanged`."""
     if found != expected:
-        raise StorageError(
+        raise SourceChanged(
             "A file of the checkpoint changed while it was converted",
             where=where,
             expected=expected.text,

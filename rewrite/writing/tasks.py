@@ -6,15 +6,15 @@ twice at the same time, wherever its worker died.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from uuid import uuid4
 
 from rewrite.checkpoint.local import LocalDirectory, io_errors
 from rewrite.checkpoint.storage import Storage
-from rewrite.errors import StorageError
 from rewrite.planning.jobs import Job, ShardPlan
 from rewrite.planning.manifest import ByteCounts
 from rewrite.progress import Counter, Stopped
@@ -22,21 +22,30 @@ from rewrite.writing.shard import Advance, copy_file, write_shard, write_streame
 from rewrite.writing.staging import Staging
 
 
+class Writer(Protocol):
+    """Writes single files of an output."""
+
+    def write(self, job: Job, advance: Advance) -> ByteCounts:
+        """One file. ``advance`` is called with the bytes just written; it may raise to stop."""
+
+    def write_alone(self, job: Job) -> ByteCounts:
+        """The same in another process, which counts for itself."""
+
+
 @dataclass(frozen=True)
 class Tasks:
-    """What all tasks of a conversion need. Picklable."""
+    """Writes into a staging directory. Picklable."""
 
     source: Storage
     staging: Path
     copy: bool
 
-    def write(self, job: Job, label: str, advance: Advance) -> ByteCounts:
-        """Write one file into the staging directory, unless it is there."""
+    def write(self, job: Job, advance: Advance) -> ByteCounts:
         staging = Staging(self.staging)
         if staging.holds(job.name, job.size):
             advance(job.size)
             return ByteCounts(kept=job.size)
-        with staging.new_file(job.name, label) as part:
+        with io_errors(self.staging), staging.new_file(job.name, uuid4().hex) as part:
             if not isinstance(self.source, LocalDirectory):
                 return write_streamed(job, self.source, part, advance)
             path = self.source.root / job.name
@@ -45,9 +54,7 @@ class Tasks:
             return copy_file(job, path, part, advance, copy=self.copy)
 
     def write_alone(self, job: Job) -> ByteCounts:
-        """As :meth:`write`, where others may write the same file at the same time: each under a name of its own."""
-        with io_errors(self.staging):
-            return self.write(job, uuid4().hex, lambda _: None)
+        return self.write(job, lambda _: None)
 
 
 def largest_first(jobs: Iterable[Job]) -> list[Job]:
@@ -66,11 +73,10 @@ def part_of(jobs: Iterable[Job], number: int, parts: int) -> list[Job]:
     return shares[number]
 
 
-def write_here(tasks: Tasks, jobs: Sequence[Job], workers: int, counter: Counter, prefix: str = "") -> ByteCounts:
-    """Write all ``jobs`` with threads. Temporary files begin with ``prefix``, where others write parts as well."""
+def write_here(writer: Writer, jobs: Iterable[Job], workers: int, counter: Counter) -> ByteCounts:
+    """Write all ``jobs`` with threads; the first error that is one ends all of them."""
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        ordered = largest_first(jobs)
-        futures = [pool.submit(tasks.write, job, f"{prefix}{i}", counter.advance) for i, job in enumerate(ordered)]
+        futures = [pool.submit(writer.write, job, counter.advance) for job in largest_first(jobs)]
         try:
             done, _ = wait(futures, return_when=FIRST_EXCEPTION)
             errors = [error for future in done if (error := future.exception())]
@@ -82,10 +88,10 @@ def write_here(tasks: Tasks, jobs: Sequence[Job], workers: int, counter: Counter
             pool.shutdown(cancel_futures=True)
 
 
-def write_by(executor: Executor, tasks: Tasks, jobs: Sequence[Job], counter: Counter) -> ByteCounts:
-    """Write all ``jobs`` with ``executor``, whose workers see the same directories under the same names."""
+def write_by(executor: Executor, writer: Writer, jobs: Iterable[Job], counter: Counter) -> ByteCounts:
+    """Write all ``jobs`` with ``executor``, whose workers see the same places under the same names."""
     futures: dict[Future[ByteCounts], Job] = {
-        executor.submit(tasks.write_alone, job): job for job in largest_first(jobs)
+        executor.submit(writer.write_alone, job): job for job in largest_first(jobs)
     }
     counts = ByteCounts()
     try:
@@ -95,19 +101,4 @@ def write_by(executor: Executor, tasks: Tasks, jobs: Sequence[Job], counter: Cou
     finally:
         for future in futures:
             future.cancel()
-    check_complete(jobs, tasks.staging, "the workers need the same directories, under the same names, as this machine")
     return counts
-
-
-def check_complete(jobs: Iterable[Job], staging: Path, hint: str) -> None:
-    """Raise :class:`StorageError` unless every file is staged."""
-    missing = [job.name for job in jobs if not Staging(staging).holds(job.name, job.size)]
-    if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise StorageError(
-            "Files of the output were not written",
-            where=str(staging),
-            expected="every file of the plan",
-            found="missing: " + ", ".join(missing[:5]) + more,
-            hint=hint,
-        )

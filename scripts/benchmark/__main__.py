@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import copying, filesystems, planning, remote, rescaling, verifying
+from benchmark import copying, filesystems, many, planning, remote, rescaling, verifying
 from benchmark.measure import ProgramFailed, can_drop_caches, machine, python, run
 
 
@@ -19,25 +19,7 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="rewrite-benchmark-", dir=options.dir))
     try:
         print(machine(work))
-        print(_caches(options.warm, cold))
-        if options.filesystems is not None:
-            _filesystems(options, work, cold)
-            return 0
-        if options.rescaling:
-            print(*rescaling.report(rescaling.measure(work, options.rounds, cold=cold, say=_say)), sep="\n")
-            return 0
-        if options.remote:
-            print(*remote.report(remote.measure(_make(options, work), work)), sep="\n")
-            return 0
-        if options.verify is not None:
-            cases = verifying.measure(
-                _make(options, work), work, options.verify or verifying.PROFILES, options.rounds, cold=cold, say=_say
-            )
-            print(*verifying.report(cases), sep="\n")
-            return 0
-        if not options.plan_only:
-            _copying(options, work, cold)
-        _planning(options, work, cold)
+        _measure(options, work, cold)
     except (copying.Disagreement, ProgramFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -49,6 +31,27 @@ def main() -> int:
     return 0
 
 
+def _measure(options: argparse.Namespace, work: Path, cold: bool) -> None:
+    if options.tensors:
+        print(*many.report(many.measure(work, options.rounds, say=_say)), sep="\n")
+        return
+    print(_caches(options.warm, cold))
+    if options.filesystems is not None:
+        _filesystems(options, work, cold)
+    elif options.rescaling:
+        print(*rescaling.report(rescaling.measure(work, options.rounds, cold=cold, say=_say)), sep="\n")
+    elif options.remote:
+        print(*remote.report(remote.measure(_make(options, work), work)), sep="\n")
+    elif options.verify is not None:
+        source, profiles = _make(options, work), options.verify or verifying.PROFILES
+        cases = verifying.measure(source, work, profiles, options.rounds, cold=cold, say=_say)
+        print(*verifying.report(cases), sep="\n")
+    else:
+        if not options.plan_only:
+            _copying(options, work, cold)
+        _planning(options, work, cold)
+
+
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/benchmark.sh", description=__doc__)
     parser.add_argument("--size-gb", type=float, default=4, help="size of the checkpoint, at least (default 4)")
@@ -56,6 +59,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where; decides the filesystem")
     parser.add_argument("--warm", action="store_true", help="with the source in the page cache, not with cold caches")
     parser.add_argument("--plan-only", action="store_true", help="only the planning of large checkpoints")
+    parser.add_argument(
+        "--tensors",
+        action="store_true",
+        help="instead: inspect and convert --dry-run of 307,793 tensors beside safe_open; next to no disk",
+    )
     parser.add_argument("--rescaling", action="store_true", help="instead: one global scale for fused NVFP4 layers")
     parser.add_argument(
         "--verify",

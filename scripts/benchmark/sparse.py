@@ -8,14 +8,13 @@ from __future__ import annotations
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from benchmark.qwen import PERIOD, Model, Tensor, moe, tensors
 from benchmark.shards import name_shards, write_side_files
-
-_ONE = b"\x80\x3f"  # a scale of 1.0 in BF16: a hole would read as 0, which is refused
 
 
 def main(directory: Path, shard_count: int, tensor_count: int) -> None:
@@ -47,7 +46,7 @@ def _write_shard(path: Path, shard: list[Tensor]) -> None:
         end = offset + tensor.nbytes
         document[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [offset, end]}
         if tensor.is_scale:
-            scales.append(offset)
+            scales.append((offset, _scale(tensor.name)))
         offset = end
     raw = json.dumps(document, separators=(",", ":")).encode()
     raw += b" " * (-len(raw) % 8)
@@ -55,8 +54,14 @@ def _write_shard(path: Path, shard: list[Tensor]) -> None:
         file.write(len(raw).to_bytes(8, "little") + raw)
         file.truncate(8 + len(raw) + offset)
         file.flush()
-        for start in scales:
-            os.pwrite(file.fileno(), _ONE, 8 + len(raw) + start)
+        for start, value in scales:
+            os.pwrite(file.fileno(), value, 8 + len(raw) + start)
+
+
+def _scale(name: str) -> bytes:
+    """In BF16: another one for each weight, 1.0 for all activations. A hole would read as 0, which is refused."""
+    bits = 0x3F80 if name.endswith("input_scale") else 0x3C00 | zlib.crc32(name.encode()) & 0x7F
+    return bits.to_bytes(2, "little")
 
 
 if __name__ == "__main__":

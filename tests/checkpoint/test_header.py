@@ -15,7 +15,15 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 
-from rewrite.checkpoint.header import Header, TensorInfo, build_header, parse_header, read_header
+from rewrite.checkpoint.header import (
+    Header,
+    TensorInfo,
+    _parse_any,
+    _parse_usual,
+    build_header,
+    parse_header,
+    read_header,
+)
 from rewrite.checkpoint.local import LocalFile, open_regular
 from rewrite.errors import HeaderError
 
@@ -171,6 +179,33 @@ def test_mutated_headers_are_judged_like_the_stock_reader(data: st.DataObject) -
         at = data.draw(st.integers(0, len(good) - 1))
         good[at] = data.draw(st.integers(0, 255))
     _differential(bytes(good))
+
+
+@given(st.data())
+def test_the_short_way_reads_what_the_long_way_reads(data: st.DataObject) -> None:
+    """Usual headers, and those that are one edit away from a usual one: the same header, or the long way is taken."""
+    good = bytearray(save({"a.1": torch.zeros(2, 3), "b": torch.zeros(5, dtype=torch.bfloat16)}, {"format": "pt"}))[8:]
+    text = bytes(good[: good.rindex(b"}") + 1])
+    assert _parse_usual(text.decode(), "x") == parse_header(text, "x")  # the short way is taken at all
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(text) - 1))
+        new = data.draw(st.sampled_from([bytes([c]) for c in b'{}[]",:0123456789ab \\'] + [b"", b'"a.1"', b'{"c":']))
+        text = text[:at] + new + text[at + 1 :]
+    try:
+        usual = _parse_usual(text.decode("latin-1"), "x")
+    except HeaderError:
+        usual = None  # the message of both
+    if usual is not None:
+        assert usual == _parse_any(text.decode("latin-1"), "x", b"")
+
+
+@pytest.mark.parametrize("metadata", ['{"a":1}', '{"a":{"b":"c"}}', '{"a":"b","a":"c"}', '{"a":null}'])
+def test_metadata_of_other_values_goes_the_long_way(metadata: str) -> None:
+    """It is refused there."""
+    text = f'{{"__metadata__":{metadata},"a":{{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}}}'
+    assert _parse_usual(text, "x") is None
+    with pytest.raises(HeaderError):
+        parse_header(text.encode(), "x")
 
 
 def _differential(data: bytes) -> None:

@@ -11,10 +11,12 @@ from click.testing import CliRunner, Result
 
 import rewrite
 from rewrite.cli.commands import main
-from rewrite.cli.inspection_text import render_inspection
-from rewrite.cli.layout import plain
-from rewrite.inspection.advice import LEAST_CHANGE, Advice, advise, repair_command
+from rewrite.cli.terminal import page_lines
+from rewrite.inspection.advice import Advice, advise, repair_command
+from rewrite.inspection.inspection import LEAST_CHANGE
 from rewrite.loaders.outcome import Outcome
+from rewrite.report import inspected
+from rewrite.report.checkpoints import Place
 from tests.support import FIXTURES, unfolded
 
 VL = FIXTURES / "llmcompressor-qwen3_5-vl"
@@ -91,7 +93,7 @@ def test_where_no_profile_serves_all_the_others_are_named() -> None:
     inspection = rewrite.inspect_checkpoint(FIXTURES / "modelopt-qwen3_5-mixed")
     advice = advise(inspection, rewrite.LOADERS)
     assert advice == Advice(True, "bf16", ("SGLang 0.5.9 to 0.5.14", "transformers 5.17.0+"))
-    said = unfolded(run("inspect", FIXTURES / "modelopt-qwen3_5-mixed").stdout)
+    said = unfolded(run("inspect", FIXTURES / "modelopt-qwen3_5-mixed", "--all-engines").stdout)
     assert "Repaired for all but SGLang 0.5.9 to 0.5.14, transformers 5.17.0+, with the least change, by:" in said
     nobody = advise(inspection, chosen("transformers"))
     assert nobody == Advice(True, None, ("transformers 5.17.0+",))
@@ -110,8 +112,10 @@ def test_where_loaders_need_different_profiles_none_is_named() -> None:
     advice = advise(made_up, [first.loader, second.loader])
     assert advice == Advice(True, None, ())
     assert repair_command(made_up, advice) is None
-    shown = plain(render_inspection(replace(inspection, idle=()), made_up.rows, advice, None, 80))
-    assert unfolded(shown).endswith("No one profile is exact in all of these. Some help, see the table.")
+    asked = [first.loader, second.loader]
+    page = inspected.page(replace(made_up, idle=()), asked, advice, None, Place("model", "a directory"))
+    shown = " ".join(line.plain for line in page_lines(page, 80))
+    assert unfolded(shown).endswith("No one profile is exact in all of these. The table shows what each one gives.")
 
 
 def test_inspect_judges_by_the_platform(exact: Path) -> None:
@@ -120,18 +124,19 @@ def test_inspect_judges_by_the_platform(exact: Path) -> None:
     assert stopped.exit_code == 1
     assert "vLLM 0.17.0+ does not run (its kernel cannot take one scale" in unfolded(stopped.stdout)
     assert stopped.stdout.endswith(f"\n  rewrite convert {exact} OUT --profile dynamic\n")
-    assert "on rocm (gfx942, gfx950)" in stopped.stdout
+    more = run("inspect", exact, "--for", "vllm", "--platform", "rocm", "-v")
+    assert "on rocm (gfx942, gfx950)" in unfolded(more.stdout)
 
 
 def test_kernels_are_shown_before_and_after() -> None:
-    lines = run("inspect", VL, "--platform", "sm100").stdout.splitlines()
-    start = lines.index("What multiplies these layers there:")
-    assert lines[start + 1] == "vLLM  0.17.0+  sm100"
-    assert lines[start + 2].split("  ", 2) == ["", "FlashInfer or CUTLASS", " " * 10 + "as it is"]
+    lines = run("inspect", VL, "--platform", "b200", "-v").stdout.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("Kernels used for these layers, by GPU: "))
+    at = lines.index("vLLM  0.17.0+  sm100", start)
+    assert lines[at + 1].split("  ", 2) == ["", "FlashInfer or CUTLASS", " " * 10 + "as it is"]
 
 
 def test_json_has_all_of_it() -> None:
-    shown = json.loads(run("inspect", VL, "--json", "--platform", "sm90").stdout)
+    shown = json.loads(run("inspect", VL, "--json", "--platform", "h100", "--all-engines").stdout)
     assert shown["platform"] == "sm90"
     command = f"rewrite convert {VL} OUT --profile dynamic"
     advice = {"needed": True, "profile": "dynamic", "unserved": [], "alternatives": [], "command": command}
@@ -181,9 +186,9 @@ def test_several_platforms_are_the_worst_of_all(exact: Path) -> None:
     assert kinds(exact, "sm90,rocm")["SGLang 0.5.23+"] == "exact"
     # What stops is known, whatever else is not.
     assert kinds(exact, "cpu,rocm")["SGLang 0.5.17"] == "does not run"
-    result = run("inspect", VL, "--loader", "vllm", "--platform", "cuda", "--platform", "rocm")
+    result = run("inspect", VL, "--loader", "vllm", "--platform", "cuda", "--platform", "rocm", "-v")
     assert "on cuda, rocm (sm89, sm90, sm100, sm120, gfx942, gfx950)" in unfolded(result.stdout)
-    assert result.stdout.endswith(" OUT --profile dynamic\n")
+    assert " OUT --profile dynamic\n" in result.stdout
 
 
 def test_versions_before_the_first_run_on_a_platform_are_noted() -> None:
@@ -197,14 +202,14 @@ def test_versions_before_the_first_run_on_a_platform_are_noted() -> None:
 
 def test_what_was_not_run_is_noted() -> None:
     """Kernels of experts and of NVFP4: outcomes are about loading."""
-    note = "note: what multiplies experts, NVFP4 and block scales was not run"
+    note = "What multiplies experts, NVFP4 and block scales was not run"
     for name in ("llmcompressor-qwen3_5-nvfp4", "llmcompressor-qwen3_5-moe"):
-        assert note in unfolded(run("inspect", FIXTURES / name, "--groups", "all").stdout)
-    assert note not in unfolded(run("inspect", VL, "--groups", "all").stdout)
+        assert note in unfolded(run("inspect", FIXTURES / name, "--groups", "all", "-v").stdout)
+    assert note not in unfolded(run("inspect", VL, "--groups", "all", "-v").stdout)
 
 
 def test_the_command_that_is_named_converts_what_was_looked_at() -> None:
-    assert run("inspect", VL, "--groups", "all").stdout.endswith(" OUT --profile dynamic --groups all\n")
+    assert run("inspect", VL, "--groups", "all").stdout.endswith(" OUT --profile exact --groups all\n")
 
 
 def test_other_versions_that_serve_it_better_as_it_is() -> None:

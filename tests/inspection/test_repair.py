@@ -41,7 +41,7 @@ def named(*words: object) -> tuple[list[str] | None, list[str]]:
 def test_the_command_that_is_named_repairs(name: str, groups: str, tmp_path: Path) -> None:
     """For the very loaders: of OUT, only those that were named as unserved are affected."""
     for number, loaders in enumerate(LOADERS):
-        options = [word for loader in loaders for word in ("--loader", loader)]
+        options = [word for loader in loaders for word in ("--for", loader)] or ["--all-engines"]
         command, unserved = named(FIXTURES / name, "--groups", groups, *options)
         if command is None:
             continue
@@ -92,7 +92,7 @@ def test_names_are_quoted_for_a_shell(name: str, tmp_path: Path, monkeypatch: py
 def test_a_name_that_cannot_be_shown_is_not(tmp_path: Path) -> None:
     place = tmp_path / "evil\x1b[2J\nname"
     shutil.copytree(VL, place)
-    assert named(place)[0] == ["rewrite", "convert", "IN", "OUT", "--profile", "dynamic"]
+    assert named(place)[0] == ["rewrite", "convert", "IN", "OUT", "--profile", "exact"]
 
 
 def test_no_command_where_no_profile_is_advised() -> None:

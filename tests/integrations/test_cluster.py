@@ -56,7 +56,7 @@ def _die_once(flag: Path, tasks: Tasks, job: Job) -> ByteCounts:
         os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
     except FileExistsError:
         return tasks.write_alone(job)
-    return tasks.write(job, f"killed-{os.getpid()}", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    return tasks.write(job, lambda _: os.kill(os.getpid(), signal.SIGKILL))
 
 
 class _Deadly(Executor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shlex
 import shutil
@@ -297,6 +298,46 @@ def test_a_file_that_is_not_the_listed_one_is_refused(
     change(hub)
     with pytest.raises(StorageError, match="not the one of the commit"):
         rewrite.open_checkpoint(storage)
+
+
+def test_a_model_that_was_renamed(hub: HubStub, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub redirects, within itself: the same is read. To another host no token goes."""
+    hub.add("org/new", text)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    real = HubStub.answer
+
+    def renamed(self: HubStub, request: Request) -> Reply:
+        if "/old/" not in request.path:
+            return real(self, request)
+        query = f"?{request.query}" if request.query else ""
+        return Reply(307, b"", {"Location": request.path.replace("/old/", "/new/") + query})
+
+    monkeypatch.setattr(HubStub, "answer", renamed)
+    assert rewrite.inspect_checkpoint("org/old").groups == rewrite.inspect_checkpoint(text).groups
+    assert hub.cdn is not None
+    elsewhere = hub.cdn.url
+    monkeypatch.setattr(HubStub, "answer", lambda self, request: Reply(307, b"", {"Location": f"{elsewhere}/x"}))
+    assert run("inspect", "org/old").exit_code == 4
+    assert hub.cdn.requests
+    assert not [request for request in hub.cdn.requests if "authorization" in request.headers]
+
+
+@pytest.mark.parametrize("what", ["/resolve/", "/api/"])
+def test_answers_that_are_compressed(hub: HubStub, text: Path, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though we ask for none of it: a list is read all the same, a range is refused."""
+    monkeypatch.setattr("rewrite.integrations.http.ATTEMPTS", 1)
+    hub.add("org/model", text)
+    real = HubStub.answer
+
+    def compressed(self: HubStub, request: Request) -> Reply:
+        reply = real(self, request)
+        if what in request.path and reply.status in (200, 206):
+            reply.body, reply.headers["Content-Encoding"] = gzip.compress(reply.body), "gzip"
+        return reply
+
+    monkeypatch.setattr(HubStub, "answer", compressed)
+    result = run("inspect", "org/model")
+    assert result.exit_code == (4 if what == "/resolve/" else 1)
 
 
 def test_redirects_without_an_end(hub: HubStub, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,61 @@ def test_parts_keep_the_rules(copies: bool, plans: int) -> None:
     assert most > 100
 
 
+def _alternating(changes: int, weight: int, longer: int = 0) -> ShardPlan:
+    """Weights of ``weight`` bytes, every other one ``longer``, with a scale of two bytes changed between them."""
+    position, segments = 0, list[Segment]()
+    for number in range(changes):
+        length = weight + longer * (number % 2)
+        segments += [Fill(b"ab", 1), Copy(position, length)]
+        position += length + 2
+    return ShardPlan("x", FileId(position, 0), b"h" * 1000, tuple(segments))
+
+
+@pytest.mark.parametrize(
+    ("changes", "weight", "longer"),
+    [
+        (4999, 11 << 20, 0),  # all are copied
+        (5100, 11 << 20, 0),
+        (9600, 10_500_000, 1),
+        (20_000, 12 << 20, 100 << 20),
+        (400_000, MIN_PART, 1),
+        (MAX_OBJECT // (100 << 20) - 1, 100 << 20, 0),
+    ],
+)
+def test_many_places_that_change_still_fit(changes: int, weight: int, longer: int) -> None:
+    """10,000 parts at most: the shortest ranges are uploaded where their copies would be too many, and no others."""
+    plan = _alternating(changes, weight, longer)
+    runs = plan_parts(plan, copies=True)
+    sizes = list(numbered_sizes(runs).values())
+    assert len(sizes) <= MAX_PARTS
+    assert sum(sizes) == plan.size
+    assert all(MIN_PART <= size <= MAX_PART for size in sizes[:-1])
+    assert content(runs) == flat([Fill(plan.header, 1), *plan.segments])
+    if changes * 2 > MAX_PARTS and weight > 2 * MIN_PART and changes < MAX_PARTS // 2 + 1000:
+        copied = sum(run.size for run in runs if isinstance(run, CopyPart))
+        assert copied > 0.4 * plan.size  # a few ranges are given up, not all of them
+        assert len(sizes) > MAX_PARTS - 4
+
+
+@pytest.mark.parametrize("limit", [4, 7, 50, 200])
+def test_any_limit_of_parts(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of drawn plans; where a limit cannot be kept, that is said while planning."""
+    monkeypatch.setattr("rewrite.integrations.s3_parts.MAX_PARTS", limit)
+    kept = 0
+    for seed in range(300):
+        plan = draw(random.Random(seed))
+        try:
+            sizes = list(numbered_sizes(plan_parts(plan, copies=True)).values())
+        except ValueError as refused:
+            assert "parts of an object" in str(refused)
+            continue
+        kept += 1
+        assert len(sizes) <= limit, seed
+        assert sum(sizes) == plan.size, seed
+        assert all(size >= MIN_PART for size in sizes[:-1]), seed
+    assert kept > 100
+
+
 def test_what_the_store_copies_is_nearly_all() -> None:
     """Of a shard with scales among gigabytes of weights: 5 MiB for every place where something changed."""
     gib = 1 << 30

@@ -105,8 +105,8 @@ def test_an_upload_goes_on_where_it_stopped(
 ) -> None:
     """Parts are listed, kept, and not sent again."""
     with monkeypatch.context() as patch:
-        patch.setattr(s3_write._Upload, "complete", _killed)
-        patch.setattr(s3_write._Upload, "abort", lambda self: None)
+        patch.setattr(s3_write.Upload, "complete", _killed)
+        patch.setattr(s3_write.Upload, "abort", lambda self: None)
         with pytest.raises(StorageError, match="killed"):
             rewrite.convert(large, f"s3://{bucket}/out", workers=1)
     left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]

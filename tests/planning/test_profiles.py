@@ -86,7 +86,8 @@ def test_every_profile_verifies(profile: str, selection: Any, any_fixture: Path,
         assert tree(tmp_path / "out") == tree(any_fixture)
     found = rewrite.verify(any_fixture, tmp_path / "out", device="cpu", tokens=16)
     problems = [problem for check in found.checks for problem in check.problems]
-    assert found.ok, problems
+    assert found.ok or not manifest.changed, problems
+    assert found.ok == (manifest.changed or not has_work(any_fixture.name, "exact", "qkvz")), problems
     again = rewrite.convert(tmp_path / "out", tmp_path / "again", profile=profile, selection=selection)
     assert not again.changed
     assert tree(tmp_path / "out") == tree(tmp_path / "again")
@@ -114,7 +115,8 @@ def test_every_family_in_every_dialect_verifies(
     manifest = rewrite.convert(source, tmp_path / "out", profile=profile, selection="all")
     assert manifest.changed == has_work(name, profile, "all")
     found = rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4)
-    assert found.ok, [problem for check in found.checks for problem in check.problems]
+    problems = [problem for check in found.checks for problem in check.problems]
+    assert found.ok == (manifest.changed or not has_work(name, "exact", "qkvz")), problems
     rewrite.convert(FIXTURES / name, tmp_path / "stock", profile=profile, selection="all")
     assert raw_tensors(tmp_path / "out") == raw_tensors(tmp_path / "stock")
 
@@ -340,7 +342,9 @@ def test_a_dequantized_module_that_a_config_still_lists_is_found(fixture: str, n
     found = rewrite.verify(source, out, device="cpu", tokens=4)
     (structure,) = [check for check in found.checks if check.verdict == "FAILED"]
     assert structure.name == "structure"
-    assert f"{name}: model.language_model.layers.0.linear_attn.in_proj_qkv has a scheme" in structure.problems[0]
+    assert f"{name}: model.language_model.layers.0.linear_attn.in_proj_qkv has a scheme" in "\n".join(
+        structure.problems
+    )
 
 
 def test_mixed_precision_keeps_a_layer(copy_of: Callable[[str], Path]) -> None:
@@ -498,7 +502,9 @@ def test_a_wrong_scale_of_the_kv_cache_is_found(tmp_path: Path) -> None:
     def problems(tensors: dict[str, Any]) -> dict[str, str]:
         write_shard(out / "model.safetensors", tensors, format="pt")
         found = rewrite.verify(source, out, device="cpu", tokens=4)
-        return {check.name: check.problems[0] for check in found.checks if check.verdict == "FAILED"}
+        # The manifest names the sizes of shards.
+        said = {c.name: [p for p in c.problems if not p.startswith("rewrite_manifest.json")] for c in found.checks}
+        return {name: each[0] for name, each in said.items() if each}
 
     assert problems(good) == {}
     assert old in problems({**good, new: ("F32", (1,), struct.pack("<f", 0.5))})["untouched"]
@@ -538,7 +544,7 @@ def test_the_fp8_dialect(profile: str, activations: str, copy: Path, tmp_path: P
     edit_json(copy / "config.json", quantization_config=value)
     assert rewrite.convert(copy, tmp_path / "out", profile=profile).changed == (profile != "rescaled")
     found = rewrite.verify(copy, tmp_path / "out", device="cpu", tokens=4)
-    assert found.ok, [problem for check in found.checks for problem in check.problems]
+    assert found.ok == (profile != "rescaled"), [problem for check in found.checks for problem in check.problems]
 
 
 @pytest.mark.parametrize("scale", [0.001, 1.0, 3.7e-5, 1e30])

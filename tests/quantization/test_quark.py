@@ -176,8 +176,8 @@ def test_two_fp8_schemes_become_two_groups() -> None:
 
 @pytest.mark.parametrize("profile", rewrite.PROFILES)
 def test_every_profile_converts_and_is_verified(profile: str, source: Path, tmp_path: Path) -> None:
-    rewrite.convert(source, tmp_path / "out", profile=profile, selection="all")
-    assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok
+    changed = rewrite.convert(source, tmp_path / "out", profile=profile, selection="all").changed
+    assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok == changed
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     if profile == "dequantized":
         assert "quantization_config" not in config
@@ -229,8 +229,8 @@ def test_static_activations_without_input_scales(profile: str, tmp_path: Path) -
     inspection = rewrite.inspect_checkpoint(source)
     assert any("without an input_scale (37 layers)" in finding.what for finding in inspection.findings)
     if profile in ("portable", "dequantized", "rescaled"):  # the last one leaves FP8 layers as they are
-        rewrite.convert(source, tmp_path / "out", profile=profile)
-        assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok
+        changed = rewrite.convert(source, tmp_path / "out", profile=profile).changed
+        assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok == changed
         return
     with pytest.raises(Refused, match="without an input_scale") as caught:
         rewrite.convert(source, tmp_path / "out", profile=profile)

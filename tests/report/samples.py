@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import cache
 
-from rewrite.inspection.advice import advise
+from rewrite.inspection.advice import advise, repair_command
 from rewrite.inspection.findings import Finding
 from rewrite.inspection.inspection import Inspection, LoaderRow
 from rewrite.loaders.versions import LOADERS
 from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
 from rewrite.report import inspected, verified
 from rewrite.report.checkpoints import Place, Side
-from rewrite.report.data import Report
-from rewrite.report.run import Run
+from rewrite.report.page import Page, Run
 from rewrite.verification.result import Check, PartitionNumbers, Served, Settings, Verification
 
 HOSTILE = (
@@ -68,7 +67,7 @@ def verification(rows: tuple[PartitionNumbers, ...], **changes: object) -> Verif
     return Verification(**values)  # type: ignore[arg-type]
 
 
-def of_verification(found: Verification, source: Inspection | None, out: Inspection | None = None) -> Report:
+def of_verification(found: Verification, source: Inspection | None, out: Inspection | None = None) -> Page:
     sides = [
         Side(Place(name, "a directory"), each, "" if each else "it cannot be opened")
         for name, each in (("in", source), ("out", out))
@@ -76,9 +75,9 @@ def of_verification(found: Verification, source: Inspection | None, out: Inspect
     return verified.report(found, sides[0], sides[1], "profile exact, groups qkvz", RUN)
 
 
-def of_inspection(found: Inspection) -> Report:
+def of_inspection(found: Inspection) -> Page:
     advice = advise(found, LOADERS)
-    return inspected.report(found, found.affected(LOADERS), advice, Place("model", "a directory"), RUN)
+    return inspected.page(found, LOADERS, advice, repair_command(found, advice), Place("model", "a directory"), RUN)
 
 
 def many(layers: int, experts: int) -> Iterator[tuple[GroupView, tuple[PartitionNumbers, ...]]]:
@@ -108,7 +107,7 @@ def _gate_and_up(size: int, apart: int) -> tuple[PartitionView, ...]:
     return tuple(PartitionView(name, f"an expert's {name}", 64, "tensor", each) for name, each in scales.items())
 
 
-def large(layers: int = 60, experts: int = 10_000) -> tuple[Verification, Inspection]:
+def large(layers: int = 60, experts: int = 2_000) -> tuple[Verification, Inspection]:
     pairs = list(many(layers, experts))
     groups = tuple(each for each, _ in pairs)
     rows = tuple(row for _, found in pairs for row in found)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from rewrite.report import page
+from rewrite.report import render
 from tests.report import samples
 from tests.report.browser import CHROMIUM, Browser, running
 from tests.report.test_page import verified
@@ -53,7 +53,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "inspected": samples.of_inspection(source),
     }
     for name, report in reports.items():
-        (folder / f"{name}.html").write_text(page.html(report), encoding="utf-8")
+        (folder / f"{name}.html").write_text(render.html(report), encoding="utf-8")
     return {name: folder / f"{name}.html" for name in reports}
 
 

@@ -8,9 +8,8 @@ from xml.etree import ElementTree as ET
 import matplotlib as mpl
 import pytest
 
-from rewrite.loaders.outcome import SEVERITY
 from rewrite.report import charts
-from rewrite.report.data import MOST_SERIES, Change, Chart, LayerChart, OutcomeChart
+from rewrite.report.page import MOST_SERIES, LayerChart
 from rewrite.report.points import Point, Series
 from tests.report.samples import HOSTILE
 
@@ -25,7 +24,7 @@ def flat(name: str, *values: float) -> Series:
     return Series(name, tuple(Point(i, value, value, value) for i, value in enumerate(values)))
 
 
-SAMPLES: dict[str, Chart] = {
+SAMPLES: dict[str, LayerChart] = {
     "two": layers(flat("q, k, v", 7e-4, 6e-4, 5e-4), flat("z", 1e-4, 1e-4, 1e-4)),
     "one layer": layers(flat("q", 1e-4)),
     "equal": layers(flat("q", 1.0, 1.0)),
@@ -35,8 +34,6 @@ SAMPLES: dict[str, Chart] = {
     "band": layers(Series("up", tuple(Point(i, 0.1, 0.2, 0.4, 9) for i in range(60)))),
     "band of one layer": layers(Series("up", (Point(7, 0.1, 0.2, 0.4, 9),))),
     "many": layers(*(flat(f"series {i}", 1.0 + i, 2.0 + i) for i in range(8))),
-    "outcomes": OutcomeChart("Engines", tuple(Change(k, k, "exact") for k in SEVERITY), ("IN", "OUT"), ""),
-    "as it is": OutcomeChart("Engines", (Change("vLLM", "garbled", None),), ("as it is", "converted"), ""),
 }
 
 
@@ -46,7 +43,7 @@ def words(svg: bytes) -> list[str]:
 
 @pytest.mark.parametrize("chart", SAMPLES.values(), ids=SAMPLES)
 @pytest.mark.parametrize("panel", [True, False])
-def test_the_same_data_gives_the_same_bytes(chart: Chart, panel: bool) -> None:
+def test_the_same_data_gives_the_same_bytes(chart: LayerChart, panel: bool) -> None:
     """Whatever the settings of the machine; without a time; in colors that the page knows."""
     one = charts.draw(chart, "chart-1", panel=panel)
     with mpl.rc_context({"font.size": 30, "text.usetex": True, "svg.fonttype": "path", "lines.color": "red"}):
@@ -86,12 +83,6 @@ def test_zero_is_named_on_a_log_axis() -> None:
     assert "0" in said
     assert "100" in said
     assert "1" not in words(charts.draw(SAMPLES["zeros"], "c", panel=False))[2:]
-
-
-def test_outcomes_are_words() -> None:
-    """Every kind is written below the axis."""
-    said = " ".join(words(charts.draw(SAMPLES["outcomes"], "c", panel=False)))
-    assert all(kind in said for kind in SEVERITY)
 
 
 def test_an_element_of_a_page_has_names_of_its_own() -> None:

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from rewrite.report.data import MOST_ROWS, clean, limited, shorten
 from rewrite.report.layers import Position, kinds, position
 from rewrite.report.names import Names
+from rewrite.report.page import MOST_ROWS, clean, limited, shorten
 from rewrite.report.points import Point, Series, gather, merge
 from rewrite.report.scales import section
 from tests.report.samples import group

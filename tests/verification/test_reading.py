@@ -157,7 +157,7 @@ def test_a_wrong_scale_of_any_row_fails_weights_and_outputs(row: int, tall: Path
     raw[4 * row : 4 * row + 4] = struct.pack("<f", 1.0)
     replace_tensor(tall_out, f"{Z}.weight_scale", bytes(raw))
     problems = failed(rewrite.verify(tall, tall_out, device="cpu", rows=16))
-    assert problems.keys() == {"weights", "outputs"}
+    assert problems.keys() >= {"weights", "outputs"}
     assert f"{Z}: z, 1 of 512 rows differ" in problems["weights"]
 
 
@@ -215,7 +215,7 @@ def test_digests_exclude_quick(vl: Path, tmp_path: Path) -> None:
     result = run(vl, vl, "--quick", "--digest")
     assert result.exit_code == 2
     assert "every byte of OUT" in result.stderr
-    assert run(vl, vl, "--quick", "--report", tmp_path / "report.md").exit_code == 0
+    assert run(vl, vl, "--quick", "--report", tmp_path / "report.md").exit_code == 1  # nothing was repaired
     assert "SHA-256 of the files: not noted; --quick" in (tmp_path / "report.md").read_text()
 
 
@@ -257,7 +257,7 @@ def test_weights_only_says_what_it_left_out(vl: Path, tmp_path: Path) -> None:
     assert "index and headers agree" in result.stdout
     name = next(name for name in rewrite.open_checkpoint(out).tensors if name.endswith("norm.weight"))
     _flip(out, name, 0, 0)
-    assert f"{name} differs at byte 0" in run(vl, out, "--weights-only").stdout
+    assert f"{name} differs at byte 0" in unfolded(run(vl, out, "--weights-only").stdout)
 
 
 def test_a_file_that_changes_while_it_is_read_is_no_verdict(vl: Path, tmp_path: Path) -> None:
@@ -283,7 +283,8 @@ def test_an_interrupted_run_says_what_it_has_shown(vl: Path, tmp_path: Path, mon
     monkeypatch.setattr(running, "check_weights", interrupt)
     result = run(vl, tmp_path / "out")
     assert result.exit_code == 130
-    assert "Completed: structure ok, untouched ok. The other checks were not: OUT is not verified." in result.stderr
+    said = "Completed: structure ok, untouched ok. The remaining checks did not run: OUT is not verified."
+    assert said in result.stderr
     monkeypatch.setattr(running, "check_structure", interrupt)
     assert "No check was completed" in run(vl, tmp_path / "out").stderr
 

@@ -57,12 +57,13 @@ def remount(path: Path, options: str) -> None:
     subprocess.run(["mount", "-o", f"remount,{options}", path], check=True)
 
 
+@pytest.mark.filesystems
 @pytest.mark.parametrize("option", ["size={}k", "nr_inodes={}"])
 def test_a_disk_that_is_full_at_any_stage(
     option: str, source: Path, disk: Path, expected: dict[str, bytes], monkeypatch: Any
 ) -> None:
     """Filled by somebody else after we had looked: ENOSPC wherever it strikes, then space is made and it goes on."""
-    monkeypatch.setattr(publish.Publication, "_check_space", lambda *_: None)
+    monkeypatch.setattr(publish.DirectoryOutput, "check_room", lambda *_: None)
     before, out, failed, room = tree(source), disk / "out", 0, 1
     while True:
         remount(disk, "size=1m,nr_inodes=100")
@@ -85,6 +86,7 @@ def test_a_disk_that_is_full_at_any_stage(
     assert tree(source) == before
 
 
+@pytest.mark.filesystems
 def test_a_disk_that_is_too_small_is_refused_at_once(text: Path, disk: Path) -> None:
     """By the numbers, before the first byte."""
     remount(disk, "size=64k")
@@ -93,6 +95,7 @@ def test_a_disk_that_is_too_small_is_refused_at_once(text: Path, disk: Path) -> 
     assert not (disk / "out").exists()
 
 
+@pytest.mark.filesystems
 def test_a_read_only_disk(source: Path, disk: Path, expected: dict[str, bytes]) -> None:
     """Said with its errno; once it can be written to, it works."""
     remount(disk, "ro")

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from rewrite import Conversion
 from rewrite.cli.commands import main
 from rewrite.errors import StorageError, UsageError
 from rewrite.planning.manifest import ByteCounts
-from rewrite.writing.publish import Publication
+from rewrite.planning.segments import Copy, Dequantize, Fill, Lookup
+from rewrite.writing.publish import DirectoryOutput
 from rewrite.writing.tasks import Tasks, part_of
 from tests.support import tree, unfolded
 from tests.writing.interruptions import before_call, count_calls, fork, kill_self, leftovers
@@ -207,7 +209,7 @@ def test_an_out_of_somebody_else_is_not_taken_for_ours(planned: Conversion, text
 
 def test_while_a_conversion_runs_no_part_does(planned: Conversion) -> None:
     """And the other way round: the lock is held alone, or shared by parts."""
-    publication = Publication(planned.plan, rewrite.open_storage(planned.source), Path(planned.out))
+    publication = DirectoryOutput(planned.plan, rewrite.open_storage(planned.source), planned.out)
     seen: list[ByteCounts] = []
 
     def meanwhile(_done: int, _total: int) -> None:
@@ -255,6 +257,112 @@ def test_a_file_that_is_no_plan_is_refused(planned: Conversion, tmp_path: Path, 
     result = run("run", path, "--part", "0/1")
     assert result.exit_code == 4
     assert "not a plan of `rewrite plan`" in result.stderr
+
+
+EDITS: dict[str, Any] = {
+    "out": "/elsewhere", "overwrite": True, "copy": True, "create_pr": True, "created": "yesterday", "in": "/elsewhere",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", EDITS)
+def test_every_field_of_a_plan_is_in_its_digest(planned: Conversion, tmp_path: Path, field: str) -> None:
+    """An output that was changed, with leave to replace it, would remove another directory."""
+    path, precious = tmp_path / "plan.json", tmp_path / "precious"
+    precious.mkdir()
+    (precious / "data").write_text("x")
+    planned.save(path)
+    value = json.loads(path.read_text())
+    assert value.keys() == {"kind", "version", "digest", "plan", *EDITS}
+    value[field] = str(precious) if field == "out" else EDITS[field]
+    if field == "out":
+        value["overwrite"] = True
+    path.write_text(json.dumps(value))
+    for words in (("run", path, "--part", "0/1"), ("finish", path)):
+        result = run(*words)
+        assert result.exit_code == 4
+        assert "changed" in result.stderr
+    assert tree(precious) == {"data": b"x"}
+
+
+def test_a_plan_that_replaces_needs_to_be_told_what(text: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
+    """A file with a digest of its own may say anything: the user says what may be removed."""
+    path, precious = tmp_path / "plan.json", tmp_path / "precious"
+    precious.mkdir()
+    (precious / "data").write_text("x")
+    rewrite.plan_conversion(text, precious, overwrite=True).save(path)
+    for words in (("run", path, "--part", "0/1"), ("finish", path)):
+        assert run(*words).exit_code == 2
+        assert "another output" in run(*words, tmp_path / "out").stderr
+    assert tree(precious) == {"data": b"x"}
+    assert run("run", path, precious, "--part", "0/1").exit_code == 0
+    assert run("finish", path, precious).exit_code == 0
+    assert tree(precious) == whole
+
+
+def test_an_out_on_the_command_line_is_that_of_the_plan(planned: Conversion, tmp_path: Path) -> None:
+    """Or nothing is written."""
+    path = tmp_path / "plan.json"
+    planned.save(path)
+    for words in (("run", path, tmp_path / "other", "--part", "0/1"), ("finish", path, tmp_path / "other")):
+        result = run(*words)
+        assert result.exit_code == 2
+        assert "The plan has another output" in result.stderr
+    assert [found.name for found in tmp_path.iterdir()] == ["plan.json"]
+    assert run("run", path, f"{planned.out}/", "--part", "0/1").exit_code == 0
+
+
+def _names(name: str) -> Any:
+    return lambda plan: replace(plan, texts=(*plan.texts, replace(plan.texts[0], name=name)))
+
+
+def _first(**fields: Any) -> Any:
+    return lambda plan: replace(plan, shards=(replace(plan.shards[0], **fields), *plan.shards[1:]))
+
+
+ODD_PLANS = {
+    **{
+        f"text {name!r}": _names(name)
+        for name in ("/abs", "../up", "a/../../b", "a//b", "", ".", "a/", "x\0y", "..\\up", "config.json/x")
+    },
+    "copy": lambda plan: replace(plan, copies=(replace(plan.copies[0], name="../secret"), *plan.copies)),
+    "shard": _first(name="../../shard"),
+    "left out": lambda plan: replace(plan, left_out=(replace(plan.copies[0], name="/etc/passwd"),)),
+    "twice": lambda plan: replace(plan, copies=(*plan.copies, plan.copies[0])),
+    "the manifest": _names("rewrite_manifest.json"),
+    "beyond the source": _first(segments=(Copy(0, 1 << 60),)),
+    "before the source": _first(segments=(Copy(-5, 5),)),
+    "nothing repeated": _first(segments=(Fill(b"", 1),)),
+    "a short table": _first(segments=(Lookup(0, 1, (b"ab",) * 255),)),
+    "scales beyond": _first(segments=(Dequantize(0, 2, 2, (1, 1), 1 << 60, "F32", "BF16"),)),
+    "no block": _first(segments=(Dequantize(0, 2, 2, (0, 1), 0, "F32", "BF16"),)),
+    "a file less": lambda plan: replace(plan, copies=plan.copies[1:]),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_PLANS)
+def test_a_plan_writes_one_output_and_nothing_else(planned: Conversion, tmp_path: Path, kind: str) -> None:
+    """Whoever edits a plan can compute its digest. Refused before a byte is written, also from Python."""
+    path, odd = tmp_path / "plan.json", replace(planned, plan=ODD_PLANS[kind](planned.plan))
+    odd.save(path)
+    for words in (("run", path, "--part", "0/1"), ("finish", path)):
+        result = run(*words)
+        assert result.exit_code == 4, result.output
+        assert "not made by `rewrite plan`" in result.stderr
+    with pytest.raises(StorageError, match="not made by"):
+        odd.run_part(0, 1)
+    with pytest.raises(StorageError, match="not made by"):
+        rewrite.publish_plan(odd.plan, planned.source, Path(planned.out))
+    assert [found.name for found in tmp_path.iterdir()] == ["plan.json"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("overwrite", "yes"), ("copy", 1), ("created", 5), ("out", "out"), ("out", ""), ("in", 5)]
+)
+def test_fields_have_their_types(planned: Conversion, tmp_path: Path, field: str, value: Any) -> None:
+    """And OUT is an absolute path."""
+    path = tmp_path / "plan.json"
+    replace(planned, **{"source" if field == "in" else field: value}).save(path)
+    assert run("run", path, "--part", "0/1").exit_code == 4
 
 
 def test_the_commands(text: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:

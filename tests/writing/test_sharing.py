@@ -20,7 +20,7 @@ from rewrite.errors import StorageError
 from tests.support import replace_tensor, tree
 from tests.writing.interruptions import before_call, converter, count_calls, fork, kill_self, leftovers
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filesystems]
 WEIGHT = "model.layers.0.mlp.up_proj.weight"
 WEIGHT_SIZE = 8 << 20
 

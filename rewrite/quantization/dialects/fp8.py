@@ -6,6 +6,7 @@ blocks (``weight_block_size``, DeepSeek-V3's format), which no loader gets wrong
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 from rewrite.errors import ConfigError
@@ -32,10 +33,13 @@ class Fp8:
         self.value = value
         self._key = "modules_to_not_convert" if "modules_to_not_convert" in value else "ignored_layers"
         self._ignored = strings(value.get(self._key) or [], f"{_WHERE}.{self._key}")
+        self._names = frozenset(self._ignored)  # lists of 10,000 names are real
 
     def scheme(self, module: str) -> Scheme | None:
-        if module in self._ignored:
-            return None
+        return None if module in self._names else self._scheme
+
+    @cached_property
+    def _scheme(self) -> Scheme:
         if block := self.value.get("weight_block_size"):
             text = "FP8 weights per block, dynamic activations"
             return Scheme("FP8", "block", "dynamic", text, block=block_shape(block))

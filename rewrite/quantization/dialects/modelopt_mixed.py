@@ -43,12 +43,11 @@ class ModelOptMixed:
                 found=layers,
             )
         self._algorithms = {name: layer["quant_algo"].upper() for name, layer in layers.items()}
+        self._schemes = {algorithm: _scheme(algorithm) for algorithm in set(self._algorithms.values())}
 
     def scheme(self, module: str) -> Scheme | None:
         algorithm = self._algorithms.get(module)
-        if algorithm is None:
-            return None
-        return _SCHEMES.get(algorithm, Scheme(algorithm, None, "static", f"{algorithm} weights"))
+        return None if algorithm is None else self._schemes[algorithm]
 
     def as_compressed_tensors(self, _layers: Layers) -> NoReturn:
         raise Unsupported(
@@ -81,6 +80,10 @@ class ModelOptMixed:
                 hint="quantize the model again without these layers",
             )
         return ModelOptMixed(value)
+
+
+def _scheme(algorithm: str) -> Scheme:
+    return _SCHEMES.get(algorithm, Scheme(algorithm, None, "static", f"{algorithm} weights"))
 
 
 def _states_algorithm(layer: object) -> bool:

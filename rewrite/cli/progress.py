@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import rewrite
+from rewrite.integrations.remote import RemoteStorage
 
 
 @contextmanager
@@ -16,30 +17,47 @@ def progress_bar(quiet: bool) -> Iterator[Bar]:
     if quiet or not sys.stderr.isatty():
         yield Bar()
         return
-    from tqdm import tqdm  # 20 ms that a run without a terminal need not pay
+    from rich import progress as rich  # 20 ms that a run without a terminal need not pay
+    from rich.console import Console
 
-    with tqdm(total=0, unit="B", unit_scale=True, leave=False, file=sys.stderr) as bar:
-        yield Bar(bar)
+    columns = (
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.DownloadColumn(),
+        rich.TransferSpeedColumn(),
+    )
+    with rich.Progress(*columns, rich.TimeRemainingColumn(), console=Console(stderr=True), transient=True) as shown:
+        yield Bar(shown)
+
+
+@contextmanager
+def reading_bar(storage: rewrite.Storage) -> Iterator[None]:
+    """A bar of the bytes that came over a network, on a terminal."""
+    with progress_bar(quiet=not isinstance(storage, RemoteStorage)) as bar:
+        show = bar.show
+        if show is not None and isinstance(storage, RemoteStorage):
+            storage.traffic.watch = lambda done: show(done, 0)
+        yield
 
 
 class Bar:
     """A bar in bytes with the name of what is done, or nothing. ``show`` is the Progress of a call; None for none."""
 
-    def __init__(self, bar: Any = None) -> None:
-        self._bar = bar
-        self.show: rewrite.Progress | None = None if bar is None else self._show
+    def __init__(self, shown: Any = None) -> None:
+        self._shown = shown
+        self._task = None if shown is None else shown.add_task("", total=None)
+        self.show: rewrite.Progress | None = None if shown is None else self._show
 
     def _show(self, done: int, total: int) -> None:
-        self._bar.total = total or None
-        self._bar.update(done - self._bar.n)
+        self._shown.update(self._task, completed=done, total=total or None)
 
     def name(self, doing: str) -> None:
         """Say what is done from now on."""
-        if self._bar is not None:
-            self._bar.set_description(doing)
+        if self._shown is not None:
+            self._shown.update(self._task, description=doing)
 
 
-class Shown:
+class Completed:
     """The checks of a verification that have their verdict: what a run that is interrupted can say."""
 
     def __init__(self) -> None:
@@ -59,4 +77,4 @@ class Shown:
         if not self._checks:
             return "No check was completed: OUT is not verified."
         said = ", ".join(f"{check.name} {check.verdict}" for check in self._checks)
-        return f"Completed: {said}. The other checks were not: OUT is not verified."
+        return f"Completed: {said}. The remaining checks did not run: OUT is not verified."

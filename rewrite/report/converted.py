@@ -1,65 +1,60 @@
-"""Plans and conversions as text for people. Pure: the command line prints what these return."""
+"""Plan and conversion → :class:`~rewrite.report.page.Page`."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from rewrite.checkpoint.checkpoint import Checkpoint
-from rewrite.cli.layout import Line, Span, line, paragraph, path
-from rewrite.cli.outcomes import GOOD
-from rewrite.cli.tables import table
-from rewrite.planning.manifest import ByteCounts, GroupChange, Manifest, PartitionChange
+from rewrite.planning.manifest import ByteCounts, GroupChange, Manifest
 from rewrite.planning.plan import Plan
 from rewrite.planning.profiles import PROFILES
 from rewrite.quantization.kv_cache import kv_cache_scales
+from rewrite.report.page import Cell, Colored, Page, Section, Table, number, whole
 from rewrite.wording import count, nbytes
 
 _NOTHING = "Nothing to do: no fused group shares a scale."
 
 
-def render_plan(plan: Plan, checkpoint: Checkpoint, width: int) -> list[Line]:
+def _page(headline: str, sections: Iterable[Section] = (), closing: tuple[Cell, ...] = ()) -> Page:
+    return Page("Conversion", headline, "", "", "", tuple(sections), closing)
+
+
+def planned(plan: Plan, headline: str) -> Page:
     """What a conversion would do: the groups with the scale of each partition, and what is written."""
     manifest = plan.manifest
-    lines = paragraph(_headline(checkpoint), width)
-    lines += [each for note in manifest.notes for each in paragraph(f"note: {note}", width)]
+    notes = Section("Notes", tuple(f"note: {note}" for note in manifest.notes), brief=True)
     if not manifest.changed:
-        return [*lines, *paragraph(f"{_NOTHING} The output would equal the input.", width)]
-    lines += [line(), *_group_table(manifest.groups, width), line()]
+        return _page(headline, [notes], (f"{_NOTHING} The output would equal the input.",))
+    groups = Section("Scales", tables=tuple(_group_tables(manifest.groups)), brief=True)
     size = f"{nbytes(plan.size)} ({nbytes(plan.shareable)} can be shared, not copied, where the filesystem can)"
-    return [*lines, *paragraph(f"Would write {size}: {_what_changes(manifest)}.", width)]
+    return _page(headline, [notes, groups], (f"Would write {size}: {_what_changes(manifest)}.",))
 
 
-def render_conversion(manifest: Manifest, out: str, seconds: float, width: int) -> list[Line]:
+def converted(manifest: Manifest, out: str, seconds: float) -> Page:
     """The closing lines of a conversion."""
     size = nbytes(sum(file.size for file in manifest.files))
     how = f"{seconds:.1f} s{_how(manifest.counts)}"
     if not manifest.changed:
-        return paragraph([f"{_NOTHING} ", path(out), f" equals the input ({size}, {how})."], width)
-    private = "A new model on the hub is private until you change that on its page."
-    return [
-        *paragraph([Span("Converted", GOOD), f": {_what_changes(manifest)}."], width),
-        *paragraph([path(out), f": {size} in {how}."], width),
-        *(paragraph(private, width) if out.startswith("hf://") else []),
-    ]
+        return _page("", (), (f"{_NOTHING} {whole(out)} equals the input ({size}, {how}).",))
+    private = ("A new model on the hub is private until you change that on its page.",)
+    said = (f"{whole(out)}: {size} in {how}.", *(private if out.startswith("hf://") else ()))
+    what = Colored("Converted", f": {_what_changes(manifest)}.")
+    return _page("", [Section("", (what, *said), brief=True)])
 
 
-def render_planned(plan: Plan, file: str, width: int) -> list[Line]:
+def plan_written(plan: Plan, file: str) -> Page:
     """That a plan was written, and what comes next."""
     size = f"{nbytes(plan.size)} in {count(len(plan.jobs), 'file')} that can be written in parts"
     what = _what_changes(plan.manifest) if plan.manifest.changed else "nothing to do, all files come along as they are"
     named = shlex.quote(file)  # a person copies these
     runs = f"`rewrite run {named} --part I/N` for each I from 0 to N - 1"
-    return [
-        *paragraph([path(file), f": {size}; {what}."], width),
-        *paragraph(f"Next: {runs}, then `rewrite finish {named}`.", width),
-    ]
+    return _page(f"{whole(file)}: {size}; {what}.", (), (f"Next: {runs}, then `rewrite finish {named}`.",))
 
 
-def render_part(part: tuple[int, int], counts: ByteCounts, seconds: float, width: int) -> list[Line]:
+def part_written(part: tuple[int, int], counts: ByteCounts, seconds: float) -> Page:
     """The closing line of a part."""
     size = counts.shared + counts.copied + counts.written + counts.kept
-    return paragraph(f"Part {part[0]}/{part[1]}: {nbytes(size)} in {seconds:.1f} s{_how(counts)}.", width)
+    return _page("", (), (f"Part {part[0]}/{part[1]}: {nbytes(size)} in {seconds:.1f} s{_how(counts)}.",))
 
 
 def _how(counts: ByteCounts | None) -> str:
@@ -73,30 +68,17 @@ def _how(counts: ByteCounts | None) -> str:
     return f"; {ways}{kept}{network if counts.read or counts.sent != 0 else ''}"
 
 
-def _headline(checkpoint: Checkpoint) -> list[str | Span]:
-    model = checkpoint.config.value.get("model_type", "unknown model type")
-    shards, tensors = count(len(checkpoint.shards), "shard"), count(len(checkpoint.tensors), "tensor")
-    return [path(str(checkpoint.storage)), f": {model}, {shards}, {tensors}, {nbytes(checkpoint.nbytes)}"]
-
-
-def _group_table(groups: Iterable[GroupChange], width: int) -> list[Line]:
-    """A row for each group, a column for each partition; a new heading where the partitions have other names."""
-    tables: dict[tuple[str, ...], list[list[str]]] = {}
+def _group_tables(groups: Iterable[GroupChange]) -> Iterator[Table]:
+    """A row for each group, a column for each partition; a table of its own where the partitions have other names."""
+    tables: dict[tuple[str, ...], list[tuple[Cell, ...]]] = {}
     for group in groups:
         partitions = [p for module in group.modules for p in module.partitions]
         if not partitions:
             continue  # its scales were explicit already
         names = tuple(p.name for p in partitions) if len(partitions) > 1 else ("",)
-        tables.setdefault(names, []).append([group.name, *map(_scale, partitions)])
-    lines: list[Line] = []
+        tables.setdefault(names, []).append((group.name, *(number(p.scale) for p in partitions)))
     for names, rows in tables.items():
-        head = ["scale of each partition", *names]
-        lines += [line(), *table(rows, width, head=[head], right=range(1, len(head)))]
-    return lines[1:]
-
-
-def _scale(partition: PartitionChange) -> str:
-    return "-" if partition.scale is None else f"{partition.scale:.4g}"
+        yield Table("Scales", ("scale of each partition", *names), tuple(rows), numbers=1)
 
 
 def _what_changes(manifest: Manifest) -> str:

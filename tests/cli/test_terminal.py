@@ -1,4 +1,4 @@
-"""Lines of a given width: paragraphs, tables flat, folded and in blocks; what a terminal gets, and what a pipe."""
+"""A page on a terminal: paragraphs, tables flat, folded and as lists; what a terminal gets, and what a pipe."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.text import Text
 
-import rewrite
 from rewrite.cli.commands import main
-from rewrite.cli.layout import Cell, Span, longest_word, paint, paragraph, path, plain, wide
-from rewrite.cli.tables import table
+from rewrite.cli.terminal import page_lines, table_lines
+from rewrite.errors import printable
+from rewrite.report.page import Cell, Colored, Page, Section, Table, whole
 from tests.support import FIXTURES, README, edit_json, raw_tensors, unfolded, write_shard
 
 NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
@@ -30,61 +32,47 @@ VL = FIXTURES / "llmcompressor-qwen3_5-vl"
 _CODE = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def shown(rows: Sequence[Sequence[Cell]], width: int, **options: object) -> str:
-    return plain(table(rows, width, **options))  # type: ignore[arg-type]
+def plain(lines: Sequence[Text]) -> str:
+    return "\n".join(line.plain for line in lines)
 
 
-HEAD = [["name", "as it is", "--profile exact", "--profile bf16", "why"]]
-ROWS = [["first", "garbled", "exact", "exact", "a reason that takes some words"], ["second", "-", "-", "exact", ""]]
+def shown(rows: Sequence[Sequence[Cell]], width: int, head: Sequence[str], **how: int) -> str:
+    return plain(table_lines(Table("", tuple(head), tuple(map(tuple, rows)), **how), width))  # type: ignore[arg-type]
+
+
+def paragraph(text: Cell, width: int) -> list[Text]:
+    return page_lines(Page("", "", "", "", "", (Section("", (text,), brief=True),)), width)
+
+
+HEAD = ["name", "as it is", "why"]
+ROWS = [["first", "garbled", "a reason that takes some words more"], ["second", "-", ""]]
 
 
 def test_a_table_that_fits_is_flat() -> None:
-    assert shown(ROWS, 80, head=HEAD) == (
-        "name    as it is  --profile exact  --profile bf16  why\n"
-        "first   garbled   exact            exact           a reason that takes some\n"
-        "                                                   words\n"
-        "second  -         -                exact"
-    )
+    """Its last column is wrapped."""
+    assert shown(ROWS, 46, HEAD) == (
+        "name    as it is  why\n"
+        "first   garbled   a reason that takes some\n"
+        "                  words more\n"
+        "second  -"
+    )  # fmt: skip
 
 
 def test_a_table_that_is_too_wide_is_folded() -> None:
-    """Numbers stay below each other."""
-    rows = [["model.layers.0", "1", "20"], ["model.layers.1", "300", "4"]]
-    assert shown(rows, 20, head=[["group", "q", "k"]], right=(1, 2)) == (
-        "group\n    q   k\nmodel.layers.0\n    1  20\nmodel.layers.1\n  300   4"
+    """Numbers stay below each other; a label is said once."""
+    rows = [["model.layers.0", "1", "20"], ["model.layers.0", "3", "4"], ["model.layers.1", "300", "4"]]
+    assert shown(rows, 20, ["group", "q", "k"], numbers=1) == (
+        "group\n    q   k\nmodel.layers.0\n    1  20\n    3   4\nmodel.layers.1\n  300   4"
     )
 
 
-def test_where_nothing_else_fits_each_row_is_a_block() -> None:
-    """Columns that say the same are one line; what their names begin with is said once."""
-    assert shown(ROWS, 58, head=HEAD) == (
-        "first\n"
-        "  garbled                         as it is\n"
-        "  exact                           --profile exact, bf16\n"
-        "  a reason that takes some words  why\n"
-        "second\n"
-        "  -                               as it is, --profile\n"
-        "                                  exact\n"
-        "  exact                           --profile bf16"
-    )
-    assert shown(ROWS, 30, head=HEAD) == (
-        "first\n"
-        "  garbled: as it is\n"
-        "  exact: --profile exact, bf16\n"
-        "  a reason that takes some\n"
-        "    words: why\n"
-        "second\n"
-        "  -: as it is, --profile exact\n"
-        "  exact: --profile bf16"
+def test_where_nothing_else_fits_each_cell_is_a_line() -> None:
+    assert shown([["first", "garbled", "a reason that takes words"]], 18, HEAD) == (
+        "name\n  as it is\n  why\nfirst\n  garbled\n  a reason that\n    takes words"
     )
 
 
 _WORDS = st.text(st.sampled_from("ab語é\u0301:,-\x1b\n "), max_size=30).map(lambda text: text.strip(" "))
-
-
-def test_a_cell_without_a_width_is_shown() -> None:
-    """A combining character alone."""
-    assert "\u0301" in plain(table([["", "\u0301"]], 1, head=[["", ""]]))
 
 
 @given(st.data(), st.integers(1, 5), st.integers(1, 60))
@@ -92,42 +80,39 @@ def test_no_line_is_wider_than_the_width_but_for_one_word(data: st.DataObject, c
     """In every layout, whatever the cells; and no word of a cell is lost."""
     cells = st.lists(_WORDS, min_size=columns + 1, max_size=columns + 1)
     head, rows = data.draw(cells), data.draw(st.lists(cells, min_size=1, max_size=4))
-    right = data.draw(st.sets(st.integers(1, columns)))
-    indent = data.draw(st.integers(0, 3))
-    lines = table(rows, width, head=[head], right=right, indent=indent)
-    longest = max(longest_word(cell) for row in [head, *rows] for cell in row)
-    margin = indent + 5  # of a word that is too long by itself, with its comma
-    assert max(map(wide, lines), default=0) <= max(width, longest + margin)
+    how = {"labels": data.draw(st.integers(1, columns)), "numbers": data.draw(st.integers(1, columns + 1))}
+    lines = table_lines(Table("", tuple(head), tuple(map(tuple, rows)), **how), width)  # type: ignore[arg-type]
+    longest = max(cell_len(word) for row in [head, *rows] for cell in row for word in printable(cell).split(" "))
+    assert max((line.cell_len for line in lines), default=0) <= max(width, longest + 4)  # it may be indented twice
     text = unfolded(plain(lines))
-    assert all(word in text for row in rows for cell in row for word in plain([tuple(_escaped(cell))]).split(" "))
+    assert all(word in text for row in rows for cell in row for word in printable(cell).split(" "))
 
 
-def _escaped(cell: str) -> list[Span]:
-    return [Span(rewrite.errors.printable(cell))]
-
-
-@given(_WORDS, st.integers(5, 40), st.integers(0, 4))
-def test_paragraphs_keep_their_width_and_words(text: str, width: int, hang: int) -> None:
-    lines = paragraph(text, width, hang=hang)
-    assert max(map(wide, lines)) <= max(width, longest_word(text) + hang)
-    assert all(line[0].text.startswith(" " * hang) for line in lines[1:] if hang)
+@given(_WORDS, st.integers(5, 40))
+def test_paragraphs_keep_their_width_and_words(text: str, width: int) -> None:
+    lines = paragraph(text, width)
+    longest = max(map(cell_len, printable(text).split(" ")))
+    assert max((line.cell_len for line in lines), default=0) <= max(width, longest + 2)
+    assert all(line.plain.startswith("  ") for line in lines[1:])
+    assert unfolded(plain(lines)) == " ".join(printable(text).split())
 
 
 def test_what_a_person_copies_is_not_broken() -> None:
     """Paths with spaces, and what stands in backticks."""
-    lines = plain(paragraph([path("/a path/with spaces"), " is `rewrite convert IN OUT` here"], 12)).split("\n")
-    assert lines == ["/a path/with spaces", "  is", "  `rewrite convert IN OUT`", "  here"]
+    lines = paragraph(f"{whole('/a path/with spaces')} is `rewrite convert IN OUT` here", 12)
+    assert [line.plain for line in lines] == ["/a path/with spaces", "  is", "  `rewrite convert IN OUT`", "  here"]
 
 
 def test_wide_characters_take_two_columns() -> None:
     """Tables are aligned by what is seen."""
-    assert shown([["語", "x"], ["e\u0301", "y"]], 80) == "語  x\ne\u0301   y"
+    assert shown([["語", "x"], ["e\u0301", "y"]], 80, ["a", "b"]) == "a   b\n語  x\ne\u0301   y"
 
 
-def test_colors_are_the_only_escape_sequences() -> None:
-    lines = paragraph([Span("\x1b[31mbad\n", "red"), " text\x07"], 80)
-    assert paint(lines) == "\x1b[31m\\x1b[31mbad\\n\x1b[0m text\\x07"
-    assert plain(lines) == "\\x1b[31mbad\\n text\\x07"
+def test_only_the_word_of_a_verdict_is_colored() -> None:
+    """And what stands in a name is escaped."""
+    (line,) = paragraph(Colored("garbled", ": \x1b[31mbad\n"), 80)
+    assert line.plain == "garbled: \\x1b[31mbad\\n"
+    assert [(span.start, span.end, span.style) for span in line.spans] == [(0, 7, "red")]
 
 
 # --- every fixture
@@ -138,16 +123,24 @@ def test_results_fit_80_columns(name: str, tmp_path: Path) -> None:
     """What commands print about every test checkpoint. Only what is copied may be longer."""
     source, out = FIXTURES / name, tmp_path / "out"
     for words in (
-        ["inspect", str(source)],
-        ["inspect", str(source), "--groups", "all", "--platform", "rocm"],
+        ["inspect", str(source), "-v"],
+        ["inspect", str(source), "--groups", "all", "--platform", "rocm", "--all-engines", "-v"],
         ["convert", str(source), str(out), "--dry-run", "--groups", "all"],
         ["convert", str(source), str(out), "--profile", "dequantized"],
-        ["verify", str(source), str(out), "--tokens", "2", "--device", "cpu"],
-        ["verify", str(source), str(source), "--loader", "vllm@0.19.1", "--tokens", "2", "--device", "cpu"],
+        ["verify", str(source), str(out), "--tokens", "2", "--device", "cpu", "-v"],
+        ["verify", str(source), str(source), "--for", "vllm@0.19.1", "--tokens", "2", "--device", "cpu"],
     ):
         output = CliRunner().invoke(main, words).output
-        wide_lines = [line for line in output.splitlines() if wide(line) > 80 and not _is_copied(line, source, out)]
+        wide_lines = [line for line in output.splitlines() if cell_len(line) > 80 and not _is_copied(line, source, out)]
         assert wide_lines == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_answer_fits_a_screen(name: str) -> None:
+    """24 lines, whatever is asked; the rest is for -v."""
+    for words in ([], ["--groups", "all"]):
+        lines = CliRunner().invoke(main, ["inspect", str(FIXTURES / name), *words]).output.splitlines()
+        assert len(lines) <= 24
 
 
 def _is_copied(line: str, *places: Path) -> bool:
@@ -190,12 +183,13 @@ def piped(*words: str | Path, **environment: str) -> str:
 
 def test_a_terminal_gets_colors_and_its_width() -> None:
     """Never color alone: without it the words are the same."""
-    at_80 = on_a_terminal("inspect", VL)
+    words = ("inspect", VL, "-v", "--all-engines")
+    at_80 = on_a_terminal(*words)
     assert "\x1b[31mgarbled\x1b[0m: k, v" in at_80 and "\x1b[32mexact\x1b[0m" in at_80
-    assert _CODE.sub("", at_80) == piped("inspect", VL)
-    narrow = _CODE.sub("", on_a_terminal("inspect", VL, columns=200))
-    assert "\nvLLM          0.20.0+ " in narrow  # a flat table
-    assert _CODE.sub("", on_a_terminal("inspect", VL, columns=50, environment={"COLUMNS": "200"})) == narrow
+    assert _CODE.sub("", at_80) == piped(*words)
+    wide = _CODE.sub("", on_a_terminal(*words, columns=200))
+    assert "\nvLLM          0.20.0+ " in wide  # a flat table
+    assert _CODE.sub("", on_a_terminal(*words, columns=50, environment={"COLUMNS": "200"})) == wide
 
 
 @pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "dumb"}, {"NO_COLOR": "1", "FORCE_COLOR": "1"}])
@@ -208,8 +202,8 @@ def test_a_pipe_gets_no_colors_and_80_columns() -> None:
     plain_text = piped("inspect", VL)
     assert "\x1b" not in plain_text
     assert piped("inspect", VL, COLUMNS="200") == plain_text
-    forced = piped("inspect", VL, FORCE_COLOR="1")
-    assert "\x1b[31mgarbled\x1b[0m" in forced and _CODE.sub("", forced) == plain_text
+    forced = piped("inspect", VL, FORCE_COLOR="1", TERM="xterm")
+    assert "\x1b[33mloses precision\x1b[0m" in forced and _CODE.sub("", forced) == plain_text
     assert "\x1b" not in piped("inspect", VL, "--json", FORCE_COLOR="1")
 
 
@@ -223,7 +217,7 @@ def test_hostile_names_are_escaped_in_tables(tmp_path: Path) -> None:
     write_shard(tmp_path / "evil.safetensors", {hostile: ("BF16", (1,), b"\0\0")})
     edit_json(index, weight_map={**_weight_map(index), hostile: "evil.safetensors"})
     assert hostile in raw_tensors(tmp_path)
-    for text in (on_a_terminal("inspect", tmp_path), piped("inspect", tmp_path, FORCE_COLOR="1")):
+    for text in (on_a_terminal("inspect", tmp_path, "-v"), piped("inspect", tmp_path, FORCE_COLOR="1")):
         assert not {character for character in _CODE.sub("", text) if not character.isprintable()} - {"\n"}
         assert "\\x1b[2J\\nNo" in text and "\nNo known loader" not in text
         assert all(code in ("\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[0m") for code in _CODE.findall(text))

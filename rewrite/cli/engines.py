@@ -1,0 +1,53 @@
+"""The options ``--for`` and ``--platform``: which engines a command speaks of, and on which cards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+import rewrite
+from rewrite.loaders.asked import CARDS, Asked, ask_for
+
+
+def _asked(context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> Asked:
+    if context.params.pop("every", False):
+        return Asked(rewrite.LOADERS)
+    try:
+        return ask_for(names)
+    except rewrite.UsageError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def for_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``--for`` and ``--all-engines``."""
+    every = click.option("--all-engines", "every", is_flag=True, is_eager=True, help="Every engine that is known.")
+    which = click.option(
+        "--for", "--loader", "asked", multiple=True, callback=_asked, metavar="ENGINE[@VERSION]",
+        help="The engine that serves it (vllm, vllm@0.19.1, 'sglang>=0.5.18'); may be repeated. "
+        "Default: the newest vLLM and SGLang.",
+    )  # fmt: skip
+    return every(which(function))
+
+
+class _Platform(click.Choice[str]):
+    """Kinds of cards by the names of the library, and single cards by those on their boxes."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        found = super().convert(value.replace(" ", "").replace("-", ""), param, ctx)
+        return CARDS.get(found, found)
+
+
+def platform_option(default: str | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Several platforms are one, of which the worst counts."""
+
+    def joined(_context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> str | None:
+        return ",".join(dict.fromkeys(names)) or default
+
+    return click.option(
+        "--platform", type=_Platform([*rewrite.PLATFORMS, *CARDS], case_sensitive=False), multiple=True,
+        callback=joined, metavar="NAME",
+        help="Where engines compute: a card (h100, b200, mi300x, ... or sm90: compute capability 9.0), or cuda (the "
+        "default), rocm, cpu; may be repeated.",
+    )  # fmt: skip

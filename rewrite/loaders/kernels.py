@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from rewrite.loaders.experts import is_expert
 from rewrite.loaders.facts import held
 from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN, KernelFact
-from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.outcome import Kernels, Outcome
 from rewrite.loaders.ranges import version_key
 from rewrite.quantization.dtypes import FP8_DTYPES
 from rewrite.quantization.model import StoredModule
@@ -51,18 +50,6 @@ def is_platform(platform: str) -> bool:
     return all(name in PLATFORMS for name in platform.split(","))
 
 
-@dataclass(frozen=True)
-class Used:
-    """The kernels that an engine has for some layers on one card, or ``does not run``, or ``not known``."""
-
-    card: str
-    families: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        return ", ".join(self.families) or "not FP8"
-
-
 def kernel_schemes(modules: Iterable[StoredModule], dialect: str) -> frozenset[str]:
     """The schemes of the FP8 layers among ``modules``, as the record names them. Not of experts: these have kernels of
     their own, which were not run."""
@@ -85,11 +72,10 @@ def _named(layout: ScaleLayout | None, activations: Activations, per_token: bool
     return dialect if name == "tensor-static" else f"{dialect} {name}"
 
 
-def used(engine: str, versions: tuple[str, str | None], platform: str, schemes: Iterable[str]) -> tuple[Used, ...]:
-    """What each card of ``platform`` computes layers of these schemes with."""
-    rules = _of(engine, versions)
-    wanted = sorted(schemes)
-    return tuple(Used(card, _families(rules, card, wanted)) for card in cards_of(platform))
+def used(engine: str, versions: tuple[str, str | None], platform: str, schemes: Iterable[str]) -> Kernels:
+    """What each card of ``platform`` computes layers of these schemes with; nothing where there are none."""
+    rules, wanted = _of(engine, versions), sorted(schemes)
+    return {card: _families(rules, card, wanted) for card in cards_of(platform)}
 
 
 def _families(rules: tuple[KernelFact, ...], card: str, schemes: list[str]) -> tuple[str, ...]:

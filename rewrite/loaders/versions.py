@@ -6,10 +6,10 @@ agree with. What no fact is about is not known.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 from rewrite.loaders.behaviors import (
     OTHER_FORMAT,
@@ -24,7 +24,7 @@ from rewrite.loaders.behaviors import (
 )
 from rewrite.loaders.facts import Fact, held
 from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN
-from rewrite.loaders.kernels import Used, judge, used
+from rewrite.loaders.kernels import NOT_KNOWN, cards_of, judge, used
 from rewrite.loaders.lookups import SGLANG, VLLM, VLLM_CLASS_FIRST, VLLM_RAISES, Lookup
 from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_or_refused, separate, unset_slots
 from rewrite.loaders.obstacles import (
@@ -49,12 +49,9 @@ from rewrite.loaders.obstacles import (
     scales_are_rounded,
     vocabulary_is_quantized,
 )
-from rewrite.loaders.outcome import Outcome
-from rewrite.loaders.ranges import version_key
+from rewrite.loaders.outcome import Kernels, Outcome
+from rewrite.loaders.ranges import Engine, version_key
 from rewrite.loaders.views import CheckpointView, GroupView
-
-_Row = TypeVar("_Row")
-_Said = TypeVar("_Said")
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Checkpoints:
 
 def forms(checkpoint: CheckpointView) -> frozenset[str]:
     """How a checkpoint is quantized: its dialect ("none": not at all), and what engines have code of its own for."""
-    found = {checkpoint.dialect}
+    found = {checkpoint.dialect, *([] if checkpoint.dialect_is_read else ["layers that it does not state"])}
     if checkpoint.block_layers:
         found.add("blocks")
     if checkpoint.nvfp4_layers and checkpoint.dialect == "compressed-tensors":
@@ -222,14 +219,10 @@ def _furthest(outcomes: Iterable[Outcome]) -> tuple[tuple[str, float], ...]:
 
 
 @dataclass(frozen=True)
-class Loader:
-    """A range of released versions of which the same facts are known. ``last`` None: to the newest that was run."""
+class Loader(Engine):
+    """Neighboring versions of an engine of which the same facts are known."""
 
-    name: str
-    first: str
-    last: str | None
     behavior: Behavior
-    source: str
     runs: tuple[Fact[Checkpoints, Outcome | None], ...] = ()
     obstacles: tuple[Fact[Checkpoints, Obstacle], ...] = ()
     caveats: tuple[Fact[Checkpoints, Obstacle], ...] = ()
@@ -246,54 +239,25 @@ class Loader:
         """Whether it has the fault of issue #38197."""
         return self.behavior is slot_zero_only
 
-    @property
-    def versions(self) -> str:
-        return self.versions_from(self)
-
-    def versions_from(self, earlier: Loader) -> str:
-        """The versions of ``earlier`` and of all rows up to this one, in words."""
-        if self.last is None:
-            return f"{earlier.first}+"
-        return self.last if earlier.first == self.last else f"{earlier.first} to {self.last}"
-
-    def covers(self, version: str) -> bool:
-        return version_key(self.first) <= version_key(version) and (
-            self.last is None or version_key(version) <= version_key(self.last)
-        )
-
     def was_run(self, checkpoint: CheckpointView) -> bool:
         """Whether any of these versions was run with a checkpoint of this family and form."""
         return any(fact.applies.has(checkpoint) for fact in self.runs)
 
-    def _of_all(self, checkpoint: CheckpointView) -> Outcome | None:
-        """What is known at once, whatever the groups are: as not run, as a whole family or form, or by its names."""
-        runs = [fact.outcome for fact in self.runs if fact.applies.has(checkpoint)]
-        if not runs:
-            form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
-            return Outcome("not known", f"not run with {checkpoint.model_type!r} in the form {form!r}")
-        if runs[0] is not None or _said(self.obstacles, checkpoint):
-            return runs[0]
-        misread = checkpoint.misread.get(self.lookup) if self.lookup is not None else None
-        return misread or vocabulary_is_quantized(checkpoint)
-
     def predict(self, checkpoint: CheckpointView) -> Outcome:
         """The worst over all groups, naming every partition that is affected that way."""
-        if known := self._of_all(checkpoint):
-            return known
-        outcomes = _said(self.obstacles, checkpoint)
-        if not outcomes:
-            outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
-            outcomes += _said(self.caveats, checkpoint)
-        if not outcomes:
-            return Outcome("exact")
-        worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
-        if worst.kind == "garbled" and any(may_be_refused(group) for group in checkpoint.groups):
-            return OTHER_FORMAT  # it may end the load
-        alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
-        names = {name for outcome in alike for name in outcome.partitions}
-        in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
-        hurt = tuple(name for name in in_order if name in names)
-        return Outcome(worst.kind, worst.detail, hurt, worst.error, _furthest(alike))
+        run = next((fact for fact in self.runs if fact.applies.has(checkpoint)), None)
+        if run is None:
+            form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
+            return Outcome("not known", f"not run with {checkpoint.model_type!r} in the form {form!r}")
+        if run.outcome is not None:
+            return run.outcome
+        if obstacles := _said(self.obstacles, checkpoint):
+            return _worst(obstacles, checkpoint)
+        misread = checkpoint.misread.get(self.lookup) if self.lookup is not None else None
+        if unknown := misread or vocabulary_is_quantized(checkpoint):
+            return unknown
+        outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
+        return _worst([*outcomes, *_said(self.caveats, checkpoint)], checkpoint)
 
     def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
         """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""
@@ -303,13 +267,30 @@ class Loader:
         running = judge(self.name, (self.first, self.last), platform, checkpoint.kernel_schemes)
         return loaded if running is None or running.severity <= loaded.severity else running
 
-    def kernels(self, checkpoint: CheckpointView, platform: str) -> tuple[Used, ...]:
+    def kernels(self, checkpoint: CheckpointView, platform: str) -> Kernels:
         """What computes with the FP8 layers among the fused groups, for each card of ``platform``."""
-        return used(self.name, (self.first, self.last), platform, checkpoint.fused_schemes)
+        schemes = checkpoint.fused_schemes
+        if schemes and not self.was_run(checkpoint):
+            return dict.fromkeys(cards_of(platform), (NOT_KNOWN,))
+        return used(self.name, (self.first, self.last), platform, schemes)
 
     def of_group(self, group: GroupView) -> Outcome:
         """What is made of one group, where nothing ends the load before."""
         return self.nvfp4(group) if group.nvfp4 else self.behavior(group)
+
+
+def _worst(outcomes: Sequence[Outcome], checkpoint: CheckpointView) -> Outcome:
+    """With the partitions of all that are of its kind."""
+    if not outcomes:
+        return Outcome("exact")
+    worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
+    if worst.kind == "garbled" and any(may_be_refused(group) for group in checkpoint.groups):
+        return OTHER_FORMAT  # it may end the load
+    alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
+    names = {name for outcome in alike for name in outcome.partitions}
+    in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
+    hurt = tuple(name for name in in_order if name in names)
+    return Outcome(worst.kind, worst.detail, hurt, worst.error, _furthest(alike))
 
 
 def _said(facts: Iterable[Fact[Checkpoints, Obstacle]], checkpoint: CheckpointView) -> list[Outcome]:
@@ -346,8 +327,8 @@ def _rows(engine: str, runs: Iterable[str]) -> Iterator[Loader]:
             engine,
             _number(alike[0]),
             None if alike is ranges[-1] else version,
-            behavior.outcome,
             f"{cited}run: {', '.join(alike)}",
+            behavior.outcome,
             held(RUNS, engine, version),
             held(OBSTACLES, engine, version),
             held(CAVEATS, engine, version),
@@ -381,14 +362,3 @@ def find_loaders(wanted: str) -> tuple[Loader, ...]:
     name, _, version = wanted.partition("@")
     rows = (loader for loader in LOADERS if loader.name.lower() == name.lower())
     return tuple(loader for loader in rows if not version or loader.covers(version))
-
-
-def merged(
-    rows: Iterable[_Row], loader_of: Callable[[_Row], Loader], say: Callable[[_Row], _Said]
-) -> list[tuple[str, str, _Said]]:
-    """Name, versions and what ``say`` says of each row; neighboring ranges of which it says the same as one."""
-    lines = []
-    for (name, said), run in groupby(rows, lambda row: (loader_of(row).name, say(row))):
-        loaders = [loader_of(row) for row in run]
-        lines.append((name, loaders[-1].versions_from(loaders[0]), said))
-    return lines

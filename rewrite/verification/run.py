@@ -19,11 +19,13 @@ from rewrite.verification.packed import tensors_of
 from rewrite.verification.reader import Blocks
 from rewrite.verification.reading import Reading, read_files
 from rewrite.verification.result import (
+    IN,
     NOT_OPENED,
+    OUT,
     Check,
+    EngineChange,
     OnCheck,
     PartitionNumbers,
-    Served,
     Settings,
     Verification,
     judge,
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from rewrite.verification.counts import CodeCounts
 
 #: What engines are predicted to serve from IN and OUT: given by the caller, since it is the loaders' knowledge.
-Predict = Callable[[Checkpoint, Checkpoint, Expected], tuple[Served, ...]]
+Predict = Callable[[Checkpoint, Checkpoint, Expected], tuple[EngineChange, ...]]
 #: Counts of codes by the name of the weight, with all partitions of it.
 Watches = Mapping[str, Sequence[tuple[Partition, "CodeCounts | None"]]]
 
@@ -198,18 +200,21 @@ def _comparable(after: Checkpoint, expected: Expected, *, configs: bool) -> bool
     return all(expected.allows(info, after.tensors.get(info.name)) for info in infos)
 
 
-def _check_loaders(rows: tuple[Served, ...], expected: Expected, platform: str) -> Check:
+def _check_loaders(rows: tuple[EngineChange, ...], expected: Expected, platform: str) -> Check:
     """No known loader that the profile is meant for reads OUT worse than IN."""
-    problems = [
-        f"{row.loader} {row.versions}: {row.after}, was {row.before}: {row.detail}"
-        for row in rows
-        if row.change > 0 and row.judged
-    ]
+    if all(outcome.kind == "not known" for row in rows for outcome in row.outcomes.values()):
+        return skip("loaders", f"not known of any engine: {rows[-1].outcomes[OUT].detail}")
+    problems = [_worse(row) for row in rows if row.change > 0 and row.judged]
     better = sum(row.change < 0 and not row.does_not_run for row in rows)
     kind = "no loader that takes vectors" if expected.promise.vectors else "no known loader"
     stopped = sum(row.does_not_run for row in rows)
     said = f"; {stopped} load it and cannot compute with it on {platform}" if stopped else ""
     return judge("loaders", problems, f"{kind} reads OUT worse than IN, {better} read it better{said}")
+
+
+def _worse(row: EngineChange) -> str:
+    before, after = row.outcomes[IN], row.outcomes[OUT]
+    return f"{row.engine.name} {row.engine.versions}: {after.kind}, was {before.kind}: {after.detail}"
 
 
 def choose_device(device: str) -> str:

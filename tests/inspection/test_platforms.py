@@ -29,7 +29,7 @@ def run(*arguments: object) -> Result:
 def kinds(path: Path, platform: str | None, profile: str = "") -> dict[str, str]:
     rows = rewrite.inspect_checkpoint(path, platform=platform).rows
     said = {
-        f"{row.loader.name} {row.loader.versions}": row.converted[profile] if profile else row.as_is for row in rows
+        f"{row.engine.name} {row.engine.versions}": row.converted[profile] if profile else row.as_is for row in rows
     }
     return {name: outcome.kind for name, outcome in said.items() if outcome is not None}
 
@@ -74,7 +74,7 @@ def test_a_layer_outside_the_groups_counts(tmp_path: Path) -> None:
     rewrite.convert(FIXTURES / "llmcompressor-llama", tmp_path / "OUT", selection="all")
     inspection = rewrite.inspect_checkpoint(tmp_path / "OUT")  # of in_proj_qkvz: there is none
     assert inspection.groups == ()
-    (row,) = [row for row in inspection.rows if row.loader.first == "0.5.17"]
+    (row,) = [row for row in inspection.rows if row.engine.first == "0.5.17"]
     assert row.as_is.kind == "does not run"
 
 
@@ -109,10 +109,10 @@ def test_where_loaders_need_different_profiles_none_is_named() -> None:
         replace(second, as_is=bad, converted={"exact": bad, "bf16": Outcome("exact")}),
     )
     made_up = replace(inspection, rows=rows)
-    advice = advise(made_up, [first.loader, second.loader])
+    advice = advise(made_up, [first.engine, second.engine])
     assert advice == Advice(True, None, ())
     assert repair_command(made_up, advice) is None
-    asked = [first.loader, second.loader]
+    asked = [first.engine, second.engine]
     page = inspected.page(replace(made_up, idle=()), asked, advice, None, Place("model", "a directory"))
     shown = " ".join(line.plain for line in page_lines(page, 80))
     assert unfolded(shown).endswith("No one profile is exact in all of these. The table shows what each one gives.")

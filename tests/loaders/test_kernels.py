@@ -131,7 +131,7 @@ def test_what_generates_on_cpu_is_what_was_predicted(cell: dict[str, Any]) -> No
     name, _, everything = cell["profile"].partition("-")
     selection: rewrite.Selection = "all" if everything else "qkvz"
     inspection = rewrite.inspect_checkpoint(FIXTURES / cell["fixture"], selection=selection, platform="cpu")
-    (row,) = [row for row in inspection.rows if row.loader in rewrite.find_loaders(f"vllm@{cell['version']}")]
+    (row,) = [row for row in inspection.rows if row.engine in rewrite.find_loaders(f"vllm@{cell['version']}")]
     outcome = row.as_is if name == "original" else row.converted[name]
     assert outcome is not None
     if cell["outcome"] == "raises":

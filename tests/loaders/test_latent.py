@@ -28,7 +28,7 @@ def copy(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 def outcomes(folder: Path, selection: rewrite.Selection = "all") -> dict[str, Outcome]:
     """Of every row of the table, by its first version."""
     rows = rewrite.inspect_checkpoint(folder, selection=selection).rows
-    return {f"{row.loader.name} {row.loader.first}": row.as_is for row in rows}
+    return {f"{row.engine.name} {row.engine.first}": row.as_is for row in rows}
 
 
 def f32(raw: bytes) -> float:

@@ -11,6 +11,7 @@ from rewrite.errors import Refused
 from rewrite.inspection.findings import Finding, find_faults
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
 from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
+from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
 from rewrite.planning.planner import plan_changes
@@ -41,7 +42,7 @@ class Inspection:
     idle: tuple[str, ...] = ()  # profiles that would change nothing
     platform: str | None = None  # what outcomes are about; None: loading only
 
-    def affected(self, loaders: Iterable[Loader] = LOADERS) -> tuple[Row, ...]:
+    def affected(self, loaders: Iterable[Engine] = LOADERS) -> tuple[Row, ...]:
         """The rows of ``loaders`` that do not serve the checkpoint exactly as it is."""
         chosen = set(loaders)
         return tuple(row for row in self.rows if row.engine in chosen and row.as_is.kind != "exact")

@@ -14,7 +14,7 @@ from rewrite.cli.commands import main
 from rewrite.cli.terminal import page_lines
 from rewrite.inspection.advice import Advice, advise, repair_command
 from rewrite.inspection.inspection import LEAST_CHANGE
-from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.outcome import AS_IT_IS, Outcome
 from rewrite.report import inspected
 from rewrite.report.checkpoints import Place
 from tests.support import FIXTURES, unfolded
@@ -105,8 +105,8 @@ def test_where_loaders_need_different_profiles_none_is_named() -> None:
     bad = Outcome("garbled")
     first, second = inspection.rows[:2]
     rows = (
-        replace(first, as_is=bad, converted={"exact": Outcome("exact"), "bf16": bad}),
-        replace(second, as_is=bad, converted={"exact": bad, "bf16": Outcome("exact")}),
+        replace(first, outcomes={AS_IT_IS: bad, "exact": Outcome("exact"), "bf16": bad}),
+        replace(second, outcomes={AS_IT_IS: bad, "exact": bad, "bf16": Outcome("exact")}),
     )
     made_up = replace(inspection, rows=rows)
     advice = advise(made_up, [first.engine, second.engine])
@@ -150,7 +150,7 @@ def test_json_has_all_of_it() -> None:
 def test_verify_says_what_does_not_run_and_fails_only_where_it_was_asked(exact: Path) -> None:
     found = rewrite.verify(VL, exact, device="cpu", quick=True)
     assert found.ok
-    assert [row.versions for row in found.loaders if row.does_not_run][-1] == "0.5.17"
+    assert [row.engine.versions for row in found.loaders if row.does_not_run][-1] == "0.5.17"
     assert "cannot compute with it on cuda" in found.checks[-1].summary
     asked = rewrite.verify(VL, exact, device="cpu", quick=True, platform="rocm")
     assert not asked.ok

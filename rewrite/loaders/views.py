@@ -12,7 +12,7 @@ from rewrite.loaders.kernels import kernel_schemes
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
-from rewrite.quantization.architectures import find_architecture, text_config
+from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
@@ -72,13 +72,12 @@ class CheckpointView:
 
     model_type: str
     dialect: str
-    dialect_is_read: bool  # False: a quantization config that is known by its name only
+    dialect_is_read: bool  # False: known by its name only, or none is stated and some layers are quantized
     dtype: str
     vocabulary_is_quantized: bool  # lm_head or the embeddings
     fp8_with_scales: bool
     ignore_survives_renaming: bool
     groups: tuple[GroupView, ...]
-    family_is_known: bool = True  # False: which layers engines fuse is not known, nor whether they load the model
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
@@ -128,7 +127,6 @@ def view_model(
         fp8_with_scales=any(kind.first.fp8 and "weight_scale" in kind.form.tensors for kind in model.kinds),
         ignore_survives_renaming=_ignore_survives_renaming(model),
         groups=tuple(groups),
-        family_is_known=find_architecture(model.checkpoint.config.value) is not None,
         quark_not_run=what_was_not_run(model),
         misread=misread(model),
         plain_with_scheme=_plain_with_scheme(model),

@@ -147,7 +147,7 @@ def _inspection(source: str) -> Inspection | None:
 
 def _predicted(inspection: Inspection | None, trial: Trial) -> str | None:
     rows = find_loaders(_name(trial))
-    known = [] if inspection is None else [row.as_is.kind for row in inspection.rows if row.loader in rows]
+    known = [] if inspection is None else [row.as_is.kind for row in inspection.rows if row.engine in rows]
     return known[0] if known else None
 
 

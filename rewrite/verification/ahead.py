@@ -23,5 +23,7 @@ def read_ahead(checkpoints: Iterable[Checkpoint], expected: Expected, sample: Sa
         for shard, found in sorted(spans.items()):
             with checkpoint.storage.open(shard) as file:
                 descriptor = getattr(file, "fd", None)
-                for start, length in sorted(found) if descriptor is not None else ():
+                if descriptor is None:
+                    continue
+                for start, length in sorted(found):
                     os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)

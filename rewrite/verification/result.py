@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
+from rewrite.loaders.outcome import Row
 from rewrite.verification.sample import DEFAULT_ROWS
 
-if TYPE_CHECKING:
-    from rewrite.loaders.versions import Loader
-
+IN, OUT = "IN", "OUT"
 Verdict = Literal["ok", "FAILED", "skipped"]
 DEFAULT_TOKENS = 32
 #: The summary of the checks that were not made for it.
@@ -78,34 +77,33 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class EngineChange:
-    """What versions of an engine are predicted to make of IN and of OUT; ``judged``: whether the profile is made for
-    them."""
+class EngineChange(Row):
+    """What an engine makes of IN and OUT. ``judged``: whether the profile is made for it. ``change``: above 0, OUT is
+    served worse than IN. ``does_not_run``: it loads OUT and cannot compute with it on the platform; ``stopped``: and it
+    can with IN."""
 
-    engine: Loader
-    judged: bool
-    before: str  # kind of outcome: exact, loses precision, garbled, does not run, fails to load
-    after: str
-    detail: str
-    change: int  # above 0: OUT is served worse than IN
-    partitions: tuple[str, ...]  # of OUT that are affected
-    does_not_run: bool = False  # OUT is loaded and cannot be computed with on the platform
-    stopped: bool = False  # the same, where IN can be
-    kernels_before: dict[str, list[str]] = field(default_factory=dict)  # of the fused groups, for each card
-    kernels_after: dict[str, list[str]] = field(default_factory=dict)
-
-    @property
-    def loader(self) -> str:
-        """The name of the engine."""
-        return self.engine.name
-
-    @property
-    def versions(self) -> str:
-        return self.engine.versions
+    judged: bool = True
+    change: int = 0
+    does_not_run: bool = False
+    stopped: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "engine"}
-        return {"loader": self.loader, "versions": self.versions, **said, "partitions": list(self.partitions)}
+        before, after = self.outcomes[IN], self.outcomes[OUT]
+        kernels = {state: {card: list(names) for card, names in used.items()} for state, used in self.kernels.items()}
+        return {
+            "loader": self.engine.name,
+            "versions": self.engine.versions,
+            "judged": self.judged,
+            "before": before.kind,
+            "after": after.kind,
+            "detail": after.detail,
+            "change": self.change,
+            "partitions": list(after.partitions),
+            "does_not_run": self.does_not_run,
+            "stopped": self.stopped,
+            "kernels_before": kernels.get(IN, {}),
+            "kernels_after": kernels.get(OUT, {}),
+        }
 
 
 @dataclass(frozen=True)

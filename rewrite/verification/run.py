@@ -21,7 +21,9 @@ from rewrite.verification.packed import tensors_of
 from rewrite.verification.reader import Blocks
 from rewrite.verification.reading import Reading, read_files
 from rewrite.verification.result import (
+    IN,
     NOT_OPENED,
+    OUT,
     Check,
     EngineChange,
     OnCheck,
@@ -212,11 +214,9 @@ def _comparable(after: Checkpoint, expected: Expected, *, configs: bool) -> bool
 def _check_loaders(rows: tuple[EngineChange, ...], expected: Expected, platform: str) -> Check:
     """No known engine that the profile is meant for reads OUT worse than IN. One that has no kernel for OUT fails the
     check where it was asked for, and is named where it was not."""
-    problems = [
-        f"{row.loader} {row.versions}: {row.after}, was {row.before}: {row.detail}"
-        for row in rows
-        if row.change > 0 and row.judged
-    ]
+    if all(outcome.kind == "not known" for row in rows for outcome in row.outcomes.values()):
+        return skip("loaders", f"not known of any engine: {rows[-1].outcomes[OUT].detail}")
+    problems = [_worse(row) for row in rows if row.change > 0 and row.judged]
     better = sum(row.change < 0 and not row.does_not_run for row in rows)
     kind = "engine that takes vectors" if expected.promise.vectors else "known engine"
     summary = f"no {kind} reads OUT worse than IN, {better} read it better"
@@ -229,10 +229,15 @@ def _check_loaders(rows: tuple[EngineChange, ...], expected: Expected, platform:
 
 def _stopped(rows: tuple[EngineChange, ...]) -> Iterator[str]:
     """The engines that can compute with IN and not with OUT; rows that follow each other as one."""
-    for (name, stopped), run in groupby(rows, lambda row: (row.loader, row.stopped and row.judged)):
+    for (name, stopped), run in groupby(rows, lambda row: (row.engine.name, row.stopped and row.judged)):
         engines = [row.engine for row in run]
         if stopped:
             yield f"{name} {engines[-1].versions_from(engines[0])}"
+
+
+def _worse(row: EngineChange) -> str:
+    before, after = row.outcomes[IN], row.outcomes[OUT]
+    return f"{row.engine.name} {row.engine.versions}: {after.kind}, was {before.kind}: {after.detail}"
 
 
 def choose_device(device: str) -> str:

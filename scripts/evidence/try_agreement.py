@@ -132,9 +132,9 @@ def main() -> int:
     parser.add_argument("--fixture", action="append")
     parser.add_argument("--keep", type=Path, help="a folder for the results")
     given = parser.parse_args()
+    from engines.envs import environment
+    from engines.known import find_engine
     from loader_matrix.cases import fixtures, folder
-    from loader_matrix.engines import find_engine
-    from loader_matrix.envs import environment
 
     cells = json.loads((ROOT / "tests" / "loader_matrix.json").read_text())["cells"]
     names = ("engine", "version", "fixture", "profile", "ranks")

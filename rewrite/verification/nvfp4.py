@@ -95,7 +95,7 @@ def _problems_of_layer(layer: PackedLayer, source: Checkpoint, out: Checkpoint, 
         elif new != max(old.values()):
             yield f"{module.name}: rescaled to a scale that is not the largest of the layer"
         else:
-            yield from _rescaled(module, source, out, old[module.name], new)
+            yield from rescaled(module, source, out, old[module.name], new)
     if promise.nvfp4 == "folded":
         yield from _made_up(layer.behind, source, out, factor)
 
@@ -108,8 +108,8 @@ def _widest_input(layer: PackedLayer, source: Checkpoint, out: Checkpoint) -> It
         yield f"{infos[0].name}: not the widest of the layer's"
 
 
-def _rescaled(module: PackedModule, source: Checkpoint, out: Checkpoint, old: float, new: float) -> Iterator[str]:
-    """``old`` and ``new`` are scales to multiply with."""
+def rescaled(module: PackedModule, source: Checkpoint, out: Checkpoint, old: float, new: float) -> Iterator[str]:
+    """Where block scales are no longer what they meant. ``old`` and ``new`` are scales to multiply with."""
     seen = np.zeros(1 << 16, np.int64)  # how often each code became which: the rest is about pairs of codes
     for one, other in zip(chunks(source, module.blocks), chunks(out, module.blocks), strict=True):
         pairs = np.frombuffer(one, np.uint8).astype(np.uint16) << 8 | np.frombuffer(other, np.uint8)

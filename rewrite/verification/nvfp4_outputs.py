@@ -88,15 +88,23 @@ def _numbers(
     if is_rescaled:
         bound = slack + x[1].abs() @ (codes.abs() * torch.clamp(blocks.abs() * own / 16, min=new / 512)).T
     used = float(((outputs["out"] - reference).abs() / bound).nan_to_num(torch.inf).max()) if reference.numel() else 0.0
-    errors = [_relative(found, reference) for found in outputs.values()]
-    weights = [_relative(found, true) for found in (fixed, out)]
     reason = "rescaled" if is_rescaled else "folded" if factor != 1 else "agrees"
     if used > 1:
         reason = f"outputs differ from those of the weights of IN by {used:.3g} times what is explained"
+    served = _relative(fixed, true), _relative(outputs["fixed"], reference)  # every version takes one scale
     return PartitionNumbers(
-        layer, module.name.rpartition(".")[2], weights[0], *weights, errors[0], *errors,
-        used if is_rescaled else None, "FAILED" if used > 1 else "ok", reason,
-    )  # fmt: skip
+        layer,
+        module.name.rpartition(".")[2],
+        weights_before=served[0],
+        weights_fixed=served[0],
+        weights_out=_relative(out, true),
+        outputs_before=served[1],
+        outputs_fixed=served[1],
+        outputs_out=_relative(outputs["out"], reference),
+        bound_used=used if is_rescaled else None,
+        verdict="FAILED" if used > 1 else "ok",
+        reason=reason,
+    )
 
 
 def _rows(checkpoint: Checkpoint, module: PackedModule, rows: tuple[range, ...]) -> tuple[torch.Tensor, torch.Tensor]:

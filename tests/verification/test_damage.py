@@ -239,7 +239,7 @@ def test_what_a_conversion_costs_is_in_the_manifest_and_said(tmp_path: Path) -> 
     found = rewrite.verify(source, out, device="cpu")
     assert "; rescaled weights are off by up to 0.0" in found.checks[3].summary
     edit_json(out / MANIFEST, costs={})
-    assert "costs: [] are said to be rescaled, 17 layers were" in problems(source, out)["structure"]
+    assert "costs: says {}, what was done costs {'in_proj_qkvz': 0.0588" in problems(source, out)["structure"]
 
 
 @pytest.mark.parametrize(

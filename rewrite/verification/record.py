@@ -21,7 +21,8 @@ from rewrite.verification.packed import PackedLayer
 from rewrite.verification.values import Values, decode
 
 _MOST_VALUES = 20_000_000  # of a file with an entry for every one of a million tensors
-_RESCALED, _FILTERS = 1 / 17, 2.0**-8
+_RESCALING = 1 / 17  # of what a block scale should be: half of the last of three mantissa bits
+_FILTERS = 2.0**-8  # half of the last place of a BF16 filter
 _FEW = 20  # problems that are looked for
 
 
@@ -158,7 +159,7 @@ class _Record:
 def _cost(how: str, layer: PackedLayer, ratios: Iterable[float]) -> float:
     """What a weight may be off by: half of the last place of a block scale, or of a BF16 filter that took a ratio."""
     if how == "rescaled":
-        return _RESCALED
+        return _RESCALING
     rounds = how == "folded" and isinstance(layer.behind, TensorInfo)
     return _FILTERS if rounds and any(frexp(ratio)[0] != 0.5 for ratio in ratios) else 0.0
 

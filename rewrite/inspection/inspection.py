@@ -7,6 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from rewrite.checkpoint.bounded_json import read_members
+from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import Refused
 from rewrite.inspection.findings import Finding, find_faults
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
@@ -14,10 +16,13 @@ from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
 from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
+from rewrite.planning.manifest import MANIFEST_NAME
 from rewrite.planning.planner import plan_changes
 from rewrite.planning.profiles import PROFILES
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
+
+_BEGIN = 1 << 16  # of a manifest: what a conversion costs stands at its begin
 
 #: By how much of a checkpoint each changes: scales only; activations of the fused layers, of all; weights; everything.
 LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16", "dequantized")
@@ -41,6 +46,7 @@ class Inspection:
     refusals: dict[str, str]
     idle: tuple[str, ...] = ()  # profiles that would change nothing
     platform: str | None = None  # what outcomes are about; None: loading only
+    costs: dict[str, float] = field(default_factory=dict)  # of the conversion that made it: what a weight may be off by
 
     def affected(self, loaders: Iterable[Engine] = LOADERS) -> tuple[Row, ...]:
         """The rows of ``loaders`` that do not serve the checkpoint exactly as it is."""
@@ -71,6 +77,7 @@ class Inspection:
             "findings": [asdict(finding) for finding in self.findings],
             "loaders": [_row_to_json(row, self.refusals) for row in self.rows],
             "refusals": self.refusals,
+            "costs": self.costs,
         }
 
 
@@ -113,7 +120,20 @@ def inspect_model(
         refusals=refusals,
         idle=tuple(profile for profile, after in converted.items() if after.is_idle),
         platform=platform,
+        costs=_costs_of(checkpoint),
     )
+
+
+def _costs_of(checkpoint: Checkpoint) -> dict[str, float]:
+    """What rounding cost when this checkpoint was made, by its manifest: its own weights do not show it."""
+    if MANIFEST_NAME not in checkpoint.files:
+        return {}
+    try:
+        stated = read_members(checkpoint.storage, MANIFEST_NAME, ("costs",), first=_BEGIN).get("costs")
+    except Refused:  # not a manifest of rewrite
+        return {}
+    found = stated.items() if isinstance(stated, dict) else ()
+    return {name: float(cost) for name, cost in found if isinstance(cost, float) and 0 < cost < 1}
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,20 @@ def _answer(
         "What engines make of it",
         (*schemes[:3], *more),
         tables=(engines.answer(rows, AS_IT_IS, asked),) if judged else (),
-        lines=(*_others(rows, asked), *([sentence] if sentence else _advice(found, advice, command))),
+        lines=(*_costs(found), *_others(rows, asked), *([sentence] if sentence else _advice(found, advice, command))),
         command=command or "",
         brief=True,
     )
+
+
+def _costs(found: Inspection) -> Iterator[str]:
+    """What looking at this checkpoint alone does not show."""
+    for cost in sorted(set(found.costs.values()), reverse=True):
+        names = ", ".join(clean(name) for name, own in found.costs.items() if own == cost)
+        yield (
+            f"The conversion that made this checkpoint rounded: weights of {names} moved by up to {cost:.1%}, tiny "
+            "scales by more. `verify` measures it."
+        )
 
 
 def _others(rows: Sequence[Row], asked: Sequence[Engine]) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from rewrite.checkpoint.bounded_json import read_texts
+from rewrite.checkpoint.bounded_json import read_members
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Refused
@@ -156,10 +156,10 @@ def profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
     if MANIFEST_NAME not in out.files:
         return "exact", "qkvz", False
     try:
-        stated = read_texts(out.storage, MANIFEST_NAME, ("profile", "selection", "kv_scales"))
+        stated = read_members(out.storage, MANIFEST_NAME, ("profile", "selection", "kv_scales"))
     except Refused:
         stated = {}
-    if not {"profile", "selection"} <= stated.keys():
+    if not isinstance(stated.get("profile"), str) or "selection" not in stated:
         return "exact", "qkvz", False
     selection: Selection = "all" if stated["selection"] == "all" else "qkvz"
     return stated["profile"], selection, stated.get("kv_scales") == "dropped"

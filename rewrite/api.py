@@ -26,7 +26,7 @@ from rewrite.quantization.groups import Selection
 from rewrite.quantization.kv_cache import KvScales
 from rewrite.quantization.model import interpret
 from rewrite.verification.expected import Expected
-from rewrite.verification.result import DEFAULT_TOKENS, Check, OnCheck, Served, Settings, Verification
+from rewrite.verification.result import DEFAULT_TOKENS, IN, OUT, Check, EngineChange, OnCheck, Settings, Verification
 from rewrite.verification.sample import DEFAULT_ROWS
 
 DEFAULT_WORKERS = 2
@@ -232,18 +232,18 @@ def _nobody(_name: str, _check: Check | None) -> None:
 
 def _predict(
     source: Checkpoint, out: Checkpoint, expected: Expected, *, platform: str, must_run: Collection[Loader]
-) -> tuple[Served, ...]:
+) -> tuple[EngineChange, ...]:
     """What every known loader makes of IN and OUT. Of those of ``must_run`` OUT must be computed with, too."""
     models = [interpret(checkpoint) for checkpoint in (source, out)]
     views = [view_model(model, expected.selection) for model in models]
-    return tuple(_served(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
+    return tuple(_change(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
 
 
-def _served(
+def _change(
     loader: Loader, views: Sequence[CheckpointView], expected: Expected, platform: str, must_run: bool
-) -> Served:
+) -> EngineChange:
     old, new = (loader.serves(view, platform if must_run else None) for view in views)
-    running = loader.serves(views[-1], platform)
+    runs_before, running = (loader.serves(view, platform) for view in views)
     judged = loader.takes_vectors or not expected.promise.vectors
     change = 0 if old.kind == "not known" else new.severity - old.severity
     if old.kind == "garbled" and change > 0:
@@ -251,8 +251,6 @@ def _served(
     stops = running.kind == "does not run"
     if must_run and stops:
         change = max(change, 1)  # also where IN does not run
-    said = running if stops else new
-    kernels = [{used.card: list(used.families) for used in loader.kernels(view, platform)} for view in views]
-    return Served(
-        loader.name, loader.versions, judged, old.kind, said.kind, said.detail, change, said.partitions, stops, *kernels
-    )
+    stopped = stops and runs_before.kind in ("exact", "loses precision")
+    kernels = {state: loader.kernels(view, platform) for state, view in zip((IN, OUT), views, strict=True)}
+    return EngineChange(loader, {IN: old, OUT: running if stops else new}, kernels, judged, change, stops, stopped)

@@ -17,7 +17,7 @@ import click
 
 import rewrite
 from rewrite.checkpoint.local import io_errors
-from rewrite.cli import cards, reports, split_run
+from rewrite.cli import cards, reports, split_run, trying
 from rewrite.cli.command_line import Recorded
 from rewrite.cli.common import (
     Address,
@@ -108,9 +108,11 @@ def inspect(
         slow = weights and not isinstance(storage, RemoteStorage)
         with reading_bar(storage), progress_bar(quiet or not slow) as bar:
             bar.name("weights")
+            every = as_json or verbose or report_file is not None  # these show what each profile gives
             found = rewrite.inspect_checkpoint(
-                storage, selection=selection, weights=weights, platform=platform, workers=workers, progress=bar.show
-            )
+                storage, selection=selection, weights=weights, platform=platform,
+                enough_for=None if every else asked.engines, workers=workers, progress=bar.show,
+            )  # fmt: skip
         advice, assumptions, place = (
             advise(found, asked.engines),
             asked.assumptions(platform),
@@ -186,8 +188,8 @@ def convert(
         )  # fmt: skip
 
 
-for split in (split_run.plan, split_run.run, split_run.finish):
-    main.add_command(split)
+for command in (split_run.plan, split_run.run, split_run.finish, trying.try_):
+    main.add_command(command)
 
 
 @main.command(short_help="Prove that OUT is IN, converted.", cls=Recorded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
@@ -12,11 +13,13 @@ from rewrite.quantization.fit import lacks_input_scale, odd_weight
 from rewrite.quantization.groups import WEIGHTS, FusedGroup, find_lookalikes
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import bad_values, implausible_values
+from rewrite.quantization.scheme import Scheme
 
 _SCALES = (
     *("weight_scale", "weight_scale_inv", "input_scale"),
     *("weight_scale_2", "weight_global_scale", "input_global_scale"),
 )
+_AT_ONCE = 4096  # scales that are looked at together: there may be 300,000, and hardly ever a bad one
 _GLOBAL_SCALES = ("_global_scale", "_scale_2")  # of NVFP4: divisors in one dialect, multipliers in the other
 
 
@@ -51,13 +54,16 @@ def _find_lookalikes(model: Model) -> Iterator[Finding]:
 
 def _find_orphans(checkpoint: Checkpoint) -> Iterator[Finding]:
     """Scales without their weight, FP8 weights without their scale."""
-    for name, info in checkpoint.tensors.items():
-        module, _, kind = name.rpartition(".")
-        if kind in _SCALES:
-            if not any(f"{module}.{weight}" in checkpoint.tensors for weight in WEIGHTS):
-                yield Finding("a scale without its weight", f"{info.shard}: {name}")
-        elif kind == "weight" and info.dtype in FP8_DTYPES and not _has_scale(module, checkpoint):
-            yield Finding("an FP8 weight without its scale", f"{info.shard}: {name}")
+    for form, names in checkpoint.alike.items():
+        stored = form.tensors
+        scales = () if any(weight in stored for weight in WEIGHTS) else [kind for kind in stored if kind in _SCALES]
+        faults = [(kind, "a scale without its weight") for kind in scales]
+        is_fp8 = stored.get("weight", ("",))[0] in FP8_DTYPES
+        if is_fp8 and not ("weight_scale" in stored or "weight_scale_inv" in stored):
+            faults.append(("weight", "an FP8 weight without its scale"))
+        for kind, what in faults:
+            found = (checkpoint.tensors[f"{name}.{kind}"] for name in names)
+            yield from (Finding(what, f"{info.shard}: {info.name}") for info in found)
 
 
 def _find_missing_input_scales(model: Model) -> Iterator[Finding]:
@@ -66,32 +72,36 @@ def _find_missing_input_scales(model: Model) -> Iterator[Finding]:
         yield Finding(f"static activations without an input_scale ({len(lacking)} layers)", lacking[0])
 
 
-def _has_scale(module: str, checkpoint: Checkpoint) -> bool:
-    return f"{module}.weight_scale" in checkpoint.tensors or f"{module}.weight_scale_inv" in checkpoint.tensors
-
-
 def _find_bad_values(model: Model) -> Iterator[Finding]:
-    scales = (
-        info for info in model.checkpoint.tensors.values() if _is_scale(info) and not _may_be_negative(info, model)
-    )
-    for info, raw in model.checkpoint.read_tensors(scales):
-        values = decode(info.dtype, raw, info.name)
-        where = f"{info.shard}: {info.name}"
-        if bad := bad_values(values):
-            yield Finding(f"a scale of {bad[0]}{_and_more(bad)}", where)
-        elif not info.name.endswith(_GLOBAL_SCALES) and (odd := implausible_values(values)):
-            yield Finding(f"a scale of {odd[0]:.3g}{_and_more(odd)}: probably never set by calibration", where)
+    """Of scales of integers none: AutoRound gives these negative scales on purpose (-8 to 7 is not even)."""
+    integers = {name for kind in model.kinds if _is_integer(kind.first.scheme) for name in kind.names}
+    checkpoint = model.checkpoint
+    scales = (info for info in checkpoint.tensors_like(_is_scale) if info.name.rpartition(".")[0] not in integers)
+    read = checkpoint.read_tensors(info for info in scales if info.dtype in PLAIN_DTYPES)
+    while some := list(islice(read, _AT_ONCE)):
+        for dtype in sorted({info.dtype for info, _ in some}):
+            own = [(info, raw) for info, raw in some if info.dtype == dtype]
+            values = decode(dtype, b"".join([raw for _, raw in own]), own[0][0].name)
+            if bad_values(values) or implausible_values(values):
+                for info, raw in own:
+                    yield from _bad_value(info, decode(dtype, raw, info.name))
+
+
+def _bad_value(info: TensorInfo, values: tuple[float, ...]) -> Iterator[Finding]:
+    where = f"{info.shard}: {info.name}"
+    if bad := bad_values(values):
+        yield Finding(f"a scale of {bad[0]}{_and_more(bad)}", where)
+    elif not info.name.endswith(_GLOBAL_SCALES) and (odd := implausible_values(values)):
+        yield Finding(f"a scale of {odd[0]:.3g}{_and_more(odd)}: probably never set by calibration", where)
 
 
 def _and_more(values: list[float]) -> str:
     return f" and {len(values) - 1} more" if len(values) > 1 else ""
 
 
-def _may_be_negative(info: TensorInfo, model: Model) -> bool:
-    """Whether the scale belongs to integers: AutoRound gives these negative scales on purpose (-8 to 7 is not even)."""
-    module = model.modules.get(info.name.rpartition(".")[0])
-    return module is not None and module.scheme is not None and module.scheme.format.startswith("INT")
+def _is_integer(scheme: Scheme | None) -> bool:
+    return scheme is not None and scheme.format.startswith("INT")
 
 
-def _is_scale(info: TensorInfo) -> bool:
-    return info.name.endswith(("_scale", "_scale_inv", "_scale_2")) and info.dtype in PLAIN_DTYPES
+def _is_scale(name: str) -> bool:
+    return name.endswith(("_scale", "_scale_inv", "_scale_2"))

@@ -54,7 +54,10 @@ def is_expert(module: str) -> bool:
 
 def expert_layers(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts]:
     """The experts of every layer of the language model; with ``nvfp4_only`` no scale of other layers is read."""
-    named = ((name, module) for name, module in model.modules.items() if is_expert(name))
+    kinds = [kind for kind in model.kinds if is_expert(kind.form.pattern)]
+    if nvfp4_only and all(kind.first.weight.dtype != "U8" for kind in kinds):
+        return
+    named = ((name, model.modules[name]) for kind in kinds for name in kind.names)
     found = ((match, module) for name, module in named if (match := _EXPERT.fullmatch(name)))
     by_layer = sorted(
         ((match[1], int(match[2]), match[3], module) for match, module in found if not match[1].startswith("mtp.")),

@@ -6,7 +6,7 @@ The same input and version give the same bytes: no timestamps, no machine names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rewrite.checkpoint.json_edit import dump
@@ -146,6 +146,7 @@ class Manifest:
     notes: tuple[str, ...]  # what the profile changes for those who serve the output
     files: tuple[ManifestFile, ...]
     scales: tuple[ScaleChange, ...] = ()
+    costs: Mapping[str, float] = field(default_factory=dict)  # layer.partition → what a weight may be off by, relative
     kv_scales: Literal["kept", "dropped"] = "kept"  # those of the KV cache
     tool_version: str = __version__
     created: str | None = None  # ISO 8601, only when asked for
@@ -173,6 +174,7 @@ class Manifest:
             "selection": self.selection,
             "source": self.source,
             **created,
+            **({"costs": dict(self.costs)} if self.costs else {}),
             "groups": [{"name": g.name, "modules": [m.to_json() for m in g.modules]} for g in self.groups],
             **({"global_scales": [asdict(each) for each in self.scales]} if self.scales else {}),
             "dropped": list(self.dropped),
@@ -199,6 +201,7 @@ class Manifest:
             ),
             files=tuple(ManifestFile(**f) for f in value["files"]),
             scales=tuple(ScaleChange(**each) for each in value.get("global_scales", ())),
+            costs=value.get("costs", {}),
             tool_version=value["tool"]["version"],
             created=value.get("created"),
             counts=ByteCounts(**value["bytes"]) if "bytes" in value else None,

@@ -95,6 +95,7 @@ def make_plan(
         source=checkpoint.storage.name,
         groups=changes.groups,
         scales=changes.repair.changes,
+        costs=changes.repair.losses,
         dropped=dropped,
         kv_scales="dropped" if any(kv_cache_scales(dropped)) else "kept",
         renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},

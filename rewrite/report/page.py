@@ -25,7 +25,7 @@ JOINT = "\ue000"
 
 Tone = Literal["good", "part", "bad", ""]
 _TONES: dict[str, Tone] = {
-    **dict.fromkeys(("exact", "ok", "verified", "Converted"), "good"),
+    **dict.fromkeys(("exact", "rounded", "ok", "verified", "Converted"), "good"),
     **dict.fromkeys(("loses precision", "not known", "skipped"), "part"),
     **dict.fromkeys(("refused", "-"), ""),
 }

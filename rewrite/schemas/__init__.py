@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any, Literal
 
-Kind = Literal["inspect", "convert", "plan", "part", "verify", "error"]
-KINDS: tuple[Kind, ...] = ("inspect", "convert", "plan", "part", "verify", "error")
+Kind = Literal["inspect", "convert", "plan", "part", "verify", "try", "error"]
+KINDS: tuple[Kind, ...] = ("inspect", "convert", "plan", "part", "verify", "try", "error")
 VERSION = 1
 
 

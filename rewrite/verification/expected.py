@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from rewrite.checkpoint.bounded_json import read_texts
+from rewrite.checkpoint.bounded_json import read_members
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Refused
@@ -74,7 +74,12 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
         forms |= {name: frozenset({None}) for name in source.tensors if is_kv_scale(name)}
     for module in (module for group in groups for module in group.modules):
         forms |= _forms(module, promise)
-    required = {name: may for group in groups for name, may in _required(group, promise) if name in source.tensors}
+    required = {
+        name: may
+        for group in groups
+        for name, may in _required(group, promise)
+        if (old := source.tensors.get(name)) is not None and (old.dtype, old.shape) not in may
+    }
     restated = _is_restated(source, out)
     renamed = dict(_renamed(source)) if restated and not kv_dropped else {}
     scalar = {old: frozenset({(source.tensors[old].dtype, (1,))}) for old in renamed}
@@ -151,10 +156,10 @@ def profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
     if MANIFEST_NAME not in out.files:
         return "exact", "qkvz", False
     try:
-        stated = read_texts(out.storage, MANIFEST_NAME, ("profile", "selection", "kv_scales"))
+        stated = read_members(out.storage, MANIFEST_NAME, ("profile", "selection", "kv_scales"))
     except Refused:
         stated = {}
-    if not {"profile", "selection"} <= stated.keys():
+    if not isinstance(stated.get("profile"), str) or "selection" not in stated:
         return "exact", "qkvz", False
     selection: Selection = "all" if stated["selection"] == "all" else "qkvz"
     return stated["profile"], selection, stated.get("kv_scales") == "dropped"

@@ -14,7 +14,7 @@ from rewrite.cli.commands import main
 from rewrite.cli.terminal import page_lines
 from rewrite.inspection.advice import Advice, advise, repair_command
 from rewrite.inspection.inspection import LEAST_CHANGE
-from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.outcome import AS_IT_IS, Outcome
 from rewrite.report import inspected
 from rewrite.report.checkpoints import Place
 from tests.support import FIXTURES, unfolded
@@ -29,7 +29,7 @@ def run(*arguments: object) -> Result:
 def kinds(path: Path, platform: str | None, profile: str = "") -> dict[str, str]:
     rows = rewrite.inspect_checkpoint(path, platform=platform).rows
     said = {
-        f"{row.loader.name} {row.loader.versions}": row.converted[profile] if profile else row.as_is for row in rows
+        f"{row.engine.name} {row.engine.versions}": row.converted[profile] if profile else row.as_is for row in rows
     }
     return {name: outcome.kind for name, outcome in said.items() if outcome is not None}
 
@@ -74,7 +74,7 @@ def test_a_layer_outside_the_groups_counts(tmp_path: Path) -> None:
     rewrite.convert(FIXTURES / "llmcompressor-llama", tmp_path / "OUT", selection="all")
     inspection = rewrite.inspect_checkpoint(tmp_path / "OUT")  # of in_proj_qkvz: there is none
     assert inspection.groups == ()
-    (row,) = [row for row in inspection.rows if row.loader.first == "0.5.17"]
+    (row,) = [row for row in inspection.rows if row.engine.first == "0.5.17"]
     assert row.as_is.kind == "does not run"
 
 
@@ -105,14 +105,14 @@ def test_where_loaders_need_different_profiles_none_is_named() -> None:
     bad = Outcome("garbled")
     first, second = inspection.rows[:2]
     rows = (
-        replace(first, as_is=bad, converted={"exact": Outcome("exact"), "bf16": bad}),
-        replace(second, as_is=bad, converted={"exact": bad, "bf16": Outcome("exact")}),
+        replace(first, outcomes={AS_IT_IS: bad, "exact": Outcome("exact"), "bf16": bad}),
+        replace(second, outcomes={AS_IT_IS: bad, "exact": bad, "bf16": Outcome("exact")}),
     )
     made_up = replace(inspection, rows=rows)
-    advice = advise(made_up, [first.loader, second.loader])
+    advice = advise(made_up, [first.engine, second.engine])
     assert advice == Advice(True, None, ())
     assert repair_command(made_up, advice) is None
-    asked = [first.loader, second.loader]
+    asked = [first.engine, second.engine]
     page = inspected.page(replace(made_up, idle=()), asked, advice, None, Place("model", "a directory"))
     shown = " ".join(line.plain for line in page_lines(page, 80))
     assert unfolded(shown).endswith("No one profile is exact in all of these. The table shows what each one gives.")
@@ -150,8 +150,8 @@ def test_json_has_all_of_it() -> None:
 def test_verify_says_what_does_not_run_and_fails_only_where_it_was_asked(exact: Path) -> None:
     found = rewrite.verify(VL, exact, device="cpu", quick=True)
     assert found.ok
-    assert [row.versions for row in found.loaders if row.does_not_run][-1] == "0.5.17"
-    assert "cannot compute with it on cuda" in found.checks[-1].summary
+    assert [row.engine.versions for row in found.loaders if row.does_not_run][-1] == "0.5.17"
+    assert "without a kernel for OUT on cuda: SGLang 0.5.11 to 0.5.17; no other" in found.checks[-1].summary
     asked = rewrite.verify(VL, exact, device="cpu", quick=True, platform="rocm")
     assert not asked.ok
     assert any("does not run" in problem for problem in asked.checks[-1].problems)

@@ -61,9 +61,9 @@ def outs(tmp_path_factory: pytest.TempPathFactory) -> Outs:
 def predicted(cell: dict[str, Any], outs: Outs) -> Outcome:
     (loader,) = find_loaders(f"{cell['engine']}@{cell['version']}")
     if cell["fixture"] in NVFP4 and cell["profile"] != "original":
-        (row,) = [row for row in outs(cell["fixture"], cell["profile"]).rows if row.loader == loader]
+        (row,) = [row for row in outs(cell["fixture"], cell["profile"]).rows if row.engine == loader]
         return row.as_is
-    (row,) = [row for row in inspection(cell["fixture"], selection_of(cell)).rows if row.loader == loader]
+    (row,) = [row for row in inspection(cell["fixture"], selection_of(cell)).rows if row.engine == loader]
     profile = cell["profile"].removesuffix("-all")
     outcome = row.as_is if profile == "original" else row.converted[profile]
     assert outcome is not None

@@ -96,7 +96,7 @@ def test_rescaling_changes_block_scales_of_the_smaller_ones_only(outs: dict[tupl
 def test_the_newest_engines_serve_it_right(fixture: str, profile: str, outs: dict[tuple[str, str], Path]) -> None:
     """As predicted; the engines' own runs of both are recorded."""
     inspection = rewrite.inspect_checkpoint(outs[fixture, profile], selection="all")
-    newest = {row.loader.name: row.as_is.kind for row in inspection.rows if row.loader.last is None}
+    newest = {row.engine.name: row.as_is.kind for row in inspection.rows if row.engine.last is None}
     assert newest["vLLM"] == newest["SGLang"] == "exact"
 
 

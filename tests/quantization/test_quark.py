@@ -127,7 +127,7 @@ def source(tmp_path: Path) -> Path:
 
 def predictions(folder: Path) -> dict[str, Outcome]:
     rows = rewrite.inspect_checkpoint(folder).rows
-    return {f"{row.loader.name} {row.loader.first}": row.as_is for row in rows}
+    return {f"{row.engine.name} {row.engine.first}": row.as_is for row in rows}
 
 
 def test_what_engines_find_elsewhere_is_not_known(source: Path) -> None:

@@ -96,14 +96,16 @@ def test_inspections_of_other_kinds(fixture: str, word: str, tmp_path: Path) -> 
     assert ("Nothing is drawn" in said) == (word != "AFFECTED")
 
 
-def test_nvfp4_is_verified_in_part(tmp_path: Path) -> None:
-    """Its outputs were not measured, and that is said."""
+def test_nvfp4_is_measured(tmp_path: Path) -> None:
+    """And what rescaling cost is said."""
     source, out, name = FIXTURES / "llmcompressor-qwen3_5-nvfp4", tmp_path / "OUT", tmp_path / "report.html"
     rewrite.convert(source, out, profile="rescaled")
     assert run("verify", source, out, "-q", "--report", name).exit_code == 0
     said = Parsed(name.read_text()).said
-    assert "VERIFIED IN PART OUT is verified. Not checked: outputs." in said
-    assert "Not measured. No fused FP8 layer was converted: nothing was multiplied." in said
+    assert "VERIFIED OUT is verified." in said
+    assert "Not checked" not in said
+    assert "rescaled weights are off by up to 0.0" in said
+    assert "Not measured" not in said
 
 
 def test_nothing_to_do(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def test_engines_do_what_inspect_says(name: str, tmp_path: Path) -> None:
         inspection = rewrite.inspect_checkpoint(rebuild(name, tmp_path / "IN"), selection="all")
     except rewrite.Refused:
         return  # nothing is said of it
-    said = {row.loader: {"original": row.as_is, **row.converted} for row in inspection.rows}
+    said = {row.engine: {"original": row.as_is, **row.converted} for row in inspection.rows}
     for profile, seen in RECORD[name].items():
         for spec, kind in seen.items():
             (loader,) = find_loaders(spec.replace("==", "@"))

@@ -144,13 +144,13 @@ def _promised(
     if isinstance(inspection, str):
         return  # a disagreement that is noted already: convert converted
     view = view_model(interpret(rewrite.open_checkpoint(out)), selection)
-    for row in inspection.rows:
-        promised, now = row.converted.get(profile), row.loader.predict(view)
+    for loader, row in zip(rewrite.LOADERS, inspection.rows, strict=True):
+        promised, now = row.outcomes.get(profile), loader.predict(view)
         if promised is not None and promised.detail.startswith("the conversion rounds") and now.kind == "exact":
             continue  # OUT is served as it is; what was lost on the way is for inspect of IN to say
         if promised is not None and promised.kind != now.kind:
             said = f"promises {promised.kind}, and of OUT says {now.kind}"
-            tried.problems.append((profile, "inspect", f"{row.loader.name} {row.loader.versions}: {said}"))
+            tried.problems.append((profile, "inspect", f"{loader.name} {loader.versions}: {said}"))
 
 
 def _verified(tried: Tried, source: Path, out: Path, profile: str) -> None:

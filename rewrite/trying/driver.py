@@ -1,0 +1,1139 @@
+"""Loads a checkpoint with the inference engine of this Python and measures what the engine made of it.
+
+`rewrite try` sends this file into the engine's own Python (``python -c FILE REQUEST``). It imports nothing but the
+standard library, torch, safetensors and the engine, and knows no model family. The model is loaded twice, by the
+engine's own classes: as it is, through the whole loader; and without quantization, from weights that are dequantized
+here. The second is the truth, fused, stacked and sliced by the engine itself. Both are compared parameter by parameter,
+and below the loader a recorder sees which tensor of the checkpoint went where.
+
+Standard output has a JSON document on every line: progress, then the result. Whatever the engine prints goes to
+standard error. Verdicts are not made here: this file measures.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import dataclasses
+import functools
+import gc
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import inspect
+import json
+import math
+import os
+import re
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import torch
+from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+Result = dict[str, Any]
+Weights = Iterable[tuple[str, torch.Tensor]]
+FP8 = torch.float8_e4m3fn
+E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+CODES = (FP8, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32)
+LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.")
+#: Tensors that say how another one is to be read, or how activations and caches are quantized.
+SIDE = re.compile(
+    r"(?:_scale|_scale_inv|_scale_2|_global_scale|_zero_point|_shape|_g_idx|\binput_scale|\binput_global_scale)$"
+)
+
+
+class Lacking(Exception):
+    """Nothing can be learnt with this engine: it is not there, or this version lacks what this file needs."""
+
+
+# --- what the files mean --------------------------------------------------------------------------------------------
+
+
+class Checkpoint:
+    """The tensors of a checkpoint and what they mean, by dtypes and the names of their neighbors alone. ``layers``
+    leaves out all others of the stack ``stack``."""
+
+    def __init__(self, folder: Path, stack: str = "", layers: Sequence[int] | None = None) -> None:
+        self.folder = folder
+        self._stack, self._layers = stack, None if layers is None else frozenset(layers)
+        index = folder / "model.safetensors.index.json"
+        named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else None
+        files = sorted(path.name for path in folder.glob("*.safetensors") if named is None or path.name in named)
+        self._files = {name: safe_open(str(folder / name), "pt") for name in files}
+        self.shards = {tensor: name for name, file in self._files.items() for tensor in file.keys()}  # noqa: SIM118
+        self.config = json.loads((folder / "config.json").read_text())
+        found = re.findall(r'"(?:weight_block_size|block_structure)": \[(\d+), (\d+)\]', json.dumps(self.config))
+        self.block = (int(found[0][0]), int(found[0][1])) if found else None
+        self.meaningless: dict[str, str] = {}  # quantized tensors that the files do not explain
+
+    def names(self) -> list[str]:
+        return [name for name in self.shards if self._wanted(name)]
+
+    def _wanted(self, name: str) -> bool:
+        at = LAYER.match(name)
+        return self._layers is None or at is None or at[1] != self._stack or int(at[2]) in self._layers
+
+    def get(self, name: str) -> torch.Tensor | None:
+        if name not in self.shards:
+            return None
+        tensor: torch.Tensor = self._files[self.shards[name]].get_tensor(name)
+        return tensor
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether this is a weight in codes."""
+        if name not in self.shards or SIDE.search(name):
+            return False
+        kind = self._files[self.shards[name]].get_slice(name).get_dtype()
+        return kind.startswith("F8") or (kind in ("U8", "I8", "I32") and self._scale(name) is not None)
+
+    def stored(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All wanted tensors, as they lie there."""
+        for name in self.names():
+            tensor = self.get(name)
+            assert tensor is not None
+            yield name, tensor
+
+    def plain(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What the same model would be stored as without quantization, in F32, one tensor at a time."""
+        for name in self.names():
+            if not SIDE.search(name):
+                tensor = self._dequantized(name)
+                if tensor is not None:
+                    yield name.removesuffix("_packed") if name.endswith("weight_packed") else name, tensor
+
+    def input_scale(self, name: str) -> float | None:
+        """The multiplier of the activations of a weight."""
+        stem = name.removesuffix("_packed").removesuffix("weight")
+        scale, divisor = self.get(f"{stem}input_scale"), self.get(f"{stem}input_global_scale")
+        if scale is None and divisor is None:
+            return None
+        return float((scale.float() if scale is not None else 1 / divisor.float()).max())  # type: ignore[union-attr]
+
+    def _scale(self, name: str) -> torch.Tensor | None:
+        stem = name.removesuffix("_packed")
+        return next((s for s in map(self.get, (f"{stem}_scale", f"{stem}_scale_inv")) if s is not None), None)
+
+    def _dequantized(self, name: str) -> torch.Tensor | None:
+        weight = self.get(name)
+        assert weight is not None
+        if weight.dtype not in CODES:
+            return weight.float() if weight.dtype.is_floating_point else weight
+        scale, stem = self._scale(name), name.removesuffix("_packed")
+        if scale is None:
+            if weight.dtype in (torch.int32, torch.uint8, torch.int8):  # no weight: a counter, a mask
+                return weight
+            self.meaningless[name] = "FP8 codes without a scale"
+            return None
+        divisor, factor = self.get(f"{stem}_global_scale"), self.get(f"{stem}_scale_2")
+        try:
+            if weight.dtype == torch.uint8 and (divisor is not None or factor is not None):
+                return fp4(weight, scale, factor.float() if factor is not None else 1 / divisor.float())  # type: ignore[union-attr]
+            if weight.dtype in (torch.uint8, torch.int32):
+                raise ValueError(f"a format that is not read: {weight.dtype} with scales {list(scale.shape)}")
+            return weight.float() * spread(scale.float(), weight.shape, self.block)
+        except (ValueError, RuntimeError) as error:
+            self.meaningless[name] = str(error)
+            return None
+
+
+def fp4(codes: torch.Tensor, blocks: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """NVFP4: two E2M1 codes a byte, an E4M3 scale for every 16, one F32 for the matrix, or for each of a stack."""
+    values = E2M1.to(codes.device)[torch.stack([codes & 15, codes >> 4], -1).flatten(-2).long()]
+    weight: torch.Tensor = (values.unflatten(-1, (-1, 16)) * blocks.float().unsqueeze(-1)).flatten(-2)
+    return weight * (factor.reshape(()) if factor.numel() == 1 else factor.reshape(-1, *[1] * (codes.ndim - 1)))
+
+
+def spread(scale: torch.Tensor, shape: Sequence[int], block: tuple[int, int] | None) -> torch.Tensor:
+    """Scales that weights [..., N, K] can be multiplied with, from one, or one for each matrix, row or block."""
+    lead, (rows, columns) = tuple(shape[:-2]), shape[-2:]
+    matrices = torch.Size(lead).numel()
+    if scale.numel() == 1:
+        return scale.reshape([1] * len(shape))
+    by_block = block and tuple(scale.shape[-2:]) == (-(-rows // block[0]), -(-columns // block[1]))
+    if block and by_block and scale.ndim == len(shape):
+        scale = scale.repeat_interleave(block[0], -2)[..., :rows, :]
+        return scale.repeat_interleave(block[1], -1)[..., :columns]
+    if scale.numel() == rows * matrices:
+        return scale.reshape(*lead, rows, 1)
+    if lead and scale.numel() == matrices:
+        return scale.reshape(*lead, 1, 1)
+    raise ValueError(f"a scale of shape {list(scale.shape)} for a weight of shape {list(shape)}")
+
+
+# --- which tensor went where ----------------------------------------------------------------------------------------
+
+Place = tuple[tuple[int, ...], tuple[int, ...], int]  # shape, stride, offset in a parameter's memory
+
+
+class Recorder(TorchDispatchMode):
+    """Which tensor of the checkpoint filled which part of which parameter: seen at torch's operators, below any loader.
+
+    Tensors are known by where they lie in memory. What an operator makes of a known tensor is known, too.
+    """
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.given: set[str] = set()
+        self.used: set[str] = set()
+        self.writes: dict[str, list[tuple[frozenset[str], Place]]] = {}
+        self.coverage: dict[str, tuple[int, int, int]] = {}  # never written, written twice or more, all
+        self.communicated = False
+        self.operators = 0
+        self._model = model
+        self._starts: list[int] = []
+        self._ranges: dict[int, tuple[int, frozenset[str]]] = {}
+        self._scalars: dict[float, frozenset[str]] = {}
+        self._homes: dict[int, tuple[str, torch.Tensor]] = {}
+        for name, held in model.named_parameters(remove_duplicate=False):
+            if held.numel() and held.device.type != "meta":
+                self._homes.setdefault(held.untyped_storage().data_ptr(), (name, held))
+
+    def watch(self, weights: Weights) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same weights, known by name from here on."""
+        for name, tensor in weights:
+            self.given.add(name)
+            with _disable_current_modes():
+                tensor = tensor.contiguous()  # noqa: PLW2901
+            if tensor.numel():
+                size = tensor.numel() * tensor.element_size()
+                self._put(tensor.data_ptr(), tensor.data_ptr() + size, frozenset([name]))
+            yield name, tensor
+
+    def finish(self) -> None:
+        """Parameters that were given other memory count as written as a whole; then all are counted."""
+        for name, held in self._model.named_parameters(remove_duplicate=False):
+            fresh = held.untyped_storage().data_ptr() not in self._homes
+            if fresh and (names := self._of(held)):
+                self.used |= names
+                self.writes.setdefault(name, []).append((names, (tuple(held.shape), tuple(held.stride()), 0)))
+        for name, home in self._homes.values():
+            count = torch.zeros(home.untyped_storage().nbytes() // home.element_size(), dtype=torch.uint8)
+            for names, place in self.writes.get(name, ()):
+                if names:
+                    view = count.as_strided(*place)
+                    view += 1
+            self.coverage[name] = int((count == 0).sum()), int((count > 1).sum()), count.numel()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.operators += 1
+        name = func._schema.name
+        self.communicated |= name.startswith(("c10d::", "_c10d_functional::"))
+        tensors = [each for each in tree_leaves((args, kwargs or {})) if isinstance(each, torch.Tensor)]
+        if name == "aten::_local_scalar_dense":
+            self._scalars = {float(out): self._of(args[0])}
+        elif name.endswith("_") and not name.endswith("__") and tensors:
+            known = self._scalars.get(float(args[1])) if name == "aten::fill_" and len(tensors) == 1 else None
+            self._wrote(tensors[0], (known or frozenset()).union(*map(self._of, tensors[1:])))
+        else:
+            self._made(tree_leaves(out), tensors)
+        return out
+
+    def _made(self, made: Sequence[Any], of: Sequence[torch.Tensor]) -> None:
+        names = frozenset[str]().union(*map(self._of, of))
+        views = {each.untyped_storage().data_ptr() for each in of if each.device.type != "meta"}
+        for each in made:
+            if isinstance(each, torch.Tensor) and each.device.type != "meta" and each.numel():
+                memory = each.untyped_storage()
+                if memory.data_ptr() not in views:
+                    self._put(memory.data_ptr(), memory.data_ptr() + memory.nbytes(), names)
+
+    def _wrote(self, target: torch.Tensor, names: frozenset[str]) -> None:
+        if target.device.type == "meta" or not target.numel():
+            return
+        memory = target.untyped_storage()
+        home = self._homes.get(memory.data_ptr())
+        if home is not None:
+            self.used |= names
+            place = tuple(target.shape), tuple(target.stride()), int(target.storage_offset())
+            self.writes.setdefault(home[0], []).append((names, place))
+        elif names:
+            self._put(memory.data_ptr(), memory.data_ptr() + memory.nbytes(), names | self._of(target))
+
+    def _put(self, start: int, end: int, names: frozenset[str]) -> None:
+        at = max(bisect.bisect_right(self._starts, start) - 1, 0)
+        while at < len(self._starts) and self._starts[at] < end:
+            if self._ranges[self._starts[at]][0] > start:
+                del self._ranges[self._starts.pop(at)]
+            else:
+                at += 1
+        if names:
+            bisect.insort(self._starts, start)
+            self._ranges[start] = end, names
+
+    def _of(self, tensor: torch.Tensor) -> frozenset[str]:
+        if tensor.device.type == "meta" or not tensor.numel():
+            return frozenset()
+        at = bisect.bisect_right(self._starts, tensor.data_ptr()) - 1
+        if at < 0 or self._ranges[self._starts[at]][0] <= tensor.data_ptr():
+            return frozenset()
+        return self._ranges[self._starts[at]][1]
+
+
+# --- what the engine holds ------------------------------------------------------------------------------------------
+
+
+_IN_CODES = ("nvfp4", "float8_e4m3fn", "float8_e5m2", "int8")  # kinds of weights
+
+
+def held_weight(
+    module: Any, attribute: str, shape: torch.Size, block: tuple[int, int] | None
+) -> tuple[torch.Tensor | None, str]:
+    """The F32 weight that a loaded module holds, by what lies beside it, and its kind; None and the reason where that
+    can't be read."""
+    weight = _tensor(module, attribute, f"{attribute}_packed")
+    if weight is None or weight.numel() == 0:
+        return None, "the engine repacked it"
+    if weight.dtype not in CODES:
+        plain = next((each for each in (weight, weight.transpose(-1, -2)) if each.shape == shape), None) \
+            if weight.ndim > 1 else weight if weight.shape == shape else None  # fmt: skip
+        return (None, "another shape") if plain is None else (plain.float(), _kind(weight))
+    scale = _tensor(module, f"{attribute}_scale", f"{attribute}_scale_inv")
+    if scale is None:
+        return None, "no scale beside it"
+    if weight.dtype in (torch.uint8, torch.int32):
+        return _held_fp4(module, attribute, shape, weight, scale)
+    # A square weight's shape does not tell; its memory does: engines transpose by a view.
+    is_view = weight.ndim == 2 and weight.t().is_contiguous() and not weight.is_contiguous()
+    if weight.shape != shape or is_view:
+        weight = weight.transpose(-1, -2)
+    try:
+        if weight.shape != shape:
+            raise ValueError("another shape")
+        return weight.float() * spread(scale.float(), shape, block), _kind(weight)
+    except ValueError as error:
+        return None, str(error)
+
+
+def _held_fp4(
+    module: Any, attribute: str, shape: torch.Size, weight: torch.Tensor, scale: torch.Tensor
+) -> tuple[torch.Tensor | None, str]:
+    factors = f"{attribute}_global_scale", f"{attribute}_scale_2"
+    # A stack of experts may keep the divisors that it was loaded with beside the multipliers that it uses.
+    factor = _tensor(module, *(factors if len(shape) == 2 else reversed(factors)))
+    blocks = (*shape[:-1], shape[-1] // 16)
+    if factor is None or tuple(scale.shape) != blocks or 2 * weight.shape[-1] != shape[-1] or weight.ndim < 2:
+        return None, "in an order of a kernel"
+    if factor.numel() not in (1, torch.Size(shape[:-2]).numel()):
+        return None, "several global scales"
+    inverse = hasattr(module, f"{attribute}_packed") and not hasattr(module, f"{attribute}_scale_2")
+    return fp4(weight, scale, 1 / factor.float() if inverse else factor.float()), "nvfp4"
+
+
+def _kind(weight: torch.Tensor) -> str:
+    return str(weight.dtype).removeprefix("torch.")
+
+
+def _tensor(module: Any, *names: str) -> torch.Tensor | None:
+    found = (getattr(module, name, None) for name in names)
+    return next((each.detach() for each in found if isinstance(each, torch.Tensor)), None)
+
+
+def through_kernel(module: Any, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor | None:
+    """The weight that the engine's kernel multiplies with: its product with an identity matrix, of a size that the
+    quantization of activations keeps exactly. None where the module has no such method."""
+    method = getattr(module, "quant_method", None)
+    if len(shape) != 2 or not hasattr(method, "apply"):
+        return None
+    size = 1.0
+    for name, code in (("input_scale", 64), ("input_global_scale", 96)):
+        scale = _tensor(module, name)
+        if scale is not None and scale.numel() == 1 and torch.isfinite(scale.float()).all():
+            size = code * float(scale)
+    device = next(module.parameters()).device
+    eye = (torch.eye(shape[1], device=device) * size).to(dtype)
+    with torch.no_grad():
+        product: torch.Tensor = method.apply(module, eye)  # type: ignore[union-attr]
+    return product.float().t() / float(eye[0, 0])
+
+
+def compare(loaded: Loaded, plain: Loaded, source: Checkpoint, dtype: torch.dtype) -> list[Result]:
+    """A row for every parameter of the plain model that the loader filled from the checkpoint."""
+    modules = dict(loaded.model.named_modules())
+    rows = []
+    for name, module in plain.model.named_modules():
+        for attribute, truth in module.named_parameters(recurse=False):
+            full = f"{name}.{attribute}".lstrip(".")
+            writes = plain.writes(full, truth)
+            if writes and name in modules:
+                rows.append(_row(modules[name], full, attribute, truth.detach(), writes, source, dtype))
+    return rows
+
+
+def _row(
+    module: Any,
+    full: str,
+    attribute: str,
+    truth: torch.Tensor,
+    writes: Sequence[tuple[frozenset[str], Place]],
+    source: Checkpoint,
+    dtype: torch.dtype,
+) -> Result:
+    sources = sorted({name for names, _ in writes for name in names})
+    stored = [n for name in sources for n in (name, f"{name}_packed") if n in source.shards]
+    quantized = [name for name in stored if source.is_quantized(name)]
+    held, kind = held_weight(module, attribute, truth.shape, source.block)
+    # An engine may quantize what the files do not; and what it renamed without a recorder may be of quantized tensors.
+    codes = _tensor(module, attribute, f"{attribute}_packed")
+    cast = bool(stored) and not quantized and codes is not None and codes.numel() > 0 and codes.dtype in CODES
+    row: Result = {
+        "module": full.rpartition(".")[0], "parameter": attribute, "shape": list(truth.shape), "held": kind,
+        "sources": len(sources), "judged": bool(quantized) or cast or (not stored and truth.ndim > 1), "cast": cast,
+        "parts": [], "kernel": [], "kernel_error": None,
+        "read": held is not None, "input_scale": _input_scale(module, attribute, quantized, source),
+    }  # fmt: skip
+    if held is not None:
+        exact = truth.float() if kind in _IN_CODES else truth.to(getattr(torch, kind)).float()
+        if truth.dtype != torch.float32:  # a reference in fewer bits
+            held = held.to(truth.dtype).float()
+        row["parts"] = _parts(held.to(exact.device) - exact, exact, writes)
+    if (quantized or cast) and attribute == "weight":
+        try:
+            product = through_kernel(module, truth.shape, dtype)
+        except Exception as error:  # whatever a kernel raises is what was to be found out
+            row["kernel_error"] = described(error)["message"]
+        else:
+            if product is not None and product.shape == truth.shape:
+                row["kernel"] = _parts(product.to(truth.device) - truth, truth, writes)
+    return row
+
+
+def _parts(
+    difference: torch.Tensor, truth: torch.Tensor, writes: Sequence[tuple[frozenset[str], Place]]
+) -> list[Result]:
+    """The relative error in each region that the loader wrote; of a stack of experts the worst one of each kind."""
+    found: dict[Any, Result] = {}
+    flat, true = difference.float().contiguous().flatten(), truth.float().contiguous().flatten()
+    for names, place in writes:
+        size, error = float(true.as_strided(*place).norm()), float(flat.as_strided(*place).norm())
+        error = error / size if size else error
+        start = place[2] // (truth.stride(0) or 1) if truth.ndim < 3 else 0
+        rows = [start, start + place[0][0]] if truth.ndim == 2 and len(place[0]) == 2 else None
+        for name in names:
+            key = (re.sub(r"\d+", "N", name), tuple(rows or ()))
+            if key not in found or math.isnan(error) or error > found[key]["error"]:
+                found[key] = {"tensor": name, "rows": rows, "error": error}
+    parts = sorted(found.values(), key=lambda part: (part["rows"] or [0], part["tensor"]))
+    return [{**part, "error": number(part["error"])} for part in parts]
+
+
+def _input_scale(module: Any, attribute: str, quantized: Sequence[str], source: Checkpoint) -> Result | None:
+    """What the files say of the layer's activations and what the engine holds; None where the files say nothing."""
+    stated = [scale for name in quantized if (scale := source.input_scale(name)) is not None]
+    if not stated:
+        return None
+    held = _tensor(module, attribute.replace("weight", "input_scale"))
+    if held is None:
+        held = _tensor(module, attribute.replace("weight", "input_global_scale"))
+        if held is not None and hasattr(module, f"{attribute}_packed"):
+            held = 1 / held.float()
+    served = None if held is None else [number(float(held.float().min())), number(float(held.float().max()))]
+    return {"stated": max(stated), "served": served}
+
+
+def number(value: float) -> float | str:
+    """JSON has no NaN and no infinity: these become words."""
+    return value if math.isfinite(value) else str(value)
+
+
+# --- engines --------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Loaded:
+    """A model that an engine loaded, and what the recorder saw; None where nothing could be recorded."""
+
+    model: torch.nn.Module
+    recorder: Recorder | None
+
+    def writes(self, name: str, held: torch.Tensor) -> Sequence[tuple[frozenset[str], Place]]:
+        """What was written into a parameter from the checkpoint; without a recorder: all of it, matrix by matrix."""
+        if self.recorder is None:
+            matrices = held.flatten(0, -3) if held.ndim > 2 else held.unsqueeze(0)
+            stride, size = tuple(matrices[0].contiguous().stride()), matrices[0].numel()
+            return [(frozenset([name]), (tuple(matrices[0].shape), stride, n * size)) for n in range(len(matrices))]
+        return [(names, place) for names, place in self.recorder.writes.get(name, ()) if names]
+
+
+class Engine:
+    """What this file needs of an engine. ``replaced`` says which parts of it are stood in for, on a CPU."""
+
+    name = ""
+    package = ""
+    splits = True  # whether it can build some layers of a model only
+
+    def __init__(self, request: Mapping[str, Any]) -> None:
+        self.replaced: list[str] = []
+        self.rank, self.world = int(request.get("rank", 0)), int(request.get("world", 1))
+        self.trust = bool(request.get("trust_remote_code"))
+        self.layers: tuple[int, int] | None = None
+        self.phase = "starting"
+        self._up = False
+
+    def start(self) -> str:
+        """Import the engine; its version."""
+        raise NotImplementedError
+
+    def load(self, folder: Path, dtype: str, weights: Weights | None, *, finish: bool) -> Loaded:
+        """Load a model: from ``weights`` where they are given, else from the folder's files; ``finish``: prepare them
+        for the kernels as well."""
+        raise NotImplementedError
+
+    def stage(self, count: int, *_: Any) -> tuple[int, int]:
+        """Stands in for the engine's own split of a model into pipeline stages: this one has ``layers``."""
+        return (0, count) if self.layers is None else (self.layers[0], min(self.layers[1] + 1, count))
+
+    def watched(self, model: Any, weights: Weights | None, into: list[Recorder]) -> None:
+        """Let the model's own ``load_weights`` be recorded."""
+        own = model.load_weights
+
+        def load_weights(given: Weights, *args: Any, **kwargs: Any) -> Any:
+            recorder = Recorder(model)
+            into.append(recorder)
+            self.phase = "reading weights"
+            with recorder:
+                out = own(recorder.watch(given if weights is None else weights), *args, **kwargs)
+            recorder.finish()
+            self.phase = "preparing weights"
+            return out
+
+        model.load_weights = load_weights
+
+    def replace(self, what: str, *steps: Callable[[], Any]) -> None:
+        """Replace parts that a CPU build lacks; a part that this version does not have needs no replacing."""
+        done = 0
+        for step in steps:
+            with suppress(ImportError, AttributeError):
+                step()
+                done += 1
+        if done:
+            self.replaced.append(what)
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+def scaled_fp8_quant(values: Any, scale: Any = None, *_: Any, use_per_token_if_dynamic: bool = False, **__: Any) -> Any:
+    """Quantizes to FP8, as the engines' CUDA kernels do: value / scale, clamped, rounded to nearest even."""
+    largest, values = torch.finfo(FP8).max, values.float()
+    if scale is None and use_per_token_if_dynamic:
+        scale = values.abs().amax(-1, keepdim=True) / largest
+    elif scale is None:
+        scale = (values.abs().max() / largest).reshape(1)
+    return (values / scale.float()).clamp(-largest, largest).to(FP8), scale
+
+
+class Vllm(Engine):
+    name, package = "vLLM", "vllm"
+
+    def start(self) -> str:
+        for key, value in {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}.items():
+            os.environ.setdefault(key, value)
+        if not torch.cuda.is_available():
+            self._on_cpu()
+        version = str(module("vllm").__version__)
+        # Asks a model's class what it can do in a new process (20 s for each); nothing here minds CUDA in this one.
+        with suppress(AttributeError):
+            module("vllm.model_executor.models.registry")._run_in_subprocess = lambda ask: ask()
+        module("vllm.distributed.utils").get_pp_indices = self.stage
+        return version
+
+    def load(self, folder: Path, dtype: str, weights: Weights | None, *, finish: bool) -> Loaded:
+        self.phase = "reading the config"
+        arguments = module("vllm.engine.arg_utils").EngineArgs
+        known = inspect.signature(arguments).parameters
+        asked = {
+            "model": str(folder), "tokenizer": str(folder), "skip_tokenizer_init": True, "enforce_eager": True,
+            "max_model_len": 128, "dtype": dtype, "language_model_only": True, "tensor_parallel_size": self.world,
+            "trust_remote_code": self.trust,
+        }  # fmt: skip
+        config = arguments(**{key: value for key, value in asked.items() if key in known}).create_engine_config()
+        loader, base = (
+            module(f"vllm.model_executor.model_loader.{name}") for name in ("default_loader", "base_loader")
+        )
+        stock, process = loader.DefaultModelLoader.load_weights, base.process_weights_after_loading
+        into: list[Recorder] = []
+
+        def load_weights(own: Any, model: Any, model_config: Any) -> None:
+            self.watched(model, weights, into)
+            try:
+                stock(own, model, model_config)
+            finally:
+                del model.load_weights
+
+        loader.DefaultModelLoader.load_weights = load_weights
+        base.process_weights_after_loading = process if finish else lambda *_, **__: None
+        try:
+            with module("vllm.config").set_current_vllm_config(config):
+                self._join()
+                self.phase = "building the model"
+                model = module("vllm.model_executor.model_loader").get_model(vllm_config=config)
+        finally:
+            loader.DefaultModelLoader.load_weights, base.process_weights_after_loading = stock, process
+        return Loaded(model, into[0])
+
+    def _join(self) -> None:
+        """One process, as one rank of several: torch's fake process group answers for the others."""
+        if self._up:
+            return
+        self._up = True
+        self.phase = "starting"
+        parallel, backend = module("vllm.distributed"), "nccl" if torch.cuda.is_available() else "gloo"
+        method = f"file://{tempfile.mkdtemp(prefix='rewrite-try-')}/rendezvous"
+        if self.world > 1:
+            import torch.distributed as dist
+
+            fake = module("torch.testing._internal.distributed.fake_pg")
+            dist.init_process_group("fake", store=fake.FakeStore(), rank=self.rank, world_size=self.world)
+            new_group: Any = dist.new_group
+            dist.new_group = lambda ranks=None, *_, **__: new_group(ranks, backend="fake")
+            queue = module("vllm.distributed.device_communicators.shm_broadcast").MessageQueue
+            queue.create_from_process_group = staticmethod(lambda *_, **__: None)
+            module("vllm.distributed.parallel_state").in_the_same_node_as = lambda *_, **__: [True] * self.world
+            backend = "fake"
+        parallel.init_distributed_environment(self.world, self.rank, method, 0, backend)
+        named = "backend" in inspect.signature(parallel.initialize_model_parallel).parameters
+        parallel.initialize_model_parallel(self.world, 1, **({"backend": backend} if named else {}))
+
+    def _on_cpu(self) -> None:
+        """Nothing replaced here reads, places or merges a weight or a scale."""
+        os.environ.setdefault("VLLM_USE_NVFP4_CT_EMULATIONS", "1")
+        layers = "vllm.model_executor.layers"
+        oracle, fused = f"{layers}.fused_moe.oracle", f"{layers}.fused_moe"
+
+        def keep(name: str, owner: str, method: str = "process_weights_after_loading") -> None:
+            setattr(getattr(module(name), owner), method, lambda *_, **__: None)
+
+        self.replace(
+            "quantizing to FP8", lambda: setattr(module("vllm._custom_ops"), "scaled_fp8_quant", scaled_fp8_quant)
+        )
+        torch.accelerator.empty_cache = lambda: None
+        self.replace(
+            "the kernels of experts, and their repacking",
+            lambda: _take_experts(module(f"{oracle}.fp8")),
+            lambda: _take_fp4_experts(module(f"{oracle}.nvfp4")),
+            lambda: keep(f"{fused}.experts.cpu_moe", "CPUUnquantizedExperts"),
+            lambda: _no_expert_gemm(module(f"{fused}.cpu_fused_moe")),
+        )
+        quantization = f"{layers}.quantization"
+        # Before the schemes are imported, which look their kernels up by name.
+        self.replace(
+            "the repacking of weights for CPU kernels",
+            lambda: setattr(module(f"{layers}.utils"), "dispatch_cpu_unquantized_gemm", lambda *_, **__: None),
+            lambda: _take_torch_kernels(module("vllm.model_executor.kernels.linear"), self._cpu()),
+        )
+        self.replace(
+            "NVFP4 kernels (vLLM's emulation)",
+            lambda: _take_fp4_kernel(module("vllm.model_executor.kernels.linear"), layers, self._cpu()),
+            lambda: setattr(
+                module(f"{quantization}.compressed_tensors.schemes.compressed_tensors_w4a16_nvfp4"),
+                "prepare_fp4_layer_for_marlin",
+                lambda *_: None,
+            ),
+        )
+        self.replace(
+            "the question for the compute capability of a card",
+            *(
+                lambda name=name, owner=owner: setattr(
+                    getattr(module(f"{quantization}.{name}"), owner), "_check_scheme_supported", lambda *_, **__: True
+                )
+                for name, owner in (
+                    ("compressed_tensors.compressed_tensors", "CompressedTensorsConfig"),
+                    ("quark.quark", "QuarkConfig"),
+                )
+            ),
+        )
+        self.replace("the choice of an FP8 cache", _take_fp8_cache)
+
+    @staticmethod
+    def _cpu() -> Any:
+        return module("vllm.platforms").PlatformEnum.CPU
+
+
+def _take_experts(oracle: Any) -> None:
+    oracle.select_fp8_moe_backend = lambda *_, **__: (oracle.Fp8MoeBackend.TRITON, object)
+    oracle.make_fp8_moe_kernel = lambda *_, **__: None
+
+
+def _take_fp4_experts(oracle: Any) -> None:
+    backends = oracle.NvFp4MoeBackend
+    backend = getattr(backends, "EMULATION", backends.MARLIN)
+    names = ("w13", "w13_scale", "w13_scale_2", "w2", "w2_scale", "w2_scale_2")
+    oracle.select_nvfp4_moe_backend = lambda *_, **__: (backend, MagicMock())
+    oracle.make_nvfp4_moe_kernel = lambda *_, **__: MagicMock()
+    oracle.prepare_nvfp4_moe_layer_for_marlin = lambda **given: tuple(given[name] for name in names)
+
+
+def _no_expert_gemm(kernels: Any) -> None:
+    kernels.CPUFusedMOE = kernels.SGLFusedMOE = lambda _: None
+
+
+def _take_torch_kernels(linear: Any, cpu: Any) -> None:
+    """The kernels that leave weights as they were loaded: those of torch."""
+    linear._POSSIBLE_FP8_KERNELS[cpu] = [k for k in linear._POSSIBLE_FP8_KERNELS[cpu] if "Torch" in k.__name__]
+    if kernel := getattr(linear, "CPUFp8BlockScaledMMKernel", None):
+        kernel.is_supported = kernel.can_implement = staticmethod(lambda *_, **__: (True, None))
+        kernel.process_weights_after_loading = lambda *_: None
+        linear._POSSIBLE_FP8_BLOCK_KERNELS[cpu] = [kernel]
+    if kernel := getattr(linear, "CPUInt8ScaledMMLinearKernel", None):
+        kernel.process_weights_after_loading = lambda *_: None
+
+
+def _take_fp4_kernel(linear: Any, layers: str, cpu: Any) -> None:
+    """vLLM's emulation, which takes weight-only layers, too: latent attention multiplies while it is loaded."""
+    stock, config = linear.EmulationNvFp4LinearKernel, linear.NvFp4LinearLayerConfig
+    dequantize = module(f"{layers}.quantization.utils.nvfp4_emulation_utils").dequantize_to_dtype
+
+    class Emulation(stock):  # type: ignore[misc,valid-type]
+        def apply_weights(self, layer: Any, x: Any, bias: Any = None) -> Any:
+            if hasattr(layer, "input_global_scale_inv"):
+                return super().apply_weights(layer, x, bias)
+            return (
+                x
+                @ dequantize(layer.weight, layer.weight_scale, layer.weight_global_scale, x.dtype, 16, swizzle=False).T
+            )
+
+    linear._POSSIBLE_NVFP4_KERNELS[cpu] = [Emulation]
+    linear.init_nvfp4_linear_kernel = lambda **_: Emulation(config())
+
+
+def _take_fp8_cache() -> None:
+    """The CPU has FP8 caches since 0.32; before, it refuses one. The scales are the layer's, not the backend's."""
+    platform, attention = module("vllm.platforms.cpu").CpuPlatform, module("vllm.v1.attention.backends.cpu_attn")
+    if "fp8" in attention.CPUAttentionBackend.supported_kv_cache_dtypes:
+        raise AttributeError
+    attention.is_quantized_kv_cache = lambda _: False
+    check = platform.check_and_update_config
+
+    def keep_cache_type(config: Any) -> None:
+        given, config.cache_config.cache_dtype = config.cache_config.cache_dtype, "auto"
+        check(config)
+        config.cache_config.cache_dtype = given
+
+    platform.check_and_update_config = staticmethod(keep_cache_type)
+
+
+class Sglang(Engine):
+    name, package = "SGLang", "sglang"
+
+    def start(self) -> str:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        if self.world > 1:
+            raise Lacking("SGLang is tried on one rank only")
+        if not torch.cuda.is_available():
+            _stand_in("sgl_kernel", "flashinfer", "vllm")
+            self.replaced.append("the packages sgl_kernel and flashinfer")
+        version = str(module("sglang").__version__)
+        for name in ("sglang.srt.distributed.utils", "sglang.srt.distributed"):
+            module(name).get_pp_indices = self.stage
+        if not torch.cuda.is_available():
+            self._on_cpu()
+        return version
+
+    def load(self, folder: Path, dtype: str, weights: Weights | None, *, finish: bool) -> Loaded:
+        self.phase = "reading the config"
+        arguments = self._arguments(folder, dtype)
+        config = module("sglang.srt.configs.model_config").ModelConfig.from_server_args(arguments)
+        config.dtype = getattr(torch, dtype)
+        _state_interval(config.hf_config, json.loads((folder / "config.json").read_text()))
+        self._join(arguments, config)
+        loader = module("sglang.srt.model_loader.loader").DefaultModelLoader
+        stock = loader.__dict__["load_weights_and_postprocess"]
+        into: list[Recorder] = []
+
+        def load_weights(model: Any, given: Weights, device: Any) -> None:
+            self.watched(model, weights, into)
+            try:
+                stock.__func__(model, given, device) if finish else model.load_weights(given)
+            finally:
+                del model.load_weights
+
+        loader.load_weights_and_postprocess = staticmethod(load_weights)
+        device = module("sglang.srt.configs.device_config").DeviceConfig(arguments.device)
+        try:
+            self.phase = "building the model"
+            model = loader(module("sglang.srt.configs.load_config").LoadConfig()).load_model(
+                model_config=config, device_config=device
+            )
+        finally:
+            loader.load_weights_and_postprocess = stock
+        return Loaded(model, into[0])
+
+    def _arguments(self, folder: Path, dtype: str) -> Any:
+        made = module("sglang.srt.server_args")
+        on_gpu = torch.cuda.is_available()
+        given: dict[str, Any] = {
+            "model_path": str(folder), "tokenizer_path": str(folder), "served_model_name": str(folder), "dtype": dtype,
+            "skip_tokenizer_init": True, "trust_remote_code": self.trust, "device": "cuda" if on_gpu else "cpu",
+        }  # fmt: skip
+        if not on_gpu:
+            given |= {
+                "attention_backend": "torch_native",
+                "mm_attention_backend": "sdpa",
+                "sampling_backend": "pytorch",
+            }
+        with suppress(ModuleNotFoundError):
+            context = module("sglang.srt.runtime_context")
+            if hasattr(context, "SpawnRanks"):
+                arguments = made.ServerArgs(**given, disable_radix_cache=True)
+                context.publish(arguments, role="scheduler", ranks=context.SpawnRanks(world_rank=0))
+                return arguments
+        if on_gpu:
+            arguments = made.ServerArgs(**given)
+        else:  # its __post_init__ looks for GPUs: made from the defaults of its fields
+            arguments = made.ServerArgs.__new__(made.ServerArgs)
+            for field in dataclasses.fields(made.ServerArgs):
+                default = None if field.default is dataclasses.MISSING else field.default
+                lacks = field.default_factory is dataclasses.MISSING
+                setattr(arguments, field.name, default if lacks else field.default_factory())  # type: ignore[operator]
+            for name, value in given.items():
+                setattr(arguments, name, value)
+        made.set_global_server_args_for_scheduler(arguments)
+        return arguments
+
+    def _join(self, arguments: Any, config: Any) -> None:
+        if self._up:
+            return
+        self._up = True
+        self.phase = "starting"
+        parallel, attention = module("sglang.srt.distributed.parallel_state"), module("sglang.srt.layers.dp_attention")
+        parallel.init_distributed_environment(
+            world_size=1, rank=0, local_rank=0, backend="nccl" if torch.cuda.is_available() else "gloo",
+            distributed_init_method=f"file://{tempfile.mkdtemp(prefix='rewrite-try-')}/rendezvous",
+        )  # fmt: skip
+        parallel.initialize_model_parallel()
+        initialize = attention.initialize_dp_attention
+        initialize(arguments, config) if "model_config" in initialize.__annotations__ else initialize(arguments)
+
+    def _on_cpu(self) -> None:
+        quantization = "sglang.srt.layers.quantization"
+        schemes = f"{quantization}.compressed_tensors.schemes.compressed_tensors"
+
+        def quantize(values: Any, output: Any, scale: Any, is_static: bool) -> None:
+            codes, used = scaled_fp8_quant(values, scale if is_static else None)
+            output[: values.shape[0]].copy_(codes)
+            scale.copy_(used.reshape(scale.shape))
+
+        self.replace(
+            "quantizing to FP8",
+            *(
+                lambda name=name: setattr(module(name), "sgl_per_tensor_quant_fp8", quantize)
+                for name in ("sglang.kernels.ops.quantization.fp8_kernel", f"{quantization}.fp8_kernel")
+            ),
+        )
+        yes = "_check_scheme_supported"
+        self.replace(
+            "the question for the compute capability of a card",
+            lambda: setattr(module("sglang.srt.model_loader.loader"), "get_device_capability", lambda *_, **__: (9, 0)),
+            lambda: setattr(
+                module(f"{quantization}.compressed_tensors.compressed_tensors").CompressedTensorsConfig,
+                yes,
+                lambda *_, **__: True,
+            ),
+            lambda: setattr(module(f"{quantization}.quark.quark").QuarkConfig, yes, lambda *_, **__: True),
+        )
+        self.replace(
+            "the repacking of NVFP4 weights",
+            lambda: _no_fp4_repacking(
+                module(f"{quantization}.modelopt_quant"), schemes, f"{quantization}.marlin_utils_fp4"
+            ),
+        )
+        self.replace("where MiniCPM-V's resampler is put", lambda: _stay_on_cpu(module("sglang.srt.models.minicpmv")))
+
+
+def _no_fp4_repacking(modelopt: Any, schemes: str, marlin: str) -> None:
+    if importlib.util.find_spec(f"{schemes}_w4a16_nvfp4") is None:
+        modelopt.ModelOptFp4LinearMethod.process_weights_after_loading = lambda *_: None
+        return
+    modelopt.prepare_nvfp4_layer_for_marlin = modelopt.prepare_moe_nvfp4_layer_for_marlin = lambda *_: None
+    modelopt.get_fp4_gemm_runner_backend = lambda: MagicMock(is_marlin=lambda: True)
+    modelopt.get_moe_runner_backend = lambda: modelopt.MoeRunnerBackend.MARLIN
+    w4a4, w4a16 = module(f"{schemes}_w4a4_nvfp4"), module(f"{schemes}_w4a16_nvfp4")
+    w4a4.swizzle_blockscale = lambda scale: scale.data.clone()
+    w4a4.get_fp4_gemm_runner_backend = lambda: MagicMock(is_flashinfer_trtllm=lambda: False, is_marlin=lambda: False)
+    w4a16._use_flashinfer_bf16_fp4 = lambda *_: False
+    w4a16.prepare_nvfp4_layer_for_marlin = lambda *_: None
+    module(marlin).prepare_moe_nvfp4_layer_for_marlin = lambda *_, **__: None
+    experts = vars(module(f"{schemes}_w4a16_nvfp4_moe"))
+    scheme = next(kind for name, kind in experts.items() if name.startswith("CompressedTensorsW4A16"))
+    stock = scheme.process_weights_after_loading
+
+    def process(self: Any, layer: Any) -> None:
+        layer.hidden_size, layer.intermediate_size_per_partition = 128, 64  # Marlin asks, once scales are merged
+        stock(self, layer)
+
+    scheme.process_weights_after_loading = process
+
+
+def _stay_on_cpu(model: Any) -> None:
+    model.get_device = lambda *_: "cpu"
+
+
+def _state_interval(config: Any, stored: Mapping[str, Any]) -> None:
+    """SGLang reads every how many layers one has full attention; save_pretrained of transformers only lists all layers.
+    Published configs have both."""
+    kinds = stored.get("text_config", stored).get("layer_types") or ()
+    text = getattr(config, "text_config", config)
+    if "linear_attention" in kinds and "full_attention" in kinds and "full_attention_interval" not in vars(text):
+        text.full_attention_interval = kinds.index("full_attention") + 1
+
+
+class _Mock(types.ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        mock = MagicMock(name=f"{self.__name__}.{name}")
+        setattr(self, name, mock)
+        return mock
+
+
+class _Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def __init__(self, packages: Sequence[str]) -> None:
+        self._packages = packages
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        known = name.partition(".")[0] in self._packages
+        return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        made = _Mock(spec.name)
+        made.__path__, made.__file__ = [], "<mock>"
+        return made
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Nothing to run."""
+
+
+def _stand_in(*packages: str) -> None:
+    """Let imports of GPU packages succeed where they are not installed."""
+    sys.meta_path.append(_Mocks(packages))
+
+
+class Transformers(Engine):
+    name, package, splits = "transformers", "transformers", False
+
+    def start(self) -> str:
+        for key in ("HF_HUB_OFFLINE", "HF_DEACTIVATE_ASYNC_LOAD"):
+            os.environ.setdefault(key, "1")
+        if self.world > 1:
+            raise Lacking("transformers is tried on one rank only")
+        return str(module("transformers").__version__)
+
+    def load(self, folder: Path, dtype: str, weights: Weights | None, *, finish: bool) -> Loaded:
+        self.phase = "reading the config"
+        library = module("transformers")
+        config = library.AutoConfig.from_pretrained(folder, trust_remote_code=self.trust)
+        kind = getattr(library, (config.architectures or ["AutoModelForCausalLM"])[0], library.AutoModelForCausalLM)
+        options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
+        if torch.cuda.is_available():
+            options["device_map"] = "cuda"
+        self.phase = "reading weights"
+        if weights is not None:
+            options |= {"config": config, "state_dict": dict(weights)}
+        model = kind.from_pretrained(None if weights is not None else folder, **options)
+        if finish:  # scales of any shape are taken, and found out about in the first forward pass
+            self.phase = "computing"
+            with torch.no_grad():
+                module("copy").deepcopy(model)(input_ids=torch.arange(10, 20, device=model.device)[None])
+        return Loaded(model, None)
+
+
+ENGINES: dict[str, type[Engine]] = {each.package: each for each in (Vllm, Sglang, Transformers)}
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+def unquantized(folder: Path) -> Path:
+    """A folder with the config of the same model without quantization, and without weights."""
+    target = Path(tempfile.mkdtemp(prefix="rewrite-try-"))
+    for path in folder.iterdir():
+        weights = path.suffix in (".safetensors", ".bin", ".pt") or path.name.endswith(".index.json")
+        if path.is_file() and path.name not in ("config.json", "hf_quant_config.json") and not weights:
+            (target / path.name).symlink_to(path.resolve())
+    config = json.loads((folder / "config.json").read_text())
+    for part in (config, config.get("text_config") or {}):
+        for key in ("quantization_config", "compression_config"):
+            part.pop(key, None)
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def _inside(file: str) -> str:
+    """The path of a source file from the folder that Python imports from, as other machines have it."""
+    roots = [root for root in map(os.path.abspath, filter(None, sys.path)) if file.startswith(f"{root}/")]
+    return file[len(max(roots, key=len)) + 1 :] if roots else Path(file).name
+
+
+def described(error: BaseException) -> Result:
+    """An exception: type, message and its last frames, without the paths of this machine."""
+    frames = traceback.extract_tb(error.__traceback__)[-4:]
+    where = [f"{_inside(f.filename)}:{f.lineno} {f.name}" for f in frames]
+    message = re.sub(r"(/[\w.+-]+){2,}/", "", str(error)).strip()
+    own = (
+        bool(frames) and frames[-1].filename == described.__code__.co_filename
+    )  # this file asked for what is not there
+    return {"type": type(error).__name__, "message": message[:600], "where": where, "own": own}
+
+
+def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None]) -> Result:
+    """Load and compare ``checkpoint``; of the layers of ``stack`` those of ``runs``: first and last ones."""
+    folder = Path(request["checkpoint"])
+    result: Result = {
+        "layers": [], "unused": [], "unfilled": {}, "twice": {}, "meaningless": {}, "failure": None, "operators": 0,
+        "communicated": False, "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
+    }  # fmt: skip
+    runs = (request.get("runs") if engine.splits else None) or [None]
+    result["whole"] = runs == [None]
+    for run in runs:
+        layers = None if run is None else range(run[0], run[1] + 1)
+        engine.layers = None if run is None else (run[0], run[1])
+        source = Checkpoint(folder, request.get("stack", ""), layers)
+        named = "all layers" if run is None else f"layers {run[0]} to {run[1]}"
+        _one_run(engine, source, result, functools.partial(_tell, tell, named), partly=run is not None)
+        gc.collect()
+        if result["failure"]:
+            break
+    result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if torch.cuda.is_available():
+        result["peak_device_bytes"] = torch.cuda.max_memory_allocated()
+    return result
+
+
+def _tell(tell: Callable[[str], None], named: str, step: str) -> None:
+    tell(f"{step}: {named}")
+
+
+def _one_run(engine: Engine, source: Checkpoint, result: Result, tell: Callable[[str], None], *, partly: bool) -> None:
+    dtype = "float16" if "float16" in (source.config.get("dtype"), source.config.get("torch_dtype")) else "bfloat16"
+    tell("loading")
+    clock, loaded, failure = time.monotonic(), None, None
+    try:
+        with _unset_memory_shown():
+            loaded = engine.load(source.folder, dtype, source.stored() if partly else None, finish=True)
+    except Exception as error:  # whatever an engine raises is what is to be found out
+        traceback.print_exc()
+        failure = {**described(error), "phase": engine.phase}
+    result["seconds"]["load"] += time.monotonic() - clock
+    tell("loading the dequantized weights")
+    clock, plain, reason = time.monotonic(), None, None
+    shadow = unquantized(source.folder)
+    try:
+        for reference in ("float32", "bfloat16"):
+            try:
+                plain = engine.load(shadow, reference, source.plain(), finish=False)
+                break
+            except Exception as error:
+                traceback.print_exc()
+                reason = {**described(error), "phase": engine.phase}
+    finally:
+        shutil.rmtree(shadow)
+    result["seconds"]["reference"] += time.monotonic() - clock
+    result["meaningless"] |= source.meaningless
+    if failure is not None or plain is None or loaded is None:
+        result["failure"] = {"loading": failure, "reference": None if plain is not None else reason}
+        return
+    tell("comparing")
+    clock = time.monotonic()
+    result["layers"] += compare(loaded, plain, source, getattr(torch, dtype))
+    _provenance(loaded, plain, source, result)
+    result["seconds"]["compare"] += time.monotonic() - clock
+
+
+def _provenance(loaded: Loaded, plain: Loaded, source: Checkpoint, result: Result) -> None:
+    """What the recorder saw of layers that hold a quantized weight, and of nothing else."""
+    seen, kept = loaded.recorder, plain.recorder
+    if seen is None or kept is None:
+        return
+    result["operators"] += seen.operators
+    result["communicated"] |= seen.communicated or kept.communicated
+    for name in source.names():  # what a plain model does not use either was not built: a drafter, a vision tower
+        if name not in seen.used:
+            stem = re.sub(r"(weight|input)[\w]*$", "", name)
+            if any(f"{stem}{each}" in kept.used for each in ("weight", "weight_packed")) or name in kept.used:
+                result["unused"].append(name)
+    holders = {
+        name.rpartition(".")[0]
+        for name, writes in seen.writes.items()
+        if any(source.is_quantized(tensor) for names, _ in writes for tensor in names)
+    }
+    for name, (missing, twice, count) in seen.coverage.items():
+        if name.rpartition(".")[0] not in holders:
+            continue
+        padding = kept.coverage.get(name, (0, 0, 0))
+        if missing and not padding[0]:
+            result["unfilled"][name] = [missing, count]
+        if twice and not padding[1]:
+            result["twice"][name] = [twice, count]
+
+
+@contextlib.contextmanager
+def _unset_memory_shown() -> Iterator[None]:
+    """Parameters are made in memory that holds anything. What nothing fills is NaN here, and shows in every run."""
+    before, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+
+
+def chosen(wanted: str | None) -> type[Engine]:
+    """The engine to try: the one asked for, or the first that is installed."""
+    for package, engine in ENGINES.items():
+        if wanted in (None, package) and importlib.util.find_spec(package) is not None:
+            return engine
+    raise Lacking(f"{wanted or 'No engine (vLLM, SGLang, transformers)'} is not installed in this Python")
+
+
+def answer(request: Mapping[str, Any], tell: Callable[..., None]) -> Result:
+    """The whole result; ``stopped`` says why nothing was learnt."""
+    result: Result = {"engine": None, "version": None, "torch": torch.__version__, "python": sys.version.split()[0]}
+    gpu = torch.cuda.is_available()
+    result |= {"device": torch.cuda.get_device_name() if gpu else "cpu", "gpu": gpu, "stopped": None, "replaced": []}
+    clock = time.monotonic()
+    try:
+        engine = chosen(request.get("using"))(request)
+        result["engine"] = engine.name
+        tell(f"starting {engine.name}")
+        result["version"] = engine.start()
+        result["replaced"] = engine.replaced
+        started = time.monotonic() - clock
+        result |= measure(engine, request, tell)
+        result["seconds"]["start"] = started
+    except Exception as error:  # the engine's own message is all there is to say
+        traceback.print_exc()
+        result["stopped"] = described(error)
+    return result
+
+
+def main() -> None:
+    """Answer the request on the command line."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def tell(step: str) -> None:
+        print(json.dumps({"step": step}), file=answers, flush=True)
+
+    print(json.dumps({"result": answer(json.loads(sys.argv[1]), tell)}), file=answers, flush=True)
+    sys.stderr.flush()
+    os._exit(0)  # engines leave threads and process groups behind that can hang an orderly exit
+
+
+if __name__ == "__main__":
+    main()

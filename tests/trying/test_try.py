@@ -1,0 +1,282 @@
+"""`rewrite try` with a fake engine: the same driver, and loaders with known faults."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from rewrite import schemas
+from rewrite.cli.commands import main
+from rewrite.errors import UsageError
+from rewrite.trying import driver, engine, verdict
+from rewrite.trying.engine import EngineError
+from tests.trying import fake
+
+K = "model.layers.0.attn.k_proj"
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return fake.write(tmp_path / "fake")
+
+
+def result_of(folder: Path, fault: str = "", *, recorded: bool = True, **request: Any) -> dict[str, Any]:
+    """What the driver answers when its only engine is the fake one."""
+    kind = type("Faulty", (fake.FakeEngine,), {"fault": fault, "recorded": recorded})
+    known = dict(driver.ENGINES)
+    driver.ENGINES.clear()
+    driver.ENGINES["json"] = kind
+    try:
+        found = driver.answer({"checkpoint": str(folder), **request}, lambda _: None)
+    finally:
+        driver.ENGINES.clear()
+        driver.ENGINES.update(known)
+    return json.loads(json.dumps(found, allow_nan=False))  # type: ignore[no-any-return]
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: str | Path, fault: str = "") -> Result:
+    """The command, with the driver in this process."""
+    monkeypatch.setattr(
+        engine, "ask", lambda _, request, __: result_of(Path(request["checkpoint"]), fault, **{
+            key: value for key, value in request.items() if key != "checkpoint"
+        })
+    )  # fmt: skip
+    return CliRunner().invoke(main, ["try", *map(str, words)])
+
+
+def test_a_sound_engine_is_exact(checkpoint: Path) -> None:
+    result = result_of(checkpoint)
+    assert verdict.judge(result).kind == "exact"
+    assert not result["unused"] and not result["unfilled"] and not result["twice"]
+    rows = [row for row in result["layers"] if row["judged"]]
+    assert [part["rows"] for part in rows[0]["parts"]] == [[0, 8], [8, 16], [16, 24]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "tensor", "reason"),
+    [
+        ("slot 0 only", "never filled", "k_proj", "2 of 3 elements of weight_scale never filled"),
+        ("dropped", "never filled", "k_proj", "k_proj.weight_scale was never used"),
+        ("doubled", "garbled", "k_proj", ""),
+        ("swapped", "garbled", "_proj", ""),
+        ("half the input scale", "loses precision", "_proj", "quantized by 0.25, the files say 0.5"),
+    ],
+)
+def test_faults_of_a_loader_are_named(checkpoint: Path, fault: str, kind: str, tensor: str, reason: str) -> None:
+    found = verdict.judge(result_of(checkpoint, fault))
+    assert found.kind == kind and found.exit_code == 1
+    layer = found.layers[0]
+    assert tensor in str(layer.tensor)
+    assert reason in "; ".join(layer.reasons)
+
+
+def test_a_doubled_scale_is_off_by_its_own_size(checkpoint: Path) -> None:
+    parts = result_of(checkpoint, "doubled")["layers"][0]["parts"]
+    assert [(part["tensor"].split(".")[-2], part["error"]) for part in parts] == [
+        ("q_proj", 0.0), ("k_proj", 1.0), ("v_proj", 0.0),
+    ]  # fmt: skip
+
+
+def _rename(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{K}.weight_scales"] = tensors.pop(f"{K}.weight_scale")
+
+
+def _reshape(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{K}.weight_scale"] = torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "kind", "says"),
+    [
+        (lambda tensors: tensors.pop(f"{K}.weight_scale"), "not known", f"{K}.weight: FP8 codes without a scale"),
+        (_rename, "not known", f"{K}.weight: FP8 codes without a scale"),
+        (_reshape, "fails to load", "expected one value, found [3]"),
+    ],
+)
+def test_mutations_of_a_checkpoint(checkpoint: Path, edit: Callable[[Any], Any], kind: str, says: str) -> None:
+    """No false "exact": what the files do not say can't be served right, whatever the engine does."""
+    fake.change(checkpoint, edit)
+    found = verdict.judge(result_of(checkpoint))
+    assert found.exit_code != 0
+    assert kind in {found.kind, *(("not known",) if found.unlearnt else ())}
+    assert says in " ".join([*found.unlearnt, str((found.failure or {}).get("message"))])
+
+
+def test_refusal_missing_kernel_and_no_start_are_three_things(checkpoint: Path) -> None:
+    refused = verdict.judge(result_of(checkpoint, "raises"))
+    assert (refused.kind, refused.exit_code) == ("fails to load", 1)
+    for fault, what in (
+        ("kernel", "no kernel for this checkpoint"),
+        ("does not start", "did not start"),
+        ("unknown model", "without quantization either"),
+        ("unknown version", "has not what is needed"),
+    ):
+        with pytest.raises(EngineError, match=what) as error:
+            verdict.judge(result_of(checkpoint, fault))
+        assert error.value.exit_code == 4
+
+
+def test_what_an_engine_merged_unseen_is_judged(checkpoint: Path) -> None:
+    """Without a recorder, nothing says which tensors a merged matrix is of: it may be of quantized ones."""
+    assert verdict.judge(result_of(checkpoint, recorded=False)).kind == "exact"
+    assert verdict.judge(result_of(checkpoint, "doubled", recorded=False)).kind == "garbled"
+
+
+def _dequantize(tensors: dict[str, torch.Tensor]) -> None:
+    for part in fake.PARTS:
+        stem = f"model.layers.0.attn.{part}_proj"
+        tensors[f"{stem}.weight"] = tensors[f"{stem}.weight"].to(torch.bfloat16)
+        del tensors[f"{stem}.weight_scale"], tensors[f"{stem}.input_scale"]
+
+
+def test_what_the_engine_quantizes_and_the_files_do_not_is_judged(checkpoint: Path) -> None:
+    fake.change(checkpoint, _dequantize)
+    found = verdict.judge(result_of(checkpoint))
+    assert found.kind in ("garbled", "never filled") and found.exit_code == 1
+    assert found.layers[0].reasons[0] == "the files do not quantize it, the engine does"
+
+
+def test_paths_of_this_machine_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine" / "loader.py").write_text("def load():\n    raise ValueError('bad')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        driver.module("engine.loader").load()
+    except ValueError as error:
+        assert driver.described(error)["where"][-1] == "engine/loader.py:2 load"
+    else:
+        pytest.fail("it raises")
+
+
+def test_on_a_gpu_a_missing_kernel_is_an_answer(checkpoint: Path) -> None:
+    found = verdict.judge(result_of(checkpoint, "kernel") | {"gpu": True})
+    assert (found.kind, found.exit_code) == ("cannot compute here", 1)
+
+
+def test_only_the_chosen_layers_are_loaded(checkpoint: Path) -> None:
+    result = result_of(checkpoint, stack="model.layers", runs=[[1, 1]])
+    assert {row["module"] for row in result["layers"]} == {"layers.1.attn.qkv_proj", "layers.1.norm"}
+    assert verdict.judge(result).kind == "exact"
+
+
+def test_the_command(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    done = run(monkeypatch, checkpoint, "--layers", "all")
+    assert done.exit_code == 0, done.output
+    assert "Fake 1.0 on" in done.stdout and done.stdout.endswith("in Fake 1.0: exact\n")
+    report = tmp_path / "record.json"
+    done = run(monkeypatch, checkpoint, "--json", "--quiet", "--report", report, fault="slot 0 only")
+    assert done.exit_code == 1
+    document = json.loads(done.stdout)
+    jsonschema.validate(document, schemas.schema("try"), jsonschema.Draft202012Validator)
+    assert json.loads(report.read_text()) == document
+    assert str(tmp_path) not in done.stdout
+    done = run(monkeypatch, checkpoint, fault="does not start")
+    assert done.exit_code == 4 and "libcudart" in done.stderr
+    done = run(monkeypatch, checkpoint, fault="raises")
+    assert done.exit_code == 1 and "fails to load while reading weights: ValueError" in done.stdout
+
+
+def test_usage(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, checkpoint, "--engine", "a", "--engine-command", "b").exit_code == 2
+    assert run(monkeypatch, checkpoint, "--layers", "7").exit_code == 2
+    assert run(monkeypatch, checkpoint, "--layers", "x").exit_code == 2
+    with pytest.raises(UsageError):
+        engine.command_of(None, "'", Path("x"))
+
+
+def test_the_engine_command_gets_the_directory() -> None:
+    found = engine.command_of(None, "docker run -v {checkpoint}:{checkpoint}:ro image python3", Path("a b"))
+    assert found == ["docker", "run", "-v", "a b:a b:ro", "image", "python3"]
+
+
+def test_a_python_that_dies_or_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="ended without a result"):
+        engine.ask([sys.executable, "-c", "import sys; sys.exit('out of memory')"], {}, lambda _: None)
+    with pytest.raises(EngineError, match="does not start"):
+        engine.ask([str(tmp_path / "python")], {}, lambda _: None)
+
+
+def test_the_driver_runs_as_one_argument(checkpoint: Path) -> None:
+    """In a Python of its own, as it is sent; an engine that is not installed is said to be so."""
+    steps: list[str] = []
+    result = engine.ask([sys.executable], {"checkpoint": str(checkpoint), "using": "sglang"}, steps.append)
+    with pytest.raises(EngineError, match="did not start") as error:
+        verdict.judge(result)
+    assert "sglang is not installed" in str(error.value)
+
+
+class Toy(torch.nn.Module):
+    """Loaders of the kinds that engines have."""
+
+    cast: torch.nn.Parameter
+    given: torch.nn.Parameter
+    twice: torch.nn.Parameter
+    joined: torch.nn.Parameter
+    experts: torch.nn.Parameter
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in {
+            "cast": (4, 4),
+            "given": (3, 3),
+            "twice": (4,),
+            "joined": (6, 2),
+            "experts": (2, 8, 4),
+        }.items():
+            dtype = torch.bfloat16 if name == "cast" else torch.float32
+            self.register_parameter(name, torch.nn.Parameter(torch.empty(shape, dtype=dtype)))
+
+    def load_weights(self, weights: Any) -> None:
+        held = []
+        for name, tensor in weights:
+            if name == "cast":
+                self.cast.data.copy_(tensor.to(torch.bfloat16) * 1)  # through temporaries
+            if name == "given":
+                self.given.data = tensor
+            if name == "twice":
+                self.twice.data.copy_(tensor)
+                self.twice.data[1:3] = tensor[:2]
+            if name.startswith("e"):
+                self.experts.data[int(name[1]), :4].copy_(tensor.t())
+            if name in ("j0", "j1"):
+                held.append(tensor)
+                if len(held) == 2:
+                    self.joined.data.copy_(torch.cat(held))
+
+
+def test_the_recorder_sees_through_any_loader() -> None:
+    toy = Toy()
+    recorder = driver.Recorder(toy)
+    weights = {
+        "cast": torch.ones(4, 4), "given": torch.ones(3, 3), "twice": torch.ones(4), "e0": torch.ones(4, 4),
+        "e1": torch.ones(4, 4), "j0": torch.ones(3, 2), "j1": torch.zeros(3, 2), "lost": torch.ones(2),
+    }  # fmt: skip
+    with recorder:
+        toy.load_weights(recorder.watch(weights.items()))
+    recorder.finish()
+    assert set(weights) - recorder.used == {"lost"}
+    assert recorder.coverage["cast"] == (0, 0, 16)
+    assert recorder.coverage["twice"] == (0, 2, 4)
+    assert recorder.coverage["experts"] == (32, 0, 64)
+    assert recorder.coverage["joined"][0] == 0
+    assert {name for names, _ in recorder.writes["joined"] for name in names} == {"j0", "j1"}
+
+
+def test_dequantizing() -> None:
+    codes = torch.tensor([[0x21] * 8], dtype=torch.uint8)  # 0.5, 1.0, ...
+    weight = driver.fp4(codes, torch.tensor([[2.0]]), torch.tensor(0.25))
+    assert weight.tolist() == [[0.25, 0.5] * 8]
+    blocks = driver.spread(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), (3, 3), (2, 2))
+    assert blocks.tolist() == [[1.0, 1.0, 2.0], [1.0, 1.0, 2.0], [3.0, 3.0, 4.0]]
+    with pytest.raises(ValueError, match="a scale of shape"):
+        driver.spread(torch.ones(5), (4, 4), None)
+    assert driver.number(math.nan) == "nan"

@@ -13,6 +13,7 @@
 #   logits            logits of the NVFP4 fixtures as served (transformers)
 #   kernel_choice     which kernel they choose for an FP8 layer on a GPU that is not here (half an hour; --ci: a few)
 #   other_consumers   what llama.cpp's converter and MLX-LM read
+#   try_agreement     whether `rewrite try` agrees with the record of loader_matrix
 #   judge             lm-evaluation-harness on the model that talks; --backend vllm: through vLLM
 #
 # Checkpoints
@@ -71,6 +72,7 @@ case $name in
   outputs | talk) exec "$python" -m "loader_matrix.$name" "$@" ;;
   kernel_choice | zoo) exec "$python" -m "$name" "$@" ;;
   search | logits | joined) exec "$(environment project)" -m "loader_matrix.$name" "$@" ;;
+  try_agreement) exec "$(environment project)" "$root/scripts/evidence/try_agreement.py" "$@" ;;
   other_consumers) exec "$(environment project)" -m other_consumers "$@" ;;
   fixtures) exec "$(environment fixtures)" -m fixtures "$@" ;;
   make_talk | judge)

@@ -1,6 +1,6 @@
 """Whether `rewrite try` agrees with the record of the loader matrix, module by module.
 
-    PYTHONPATH=scripts:. python scripts/evidence/try_agreement.py [--converted] [--engine NAME==VERSION] [--fixture F]
+    scripts/evidence.sh try_agreement [--converted] [--engine NAME==VERSION] [--fixture F]
 
 Runs the driver of `try` in the environments of the loader matrix: one process an engine, which forks a child for each
 fixture, and with --converted for each profile that it was recorded with. The record (tests/loader_matrix.json) was made

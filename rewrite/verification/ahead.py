@@ -24,5 +24,6 @@ def read_ahead(checkpoints: Iterable[Checkpoint], expected: Expected, sample: Sa
         for shard, found in sorted(spans.items()):
             with checkpoint.storage.open(shard) as file:
                 descriptor = getattr(file, "fd", None)
-                for start, length in sorted(found) if told and isinstance(descriptor, int) else ():
-                    os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
+                if told and isinstance(descriptor, int):
+                    for start, length in sorted(found):
+                        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)

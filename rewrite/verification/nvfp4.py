@@ -65,7 +65,7 @@ def cost_of(layers: tuple[PackedLayer, ...], source: Checkpoint, out: Checkpoint
                 meant, found = before * multiplier(source, module), after * new
                 costs.append(float(np.max(np.abs(found - meant)[meant != 0] / np.abs(meant[meant != 0]), initial=0.0)))
         if isinstance(layer.behind, TensorInfo) and not same_bytes(source, out, layer.behind):
-            costs.append(_HALF_A_UNIT[layer.behind.dtype])
+            costs.append(2.0 ** -_DIGITS[layer.behind.dtype])
     return max(costs)
 
 
@@ -168,8 +168,8 @@ def _made_up(
         return
     if isinstance(behind, TensorInfo):
         before, after = (_values(each, behind) for each in (source, out))
-        rounding = 0.0 if factor == 1 else _HALF_A_UNIT[behind.dtype] + _F32_ROUNDINGS
-        off = np.abs(after * factor - before) > np.abs(before) * rounding
+        rounding = np.zeros(after.shape) if factor == 1 else _half_a_unit(after, behind.dtype)
+        off = np.abs(after - before / factor) > rounding
         if (off | ((before == 0) != (after == 0))).any():
             yield f"{behind.name}: does not make up for the factor {factor:.6g} of what it follows"
         return
@@ -187,7 +187,13 @@ def multiplier(checkpoint: Checkpoint, module: PackedModule) -> float:
     return 1 / value if module.divides else value
 
 
-_HALF_A_UNIT = {"BF16": 2.0**-8, "F32": 2.0**-24}  # of the last place, relative
+_DIGITS = {"BF16": 8, "F32": 24}  # of a number, in bits
+
+
+def _half_a_unit(values: Values, dtype: str) -> Values:
+    """Half of the last place of each; BF16 is rounded from F32, F32 from float64."""
+    place = np.frexp(values)[1] - _DIGITS[dtype] - 1
+    return np.asarray(np.ldexp(1.0, place) + np.abs(values) * (2.0**-24 if dtype == "BF16" else 2.0**-48))
 
 
 def _values(checkpoint: Checkpoint, info: TensorInfo) -> Values:

@@ -68,3 +68,15 @@ def test_activations_are_quantized_to_fp4() -> None:
     assert quantized(x.double() * 2.0**-20, 2.0**-20).tolist() == (found * 2.0**-20).tolist()
     assert not quantized(torch.zeros(2, 32).double(), 1.0).any()
     assert not quantized(x.double(), 0.0).any()
+
+
+def test_any_bit_of_a_filter_that_took_a_ratio(tmp_path: Path) -> None:
+    """Half of the last place is rounding, all of it is not."""
+    assert verified(LLMC, "exact", tmp_path).ok
+    name = next(each for each in raw_tensors(tmp_path / "out") if each.endswith("layers.0.linear_attn.conv1d.weight"))
+    data = raw_tensors(tmp_path / "out")[name][3]
+    for at in range(0, 64, 2):
+        replace_tensor(tmp_path / "out", name, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+        found = rewrite.verify(FIXTURES / LLMC, tmp_path / "out", device="cpu", quick=True, weights_only=True)
+        (weights,) = [check for check in found.checks if check.name == "weights"]
+        assert "conv1d.weight: does not make up for the factor" in "".join(weights.problems), at

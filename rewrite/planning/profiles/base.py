@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, Unsupported
+from rewrite.ledger.fault import Code
 from rewrite.planning.manifest import GroupChange, ModuleChange, PartitionChange
 from rewrite.planning.nvfp4 import Method, Repair
 from rewrite.planning.segments import Copy, Fill, Lookup
@@ -38,6 +39,12 @@ class Changes:
     schemes: Mapping[str, PlannedScheme | None] = field(default_factory=dict)
     dialect: Dialect | None = None
     repair: Repair = field(default_factory=Repair)  # of NVFP4 layers; its edits are among ``edits``
+    mended: tuple[Code, ...] = ()  # the faults of the config that are mended, by their codes
+
+    @property
+    def any(self) -> bool:
+        """Whether anything changes, tensors or config."""
+        return bool(self.edits) or self.dialect is not None
 
     def with_repair(self, repair: Repair) -> Changes:
         """These changes, and those of NVFP4 layers."""

@@ -49,6 +49,9 @@ class Fp8:
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
         return per_tensor_fp8(layers, self._ignored, self._activations(), kv_cache_fp8=False)
 
+    def as_compressed(self) -> Fp8:
+        return self  # it has no word for that
+
     def without_kv_cache(self) -> Fp8:
         return self  # it has no words for a KV cache
 

@@ -57,6 +57,9 @@ class ModelOptMixed:
             found=", ".join(sorted(set(self._algorithms.values()))),
         )
 
+    def as_compressed(self) -> ModelOptMixed:
+        return self  # it has no word for that
+
     def without_kv_cache(self) -> ModelOptMixed:
         return ModelOptMixed(without_kv_cache(self.value))
 

@@ -16,4 +16,5 @@ def without_kv_scales(model: Model, changes: Changes) -> Changes:
     if not names and not states_kv_cache(model):
         return changes
     dialect = (changes.dialect or model.dialect).without_kv_cache()
-    return replace(changes, edits={**changes.edits, **dict.fromkeys(names)}, dialect=dialect)
+    mended = changes.mended if names else (*changes.mended, "kv-no-scale")
+    return replace(changes, edits={**changes.edits, **dict.fromkeys(names)}, dialect=dialect, mended=mended)

@@ -101,7 +101,7 @@ def make_plan(
         scales=changes.repair.changes,
         costs=changes.repair.losses,
         dropped=dropped,
-        kv_scales="dropped" if kv_scales == "drop" or any(kv_cache_scales(dropped)) else "kept",
+        kv_scales="dropped" if "kv-no-scale" in changes.mended or any(kv_cache_scales(dropped)) else "kept",
         mended=changes.mended,
         renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
         notes=tuple(_notes(model, checked, selection)),

@@ -30,7 +30,7 @@ def with_mended_config(model: Model, changes: Changes) -> Changes:
         schemes |= dict.fromkeys(plain)
     if "status" in found:
         dialect = dialect.as_compressed()
-    return replace(changes, dialect=dialect, schemes=schemes, mended=tuple(sorted(found)))
+    return replace(changes, dialect=dialect, schemes=schemes, mended=(*changes.mended, *sorted(found)))
 
 
 def _leaving_alone(plain: tuple[str, ...], dialect: Dialect, model: Model) -> Dialect:

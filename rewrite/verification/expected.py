@@ -39,6 +39,7 @@ class Expected:
     recomputed: frozenset[str] = frozenset()  # the same form, other bytes: NVFP4 scales, and what makes up for them
     packed: tuple[PackedLayer, ...] = ()  # fused NVFP4 layers with several global scales
     required: Mapping[str, frozenset[Form]] = field(default_factory=dict)  # what a conversion must have changed
+    mended: frozenset[str] = frozenset()  # the faults of the config that OUT's manifest says are mended
 
     def allows(self, old: TensorInfo, new: TensorInfo | None) -> bool:
         """Whether ``old`` may have become ``new``."""
@@ -100,6 +101,7 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
         recomputed,
         packed,
         required,
+        mended_of(out),
     )
 
 
@@ -163,6 +165,17 @@ def profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
         return "exact", "qkvz", False
     selection: Selection = "all" if stated["selection"] == "all" else "qkvz"
     return stated["profile"], selection, stated.get("kv_scales") == "dropped"
+
+
+def mended_of(out: Checkpoint) -> frozenset[str]:
+    """The faults of IN's config that a conversion mended, by OUT's manifest."""
+    if MANIFEST_NAME not in out.files:
+        return frozenset()
+    try:
+        stated = read_members(out.storage, MANIFEST_NAME, ("mended",)).get("mended")
+    except Refused:
+        return frozenset()
+    return frozenset(stated) if isinstance(stated, dict) else frozenset()
 
 
 def _quantized_part(group: FusedGroup) -> FusedGroup:

@@ -275,12 +275,12 @@ def _plain_with_scheme(model: Model) -> str | None:
 def _scalar_scale(model: Model) -> str | None:
     """MTP layers are left out, as above."""
     found = (
-        f"{names[0]}.{kind}"
+        f"{min(names)}.{kind}"
         for form, names in model.checkpoint.alike.items()
         for kind, (_, shape) in form.tensors.items()
         if not shape and f".{kind}".endswith(_SCALES) and not form.pattern.startswith("mtp.")
     )
-    return next(found, None)
+    return min(found, default=None)
 
 
 def _latent_scales(model: Model) -> LatentScales:

@@ -27,11 +27,11 @@ def cache_faults(model: Model) -> Iterator[Fault]:
             which = _WHICH.fullmatch(f"{form.pattern}.{kind}")
             for name in names if which else ():
                 partners.setdefault(_attention(name), {})[which[1]] = f"{name}.{kind}"  # type: ignore[index]
-    for found in partners.values():
-        if len(found) == 1:
-            (which, name), *_ = found.items()
-            other = "v" if which == "k" else "k"
-            yield Fault("kv-scale-alone", name, f"{which} without {other}", "one for k and one for v", _DROP)
+    for own in partners.values():
+        if len(own) == 1:
+            (one, name), *_ = own.items()
+            other = "v" if one == "k" else "k"
+            yield Fault("kv-scale-alone", name, f"{one} without {other}", "one for k and one for v", _DROP)
     if not partners and states_kv_cache(model):
         yield Fault("kv-no-scale", _where(model), "", "k_scale and v_scale of every attention layer", _DROP)
 

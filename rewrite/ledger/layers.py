@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from rewrite.checkpoint.forms import Form
-from rewrite.ledger.fault import AGAIN, Fault
+from rewrite.ledger.fault import AGAIN, Code, Fault
 from rewrite.ledger.formats import FORMATS, SCALE_NAMES, Format, Scale
 from rewrite.ledger.names import LINEARS, is_mtp, is_router, is_vision
 from rewrite.quantization.architectures import text_config
@@ -83,7 +83,7 @@ def _plain(kind: Kind, model: Model) -> Iterator[Fault]:
         yield Fault("mtp-format", mtp[0], found, expected, _REPAIRED, len(mtp))
     if others:
         fused = _fused_name(others[0], model)
-        code = "fused-name" if fused is not None and model.dialect.scheme(fused) is None else "plain-layer"
+        code: Code = "fused-name" if fused is not None and model.dialect.scheme(fused) is None else "plain-layer"
         yield Fault(code, others[0], found, expected, _REPAIRED, len(others))
 
 
@@ -132,7 +132,7 @@ def _scale(scale: Scale, kind: Kind, scheme: Scheme, size: tuple[int, ...]) -> I
     name = next((each for each in scale.names if each in tensors), None)
     if name is None:
         if scale.needed(scheme):
-            code = "no-input-scale" if scale.role == "input" else "no-scale"
+            code: Code = "no-input-scale" if scale.role == "input" else "no-scale"
             found = "none" if scale.role == "input" else f"no {scale.names[0]}"
             yield Fault(code, where, found, f"{scale.names[0]} of {scheme.text}", AGAIN, count)
         return

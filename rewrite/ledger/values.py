@@ -80,7 +80,9 @@ def _bad_value(info: TensorInfo, values: tuple[float, ...], model: Model) -> Ite
         found = f"{odd[0]:.3g}, a {word}: numbers up to {sizes[values.index(odd[0])]:.3g}"
         yield Fault("scale-inverse", where, found, f"its reciprocal gives {meant:.3g}", CALIBRATE)
     else:
-        yield Fault("scale-value", where, f"{odd[0]:.3g}{_and_more(odd)}: {_NOT_SET}", "what training leads to", CALIBRATE)
+        yield Fault(
+            "scale-value", where, f"{odd[0]:.3g}{_and_more(odd)}: {_NOT_SET}", "what training leads to", CALIBRATE
+        )
 
 
 _DIVISORS = ("weight_global_scale", "input_global_scale")
@@ -218,5 +220,3 @@ def _may_be_blocks(name: str) -> bool:
 def _is_block(info: TensorInfo) -> bool:
     is_power = info.dtype == "F8_E8M0" or (info.dtype == "U8" and not info.name.endswith(".scale"))
     return len(info.shape) >= 2 and (info.dtype == "F8_E4M3" or is_power)
-
-

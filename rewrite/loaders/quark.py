@@ -7,8 +7,8 @@ dialects. transformers needs Quark's own package.
 
 from __future__ import annotations
 
-from rewrite.quantization.dialects.quark import Quark
 from rewrite.ledger.ledger import header_faults
+from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.model import Kind, Model
 
 #: Layout, activations, and whether the activations have a scale for each token.

@@ -85,6 +85,8 @@ def forms(checkpoint: CheckpointView) -> frozenset[str]:
     found = {checkpoint.dialect, *([] if checkpoint.dialect_is_read else ["layers that it does not state"])}
     if checkpoint.block_layers:
         found.add("blocks")
+    if checkpoint.weight_only_nvfp4 and checkpoint.dialect == "modelopt MIXED_PRECISION":
+        found.add("W4A16_NVFP4")
     if checkpoint.nvfp4_layers and checkpoint.dialect == "compressed-tensors":
         found.add("NVFP4")
     return frozenset(found)

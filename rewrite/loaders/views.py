@@ -92,6 +92,7 @@ class CheckpointView:
     block_layers: tuple[BlockLayer, ...] = ()  # the same; one of each kind
     kernel_schemes: frozenset[str] = frozenset()  # of all FP8 layers but experts, as kernel_rules.py names them
     fused_schemes: frozenset[str] = frozenset()  # of those among the groups
+    weight_only_nvfp4: bool = False  # whether the config gives any module NVFP4 without quantized activations
     faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
 
 
@@ -116,7 +117,7 @@ def view_model(
         groups += [group for group in before.groups if group.experts]
         nvfp4_experts = before.nvfp4_experts
     else:
-        experts = list(expert_layers(model, nvfp4_only=selection != "all"))
+        experts = [each for each in expert_layers(model, nvfp4_only=selection != "all") if each.gated]
         groups += [_view_experts(each) for each in experts if selection == "all" or each.gate != each.up]
         nvfp4_experts = any(each.nvfp4 for each in experts)
     fused = (model.modules[module.name] for group in model.select(selection) for module in group.modules)
@@ -143,6 +144,7 @@ def view_model(
         block_layers=block_layers(model),
         kernel_schemes=kernel_schemes((kind.first for kind in model.kinds), model.dialect.name),
         fused_schemes=kernel_schemes(fused, model.dialect.name),
+        weight_only_nvfp4=any(_is_nvfp4(s := k.first.scheme) and s and s.activations == "none" for k in model.kinds),
         faults=wrong,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from dataclasses import replace
 
 from rewrite.ledger.fault import Code
@@ -42,5 +41,3 @@ def _leaving_alone(plain: tuple[str, ...], dialect: Dialect, model: Model) -> Di
         if names.issuperset(module.name for module in group.modules) and group.name not in names
     )
     return dialect.without(Dequantized(plain, fused, (*plain, *fused)))
-
-

@@ -225,6 +225,7 @@ def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:
     forms: dict[str, frozenset[Form]] = {f"{module.name}.weight_scale": frozenset({scale})}
     if promise.nothing_quantized:
         forms[f"{module.name}.weight_scale_inv"] = frozenset({None})
+        forms[f"{module.name}.activation_scale"] = frozenset({None})  # Mistral's name
     if promise.weight == "plain":
         forms[f"{module.name}.weight"] = frozenset((plain, module.weight.shape) for plain in _PLAIN)
     if promise.input_scale == "dropped":

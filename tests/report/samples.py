@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 
 from rewrite.inspection.advice import advise, repair_command
-from rewrite.ledger.fault import Fault
 from rewrite.inspection.inspection import Inspection
+from rewrite.ledger.fault import Fault
 from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
 from rewrite.loaders.versions import LOADERS
 from rewrite.loaders.views import CheckpointView, GroupView, PartitionView

@@ -229,6 +229,13 @@ def check_scheme(module: Module, model: Model) -> None:
     stored = "tensor" if layout == "partition" else layout  # no dialect words a vector of partitions differently
     if isinstance(model.dialect, Other):
         model.dialect.as_compressed_tensors(model.layers)  # refuses
+    if module.scale is not None and not module.scale.name.endswith(".weight_scale"):
+        raise Unsupported(
+            "Scales under Mistral's names are not restated",
+            where=f"{module.scale.shard}: {module.scale.name}",
+            expected=f"{module.name}.weight_scale",
+            found=module.scale.name.rpartition(".")[2],
+        )
     if scheme is None or not scheme.fp8 or scheme.layout != stored:
         raise CheckpointError(
             "Config and tensors disagree on how a module is quantized",

@@ -44,22 +44,27 @@ def value_faults(model: Model) -> tuple[Fault, ...]:
 
 
 def _floats(model: Model) -> Iterator[Fault]:
-    """Of scales of integers none: AutoRound gives these negative scales on purpose (-8 to 7 is not even)."""
+    """The sign of scales of integers does not count: AutoRound makes some negative on purpose (-8 to 7 is not
+    even)."""
     integers = {name for kind in model.kinds if _is_integer(kind.first.scheme) for name in kind.names}
     checkpoint = model.checkpoint
-    scales = (i for i in checkpoint.tensors_like(_is_scale) if i.name.rpartition(".")[0] not in integers)
-    read = checkpoint.read_tensors(info for info in scales if info.dtype in PLAIN_DTYPES)
+    read = checkpoint.read_tensors(i for i in checkpoint.tensors_like(_is_scale) if i.dtype in PLAIN_DTYPES)
     alike: dict[str, list[_One]] = {}
+    wrong: set[str] = set()
     while some := list(islice(read, _AT_ONCE)):
         for dtype in sorted({info.dtype for info, _ in some}):
             own = [(info, raw) for info, raw in some if info.dtype == dtype]
             values = decode(dtype, b"".join([raw for _, raw in own]), own[0][0].name)
             if not all(PLAUSIBLE[0] <= value <= _USUAL for value in values):
                 for info, raw in own:
-                    yield from _bad_value(info, decode(dtype, raw, info.name), model)
+                    found = decode(dtype, raw, info.name)
+                    is_signed = info.name.rpartition(".")[0] in integers
+                    bad = [*_bad_value(info, tuple(map(abs, found)) if is_signed else found, model)]
+                    wrong |= {info.name for _ in bad}
+                    yield from bad
             _collect(own, values, model, alike)
     for neighbors in alike.values():
-        yield from _far_off(neighbors, model)
+        yield from _far_off([one for one in neighbors if one.info.name not in wrong], model)
 
 
 def _bad_value(info: TensorInfo, values: tuple[float, ...], model: Model) -> Iterator[Fault]:

@@ -73,7 +73,9 @@ def stacked_experts_are_refused(fault: Fault) -> Outcome | None:
 def v_needs_k(fault: Fault) -> Outcome | None:
     """vLLM 0.32.0 was run: ``assert layer.k_scale > 0.0``."""
     return (
-        Outcome("fails to load", "finds a v_scale and no k_scale (AssertionError)") if fault.found[0] == "v" else None
+        Outcome("fails to load", "finds a v_scale and no k_scale (AssertionError)")
+        if fault.found.startswith("v ")
+        else None
     )
 
 

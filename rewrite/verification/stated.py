@@ -67,9 +67,11 @@ def _may_become(key: str, before: Any, after: Any, old: Value, expected: Expecte
     """Whether the promise names this change of a key."""
     promise = expected.promise
     explicit = promise.scale == "channel" and dialect_key(old) == _CT
-    if key in LEFT_ALONE and (promise.weight == "plain" or (explicit and promise.input_scale == "dropped")):
-        return _grew(before, after)
-    if key in LEFT_ALONE and expected.mended & _OF_PLAIN_LAYERS:
+    if key in LEFT_ALONE and (
+        promise.weight == "plain"
+        or (explicit and promise.input_scale == "dropped")
+        or expected.mended & _OF_PLAIN_LAYERS
+    ):
         return _grew(before, after)
     if key in KV_CACHE:
         return expected.kv_dropped and after is None

@@ -92,7 +92,11 @@ class Fault:
         title, number = TITLES[self.code], f" ({self.count:,} layers)" if self.count > 1 else ""
         if not title:
             return self.found
-        return f"{title} {self.found}" if self.code == "scale-value" else f"{title}{self._details}{number}"
+        return (
+            f"{title} {self.found}"
+            if self.code in ("scale-value", "architecture")
+            else f"{title}{self._details}{number}"
+        )
 
     @property
     def _details(self) -> str:

@@ -160,6 +160,8 @@ def _parse_usual(text: str, where: str) -> Header | None:
     tensors: list[TensorInfo] = []
     at, closing = start.end(), ","
     for found in _USUAL_TENSOR.finditer(text, at):
+        if closing != ",":
+            return None  # text after the end
         name, dtype, shape, first, last, closing = found.groups()
         known = sizes.get((dtype, shape)) or sizes.setdefault((dtype, shape), _usual_size(dtype, shape))
         begin, end = int(first), int(last)

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from rewrite.checkpoint.checkpoint import is_inside
@@ -71,7 +72,7 @@ def _client_of(_process: int) -> Any:
         config: Any = importlib.import_module("botocore.config")
     except ImportError:
         raise UsageError("S3 needs the package boto3", hint="pip install 'rewrite[s3]'") from None
-    return boto3.session.Session().client(
+    client = boto3.session.Session().client(
         "s3",
         config=config.Config(
             max_pool_connections=_CONNECTIONS,
@@ -83,6 +84,10 @@ def _client_of(_process: int) -> Any:
             response_checksum_validation="when_required",
         ),
     )
+    # A redirect that does not say the region: botocore would ask for it, and be redirected again, without an end.
+    unknown = SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": {}}}
+    client.meta.events.register("before-call.s3.HeadBucket", lambda **_: unknown)
+    return client
 
 
 class Bucket:
@@ -269,8 +274,6 @@ def _errors(where: str) -> Iterator[None]:
     """The errors of clients and server as ours. Only kinds and codes: their texts may hold keys or signatures."""
     try:
         yield
-    except RecursionError:  # botocore looks for the region of a bucket, and is redirected again
-        raise StorageError("The store redirects without an end", where=where, hint=_ELSEWHERE) from None
     except Exception as error:
         if not type(error).__module__.startswith(("botocore", "boto3", "urllib3")):
             raise

@@ -207,12 +207,6 @@ class S3Storage(RemoteStorage):
             )
         return listing
 
-    def identify(self, name: str) -> FileId:
-        try:
-            return self._listing.files[name]
-        except KeyError:
-            raise StorageError("There is no such object", where=f"{self}/{name}") from None
-
     def fetch(self, name: str, start: int, end: int) -> bytes:
         try:
             return self.bucket.get(self.place.key(name), start, end, self.identify(name).tag)

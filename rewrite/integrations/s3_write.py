@@ -23,6 +23,7 @@ from rewrite.planning.manifest import ByteCounts
 from rewrite.writing.output import some
 from rewrite.writing.shard import Advance
 from rewrite.writing.stream import SourceChanged, check_unchanged, pieces_of, streamed
+from rewrite.writing.tasks import Writer
 
 _AT_ONCE = 8  # parts of an object
 _NOTED = 5.0  # seconds between two notes of an upload: what a killed run may have to do again
@@ -78,7 +79,7 @@ class Records:
 
 
 @dataclass(frozen=True)
-class ObjectWriter:
+class ObjectWriter(Writer):
     """Writes the files of an output into a bucket."""
 
     source: Storage

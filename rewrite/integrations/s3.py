@@ -96,6 +96,7 @@ class Bucket:
     def __init__(self, name: str) -> None:
         self.name = name
         self.traffic = Traffic()
+        self._small: dict[tuple[str, str], bytes] = {}  # small objects that were read, by key and ETag
         with _errors(f"{SCHEME}{name}"):
             self._s3 = _client()
 
@@ -159,10 +160,19 @@ class Bucket:
                 return data  # whoever asked looks at the length
         raise AssertionError  # not reached
 
-    def read(self, key: str) -> bytes | None:
-        """All of a small object; None where there is none, or an empty one."""
-        found = self.head(key)
-        return None if found is None or not found.size else self.get(key, 0, found.size, found.tag)
+    def read(self, key: str, listed: FileId | None = None) -> bytes | None:
+        """All of a small object, as it is ``listed``; None where there is none, or an empty one. Kept in memory."""
+        found = listed or self.head(key)
+        if found is None or not found.size:
+            return None
+        try:
+            if (key, found.tag) not in self._small:
+                self._small[key, found.tag] = self.get(key, 0, found.size, found.tag)
+        except (Missing, Precondition):
+            if listed is None:
+                raise
+            return self.read(key)  # it has changed since
+        return self._small[key, found.tag]
 
     def put(self, key: str, data: bytes, **conditions: str) -> str:
         """A small object, all at once. Its ETag."""
@@ -202,9 +212,7 @@ class S3Storage(RemoteStorage):
             raise CheckpointError("A key leads out of the checkpoint", where=str(self), found=outside)
         listing = Listing.of(found)
         if not listing.files:
-            raise StorageError(
-                "There is no checkpoint here", where=str(self), expected="objects with this prefix", found="none"
-            )
+            raise StorageError("There is no checkpoint here", where=str(self), expected="objects with this prefix")
         return listing
 
     def fetch(self, name: str, start: int, end: int) -> bytes:

@@ -5,8 +5,8 @@ mkdir -p /ceph/{run,log,mon.a,osd.0,rgw}
 export CEPH_CONF=/ceph/ceph.conf
 monmaptool --create --clobber --add a 127.0.0.1:6789 --fsid 11111111-2222-3333-4444-555555555555 \
     --enable-all-features /ceph/run/monmap
-# Clients of Ceph may send a command before they have the map that says the cluster's id, on a busy machine: it is refused
-# as of the "wrong fsid", and an OSD ends. The next try has the map.
+# On a busy machine the monitor refuses some first commands of a client as of the "wrong fsid", also the one with which an
+# OSD begins, which ends then. The next try succeeds.
 again() { for _ in $(seq 30); do if "$@"; then return; fi; sleep 1; done; return 1; }
 ceph-mon --mkfs -i a --monmap /ceph/run/monmap
 ceph-mon -i a -f &

@@ -11,9 +11,9 @@ from typing import TypedDict
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.conversion import Conversion, absolute, address_of
 from rewrite.errors import UsageError
-from rewrite.inspection.findings import Finding
 from rewrite.inspection.inspection import Inspection, inspect_model
 from rewrite.integrations.addresses import Address, open_storage, scheme_of
+from rewrite.ledger.fault import Fault
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS, is_platform
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, view_model
@@ -68,7 +68,7 @@ def inspect_checkpoint(
     """
     _known_platform(platform)
     model = interpret(open_checkpoint(path))
-    found: list[Finding] = []
+    found: list[Fault] = []
     if weights:
         from rewrite.inspection.weights import find_bad_weights  # numpy
 

@@ -10,7 +10,7 @@ from typing import Any
 from rewrite.checkpoint.bounded_json import read_members
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import Refused
-from rewrite.inspection.findings import Finding, find_faults
+from rewrite.ledger.fault import NOTES, Fault
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
 from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
 from rewrite.loaders.ranges import Engine
@@ -41,10 +41,11 @@ class Inspection:
     nbytes: int
     schemes: dict[str, int]  # wording of a scheme → number of linear layers
     groups: tuple[GroupView, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Fault, ...]
     rows: tuple[Row, ...]
     refusals: dict[str, str]
     idle: tuple[str, ...] = ()  # profiles that would change nothing
+    notes: tuple[Fault, ...] = ()  # worth knowing, and no fault
     platform: str | None = None  # what outcomes are about; None: loading only
     costs: dict[str, float] = field(default_factory=dict)  # of the conversion that made it: what a weight may be off by
 
@@ -74,7 +75,8 @@ class Inspection:
             "bytes": self.nbytes,
             "schemes": self.schemes,
             "groups": [{**asdict(group), "spread": spread(group)} for group in self.groups],
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [fault.to_json() for fault in self.findings],
+            "notes": [fault.to_json() for fault in self.notes],
             "loaders": [_row_to_json(row, self.refusals) for row in self.rows],
             "refusals": self.refusals,
             "costs": self.costs,
@@ -86,7 +88,7 @@ def inspect_model(
     selection: Selection = "qkvz",
     *,
     platform: str | None = DEFAULT_PLATFORM,
-    in_weights: Iterable[Finding] = (),
+    in_weights: Iterable[Fault] = (),
     profiles: Iterable[str] = PROFILES,
     enough_for: Collection[Loader] | None = None,
 ) -> Inspection:
@@ -98,12 +100,11 @@ def inspect_model(
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
-    groups = model.select(selection)
     view = view_model(model, selection)
     converted, refusals = _after_convert(model, view, selection, profiles, enough_for, platform)
     states = {AS_IT_IS: _State(view, {}), **converted}
     rows = tuple(_row(loader, states, platform) for loader in LOADERS)
-    findings = [*find_faults(model, groups), *in_weights]
+    found = [*view.faults, *in_weights]
     checkpoint = model.checkpoint
     return Inspection(
         path=str(checkpoint.storage),
@@ -115,7 +116,8 @@ def inspect_model(
         nbytes=checkpoint.nbytes,
         schemes=_count_schemes(model),
         groups=view.groups,
-        findings=tuple(findings),
+        findings=tuple(fault for fault in found if fault.code not in NOTES),
+        notes=tuple(fault for fault in found if fault.code in NOTES),
         rows=rows,
         refusals=refusals,
         idle=tuple(profile for profile, after in converted.items() if after.is_idle),
@@ -204,7 +206,7 @@ def _view_after(model: Model, view: CheckpointView, profile: str, selection: Sel
     the shards."""
     checked = plan_changes(model, profile, selection)
     after = view_model(checked.after, selection, view, checked.changed)
-    return _State(after, checked.changes.repair.losses, not checked.changes.edits)
+    return _State(after, checked.changes.repair.losses, not checked.changes.any)
 
 
 def _count_schemes(model: Model) -> dict[str, int]:

@@ -168,11 +168,20 @@ def written(fixture: str, profile: str, folder: Path) -> Path:
     return out
 
 
+def run(spec: str, jobs: list[dict[str, str]], home: Path) -> None:
+    """Let an engine try the checkpoints of ``jobs``; what it prints goes to a file in ``home``."""
+    from loader_matrix.engines import find_engine
+    from loader_matrix.envs import environment
+
+    where = environment(find_engine(spec))
+    command = [str(where.python), __file__, "--inside", spec.partition("==")[0], json.dumps(jobs)]
+    with (home / f"{spec}.log").open("w") as log:
+        subprocess.run(command, env=where.variables, stdout=log, stderr=log, check=False)
+
+
 def main() -> int:
     """Run and compare."""
     from loader_matrix.cases import fixtures
-    from loader_matrix.engines import find_engine
-    from loader_matrix.envs import environment
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--engine", action="append", choices=ENGINES)
@@ -196,10 +205,7 @@ def main() -> int:
                 for out, fixture, profile, _ in wanted
                 if not out.exists()
             ]
-            where = environment(find_engine(spec))
-            command = [str(where.python), __file__, "--inside", spec.partition("==")[0], json.dumps(jobs)]
-            with (home / f"{spec}.log").open("w") as log:
-                subprocess.run(command, env=where.variables, stdout=log, stderr=log, check=False)
+            run(spec, jobs, home)
             count: Counter[str] = Counter()
             for out, fixture, profile, cell in wanted:
                 result = json.loads(out.read_text()) if out.exists() else None

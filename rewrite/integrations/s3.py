@@ -85,7 +85,8 @@ def _client_of(_process: int) -> Any:
         ),
     )
     # A redirect that does not say the region: botocore would ask for it, and be redirected again, without an end.
-    unknown = SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": {}}}
+    headers: dict[str, str] = {}
+    unknown = SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": headers}}
     client.meta.events.register("before-call.s3.HeadBucket", lambda **_: unknown)
     return client
 

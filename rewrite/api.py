@@ -163,6 +163,24 @@ def convert(
     return conversion.publish(workers, progress, executor)
 
 
+def publish_plan(
+    plan: Plan,
+    src: Address,
+    dst: str | os.PathLike[str],
+    *,
+    workers: int = DEFAULT_WORKERS,
+    overwrite: bool = False,
+    copy: bool = False,
+    created: str | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Manifest:
+    """Carry out what :func:`make_plan` has planned. Arguments and errors as of :func:`convert`."""
+    storage = open_storage(src)
+    conversion = Conversion(plan, address_of(storage), absolute(dst), overwrite, copy, created, storage=storage)
+    return conversion.publish(workers, progress, executor)
+
+
 def verify(
     src: Address,
     dst: Address,

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+import rewrite
 from rewrite.checkpoint.local import io_errors
 from rewrite.cli import reports
 from rewrite.cli.command_line import Recorded
@@ -18,6 +19,7 @@ from rewrite.cli.terminal import show_message
 from rewrite.errors import UsageError
 from rewrite.report import files, tried
 from rewrite.schemas import named
+from rewrite.trying.engine import EngineError
 from rewrite.trying.trial import Question, try_checkpoint
 from rewrite.trying.tried import Trial, Tried
 
@@ -100,7 +102,7 @@ def try_(
         question = question_of(given)
         if report_file is not None and report_file.suffix != ".json":
             files.check(report_file)
-        found = try_checkpoint(checkpoint, question, against, progress(quiet))
+        found = try_checkpoint(checkpoint, question, against, progress=progress(quiet))
         note_replaced(found.before[0], quiet)
         if report_file is not None:
             _write(context, found, report_file)
@@ -109,6 +111,20 @@ def try_(
             as_json=as_json, quiet=quiet, verbose=verbose,
         )  # fmt: skip
         sys.exit(found.exit_code)
+
+
+def try_both(found: rewrite.Verification, question: Question, quiet: bool) -> Tried | EngineError:
+    """IN and OUT of a verification in the engine. The verification is worth showing where nothing was learnt, too: an
+    error is returned."""
+    for each in (found.source, found.out):
+        if not Path(each).is_dir():
+            raise UsageError("An engine is tried with directories only", found=each, hint="download the model first")
+    try:
+        both = try_checkpoint(found.source, question, found.out, found, progress(quiet))
+    except EngineError as error:
+        return error
+    note_replaced(both.before[0], quiet)
+    return both
 
 
 def progress(quiet: bool) -> Callable[[str], None]:

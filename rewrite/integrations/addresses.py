@@ -15,11 +15,8 @@ Address = str | os.PathLike[str] | Storage
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _REFUSED = {
-    "gs": "Google Cloud Storage cannot copy a range of an object into another one on the server",
-    "gcs": "Google Cloud Storage cannot copy a range of an object into another one on the server",
-    "az": "Azure can copy ranges on the server, but this was never run: its emulator answers 501",
-    "abfs": "Azure can copy ranges on the server, but this was never run: its emulator answers 501",
-    "abfss": "Azure can copy ranges on the server, but this was never run: its emulator answers 501",
+    **dict.fromkeys(("gs", "gcs"), "Google Cloud Storage cannot copy a range of an object on the server"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "Azure can copy ranges on the server, but this was never run"),
 }
 
 
@@ -48,14 +45,14 @@ def open_storage(address: Address) -> Storage:
     if not isinstance(address, str | os.PathLike):
         return address
     scheme = scheme_of(address)
-    if isinstance(address, str) and scheme == "hf":
+    if scheme == "hf":
         from rewrite.integrations.hub import open_hub
 
-        return open_hub(address)
-    if isinstance(address, str) and scheme == "s3":
+        return open_hub(str(address))
+    if scheme == "s3":
         from rewrite.integrations.s3 import S3Storage
 
-        return S3Storage(address)
+        return S3Storage(str(address))
     path = Path(address)
     if not os.path.lexists(path) and isinstance(address, str):
         from rewrite.integrations import hub

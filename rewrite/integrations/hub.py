@@ -10,18 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 from rewrite.checkpoint.checkpoint import is_inside
 from rewrite.checkpoint.local import LocalDirectory, open_regular
-from rewrite.checkpoint.storage import FileId, Listing, Reader
+from rewrite.checkpoint.storage import FileId, Listing
 from rewrite.errors import CheckpointError, StorageError, UsageError
 from rewrite.integrations.http import Answer, Http
-from rewrite.integrations.remote import RemoteFile, RemoteStorage
+from rewrite.integrations.remote import RemoteStorage
 from rewrite.version import __version__
 
 SCHEME = "hf://"
@@ -109,22 +108,6 @@ class HubStorage(RemoteStorage):
     def list_files(self) -> Listing:
         return self._listing
 
-    def identify(self, name: str) -> FileId:
-        try:
-            return self._listing.files[name]
-        except KeyError:
-            raise StorageError("There is no such file", where=f"{self}/{name}") from None
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[Reader]:
-        file_id = self.identify(name)
-        path = self.in_cache(name)
-        if path is None:
-            yield RemoteFile(self, name, file_id)
-            return
-        with open_regular(path) as file:
-            yield _CachedFile(file, file_id)
-
     def in_cache(self, name: str) -> Path | None:
         """Where the file lies in the cache of huggingface_hub, at this commit."""
         from huggingface_hub import try_to_load_from_cache
@@ -136,6 +119,9 @@ class HubStorage(RemoteStorage):
 
     def fetch(self, name: str, start: int, end: int) -> bytes:
         expected = self.identify(name)
+        if (path := self.in_cache(name)) is not None:
+            with open_regular(path) as file:
+                return file.read(start, end - start)
         signed = self._signed.get(name)
         if signed is not None:
             answer = self._get(signed, name, {}, (start, end))
@@ -154,8 +140,9 @@ class HubStorage(RemoteStorage):
         return self._checked(answer, name, expected)
 
     def _checked(self, answer: Answer, name: str, expected: FileId) -> bytes:
-        total = answer.headers.get("content-range", "").rpartition("/")[2]
-        if total and total != str(expected.size):
+        # Without Content-Range it is said to be all of the file.
+        total = answer.headers.get("content-range", f"/{len(answer.body)}").rpartition("/")[2]
+        if total != str(expected.size):
             raise self._changed(name, f"{expected.size} bytes", f"{total} bytes")
         if len(answer.body) == expected.size:  # all of a file, such as config.json: its hash says whether it is the one
             found = content_tag(expected, (answer.body,))
@@ -202,7 +189,7 @@ class HubStorage(RemoteStorage):
             lfs = entry.get("lfs")
             name, size, tag = entry["rfilename"], entry["size"], lfs["sha256"] if lfs else entry["blobId"]
         except (AttributeError, KeyError, TypeError):
-            raise StorageError("The hub's list of files cannot be understood", where=str(self), found=entry) from None
+            name = size = tag = None
         if not isinstance(name, str) or not isinstance(tag, str) or type(size) is not int or size < 0:
             raise StorageError("The hub's list of files cannot be understood", where=str(self), found=entry)
         if not is_inside(name):
@@ -215,17 +202,16 @@ class HubStorage(RemoteStorage):
         if answer.status in (401, 403):
             token = "a token" if "authorization" in self._authorization() else "no token"
             raise StorageError(
-                "The hub does not let us read this",
-                where=where,
+                "The hub does not let us read this", where=where,
                 found=f"HTTP status {answer.status}, {token} was sent",
                 hint="set HF_TOKEN (or run `hf auth login`), and accept the model's terms on its page",
-            )
+            )  # fmt: skip
+        absent = answer.status == 404
         raise StorageError(
-            "The hub has no such model, revision or file" if answer.status == 404 else "The hub refuses the request",
-            where=where,
-            found=f"HTTP status {answer.status}",
-            hint="check the name; private models need HF_TOKEN" if answer.status == 404 else None,
-        )
+            "The hub has no such model, revision or file" if absent else "The hub refuses the request",
+            where=where, found=f"HTTP status {answer.status}",
+            hint="check the name; private models need HF_TOKEN" if absent else None,
+        )  # fmt: skip
 
 
 def content_tag(like: FileId, pieces: Iterable[bytes | bytearray]) -> str:
@@ -238,13 +224,3 @@ def content_tag(like: FileId, pieces: Iterable[bytes | bytearray]) -> str:
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
-
-
-class _CachedFile:
-    """A file of the cache, with the identity that it has on the hub."""
-
-    def __init__(self, file: Reader, file_id: FileId) -> None:
-        self._file, self.file_id = file, file_id
-
-    def read(self, start: int, length: int) -> bytes:
-        return self._file.read(start, length)

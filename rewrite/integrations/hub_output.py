@@ -29,12 +29,13 @@ from rewrite.progress import Progress
 from rewrite.writing.output import Output, Step, exists, some
 from rewrite.writing.shard import Advance
 from rewrite.writing.stream import streamed
+from rewrite.writing.tasks import Writer
 
 _SMALL = 1 << 20  # bytes that are read into memory
 
 
 @dataclass(frozen=True)
-class HubOutput(Output):
+class HubOutput(Output, Writer):
     """An output that becomes a model. ``create_pr``: as a pull request."""
 
     create_pr: bool = False
@@ -92,9 +93,6 @@ class HubOutput(Output):
             self._operations[job.name] = self._upload(job)
         advance(job.size)
         return ByteCounts(copied=copied, written=written)
-
-    def write_alone(self, job: Job) -> ByteCounts:
-        return self.write(job, lambda _: None)
 
     def complete(self) -> ByteCounts:
         self.check_source()

@@ -84,11 +84,8 @@ class S3Output(Output):
         if not place.prefix:
             raise UsageError("A bucket is no name for an output", expected="s3://bucket/prefix", found=self.out)
         if self.overwrite:
-            raise UsageError(
-                "An output in a bucket is not replaced",
-                where=self.out,
-                hint="delete it first, or choose another prefix",
-            )
+            hint = "delete it first, or choose another prefix"
+            raise UsageError("An output in a bucket is not replaced", where=self.out, hint=hint)
         if isinstance(self.source, S3Storage) and place.overlaps(self.source.place):
             raise UsageError("Output and source overlap", where=self.out, found=f"source {self.source}")
         return place

@@ -31,6 +31,10 @@ class CopyPart:
     start: int
     size: int
 
+    @property
+    def sizes(self) -> tuple[int]:
+        return (self.size,)
+
 
 @dataclass(frozen=True)
 class PutParts:
@@ -46,11 +50,7 @@ Run = CopyPart | PutParts
 
 def numbered_sizes(runs: Iterable[Run]) -> dict[int, int]:
     """The size of every part by its number."""
-    sizes: dict[int, int] = {}
-    for run in runs:
-        of_run = (run.size,) if isinstance(run, CopyPart) else run.sizes
-        sizes.update(enumerate(of_run, run.number))
-    return sizes
+    return {number: size for run in runs for number, size in enumerate(run.sizes, run.number)}
 
 
 def plan_parts(job: Job, *, copies: bool) -> tuple[Run, ...]:

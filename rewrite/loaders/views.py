@@ -83,7 +83,7 @@ class CheckpointView:
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
-    scalar_scale: str | None = None  # the first scale of the shape (), but of the KV cache
+    scalar_scale: str | None = None  # a scale of the shape (), but of the KV cache
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
     latent_scales: LatentScales = "none"
     kv_cache_scales: bool = False  # whether scales of the KV cache are stored
@@ -275,7 +275,7 @@ def _plain_with_scheme(model: Model) -> str | None:
 
 
 def _scalar_scale(model: Model) -> str | None:
-    """MTP layers are left out, as above."""
+    """The first by name: a conversion changes the order. MTP layers are left out, as above."""
     found = (
         f"{min(names)}.{kind}"
         for form, names in model.checkpoint.alike.items()

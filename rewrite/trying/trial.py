@@ -16,6 +16,7 @@ from rewrite.trying import engine, verdict
 from rewrite.trying.selection import Layers, select
 from rewrite.trying.tried import Trial, Tried, worst
 from rewrite.trying.verdict import AFFECTED, NO_KERNEL
+from rewrite.verification.result import Verification
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,20 @@ def try_checkpoint(
     source: str,
     question: Question,
     against: str | None = None,
+    verified: Verification | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Tried:
-    """Let an engine load ``source``, and ``against``, which is ``source`` repaired. Raises
-    :class:`~rewrite.trying.engine.EngineError` where nothing was learnt."""
+    """Let an engine load ``source``, and ``against``, which is ``source`` repaired; ``verified``: that it is.
+
+    Raises :class:`~rewrite.trying.engine.EngineError` where nothing was learnt.
+    """
     before = _ranks(source, question, progress)
     after = () if against is None else _ranks(against, question, progress)
     inspection = _inspection(source)
     predicted, command = _predicted(inspection, before[0]), _command(inspection, before)
     if against is None:
         return Tried(before, after, predicted, command)
-    found = verify(source, against, weights_only=True)
+    found = verified or verify(source, against, weights_only=True)
     problems = tuple(problem for check in found.checks for problem in check.problems)
     return Tried(before, after, predicted, command, found.ok, problems)
 

@@ -168,10 +168,19 @@ def written(fixture: str, profile: str, folder: Path) -> Path:
     return out
 
 
-def main() -> int:
-    """Run and compare."""
+def run(spec: str, jobs: list[dict[str, str]], home: Path) -> None:
+    """Let an engine try the checkpoints of ``jobs``; what it prints goes to a file in ``home``."""
     from engines.envs import environment
     from engines.known import find_engine
+
+    where = environment(find_engine(spec))
+    command = [str(where.python), __file__, "--inside", spec.partition("==")[0], json.dumps(jobs)]
+    with (home / f"{spec}.log").open("w") as log:
+        subprocess.run(command, env=where.variables, stdout=log, stderr=log, check=False)
+
+
+def main() -> int:
+    """Run and compare."""
     from loader_matrix.cases import fixtures
 
     parser = argparse.ArgumentParser()
@@ -196,10 +205,7 @@ def main() -> int:
                 for out, fixture, profile, _ in wanted
                 if not out.exists()
             ]
-            where = environment(find_engine(spec))
-            command = [str(where.python), __file__, "--inside", spec.partition("==")[0], json.dumps(jobs)]
-            with (home / f"{spec}.log").open("w") as log:
-                subprocess.run(command, env=where.variables, stdout=log, stderr=log, check=False)
+            run(spec, jobs, home)
             count: Counter[str] = Counter()
             for out, fixture, profile, cell in wanted:
                 result = json.loads(out.read_text()) if out.exists() else None

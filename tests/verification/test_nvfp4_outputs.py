@@ -40,7 +40,7 @@ def test_every_module_is_multiplied(name: str, profile: str, tmp_path: Path) -> 
 
 def test_the_numbers_of_in_are_those_that_vllm_was_measured_with(tmp_path: Path) -> None:
     """vLLM 0.32's own emulation, on the same weights: what it makes of IN, and of a rescaled module of OUT."""
-    record = {(row["fixture"], row["profile"]): row["errors"] for row in json.loads(RECORD.read_text())}
+    record = {(row["fixture"], row["profile"]): row["errors"] for row in json.loads(RECORD.read_text())["cells"]}
     original, rescaled = (record[FREE, profile]["in_proj_qkvz"] for profile in ("original", "rescaled"))
     found = verified(FREE, "rescaled", tmp_path, rows=None)
     worst = {name: [r for r in found.numbers if r.partition == name] for name in ("in_proj_qkv", "in_proj_z")}

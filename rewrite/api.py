@@ -11,9 +11,9 @@ from typing import TypedDict
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.conversion import Conversion, absolute, address_of
 from rewrite.errors import UsageError
-from rewrite.inspection.findings import Finding
 from rewrite.inspection.inspection import Inspection, inspect_model
 from rewrite.integrations.addresses import Address, open_storage, scheme_of
+from rewrite.ledger.fault import Fault
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS, is_platform
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, view_model
@@ -26,7 +26,7 @@ from rewrite.quantization.groups import Selection
 from rewrite.quantization.kv_cache import KvScales
 from rewrite.quantization.model import interpret
 from rewrite.verification.expected import Expected
-from rewrite.verification.result import DEFAULT_TOKENS, Check, OnCheck, Served, Settings, Verification
+from rewrite.verification.result import DEFAULT_TOKENS, IN, OUT, Check, EngineChange, OnCheck, Settings, Verification
 from rewrite.verification.sample import DEFAULT_ROWS
 
 DEFAULT_WORKERS = 2
@@ -68,7 +68,7 @@ def inspect_checkpoint(
     """
     _known_platform(platform)
     model = interpret(open_checkpoint(path))
-    found: list[Finding] = []
+    found: list[Fault] = []
     if weights:
         from rewrite.inspection.weights import find_bad_weights  # numpy
 
@@ -163,6 +163,24 @@ def convert(
     return conversion.publish(workers, progress, executor)
 
 
+def publish_plan(
+    plan: Plan,
+    src: Address,
+    dst: str | os.PathLike[str],
+    *,
+    workers: int = DEFAULT_WORKERS,
+    overwrite: bool = False,
+    copy: bool = False,
+    created: str | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Manifest:
+    """Carry out what :func:`make_plan` has planned. Arguments and errors as of :func:`convert`."""
+    storage = open_storage(src)
+    conversion = Conversion(plan, address_of(storage), absolute(dst), overwrite, copy, created, storage=storage)
+    return conversion.publish(workers, progress, executor)
+
+
 def verify(
     src: Address,
     dst: Address,
@@ -232,18 +250,18 @@ def _nobody(_name: str, _check: Check | None) -> None:
 
 def _predict(
     source: Checkpoint, out: Checkpoint, expected: Expected, *, platform: str, must_run: Collection[Loader]
-) -> tuple[Served, ...]:
+) -> tuple[EngineChange, ...]:
     """What every known loader makes of IN and OUT. Of those of ``must_run`` OUT must be computed with, too."""
     models = [interpret(checkpoint) for checkpoint in (source, out)]
     views = [view_model(model, expected.selection) for model in models]
-    return tuple(_served(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
+    return tuple(_change(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
 
 
-def _served(
+def _change(
     loader: Loader, views: Sequence[CheckpointView], expected: Expected, platform: str, must_run: bool
-) -> Served:
+) -> EngineChange:
     old, new = (loader.serves(view, platform if must_run else None) for view in views)
-    running = loader.serves(views[-1], platform)
+    runs_before, running = (loader.serves(view, platform) for view in views)
     judged = loader.takes_vectors or not expected.promise.vectors
     change = 0 if old.kind == "not known" else new.severity - old.severity
     if old.kind == "garbled" and change > 0:
@@ -251,8 +269,6 @@ def _served(
     stops = running.kind == "does not run"
     if must_run and stops:
         change = max(change, 1)  # also where IN does not run
-    said = running if stops else new
-    kernels = [{used.card: list(used.families) for used in loader.kernels(view, platform)} for view in views]
-    return Served(
-        loader.name, loader.versions, judged, old.kind, said.kind, said.detail, change, said.partitions, stops, *kernels
-    )
+    stopped = stops and runs_before.kind in ("exact", "loses precision")
+    kernels = {state: loader.kernels(view, platform) for state, view in zip((IN, OUT), views, strict=True)}
+    return EngineChange(loader, {IN: old, OUT: running if stops else new}, kernels, judged, change, stops, stopped)

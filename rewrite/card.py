@@ -81,7 +81,7 @@ def remove(readme: bytes) -> bytes:
     return _without_keys(_without_block(readme, find(readme)))
 
 
-def _without_block(readme: bytes, place: Place | None) -> bytes:
+def _without_block(readme: bytes, place: CardSpan | None) -> bytes:
     if place is None:
         return readme
     before, after = readme[: place.begin], readme[place.end :]
@@ -91,7 +91,7 @@ def _without_block(readme: bytes, place: Place | None) -> bytes:
 
 
 @dataclass(frozen=True)
-class Place:
+class CardSpan:
     """Where a block is, without the line break after it; and how its lines end."""
 
     begin: int
@@ -99,7 +99,7 @@ class Place:
     newline: bytes
 
 
-def find(readme: bytes) -> Place | None:
+def find(readme: bytes) -> CardSpan | None:
     """The block; None where there is none.
 
     Raises :class:`StorageError` for markers that are not one begin and, after it, one end, each on a line of its own.
@@ -116,7 +116,7 @@ def find(readme: bytes) -> Place | None:
             _begins_line(readme, end - len(END)) and (end == len(readme) or readme.startswith(newline, end)),
         )
         if begin < end and all(own_lines) and (end < len(readme) or not begin or readme.endswith(newline, 0, begin)):
-            return Place(begin, end, newline)
+            return CardSpan(begin, end, newline)
         found = (
             "the end before the begin" if end < begin else "other text on their lines, or lines that end in two ways"
         )

@@ -1,13 +1,12 @@
 #!/usr/bin/env bash
-# How long `rewrite convert` takes beside `cp -r`, safetensors and compressed-tensors, how long planning
-# takes, and verifying.
+# How long `rewrite convert` takes beside `cp -r`, safetensors and compressed-tensors, what many
+# tensors cost, and how long verifying takes.
 #
 #   scripts/benchmark.sh                            4 GB, 5 rounds, in the folder for temporary files
 #   scripts/benchmark.sh --dir DIR                  on another filesystem; needs twice the size and some
 #   scripts/benchmark.sh --size-gb 8 --rounds 3 --warm
 #   scripts/benchmark.sh --filesystems              ext4, XFS and Btrfs in images on loop devices; root, four times the size
-#   scripts/benchmark.sh --plan-only                planning alone
-#   scripts/benchmark.sh --tensors                 inspect and convert --dry-run of 307,793 tensors beside safe_open
+#   scripts/benchmark.sh --tensors                  inspect and convert --dry-run of 100,000 to 500,000 tensors beside safe_open
 #   scripts/benchmark.sh --rescaling                NVFP4 layers that get one global scale, instead
 #   scripts/benchmark.sh --verify                   verify beside cmp and sha256sum, instead; four times the size
 #   scripts/benchmark.sh --remote                   bytes over the network for the hub and S3, instead; four times the size

@@ -22,4 +22,4 @@ echo
 echo "\$ rewrite convert $in OUT"
 rewrite convert "$in" "$out" | sed "s|$out|OUT|"
 echo
-PYTHONPATH=scripts:. python -m talk.demo "$in" "$out"
+PYTHONPATH=scripts/evidence:. python -m talk.demo "$in" "$out"

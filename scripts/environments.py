@@ -1,8 +1,8 @@
 """Makes the Python environments of the scripts from pinned versions: once, and again when the pins change.
 
     python3 scripts/environments.py project      .venv: the project, with what its tests, its fuzzer and the lint need
-    python3 scripts/environments.py fixtures     what `scripts/make_fixtures.sh` needs
-    python3 scripts/environments.py judge        what `scripts/judge_talk.sh` needs: lm-evaluation-harness
+    python3 scripts/environments.py fixtures     what `scripts/evidence.sh fixtures` needs
+    python3 scripts/environments.py judge        what `scripts/evidence.sh judge` needs: lm-evaluation-harness
 
 Prints the path of the environment's Python. The loader matrix makes its environments with the same functions.
 
@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 EXTRAS = "test,lint,fuzz,dask,s3,report"
 _PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+_DOWNLOAD = ("-m", "pip", "download", *_PIP[3:], "--no-deps", "--no-binary")
 # For complete lists of pins. No resolver: it could replace torch, or add gigabytes of GPU libraries. Wheels only, but
 # where a list has packages that are published as source alone: building a package runs its code.
 SOURCES_TOO = ("--no-deps",)
@@ -70,13 +71,15 @@ def project() -> Path:
 def fixtures() -> Path:
     """The Python with llm-compressor and ModelOpt."""
     return exact(
-        ROOT / ".cache" / "fixtures-venv", read_pins(SCRIPTS / "fixtures" / "pins.txt"), ("-m", "pip", "check")
+        ROOT / ".cache" / "fixtures-venv",
+        read_pins(SCRIPTS / "evidence" / "fixtures" / "pins.txt"),
+        ("-m", "pip", "check"),
     )
 
 
 def judge() -> Path:
     """The Python with lm-evaluation-harness, transformers and compressed-tensors."""
-    pins = read_pins(SCRIPTS / "talk" / "lm_eval.txt")
+    pins = read_pins(SCRIPTS / "evidence" / "talk" / "lm_eval.txt")
     proof = ("-c", "import lm_eval.models.huggingface")
     return exact(ROOT / ".cache" / "judge-venv", pins, proof, how=SOURCES_TOO)  # sqlitedict, word2number: no wheels
 
@@ -120,20 +123,7 @@ def source(folder: Path, python: Path, pin: str) -> Path:
     for stale in (folder, partial):
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
-    download: list[str | Path] = [
-        python,
-        "-m",
-        "pip",
-        "download",
-        *_PIP[3:],
-        "--no-deps",
-        "--no-binary",
-        name,
-        "--dest",
-        partial,
-        pin,
-    ]
-    _checked(download, f"downloading {pin}")
+    _checked([python, *_DOWNLOAD, name, "--dest", partial, pin], f"downloading {pin}")
     (archive,) = partial.glob("*.tar.gz")
     with tarfile.open(archive) as packed:
         packed.extractall(partial / "all", filter="data")

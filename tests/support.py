@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rewrite import open_checkpoint
+from rewrite import find_loaders, open_checkpoint
 from rewrite.checkpoint.checkpoint import Shard
 from rewrite.checkpoint.header import TensorInfo, build_header
 
@@ -15,7 +15,7 @@ from rewrite.checkpoint.header import TensorInfo, build_header
 ROOT = Path(__file__).resolve().parents[1]
 FIXTURES = ROOT / "tests" / "fixtures"
 README = ROOT / "README.md"
-#: What the engines made of the fixtures, recorded by scripts/loader_matrix.sh.
+#: What the engines made of the fixtures, recorded by scripts/evidence.sh loader_matrix.
 LOADER_MATRIX = ROOT / "tests" / "loader_matrix.json"
 #: FP8 beside NVFP4: no channel scales there, so ``exact`` and ``portable`` refuse it.
 MIXED_PRECISION = "modelopt-qwen3_5-mixed"
@@ -117,3 +117,9 @@ def compressed_tensors_schemes(directory: Path) -> dict[str, Any]:
             hit = is_match(module, linear, targets, config.ignore or [])
             schemes[module] = targets[match_targets(module, linear, targets)[0]] if hit else None
     return schemes
+
+
+def row_of(wanted: str) -> str:
+    """``vLLM 0.27.0+`` for ``vllm@0.32.0``: the row of this version, whatever its borders are."""
+    (loader,) = find_loaders(wanted)
+    return f"{loader.name} {loader.versions}"

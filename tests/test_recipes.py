@@ -1,6 +1,6 @@
 """Checkpoints that nobody chose: inspect, convert and verify agree with each other on every one of them.
 
-``scripts/loader_matrix.sh --search`` runs the same recipes through the real engines.
+``scripts/evidence.sh search`` runs the same recipes through the real engines.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ without one, the single safetensors file is the checkpoint (transformers, vLLM `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
@@ -56,16 +56,21 @@ class Checkpoint:
         """The form of each module, by its name: one object for all that are alike."""
         return find_forms(self.tensors.values())
 
+    @cached_property
+    def alike(self) -> Mapping[Form, Sequence[str]]:
+        """The names of the modules of each form."""
+        found: dict[Form, list[str]] = {}
+        for module, form in self.forms.items():
+            found.setdefault(form, []).append(module)
+        return found
+
     def tensors_like(self, is_wanted: Callable[[str], bool]) -> Iterator[TensorInfo]:
         """The tensors whose names are wanted, by a rule that no number in a name changes: it is asked once for each
         form."""
-        kinds: dict[Form, list[str]] = {}
-        for module, form in self.forms.items():
-            if (wanted := kinds.get(form)) is None:
-                prefix = f"{form.pattern}." if form.pattern else ""
-                wanted = kinds[form] = [kind for kind in form.tensors if is_wanted(f"{prefix}{kind}")]
-            for kind in wanted:
-                yield self.tensors[f"{module}.{kind}" if module else kind]
+        for form, modules in self.alike.items():
+            prefix = f"{form.pattern}." if form.pattern else ""
+            wanted = [kind for kind in form.tensors if is_wanted(f"{prefix}{kind}")]
+            yield from (self.tensors[f"{name}.{kind}" if name else kind] for name in modules for kind in wanted)
 
     def read_json(self, name: str) -> JsonFile | None:
         """A JSON file beside the config; None where there is none. Raises as :func:`read_json`."""

@@ -45,7 +45,8 @@ from rewrite.loaders.asked import Asked
 from rewrite.report import converted, files, inspected, verified
 from rewrite.schemas import named
 from rewrite.trying.engine import EngineError
-from rewrite.trying.trial import Question, Tried
+from rewrite.trying.trial import Question
+from rewrite.trying.tried import Tried
 from rewrite.wording import count, nbytes
 
 _ADDRESS = Address(file_okay=False)
@@ -111,9 +112,11 @@ def inspect(
         slow = weights and not isinstance(storage, RemoteStorage)
         with reading_bar(storage), progress_bar(quiet or not slow) as bar:
             bar.name("weights")
+            every = as_json or verbose or report_file is not None  # these show what each profile gives
             found = rewrite.inspect_checkpoint(
-                storage, selection=selection, weights=weights, platform=platform, workers=workers, progress=bar.show
-            )
+                storage, selection=selection, weights=weights, platform=platform,
+                enough_for=None if every else asked.engines, workers=workers, progress=bar.show,
+            )  # fmt: skip
         advice, assumptions, place = (
             advise(found, asked.engines),
             asked.assumptions(platform),

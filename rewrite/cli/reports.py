@@ -22,7 +22,7 @@ from rewrite.quantization.model import interpret
 from rewrite.report import files, verified
 from rewrite.report.checkpoints import Place, Side
 from rewrite.report.page import Run, whole
-from rewrite.trying.trial import Tried
+from rewrite.trying.tried import Tried
 from rewrite.verification.expected import MANIFEST_NAME, profile_of
 from rewrite.wording import count, nbytes
 

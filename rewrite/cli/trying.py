@@ -20,7 +20,8 @@ from rewrite.errors import UsageError
 from rewrite.report import files, tried
 from rewrite.schemas import named
 from rewrite.trying.engine import EngineError
-from rewrite.trying.trial import Question, Trial, Tried, try_checkpoint
+from rewrite.trying.trial import Question, try_checkpoint
+from rewrite.trying.tried import Trial, Tried
 
 _ENGINE = (
     click.option("--engine", metavar="PYTHON", help="The Python that has the engine; without it, this one."),

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 
-from rewrite.inspection.inspection import LEAST_CHANGE, Inspection, LoaderRow
-from rewrite.loaders.versions import Loader
+from rewrite.inspection.inspection import LEAST_CHANGE, Inspection
+from rewrite.loaders.outcome import Row
+from rewrite.loaders.ranges import Engine
 
 _SERVED = ("exact", "loses precision")
 
@@ -43,10 +44,10 @@ class Advice:
     alternatives: tuple[Alternative, ...] = ()
 
 
-def advise(inspection: Inspection, loaders: Iterable[Loader]) -> Advice:
+def advise(inspection: Inspection, loaders: Iterable[Engine]) -> Advice:
     """For ``loaders``, on the platform of the inspection."""
     chosen = set(loaders)
-    rows = [row for row in inspection.rows if row.loader in chosen]
+    rows = [row for row in inspection.rows if row.engine in chosen]
     if all(row.as_is.kind == "exact" for row in rows):
         return Advice(needed=False)
     possible = [profile for profile in LEAST_CHANGE if profile not in inspection.refusals]
@@ -72,40 +73,40 @@ def repair_command(inspection: Inspection, advice: Advice, *options: str) -> str
     return shlex.join(["rewrite", "convert", place, "OUT", "--profile", advice.profile, *groups, *options])
 
 
-def _alternatives(inspection: Inspection, chosen: Collection[Loader]) -> Iterator[Alternative]:
+def _alternatives(inspection: Inspection, chosen: Collection[Engine]) -> Iterator[Alternative]:
     """Of each engine the newest versions that are no worse than any other of it, where one that was asked for is. What
     does not load at all, or is not known, is no alternative."""
-    for name in dict.fromkeys(row.loader.name for row in inspection.rows if row.loader in chosen):
-        rows = [row for row in inspection.rows if row.loader.name == name]
-        others = [row for row in rows if row.loader not in chosen and row.as_is.kind in _SERVED]
-        worst = max(row.as_is.severity for row in rows if row.loader in chosen)
+    for name in dict.fromkeys(row.engine.name for row in inspection.rows if row.engine in chosen):
+        rows = [row for row in inspection.rows if row.engine.name == name]
+        others = [row for row in rows if row.engine not in chosen and row.as_is.kind in _SERVED]
+        worst = max(row.as_is.severity for row in rows if row.engine in chosen)
         least = min((row.as_is.severity for row in others), default=worst)
         if least < worst:
             *_, newest = (row for row in others if row.as_is.severity == least)
             run = _run_up_to(newest, rows, chosen)
-            outcome, versions = newest.as_is, newest.loader.versions_from(run[0].loader)
+            outcome, versions = newest.as_is, newest.engine.versions_from(run[0].engine)
             yield Alternative(name, versions, outcome.kind, outcome.detail, outcome.partitions)
 
 
-def _run_up_to(newest: LoaderRow, rows: Sequence[LoaderRow], chosen: Collection[Loader]) -> list[LoaderRow]:
+def _run_up_to(newest: Row, rows: Sequence[Row], chosen: Collection[Engine]) -> list[Row]:
     """The neighboring version ranges that end with this one and of which the same is true."""
     before = reversed(rows[: rows.index(newest) + 1])
-    run = takewhile(lambda row: row.as_is == newest.as_is and row.loader not in chosen, before)
+    run = takewhile(lambda row: row.as_is == newest.as_is and row.engine not in chosen, before)
     return list(run)[::-1]
 
 
-def _unserved(inspection: Inspection, chosen: Collection[Loader], profiles: Collection[str]) -> Iterator[str]:
+def _unserved(inspection: Inspection, chosen: Collection[Engine], profiles: Collection[str]) -> Iterator[str]:
     """The loaders that no profile is exact in, neighboring version ranges as one."""
 
-    def is_unserved(row: LoaderRow) -> bool:
-        return row.loader in chosen and not any(_exact(row, profile) for profile in profiles)
+    def is_unserved(row: Row) -> bool:
+        return row.engine in chosen and not any(_exact(row, profile) for profile in profiles)
 
-    for (name, unserved), run in groupby(inspection.rows, lambda row: (row.loader.name, is_unserved(row))):
-        first, *rest = (row.loader for row in run)
+    for (name, unserved), run in groupby(inspection.rows, lambda row: (row.engine.name, is_unserved(row))):
+        first, *rest = (row.engine for row in run)
         if unserved:
             yield f"{name} {(rest[-1] if rest else first).versions_from(first)}"
 
 
-def _exact(row: LoaderRow, profile: str) -> bool:
-    outcome = row.converted.get(profile)
+def _exact(row: Row, profile: str) -> bool:
+    outcome = row.outcomes.get(profile)
     return outcome is not None and outcome.kind == "exact"

@@ -7,31 +7,25 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rewrite.checkpoint.bounded_json import read_members
+from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import Refused
-from rewrite.inspection.findings import Finding, find_faults
-from rewrite.loaders.kernels import DEFAULT_PLATFORM, Used
-from rewrite.loaders.outcome import Outcome
+from rewrite.ledger.fault import NOTES, Fault
+from rewrite.loaders.kernels import DEFAULT_PLATFORM
+from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
+from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
+from rewrite.planning.manifest import MANIFEST_NAME
 from rewrite.planning.planner import plan_changes
 from rewrite.planning.profiles import PROFILES
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
 
+_BEGIN = 1 << 16  # of a manifest: what a conversion costs stands at its begin
+
 #: By how much of a checkpoint each changes: scales only; activations of the fused layers, of all; weights; everything.
 LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16", "dequantized")
-
-
-@dataclass(frozen=True)
-class LoaderRow:
-    """What one loader version range makes of the checkpoint as it is and after ``convert`` with each profile that was
-    planned."""
-
-    loader: Loader
-    as_is: Outcome
-    converted: dict[str, Outcome | None]  # None: convert refuses this checkpoint with that profile
-    kernels: tuple[Used, ...] = ()  # of the fused groups as they are, for each card of the platform
-    kernels_converted: dict[str, tuple[Used, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,21 +41,23 @@ class Inspection:
     nbytes: int
     schemes: dict[str, int]  # wording of a scheme → number of linear layers
     groups: tuple[GroupView, ...]
-    findings: tuple[Finding, ...]
-    rows: tuple[LoaderRow, ...]
+    findings: tuple[Fault, ...]
+    rows: tuple[Row, ...]
     refusals: dict[str, str]
     idle: tuple[str, ...] = ()  # profiles that would change nothing
+    notes: tuple[Fault, ...] = ()  # worth knowing, and no fault
     platform: str | None = None  # what outcomes are about; None: loading only
+    costs: dict[str, float] = field(default_factory=dict)  # of the conversion that made it: what a weight may be off by
 
-    def affected(self, loaders: Iterable[Loader] = LOADERS) -> tuple[LoaderRow, ...]:
+    def affected(self, loaders: Iterable[Engine] = LOADERS) -> tuple[Row, ...]:
         """The rows of ``loaders`` that do not serve the checkpoint exactly as it is."""
         chosen = set(loaders)
-        return tuple(row for row in self.rows if row.loader in chosen and row.as_is.kind != "exact")
+        return tuple(row for row in self.rows if row.engine in chosen and row.as_is.kind != "exact")
 
     @property
     def shown_profiles(self) -> list[str]:
         """Those worth a column: not refused; where they keep the scales, not idle; vectors only where they help."""
-        left_out = {*self.refusals, *(name for name in self.idle if PROFILES[name].promise.scale == "kept")}
+        left_out = {name for name in self.idle if PROFILES[name].promise.scale == "kept"}
         shown = [name for name in self.rows[0].converted if name not in left_out]
         vectors = [name for name in shown if PROFILES[name].promise.vectors]
         others = [name for name in shown if name not in vectors]
@@ -79,9 +75,11 @@ class Inspection:
             "bytes": self.nbytes,
             "schemes": self.schemes,
             "groups": [{**asdict(group), "spread": spread(group)} for group in self.groups],
-            "findings": [asdict(finding) for finding in self.findings],
-            "loaders": [_row_to_json(row) for row in self.rows],
+            "findings": [fault.to_json() for fault in self.findings],
+            "notes": [fault.to_json() for fault in self.notes],
+            "loaders": [_row_to_json(row, self.refusals) for row in self.rows],
             "refusals": self.refusals,
+            "costs": self.costs,
         }
 
 
@@ -90,7 +88,7 @@ def inspect_model(
     selection: Selection = "qkvz",
     *,
     platform: str | None = DEFAULT_PLATFORM,
-    in_weights: Iterable[Finding] = (),
+    in_weights: Iterable[Fault] = (),
     profiles: Iterable[str] = PROFILES,
     enough_for: Collection[Loader] | None = None,
 ) -> Inspection:
@@ -102,11 +100,11 @@ def inspect_model(
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
-    groups = model.select(selection)
     view = view_model(model, selection)
     converted, refusals = _after_convert(model, view, selection, profiles, enough_for, platform)
-    rows = tuple(_row(loader, view, converted, platform) for loader in LOADERS)
-    findings = [*find_faults(model, groups), *in_weights]
+    states = {AS_IT_IS: _State(view, {}), **converted}
+    rows = tuple(_row(loader, states, platform) for loader in LOADERS)
+    found = [*view.faults, *in_weights]
     checkpoint = model.checkpoint
     return Inspection(
         path=str(checkpoint.storage),
@@ -118,34 +116,42 @@ def inspect_model(
         nbytes=checkpoint.nbytes,
         schemes=_count_schemes(model),
         groups=view.groups,
-        findings=tuple(findings),
+        findings=tuple(fault for fault in found if fault.code not in NOTES),
+        notes=tuple(fault for fault in found if fault.code in NOTES),
         rows=rows,
         refusals=refusals,
-        idle=tuple(profile for profile, after in converted.items() if after is not None and after.is_idle),
+        idle=tuple(profile for profile, after in converted.items() if after.is_idle),
         platform=platform,
+        costs=_costs_of(checkpoint),
     )
 
 
+def _costs_of(checkpoint: Checkpoint) -> dict[str, float]:
+    """What rounding cost when this checkpoint was made, by its manifest: its own weights do not show it."""
+    if MANIFEST_NAME not in checkpoint.files:
+        return {}
+    try:
+        stated = read_members(checkpoint.storage, MANIFEST_NAME, ("costs",), first=_BEGIN).get("costs")
+    except Refused:  # not a manifest of rewrite
+        return {}
+    found = stated.items() if isinstance(stated, dict) else ()
+    return {name: float(cost) for name, cost in found if isinstance(cost, float) and 0 < cost < 1}
+
+
 @dataclass(frozen=True)
-class _After:
-    """What loaders see after a conversion, and by how much it moved the weights of partitions itself."""
+class _State:
+    """What loaders see, and by how much a conversion moved the weights of partitions itself."""
 
     view: CheckpointView
     losses: Mapping[str, float]
-    is_idle: bool
+    is_idle: bool = False
 
 
-def _row(
-    loader: Loader, view: CheckpointView, converted: Mapping[str, _After | None], platform: str | None
-) -> LoaderRow:
-    outcomes = {
-        profile: None if after is None else _with_losses(loader.serves(after.view, platform), after.losses)
-        for profile, after in converted.items()
-    }
+def _row(loader: Loader, states: Mapping[str, _State], platform: str | None) -> Row:
+    outcomes = {name: _with_losses(loader.serves(state.view, platform), state.losses) for name, state in states.items()}
     if platform is None:
-        return LoaderRow(loader, loader.serves(view, None), outcomes)
-    kernels = {profile: loader.kernels(after.view, platform) for profile, after in converted.items() if after}
-    return LoaderRow(loader, loader.serves(view, platform), outcomes, loader.kernels(view, platform), kernels)
+        return Row(loader, outcomes)
+    return Row(loader, outcomes, {name: loader.kernels(state.view, platform) for name, state in states.items()})
 
 
 def _with_losses(outcome: Outcome, losses: Mapping[str, float]) -> Outcome:
@@ -165,10 +171,10 @@ def _after_convert(
     profiles: Iterable[str],
     enough_for: Collection[Loader] | None,
     platform: str | None,
-) -> tuple[dict[str, _After | None], dict[str, str]]:
+) -> tuple[dict[str, _State], dict[str, str]]:
     """The checkpoint as loaders would see it after ``convert`` with each of ``profiles``, and why some profiles
     refuse."""
-    views: dict[str, _After | None] = {}
+    views: dict[str, _State] = {}
     refusals: dict[str, str] = {}
     if enough_for is not None:
         profiles = sorted(profiles, key=LEAST_CHANGE.index)
@@ -178,7 +184,7 @@ def _after_convert(
         try:
             after = views[profile] = _view_after(model, view, profile, selection)
         except Refused as refusal:
-            views[profile], refusals[profile] = None, refusal.what
+            refusals[profile] = refusal.what
             continue
         if enough_for is not None and not after.losses and _all_exact(enough_for, after.view, platform):
             break
@@ -189,19 +195,18 @@ def _all_exact(loaders: Iterable[Loader], view: CheckpointView, platform: str | 
     return all(loader.serves(view, platform).kind == "exact" for loader in loaders)
 
 
-def _helps(row: LoaderRow, profile: str, others: Iterable[str]) -> bool:
-    """Whether the loader serves it better after this profile than as it is, and than after all ``others``."""
-    outcome = row.converted[profile]
-    rivals = (row.as_is, *(row.converted[name] for name in others))
-    return outcome is not None and all(o is None or outcome.severity < o.severity for o in rivals)
+def _helps(row: Row, profile: str, others: Iterable[str]) -> bool:
+    """Whether the engine serves it better after this profile than as it is, and than after all ``others``."""
+    rivals = (row.as_is, *(row.outcomes[name] for name in others))
+    return all(row.outcomes[profile].severity < rival.severity for rival in rivals)
 
 
-def _view_after(model: Model, view: CheckpointView, profile: str, selection: Selection) -> _After:
+def _view_after(model: Model, view: CheckpointView, profile: str, selection: Selection) -> _State:
     """The checkpoint as loaders would see it after ``convert``: by the code that ``convert`` runs, but for laying out
     the shards."""
     checked = plan_changes(model, profile, selection)
     after = view_model(checked.after, selection, view, checked.changed)
-    return _After(after, checked.changes.repair.losses, not checked.changes.edits)
+    return _State(after, checked.changes.repair.losses, not checked.changes.any)
 
 
 def _count_schemes(model: Model) -> dict[str, int]:
@@ -212,17 +217,14 @@ def _count_schemes(model: Model) -> dict[str, int]:
     return dict(counts)
 
 
-def _row_to_json(row: LoaderRow) -> dict[str, Any]:
+def _row_to_json(row: Row, refused: Iterable[str]) -> dict[str, Any]:
+    kernels = {state: {card: list(names) for card, names in used.items()} for state, used in row.kernels.items()}
     return {
-        "loader": row.loader.name,
-        "versions": row.loader.versions,
-        "source": row.loader.source,
+        "loader": row.engine.name,
+        "versions": row.engine.versions,
+        "source": row.engine.source,
         "as_is": asdict(row.as_is),
-        "converted": {profile: None if o is None else asdict(o) for profile, o in row.converted.items()},
-        "kernels": _kernels_to_json(row.kernels),
-        "kernels_converted": {profile: _kernels_to_json(used) for profile, used in row.kernels_converted.items()},
+        "converted": {**dict.fromkeys(refused), **{name: asdict(each) for name, each in row.converted.items()}},
+        "kernels": kernels.pop(AS_IT_IS, {}),
+        "kernels_converted": kernels,
     }
-
-
-def _kernels_to_json(kernels: tuple[Used, ...]) -> dict[str, list[str]]:
-    return {used.card: list(used.families) for used in kernels}

@@ -13,7 +13,7 @@ from typing import Any
 
 from rewrite.environment import versions
 from rewrite.errors import UsageError
-from rewrite.verification.result import Verification
+from rewrite.verification.result import IN, OUT, Verification
 from rewrite.version import __version__
 
 STATEMENT = "https://in-toto.io/Statement/v1"
@@ -38,12 +38,15 @@ def _predicate(verification: Verification) -> dict[str, Any]:
         "out": _last(verification.out),
         "ok": verification.ok,
         "settings": asdict(verification.settings),
-        "checks": [
-            {"name": check.name, "verdict": check.verdict, "summary": check.summary} for check in verification.checks
-        ],
+        "checks": [{"name": c.name, "verdict": c.verdict, "summary": c.summary} for c in verification.checks],
         "notChecked": list(verification.not_checked),
         "loaders": [
-            {"loader": row.loader, "versions": row.versions, "before": row.before, "after": row.after}
+            {
+                "loader": row.engine.name,
+                "versions": row.engine.versions,
+                "before": row.outcomes[IN].kind,
+                "after": row.outcomes[OUT].kind,
+            }
             for row in verification.loaders
         ],
     }

@@ -45,6 +45,7 @@ class Experts:
     nvfp4: bool = False
     divides: bool = False  # of NVFP4: the stored global scales are divisors
     furthest: str = ""
+    gated: bool = True  # else up stands alone, and nothing is joined (Nemotron-H: relu2)
 
 
 def is_expert(module: str) -> bool:
@@ -54,7 +55,10 @@ def is_expert(module: str) -> bool:
 
 def expert_layers(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts]:
     """The experts of every layer of the language model; with ``nvfp4_only`` no scale of other layers is read."""
-    named = ((name, module) for name, module in model.modules.items() if is_expert(name))
+    kinds = [kind for kind in model.kinds if is_expert(kind.form.pattern)]
+    if nvfp4_only and all(kind.first.weight.dtype != "U8" for kind in kinds):
+        return
+    named = ((name, model.modules[name]) for kind in kinds for name in kind.names)
     found = ((match, module) for name, module in named if (match := _EXPERT.fullmatch(name)))
     by_layer = sorted(
         ((match[1], int(match[2]), match[3], module) for match, module in found if not match[1].startswith("mtp.")),
@@ -94,6 +98,7 @@ def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model
         nvfp4=nvfp4,
         divides=nvfp4 and any(each.divides for each in packed if each),
         furthest=furthest,
+        gated=any(kind in _GATE for _, kind in projections),
     )
 
 

@@ -1,13 +1,15 @@
 """Which kernel each engine computes an FP8 layer with, by platform and scheme, as data; or that it has none.
 
 Every rule was run: tests/kernel_choice.json has both ends of its versions, on each of its platforms, with each of its
-schemes (``scripts/kernel_choice.sh``: the engine's own choice of kernels, the platform mocked). What no rule covers is
-not known.
+schemes (``scripts/evidence.sh kernel_choice``: the engine's own choice of kernels, the platform mocked). What no rule
+covers is not known.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from rewrite.loaders.facts import Fact
 
 #: Schemes as the record names them: compressed-tensors' by weights and activations, other dialects' by their name.
 PER_TENSOR = ("tensor-static", "modelopt", "quark", "fp8")
@@ -29,21 +31,25 @@ NEWEST_RUN = {"vLLM": "0.32.0", "SGLang": "0.5.23", "transformers": "5.17.0"}
 
 
 @dataclass(frozen=True)
-class KernelRule:
+class Layers:
+    """FP8 layers of these schemes, computed with on these platforms."""
+
+    platforms: tuple[str, ...]
+    schemes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Kernel:
     """``family`` is the kernel, for people; None: the engine loads the layer and raises ``problem`` when it computes.
     ``calls`` are the operators that were called (on CPU: the kernel's class); empty where it raises."""
 
-    engine: str
-    first: str
-    last: str | None  # None: up to NEWEST_RUN
-    platforms: tuple[str, ...]
-    schemes: tuple[str, ...]
     family: str | None
     calls: tuple[str, ...]
-    source: str
     problem: str = ""
     loads: bool = True  # False: it raises before, while the layer is made
 
+
+KernelFact = Fact[Layers, Kernel]
 
 _VLLM = "vllm/model_executor/kernels/linear/scaled_mm"
 _NO_DIMENSION = "its kernel cannot take one scale of the activations beside a scale for every row"
@@ -62,9 +68,9 @@ def _vllm(
     *,
     first: str = "0.17.0",
     problem: str = "",
-) -> KernelRule:
-    source = f"vLLM {first} to 0.32.0, {_VLLM}/{file}"
-    return KernelRule("vLLM", first, None, platforms, schemes, family, calls, source, problem)
+) -> KernelFact:
+    source = f"{_VLLM}/{file}"
+    return Fact("vLLM", first, None, Layers(platforms, schemes), Kernel(family, calls, problem), source)
 
 
 def _sglang(
@@ -76,26 +82,22 @@ def _sglang(
     *,
     problem: str = "",
     loads: bool = True,
-) -> KernelRule:
+) -> KernelFact:
     first, last = versions
-    source = f"SGLang {first} to {last or '0.5.23'}, {_SGLANG}"
-    return KernelRule("SGLang", first, last, platforms, schemes, family, calls, source, problem, loads)
+    source = _SGLANG
+    return Fact("SGLang", first, last, Layers(platforms, schemes), Kernel(family, calls, problem, loads), source)
 
 
 _VLLM_RULES = (
     # modelopt is left out: 0.19.1 raises there in a way that may come from what the script replaces.
     _vllm(_AMPERE, (*_OWN, "fp8"), "Marlin (weights only)", ("marlin_gemm",), "marlin.py"),
-    KernelRule(
+    Fact(
         "vLLM",
         "0.17.0",
         None,
-        _AMPERE,
-        ("quark", "quark-rows"),
-        None,
-        (),
-        "vLLM 0.17.0 to 0.32.0, vllm/model_executor/layers/quantization/quark/quark.py",
-        _NO_SCHEME,
-        loads=False,
+        Layers(_AMPERE, ("quark", "quark-rows")),
+        Kernel(None, (), _NO_SCHEME, loads=False),
+        "vllm/model_executor/layers/quantization/quark/quark.py",
     ),
     _vllm((*_CUDA, "sm90+flashinfer"), _ALL, "CUTLASS", ("cutlass_scaled_mm",), "cutlass.py"),
     _vllm(_BLACKWELL_FLASHINFER, PER_TENSOR, "FlashInfer", ("flashinfer.bmm_fp8",), "flashinfer.py"),
@@ -166,14 +168,12 @@ _SGLANG_RULES = (
 )
 
 _TRANSFORMERS_RULES = (
-    KernelRule(
+    Fact(
         "transformers",
         "5.17.0",
         None,
-        (*_AMPERE, *_CUDA, *_ROCM, "cpu"),
-        _OWN,
-        "torch, dequantized",
-        ("torch.nn.functional.linear",),
+        Layers((*_AMPERE, *_CUDA, *_ROCM, "cpu"), _OWN),
+        Kernel("torch, dequantized", ("torch.nn.functional.linear",)),
         "compressed-tensors 0.20.0, compressed_tensors/quantization/lifecycle/forward.py: no choice of kernels",
     ),
 )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from rewrite.loaders.experts import is_expert
-from rewrite.loaders.kernel_rules import KERNEL_RULES, KernelRule
-from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.facts import held
+from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN, KernelFact
+from rewrite.loaders.outcome import Kernels, Outcome
 from rewrite.loaders.ranges import version_key
 from rewrite.quantization.dtypes import FP8_DTYPES
 from rewrite.quantization.model import StoredModule
@@ -50,18 +50,6 @@ def is_platform(platform: str) -> bool:
     return all(name in PLATFORMS for name in platform.split(","))
 
 
-@dataclass(frozen=True)
-class Used:
-    """The kernels that an engine has for some layers on one card, or ``does not run``, or ``not known``."""
-
-    card: str
-    families: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        return ", ".join(self.families) or "not FP8"
-
-
 def kernel_schemes(modules: Iterable[StoredModule], dialect: str) -> frozenset[str]:
     """The schemes of the FP8 layers among ``modules``, as the record names them. Not of experts: these have kernels of
     their own, which were not run."""
@@ -84,20 +72,19 @@ def _named(layout: ScaleLayout | None, activations: Activations, per_token: bool
     return dialect if name == "tensor-static" else f"{dialect} {name}"
 
 
-def used(engine: str, versions: tuple[str, str | None], platform: str, schemes: Iterable[str]) -> tuple[Used, ...]:
-    """What each card of ``platform`` computes layers of these schemes with."""
-    rules = _of(engine, versions)
-    wanted = sorted(schemes)
-    return tuple(Used(card, _families(rules, card, wanted)) for card in cards_of(platform))
+def used(engine: str, versions: tuple[str, str | None], platform: str, schemes: Iterable[str]) -> Kernels:
+    """What each card of ``platform`` computes layers of these schemes with; nothing where there are none."""
+    rules, wanted = _of(engine, versions), sorted(schemes)
+    return {card: _families(rules, card, wanted) for card in cards_of(platform)}
 
 
-def _families(rules: tuple[KernelRule, ...], card: str, schemes: list[str]) -> tuple[str, ...]:
+def _families(rules: tuple[KernelFact, ...], card: str, schemes: list[str]) -> tuple[str, ...]:
     found = (_find(rules, card, scheme) for scheme in schemes)
     return tuple(dict.fromkeys(" or ".join(dict.fromkeys(map(_said, each))) or NOT_KNOWN for each in found))
 
 
-def _said(rule: KernelRule) -> str:
-    return rule.family or (DOES_NOT_RUN if rule.loads else "fails to load")
+def _said(rule: KernelFact) -> str:
+    return rule.outcome.family or (DOES_NOT_RUN if rule.outcome.loads else "fails to load")
 
 
 def judge(engine: str, versions: tuple[str, str | None], platform: str, schemes: Collection[str]) -> Outcome | None:
@@ -106,7 +93,8 @@ def judge(engine: str, versions: tuple[str, str | None], platform: str, schemes:
     rules, cards = _of(engine, versions), cards_of(platform)
     problems: dict[tuple[bool, str], list[str]] = {}
     for card in cards:
-        stops = {(rule.loads, rule.problem) for name in schemes for rule in _find(rules, card, name) if not rule.family}
+        found = (rule.outcome for name in schemes for rule in _find(rules, card, name))
+        stops = {(kernel.loads, kernel.problem) for kernel in found if not kernel.family}
         for stop in stops:
             problems.setdefault(stop, []).append(card)
     if problems:
@@ -125,31 +113,23 @@ def _where(some: Sequence[str], cards: Sequence[str]) -> str:
 def begins_later(engine: str, platform: str) -> str | None:
     """The first version that was run on ``platform``, where earlier ones were run on others only."""
     rules = [rule for rule in KERNEL_RULES if rule.engine == engine]
-    on_cards = ([rule.first for rule in rules if _on(rule, card)] for card in cards_of(platform))
+    on_cards = ([rule.since for rule in rules if _on(rule, card)] for card in cards_of(platform))
     first = max((min(found, key=version_key) for found in on_cards if found), key=version_key, default=None)
-    is_later = first is not None and any(version_key(rule.first) < version_key(first) for rule in rules)
+    is_later = first is not None and any(version_key(rule.since) < version_key(first) for rule in rules)
     return first if is_later else None
 
 
-def _of(engine: str, versions: tuple[str, str | None]) -> tuple[KernelRule, ...]:
+def _of(engine: str, versions: tuple[str, str | None]) -> tuple[KernelFact, ...]:
     """The rules for the newest of ``versions``. Tests hold that no rule begins or ends between two of them, but those
     of a platform that the engine has come to only then."""
-    _, last = versions
-    return tuple(rule for rule in KERNEL_RULES if rule.engine == engine and _covers(rule, last))
+    return held(KERNEL_RULES, engine, versions[1] or NEWEST_RUN[engine])
 
 
-def _covers(rule: KernelRule, version: str | None) -> bool:
-    if version is None:
-        return rule.last is None
-    newest = rule.last is None or version_key(version) <= version_key(rule.last)
-    return version_key(rule.first) <= version_key(version) and newest
+def _on(rule: KernelFact, card: str) -> bool:
+    return any(f"{card}{variant}" in rule.applies.platforms for variant in _VARIANTS)
 
 
-def _on(rule: KernelRule, card: str) -> bool:
-    return any(f"{card}{variant}" in rule.platforms for variant in _VARIANTS)
-
-
-def _find(rules: tuple[KernelRule, ...], card: str, scheme: str) -> tuple[KernelRule, ...]:
+def _find(rules: tuple[KernelFact, ...], card: str, scheme: str) -> tuple[KernelFact, ...]:
     """The rules for the card, with FlashInfer first."""
     names = (f"{card}{variant}" for variant in reversed(_VARIANTS))
-    return tuple(rule for name in names for rule in rules if name in rule.platforms and scheme in rule.schemes)
+    return tuple(r for name in names for r in rules if name in r.applies.platforms and scheme in r.applies.schemes)

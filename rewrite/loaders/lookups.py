@@ -1,7 +1,7 @@
 """How engines find the scheme of a layer in a compressed-tensors config: by their own rules, not by the library's.
 
 Read in vLLM 0.19.1 to 0.32.0 and SGLang 0.5.9 to 0.5.23 (``compressed_tensors/utils.py``: ``should_ignore_layer``,
-``find_matched_target``), and run with random configs (``scripts/loader_matrix``):
+``find_matched_target``), and run with random configs (``scripts/evidence/loader_matrix``):
 
 - Targets are tried in the order of the config; compressed-tensors tries names, then patterns in alphabetical order.
 - A fused layer is looked up under its own name, its class (``…Linear``) and its parts: in this order before vLLM 0.27
@@ -16,7 +16,7 @@ Read in vLLM 0.19.1 to 0.32.0 and SGLang 0.5.9 to 0.5.23 (``compressed_tensors/u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -25,7 +25,7 @@ from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.groups import is_table
-from rewrite.quantization.model import Model, StoredModule
+from rewrite.quantization.model import Kind, Model, StoredModule
 from rewrite.quantization.scheme import Scheme
 
 #: Linears that engines never quantize, whatever the config says, and what is not loaded with the language model.
@@ -83,15 +83,16 @@ def served_layers(model: Model) -> Iterator[ServedLayer]:
         parts = tuple(module.name for module in group.modules)
         grouped.update(parts)
         yield ServedLayer(group.name, parts)
-    for name in model.modules:
-        if name not in grouped and _is_looked_up(name):
-            yield ServedLayer(name, (name,))
+    for kind in model.kinds:
+        yield from (ServedLayer(name, (name,)) for name in _looked_up(kind) if name not in grouped)
 
 
-def _is_looked_up(name: str) -> bool:
-    """Whether engines look a module of its own up. Of the experts of a layer they look up the first only."""
-    never = is_table(name) or name.startswith("mtp.") or name.endswith(_NEVER_LOOKED_UP)
-    return not never and (".experts." not in name or ".experts.0." in name)
+def _looked_up(kind: Kind) -> Iterable[str]:
+    """The modules that engines look up on their own. Of the experts of a layer they look up the first only."""
+    pattern = kind.form.pattern
+    if is_table(pattern) or pattern.startswith("mtp.") or pattern.endswith(_NEVER_LOOKED_UP):
+        return ()
+    return [name for name in kind.names if ".experts.0." in name] if ".experts." in pattern else kind.names
 
 
 def misread(model: Model) -> dict[Lookup, Outcome]:
@@ -152,9 +153,10 @@ def _vocabulary(model: Model, dialect: CompressedTensors, lookup: Lookup) -> Out
     ``ignore`` misses: seen in 0.32, which casts it to FP8, or raises."""
     if lookup not in (VLLM, VLLM_CLASS_FIRST):
         return None
-    nested = any(name.startswith("model.language_model.") for name in model.modules)
-    for name, module in model.modules.items():
-        if not name.endswith("lm_head") or not module.plain:
+    nested = any(kind.form.pattern.startswith("model.language_model.") for kind in model.kinds)
+    for kind in model.kinds:
+        name = kind.names[0]
+        if not name.endswith("lm_head") or not kind.first.plain:
             continue
         served = f"language_model.{name}" if nested else name
         ignored = dialect.ignores("" if nested else name, served)

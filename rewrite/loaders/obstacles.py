@@ -1,4 +1,4 @@
-"""What a loader makes of a whole checkpoint, whatever its groups are: models and dialects that it does not know."""
+"""What a loader makes of a whole checkpoint, whatever its groups are. For which loader: versions.py."""
 
 from __future__ import annotations
 
@@ -10,42 +10,21 @@ from rewrite.loaders.views import CheckpointView
 
 Obstacle = Callable[[CheckpointView], Outcome | None]
 
-
 _NOT_SCALED = ("none", "block", "nvfp4", "other")  # layouts without a scale for a module, a partition or a row
-
-
-def unknown(detail: str, *model_types: str) -> Obstacle:
-    """Loaders that were released before these models, or know others of the family only."""
-
-    def obstacle(checkpoint: CheckpointView) -> Outcome | None:
-        return Outcome("fails to load", detail) if checkpoint.model_type in model_types else None
-
-    return obstacle
-
-
-text_only_is_unknown = unknown("knows Qwen3.5 with a vision tower only", "qwen3_5_text", "qwen3_5_moe_text")
-minicpmv_is_unknown = unknown("does not know MiniCPM-V 4.6", "minicpmv4_6")
 
 
 def minicpmv_vision_is_cast(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang before 0.5.23 calls MiniCPM-V's vision tower ``vpm`` and its merger ``resampler``: the names in ``ignore``
     miss them, their BF16 layers get FP8 parameters, and loading those raises ("Downcasting not allowed")."""
-    if checkpoint.model_type == "minicpmv4_6" and checkpoint.fp8_with_scales:
+    if checkpoint.fp8_with_scales:
         return Outcome("fails to load", "takes the vision tower for quantized: it has other names there")
-    return None
-
-
-def mixed_is_unknown(checkpoint: CheckpointView) -> Outcome | None:
-    """SGLang before 0.5.15 takes MIXED_PRECISION of all models but Nemotron-H for another format, ``w4afp8``."""
-    if checkpoint.dialect == "modelopt MIXED_PRECISION":
-        return Outcome("fails to load", "takes MIXED_PRECISION for w4afp8")
     return None
 
 
 def cache_scales_of_qwen3_next(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.23 has no place for the scales of a KV cache in Qwen3-Next, and raises where one is not 1.0
     (``models/qwen3_next.py``, ``load_weights``: "Expected 1.0"). Other versions were not run."""
-    if checkpoint.model_type != "qwen3_next" or not checkpoint.kv_cache_scales:
+    if not checkpoint.kv_cache_scales:
         return None
     return Outcome("not known", "may refuse the scales of the KV cache of Qwen3-Next: --kv-scales drop leaves them out")
 
@@ -53,24 +32,15 @@ def cache_scales_of_qwen3_next(checkpoint: CheckpointView) -> Outcome | None:
 def mixed_without_nvfp4(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang from 0.5.15 takes MIXED_PRECISION without any NVFP4 layer for another format, ``w4afp8`` (read in 0.5.23,
     ``model_config.py``). Seen: raises, by the sizes of the layers."""
-    if checkpoint.dialect != "modelopt MIXED_PRECISION" or checkpoint.nvfp4_layers:
+    if checkpoint.nvfp4_layers:
         return None
     return Outcome("not known", "takes MIXED_PRECISION without an NVFP4 layer for w4afp8")
-
-
-def mixed_was_run_with_qwen_only(checkpoint: CheckpointView) -> Outcome | None:
-    """SGLang: other families than Qwen3.5 were not run with MIXED_PRECISION."""
-    if checkpoint.dialect == "modelopt MIXED_PRECISION" and not checkpoint.model_type.startswith("qwen3_5"):
-        return Outcome("not known", "MIXED_PRECISION was run with Qwen3.5 only")
-    return None
 
 
 def parts_follow_the_quantized_one(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.23 takes a fused layer of MIXED_PRECISION for quantized where any part of it is
     (``modelopt_quant.py``, ``_resolve_quant_algo``), and was seen to cast the plain parts to FP8. What comes of other
     mixes was not run."""
-    if checkpoint.dialect != "modelopt MIXED_PRECISION":
-        return None
     for group in checkpoint.groups:
         layouts = {p.layout for p in group.partitions}
         if "none" in layouts and len(layouts) > 1:
@@ -81,8 +51,7 @@ def parts_follow_the_quantized_one(checkpoint: CheckpointView) -> Outcome | None
 def ignore_must_survive_renaming(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.9 and 0.5.10 rename the entries of ``ignore``, but not the modules: exact names miss, the BF16
     ``in_proj_ba`` gets an FP8 parameter, and 0.5.9 refuses to load it ("Downcasting not allowed")."""
-    fp8 = checkpoint.dialect == "compressed-tensors" and checkpoint.fp8_with_scales  # of other formats nothing was run
-    if fp8 and not checkpoint.ignore_survives_renaming:
+    if checkpoint.fp8_with_scales and not checkpoint.ignore_survives_renaming:
         return Outcome("fails to load", "takes in_proj_ba for quantized: exact names in ignore miss it")
     return None
 
@@ -98,17 +67,10 @@ def attention_is_cast(checkpoint: CheckpointView) -> Outcome | None:
     vision-language model gets FP8 parameters whose scales are never set."""
     groups = [group for group in checkpoint.groups if group.layer == "qkv_proj" and "language_model." in group.name]
     plain = [p for group in groups for p in group.partitions if p.layout == "none"]
-    if checkpoint.dialect != "fp8" or not checkpoint.fp8_with_scales or not plain:
+    if not checkpoint.fp8_with_scales or not plain:
         return None
     names = tuple(dict.fromkeys(f"qkv_proj.{p.name}" for p in plain))
     return Outcome("garbled", "casts the BF16 qkv_proj to FP8: the names in ignored_layers miss it", names, SENTINEL)
-
-
-def latent_attention_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
-    """vLLM to 0.26 has no multi-head latent attention on CPU ("MLA is not supported on CPU"), where it was run."""
-    if checkpoint.latent_scales == "none":
-        return None
-    return Outcome("not known", "these versions were not run with multi-head latent attention")
 
 
 def router_bias_is_not_stated(checkpoint: CheckpointView) -> Outcome | None:
@@ -133,11 +95,8 @@ def latent_scales_are_joined(checkpoint: CheckpointView) -> Outcome | None:
 
 def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
     """transformers knows no ``quant_method: modelopt``, and takes ``fp8`` for block-wise: of per-tensor checkpoints it
-    loads FP8 values and leaves the scales out. NVFP4 packs two weights a byte: matrices of half the width, which it
-    refuses."""
-    if checkpoint.dialect in ("modelopt MIXED_PRECISION", "modelopt NVFP4"):
-        return Outcome("fails to load", "takes packed NVFP4 weights for matrices of another shape")
-    if checkpoint.dialect not in ("modelopt", "fp8") or not checkpoint.fp8_with_scales:
+    loads FP8 values and leaves the scales out."""
+    if not checkpoint.fp8_with_scales:
         return None
     quantized = [p for group in checkpoint.groups for p in group.partitions if p.layout not in _NOT_SCALED]
     if not quantized:
@@ -162,7 +121,7 @@ def missing_scales_are_made_up(checkpoint: CheckpointView) -> Outcome | None:
     one that is not stored with whatever memory held: ``lm_head`` in AutoRound's FP8_STATIC, whose logits became NaN.
     Whether a matrix is a linear layer there cannot be seen in a checkpoint."""
     name = checkpoint.plain_with_scheme
-    if checkpoint.dialect != "compressed-tensors" or name is None:
+    if name is None:
         return None
     return Outcome("not known", f"may take {name} for quantized: the config does not ignore it, but it has no scale")
 
@@ -171,7 +130,7 @@ def scalars_are_refused(checkpoint: CheckpointView) -> Outcome | None:
     """transformers from 5.23 on loads no scale of another shape than compressed-tensors makes, which is ``[1]``
     (``core_model_loading.py``, ``set_param_for_module``: the shape was not checked of quantized models before)."""
     name = checkpoint.scalar_scale
-    if checkpoint.dialect != "compressed-tensors" or name is None:
+    if name is None:
         return None
     return Outcome("fails to load", f"takes no scale without a dimension: {name}")
 
@@ -179,7 +138,7 @@ def scalars_are_refused(checkpoint: CheckpointView) -> Outcome | None:
 def experts_lose_their_scale(checkpoint: CheckpointView) -> Outcome | None:
     """transformers 5.17 puts the experts of a layer into one BF16 tensor and leaves the global scales of NVFP4 out:
     weights are as many times too large as the stored divisors say."""
-    if not checkpoint.nvfp4_experts or checkpoint.dialect != "compressed-tensors":
+    if not checkpoint.nvfp4_experts:
         return None
     partitions = [p for group in checkpoint.groups if group.experts for p in group.partitions if p.scale]
     names = tuple(dict.fromkeys(f"experts.{p.name}" for p in partitions))
@@ -193,16 +152,16 @@ def blocks_are_torn(checkpoint: CheckpointView) -> Outcome | None:
 
 
 def blocks_are_torn_in_sglang(checkpoint: CheckpointView) -> Outcome | None:
-    """SGLang does so by the slots that it has, and with ``fp8`` for the last partition, too."""
-    return _refuses(torn(checkpoint.block_layers, slots=True, every_part=checkpoint.dialect == "fp8"))
+    """SGLang does so by the slots that it has, and with ``fp8`` for the last partition, too. Its
+    ``fused_qkv_a_proj_with_mqa`` is a ``ReplicatedLinear`` with one slot, whose parts it does not check."""
+    layers = [layer for layer in checkpoint.block_layers if not layer.name.endswith(".fused_qkv_a_proj")]
+    return _refuses(torn(layers, slots=True, every_part=checkpoint.dialect == "fp8"))
 
 
 def block_size_is_of_the_class(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang takes the block size for the scales of a fused layer from the target ``Linear`` of a compressed-tensors
     config, whatever target the layer has (``CompressedTensorsConfig.weight_block_size``, read in 0.5.9 to 0.5.23):
     where that one has no blocks, loading raises a TypeError. Experts have a loader of their own."""
-    if checkpoint.dialect != "compressed-tensors":
-        return None
     for layer in checkpoint.block_layers:
         if len(layer.slots) > 1 and not layer.experts and layer.class_block != layer.block:
             if layer.class_block is None:
@@ -217,23 +176,10 @@ def _refuses(layer: BlockLayer | None) -> Outcome | None:
     return Outcome("fails to load", f"the rows of the parts of {layer.name} are not whole blocks of {layer.block[0]}")
 
 
-def dialect_is_not_read(checkpoint: CheckpointView) -> Outcome | None:
-    """A dialect that ``rewrite`` knows by its name only: no loader was run with it."""
-    if checkpoint.dialect_is_read:
-        return None
-    return Outcome("not known", f"no loader was run with the dialect {checkpoint.dialect!r}")
-
-
-def family_is_not_known(checkpoint: CheckpointView) -> Outcome | None:
-    """A model family whose fused layers are not known here: engines may requantize some of them."""
-    if checkpoint.family_is_known:
-        return None
-    return Outcome("not known", f"which layers of model_type {checkpoint.model_type!r} engines fuse is not known")
-
-
-def needs_quark(checkpoint: CheckpointView) -> Outcome | None:
-    """transformers loads Quark's checkpoints by Quark's own package only, which was not there when it was run."""
-    return Outcome("fails to load", "needs the package amd-quark") if checkpoint.dialect == "quark" else None
+def quark_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
+    """Engines were run with some of what AMD Quark writes: ``quark.py``."""
+    reason = checkpoint.quark_not_run
+    return None if reason is None else Outcome("not known", f"no loader was run with AMD Quark where {reason}")
 
 
 def vocabulary_is_quantized(checkpoint: CheckpointView) -> Outcome | None:

@@ -1,16 +1,17 @@
-"""Which loader version does what: a row for each range of versions. Adding a version is adding or extending a row.
+"""What is known of each engine, as dated facts, and the rows of versions that follow from their dates.
 
-The recorded runs of the real loaders (tests/loader_matrix.json) are what the predictions must agree with.
+The recorded runs of the real engines (tests/loader_matrix.json, tests/zoo/engines.json) are what the predictions must
+agree with. What no fact is about is not known.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import TypeVar
+from typing import Any
 
+from rewrite.ledger.fault import Code, Fault
 from rewrite.loaders.behaviors import (
     OTHER_FORMAT,
     Behavior,
@@ -22,8 +23,9 @@ from rewrite.loaders.behaviors import (
     slot_zero_only,
     split_by_sizes,
 )
-from rewrite.loaders.kernel_rules import NEWEST_RUN
-from rewrite.loaders.kernels import Used, judge, used
+from rewrite.loaders.facts import Fact, held
+from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN
+from rewrite.loaders.kernels import NOT_KNOWN, cards_of, judge, used
 from rewrite.loaders.lookups import SGLANG, VLLM, VLLM_CLASS_FIRST, VLLM_RAISES, Lookup
 from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_or_refused, separate, unset_slots
 from rewrite.loaders.obstacles import (
@@ -33,34 +35,202 @@ from rewrite.loaders.obstacles import (
     blocks_are_torn,
     blocks_are_torn_in_sglang,
     cache_scales_of_qwen3_next,
-    dialect_is_not_read,
     experts_lose_their_scale,
-    family_is_not_known,
     ignore_must_survive_renaming,
-    latent_attention_was_not_run,
     latent_scales_are_joined,
-    minicpmv_is_unknown,
     minicpmv_vision_is_cast,
     missing_scales_are_made_up,
-    mixed_is_unknown,
-    mixed_was_run_with_qwen_only,
     mixed_without_nvfp4,
-    needs_quark,
     parts_are_cast,
     parts_follow_the_quantized_one,
+    quark_was_not_run,
     router_bias_is_not_stated,
     scalars_are_refused,
     scales_are_left_out,
     scales_are_rounded,
-    text_only_is_unknown,
     vocabulary_is_quantized,
 )
-from rewrite.loaders.outcome import Outcome
-from rewrite.loaders.ranges import version_key
+from rewrite.loaders.of_faults import (
+    OfFault,
+    codes_are_served,
+    fp8_is_no_nvfp4,
+    nan_is_refused,
+    not_known,
+    plain_weights_are_cast,
+    router_has_no_scale,
+    stacked_experts_are_refused,
+    unset_scale_is_taken,
+    v_needs_k,
+)
+from rewrite.loaders.outcome import Kernels, Outcome
+from rewrite.loaders.ranges import Engine, version_key
 from rewrite.loaders.views import CheckpointView, GroupView
 
-_Row = TypeVar("_Row")
-_Said = TypeVar("_Said")
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Checkpoints of these families (``model_type``), in no other forms than these; empty: of all."""
+
+    families: tuple[str, ...] = ()
+    forms: tuple[str, ...] = ()
+
+    def has(self, checkpoint: CheckpointView) -> bool:
+        return (not self.families or checkpoint.model_type in self.families) and (
+            not self.forms or forms(checkpoint) <= set(self.forms)
+        )
+
+
+def forms(checkpoint: CheckpointView) -> frozenset[str]:
+    """How a checkpoint is quantized: its dialect ("none": not at all), and what engines have code of its own for."""
+    found = {checkpoint.dialect, *([] if checkpoint.dialect_is_read else ["layers that it does not state"])}
+    if checkpoint.block_layers:
+        found.add("blocks")
+    if checkpoint.weight_only_nvfp4 and checkpoint.dialect == "modelopt MIXED_PRECISION":
+        found.add("W4A16_NVFP4")
+    if checkpoint.nvfp4_layers and checkpoint.dialect == "compressed-tensors":
+        found.add("NVFP4")
+    return frozenset(found)
+
+
+#: Every version whose loading was run, oldest first. A new version is added here; facts say where it differs.
+RUN: Mapping[str, tuple[str, ...]] = {
+    "vLLM": (
+        *("0.17.0", "0.17.1", "0.19.1", "0.20.0", "0.20.2", "0.21.0", "0.22.0", "0.26.0", "0.27.0", "0.32.0"),
+        "0.33.0 with the compiled parts of 0.32.0",
+    ),
+    "SGLang": (
+        *("0.5.9", "0.5.10", "0.5.10.post1", "0.5.11", "0.5.12", "0.5.14", "0.5.15", "0.5.16", "0.5.17", "0.5.18"),
+        *("0.5.22", "0.5.23"),
+    ),
+    "transformers": ("5.17.0", "5.22.2", "5.23.0", "5.24.0"),
+}
+
+#: Every family was run with compressed-tensors, and so with layers that are left plain: all of them are in "none".
+_CT, _MODELOPT, _FP8, _QUARK = ("compressed-tensors", "none"), ("modelopt",), ("fp8",), ("quark",)
+_MIXED, _MODELOPT_FP4 = ("modelopt MIXED_PRECISION",), ("modelopt NVFP4",)
+_FP4 = (*_CT, "NVFP4")
+_VISION, _TEXT, _MINICPM = ("qwen3_5", "qwen3_5_moe"), ("qwen3_5_text", "qwen3_5_moe_text"), ("minicpmv4_6",)
+_NEXT, _DEEPSEEK = ("qwen3_next",), ("deepseek_v3",)
+_OTHERS = ("llama", "phi3", *_NEXT)
+_ALL = (*_VISION, *_TEXT, *_OTHERS, *_MINICPM, *_DEEPSEEK)
+#: What the search draws for every family (tests/recipes.py), and what is in the zoo.
+_SEARCHED = (*_FP4, *_MODELOPT, *_FP8, *_MODELOPT_FP4, "blocks")
+
+RECORD = "tests/loader_matrix.json"
+_ZOO = "tests/zoo/engines.json, search"
+
+
+def _fails(detail: str) -> Outcome:
+    return Outcome("fails to load", detail)
+
+
+_TEXT_IS_UNKNOWN = _fails("knows Qwen3.5 with a vision tower only")
+_MINICPM_IS_UNKNOWN = _fails("does not know MiniCPM-V 4.6")
+_PACKED = _fails("takes packed NVFP4 weights for matrices of another shape")
+
+#: What each engine was run with, family by family. The outcome of a whole family or form, or None: it depends on more.
+#: Each first and last version of a range, or another one of its row, was run; those between are assumed to be alike.
+RUNS: tuple[Fact[Checkpoints, Outcome | None], ...] = (
+    Fact("vLLM", "0.17.0", "0.26.0", Checkpoints(_TEXT, (*_SEARCHED, *_MIXED)), _TEXT_IS_UNKNOWN, RECORD),
+    Fact("vLLM", "0.17.0", "0.19.1", Checkpoints(_TEXT, _QUARK), _TEXT_IS_UNKNOWN, _ZOO),
+    Fact("vLLM", "0.27.0", None, Checkpoints(_TEXT, (*_SEARCHED, *_MIXED)), None, _ZOO),
+    Fact("vLLM", "0.17.0", "0.21.0", Checkpoints(_MINICPM, _CT), _MINICPM_IS_UNKNOWN, RECORD),
+    Fact("vLLM", "0.22.0", None, Checkpoints(_MINICPM, _CT), None, RECORD),
+    Fact("vLLM", "0.17.0", None, Checkpoints((*_VISION, *_OTHERS), (*_SEARCHED, *_MIXED)), None, _ZOO),
+    Fact("vLLM", "0.17.0", "0.19.1", Checkpoints((*_VISION, *_OTHERS), _QUARK), None, _ZOO),
+    Fact("vLLM", "0.27.0", None, Checkpoints((*_VISION, *_TEXT, *_OTHERS), _QUARK), None, _ZOO),
+    Fact("vLLM", "0.27.0", None, Checkpoints(_DEEPSEEK, (*_FP4, *_MODELOPT)), None, RECORD),
+    Fact("SGLang", "0.5.9", "0.5.16", Checkpoints(_TEXT, (*_SEARCHED, *_MIXED)), _TEXT_IS_UNKNOWN, RECORD),
+    Fact("SGLang", "0.5.9", "0.5.11", Checkpoints(_MINICPM, _CT), _MINICPM_IS_UNKNOWN, RECORD),
+    Fact("SGLang", "0.5.12", None, Checkpoints(_MINICPM, _CT), None, RECORD),
+    Fact("SGLang", "0.5.9", "0.5.14", Checkpoints(_VISION, _MIXED), _fails("takes MIXED_PRECISION for w4afp8"), RECORD),
+    Fact("SGLang", "0.5.15", None, Checkpoints(_VISION, _MIXED), None, RECORD),
+    Fact("SGLang", "0.5.17", None, Checkpoints(_TEXT, _CT), None, RECORD),
+    Fact("SGLang", "0.5.9", None, Checkpoints((*_VISION, *_OTHERS), _CT), None, RECORD),
+    Fact("SGLang", "0.5.9", None, Checkpoints((*_VISION, "llama"), _MODELOPT), None, RECORD),
+    Fact("SGLang", "0.5.9", None, Checkpoints(("qwen3_5",), _FP8), None, RECORD),
+    Fact("SGLang", "0.5.23", None, Checkpoints((*_VISION, *_TEXT, *_OTHERS), _SEARCHED), None, _ZOO),
+    Fact("SGLang", "0.5.23", None, Checkpoints(_TEXT, _MIXED), None, _ZOO),
+    Fact("SGLang", "0.5.23", None, Checkpoints((*_VISION, *_TEXT, *_OTHERS), _QUARK), None, _ZOO),
+    Fact("SGLang", "0.5.23", None, Checkpoints(_DEEPSEEK, (*_FP4, *_MODELOPT)), None, RECORD),
+    Fact("transformers", "5.17.0", None, Checkpoints(_ALL, _QUARK), _fails("needs the package amd-quark"), "tests/zoo"),
+    Fact("transformers", "5.17.0", None, Checkpoints(_ALL, _CT), None, RECORD),
+    Fact("transformers", "5.17.0", None, Checkpoints((*_VISION, *_DEEPSEEK), _FP4), None, RECORD),
+    Fact("transformers", "5.17.0", None, Checkpoints((*_VISION, "llama"), _MODELOPT), None, RECORD),
+    Fact("transformers", "5.17.0", None, Checkpoints(("qwen3_5",), _FP8), None, RECORD),
+    Fact("transformers", "5.17.0", None, Checkpoints(("qwen3_5",), _MIXED), _PACKED, RECORD),
+    Fact("transformers", "5.17.0", None, Checkpoints(("qwen3_5_moe",), _MODELOPT_FP4), _PACKED, RECORD),
+)
+
+_EVERY = Checkpoints()
+_IN_CT = Checkpoints(forms=("compressed-tensors", "NVFP4", "blocks"))
+_CT_020 = "run with compressed-tensors 0.20.0"
+
+#: What ends a load, whatever the groups are, where the function has an outcome for the checkpoint.
+OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
+    Fact("vLLM", "0.17.0", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
+    Fact("vLLM", "0.17.0", None, _EVERY, blocks_are_torn, "fp8_utils.py: validate_fp8_block_shape"),
+    Fact("vLLM", "0.17.0", None, Checkpoints(_DEEPSEEK), router_bias_is_not_stated, "0.32.0 models/deepseek_v2.py"),
+    Fact("SGLang", "0.5.9", None, _EVERY, blocks_are_torn_in_sglang, "fp8_utils.py, fp8.py"),
+    Fact("SGLang", "0.5.9", None, _IN_CT, block_size_is_of_the_class, "read in 0.5.9 to 0.5.23"),
+    Fact("SGLang", "0.5.9", None, Checkpoints(_NEXT), cache_scales_of_qwen3_next, "0.5.23 models/qwen3_next.py"),
+    Fact("SGLang", "0.5.9", "0.5.9", _IN_CT, ignore_must_survive_renaming, RECORD),
+    Fact("SGLang", "0.5.12", "0.5.22", Checkpoints(_MINICPM), minicpmv_vision_is_cast, RECORD),
+    Fact("SGLang", "0.5.15", None, Checkpoints(forms=_MIXED), mixed_without_nvfp4, "0.5.23 model_config.py"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(forms=_MIXED), parts_follow_the_quantized_one, "modelopt_quant.py"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(_DEEPSEEK), latent_scales_are_joined, "deepseek_weight_loader.py"),
+    Fact("transformers", "5.17.0", None, Checkpoints(forms=(*_MODELOPT, *_FP8)), scales_are_left_out, RECORD),
+    Fact("transformers", "5.17.0", None, _EVERY, scales_are_rounded, _CT_020),
+    Fact("transformers", "5.17.0", None, _IN_CT, missing_scales_are_made_up, _CT_020),
+    Fact("transformers", "5.17.0", None, _IN_CT, experts_lose_their_scale, RECORD),
+    Fact("transformers", "5.23.0", None, _IN_CT, scalars_are_refused, "core_model_loading.py"),
+)
+
+#: What comes of faults of a checkpoint. The versions that were run: 0.32.0 of vLLM, 5.17.0 of transformers.
+OF_FAULTS: tuple[Fact[Code, OfFault], ...] = (
+    Fact("vLLM", "0.27.0", None, "plain-layer", plain_weights_are_cast, "issue #40252"),
+    Fact("vLLM", "0.27.0", None, "router", router_has_no_scale, "llm-compressor issue #2714"),
+    Fact("vLLM", "0.27.0", None, "scale-value", nan_is_refused, "ModelOpt issue #1633"),
+    Fact("vLLM", "0.27.0", None, "no-input-scale", unset_scale_is_taken, "issue #45212"),
+    Fact("vLLM", "0.27.0", None, "no-scale", unset_scale_is_taken, "PR #54444"),
+    Fact("vLLM", "0.27.0", None, "label", fp8_is_no_nvfp4, "ModelOpt issue #868"),
+    Fact("vLLM", "0.27.0", None, "no-matrix", stacked_experts_are_refused, "routed_experts.py"),
+    Fact("vLLM", "0.27.0", None, "kv-scale-alone", v_needs_k, "issue #46264"),
+    Fact("transformers", "5.17.0", None, "status", codes_are_served, "issue #47145"),
+)
+
+#: What comes on top of what is made of the groups.
+CAVEATS: tuple[Fact[Checkpoints, Obstacle], ...] = (
+    Fact("SGLang", "0.5.10", "0.5.10.post1", _IN_CT, parts_are_cast, RECORD),
+    Fact("SGLang", "0.5.10", "0.5.10.post1", Checkpoints(forms=_FP8), attention_is_cast, RECORD),
+)
+
+#: How the scales of one FP8 group are read.
+FP8_GROUPS: tuple[Fact[str, Behavior], ...] = (
+    Fact("vLLM", "0.17.0", "0.19.1", "FP8", slot_zero_only, "issue #38197"),
+    Fact("vLLM", "0.20.0", None, "FP8", every_slot, "PR #38517"),
+    Fact("SGLang", "0.5.9", "0.5.9", "FP8", separate_gated_delta_net, RECORD),
+    Fact("SGLang", "0.5.10", "0.5.10.post1", "FP8", split_by_sizes, RECORD),
+    Fact("SGLang", "0.5.11", None, "FP8", every_slot_or_vector, RECORD),
+    Fact("transformers", "5.17.0", None, "FP8", separate_modules, "compressed-tensors 0.20.0"),
+)
+
+#: How the global scales of one NVFP4 group are read.
+NVFP4_GROUPS: tuple[Fact[str, Nvfp4Behavior], ...] = (
+    Fact("vLLM", "0.17.0", "0.19.1", "NVFP4", unset_slots, "issue #38197"),
+    Fact("vLLM", "0.20.0", None, "NVFP4", one_global_scale, RECORD),
+    Fact("SGLang", "0.5.23", None, "NVFP4", one_or_refused, RECORD),
+    Fact("transformers", "5.17.0", None, "NVFP4", separate, RECORD),
+)
+
+#: How layers are looked up in a config; where there is none, as the library does.
+LOOKUPS: tuple[Fact[str, Lookup], ...] = (
+    Fact("vLLM", "0.17.0", "0.20.2", "names", VLLM_RAISES, "compressed_tensors/utils.py"),
+    Fact("vLLM", "0.21.0", "0.26.0", "names", VLLM_CLASS_FIRST, "compressed_tensors/utils.py"),
+    Fact("vLLM", "0.27.0", None, "names", VLLM, "compressed_tensors/utils.py"),
+    Fact("SGLang", "0.5.9", None, "names", SGLANG, "compressed_tensors/utils.py"),
+)
 
 
 def _qualified(outcome: Outcome, layer: str) -> Outcome:
@@ -76,26 +246,16 @@ def _furthest(outcomes: Iterable[Outcome]) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(found.items()))
 
 
-#: What ends a load in every version of an engine that was run.
-_OF_ENGINE: Mapping[str, tuple[Obstacle, ...]] = {
-    "vLLM": (blocks_are_torn, router_bias_is_not_stated),
-    "SGLang": (blocks_are_torn_in_sglang, block_size_is_of_the_class, cache_scales_of_qwen3_next),
-}
-
-
 @dataclass(frozen=True)
-class Loader:
-    """A range of released versions with one behavior. ``last`` None: up to the newest that was run."""
+class Loader(Engine):
+    """Neighboring versions of an engine of which the same facts are known."""
 
-    name: str
-    first: str
-    last: str | None
     behavior: Behavior
-    source: str
-    obstacles: tuple[Obstacle, ...] = ()  # end the load before any group is looked at
-    caveats: tuple[Obstacle, ...] = ()  # come on top of what is made of the groups
-    ran_quark: bool = False  # whether a version of the range was run with AMD Quark's dialect
-    lookup: Lookup | None = None  # of schemes in a compressed-tensors config; None: as the library does
+    runs: tuple[Fact[Checkpoints, Outcome | None], ...] = ()
+    obstacles: tuple[Fact[Checkpoints, Obstacle], ...] = ()
+    caveats: tuple[Fact[Checkpoints, Obstacle], ...] = ()
+    of_faults: tuple[Fact[Code, OfFault], ...] = ()
+    lookup: Lookup | None = None
     nvfp4: Nvfp4Behavior = not_run
 
     @property
@@ -108,250 +268,119 @@ class Loader:
         """Whether it has the fault of issue #38197."""
         return self.behavior is slot_zero_only
 
-    @property
-    def versions(self) -> str:
-        return self.versions_from(self)
-
-    def versions_from(self, earlier: Loader) -> str:
-        """The versions of ``earlier`` and of all rows up to this one, in words."""
-        if self.last is None:
-            return f"{earlier.first}+"
-        return self.last if earlier.first == self.last else f"{earlier.first} to {self.last}"
-
-    def covers(self, version: str) -> bool:
-        return version_key(self.first) <= version_key(version) and (
-            self.last is None or version_key(version) <= version_key(self.last)
-        )
-
-    def _quark_was_not_run(self, checkpoint: CheckpointView) -> Outcome | None:
-        if checkpoint.dialect != "quark" or needs_quark in self.obstacles:
-            return None
-        if not self.ran_quark:
-            return Outcome("not known", "these versions were not run with AMD Quark's dialect")
-        reason = checkpoint.quark_not_run
-        return None if reason is None else Outcome("not known", f"no loader was run with AMD Quark where {reason}")
+    def was_run(self, checkpoint: CheckpointView) -> bool:
+        """Whether any of these versions was run with a checkpoint of this family and form."""
+        return any(fact.applies.has(checkpoint) for fact in self.runs)
 
     def predict(self, checkpoint: CheckpointView) -> Outcome:
         """The worst over all groups, naming every partition that is affected that way."""
-        if unknown := dialect_is_not_read(checkpoint) or self._quark_was_not_run(checkpoint):
-            return unknown
-        outcomes = self._met(checkpoint)
-        if not outcomes and self.lookup is not None and self.lookup in checkpoint.misread:
-            return checkpoint.misread[self.lookup]
-        if not outcomes and (unknown := vocabulary_is_quantized(checkpoint) or family_is_not_known(checkpoint)):
-            return unknown
-        if not outcomes:
-            outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
-            outcomes += [outcome for caveat in self.caveats if (outcome := caveat(checkpoint)) is not None]
-        if not outcomes:
-            return Outcome("exact")
-        worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
-        if worst.kind == "garbled" and any(may_be_refused(group) for group in checkpoint.groups):
-            return OTHER_FORMAT  # it may end the load
-        alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
-        names = {name for outcome in alike for name in outcome.partitions}
-        in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
-        hurt = tuple(name for name in in_order if name in names)
-        return Outcome(worst.kind, worst.detail, hurt, worst.error, _furthest(alike))
-
-    def _met(self, checkpoint: CheckpointView) -> list[Outcome]:
-        """What ends the load before any group is looked at."""
-        met = (obstacle(checkpoint) for obstacle in (*self.obstacles, *_OF_ENGINE.get(self.name, ())))
-        return [outcome for outcome in met if outcome is not None]
+        run = next((fact for fact in self.runs if fact.applies.has(checkpoint)), None)
+        if run is None:
+            form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
+            return Outcome("not known", f"not run with {checkpoint.model_type!r} in the form {form!r}")
+        if run.outcome is not None:
+            return run.outcome
+        wrong = [outcome for fault in checkpoint.faults if (outcome := self.of_fault(fault)) is not None]
+        if any(outcome.kind == "fails to load" for outcome in wrong):
+            return _worst(wrong, checkpoint)
+        if obstacles := _said(self.obstacles, checkpoint):
+            return _worst(obstacles, checkpoint)
+        misread = checkpoint.misread.get(self.lookup) if self.lookup is not None else None
+        if unknown := misread or vocabulary_is_quantized(checkpoint):
+            return _worst([unknown, *wrong], checkpoint)
+        outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
+        return _worst([*outcomes, *wrong, *_said(self.caveats, checkpoint)], checkpoint)
 
     def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
         """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""
         loaded = self.predict(checkpoint)
-        if platform is None or loaded.kind == "fails to load":
+        if platform is None or loaded.kind == "fails to load" or not self.was_run(checkpoint):
             return loaded
         running = judge(self.name, (self.first, self.last), platform, checkpoint.kernel_schemes)
         return loaded if running is None or running.severity <= loaded.severity else running
 
-    def kernels(self, checkpoint: CheckpointView, platform: str) -> tuple[Used, ...]:
+    def kernels(self, checkpoint: CheckpointView, platform: str) -> Kernels:
         """What computes with the FP8 layers among the fused groups, for each card of ``platform``."""
-        return used(self.name, (self.first, self.last), platform, checkpoint.fused_schemes)
+        schemes = checkpoint.fused_schemes
+        if schemes and not self.was_run(checkpoint):
+            return dict.fromkeys(cards_of(platform), (NOT_KNOWN,))
+        return used(self.name, (self.first, self.last), platform, schemes)
+
+    def of_fault(self, fault: Fault) -> Outcome | None:
+        """What comes of a fault; None: nothing that is about the weights."""
+        known = (fact.outcome(fault) for fact in self.of_faults if fact.applies == fault.code)
+        return next((outcome for outcome in known if outcome is not None), None) or not_known(fault)
 
     def of_group(self, group: GroupView) -> Outcome:
         """What is made of one group, where nothing ends the load before."""
         return self.nvfp4(group) if group.nvfp4 else self.behavior(group)
 
 
-#: What keeps any version of transformers from serving a checkpoint as it is meant.
-_TRANSFORMERS: tuple[Obstacle, ...] = (
-    needs_quark,
-    scales_are_left_out,
-    scales_are_rounded,
-    missing_scales_are_made_up,
-    experts_lose_their_scale,
-)
+def _worst(outcomes: Sequence[Outcome], checkpoint: CheckpointView) -> Outcome:
+    """With the partitions of all that are of its kind."""
+    if not outcomes:
+        return Outcome("exact")
+    worst = max(outcomes, key=lambda outcome: (outcome.severity, outcome.error))
+    if worst.kind == "garbled" and any(may_be_refused(group) for group in checkpoint.groups):
+        return OTHER_FORMAT  # it may end the load
+    alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
+    names = {name for outcome in alike for name in outcome.partitions}
+    in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
+    hurt = tuple(name for name in in_order if name in names)
+    return Outcome(worst.kind, worst.detail, hurt, worst.error, _furthest(alike))
 
-#: Every loader version that was run or read. One row each; the source says where the behavior comes from.
-LOADERS = (
-    Loader(
-        "vLLM",
-        "0.17.0",
-        "0.19.1",
-        slot_zero_only,
-        "issue #38197; run: 0.17.0, 0.17.1, 0.19.1",
-        (text_only_is_unknown, minicpmv_is_unknown, latent_attention_was_not_run),
-        ran_quark=True,
-        lookup=VLLM_RAISES,
-        nvfp4=unset_slots,
-    ),
-    Loader(
-        "vLLM",
-        "0.20.0",
-        "0.20.2",
-        every_slot,
-        "PR #38517; run: 0.20.0, 0.20.2",
-        (text_only_is_unknown, minicpmv_is_unknown, latent_attention_was_not_run),
-        lookup=VLLM_RAISES,
-        nvfp4=one_global_scale,
-    ),
-    Loader(
-        "vLLM",
-        "0.21.0",
-        "0.21.0",
-        every_slot,
-        "run: 0.21.0",
-        (text_only_is_unknown, minicpmv_is_unknown, latent_attention_was_not_run),
-        lookup=VLLM_CLASS_FIRST,
-        nvfp4=one_global_scale,
-    ),
-    Loader(
-        "vLLM",
-        "0.22.0",
-        "0.26.0",
-        every_slot,
-        "run: 0.22.0, 0.26.0",
-        (text_only_is_unknown, latent_attention_was_not_run),
-        lookup=VLLM_CLASS_FIRST,
-        nvfp4=one_global_scale,
-    ),
-    Loader(
-        "vLLM",
-        "0.27.0",
-        None,
-        every_slot,
-        "run: 0.27.0, 0.32.0; 0.33.0 with the compiled parts of 0.32.0",
-        ran_quark=True,
-        lookup=VLLM,
-        nvfp4=one_global_scale,
-    ),
-    Loader(
-        "SGLang",
-        "0.5.9",
-        "0.5.9",
-        separate_gated_delta_net,
-        "run: 0.5.9",
-        (
-            text_only_is_unknown,
-            minicpmv_is_unknown,
-            mixed_is_unknown,
-            ignore_must_survive_renaming,
-            latent_attention_was_not_run,
-        ),
-        lookup=SGLANG,
-    ),
-    Loader(
-        "SGLang",
-        "0.5.10",
-        "0.5.10.post1",
-        split_by_sizes,
-        "run: 0.5.10, 0.5.10.post1",
-        (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown, latent_attention_was_not_run),
-        (parts_are_cast, attention_is_cast),
-        lookup=SGLANG,
-    ),
-    Loader(
-        "SGLang",
-        "0.5.11",
-        "0.5.11",
-        every_slot_or_vector,
-        "run: 0.5.11",
-        (text_only_is_unknown, minicpmv_is_unknown, mixed_is_unknown, latent_attention_was_not_run),
-        lookup=SGLANG,
-    ),
-    Loader(
-        "SGLang",
-        "0.5.12",
-        "0.5.14",
-        every_slot_or_vector,
-        "run: 0.5.12, 0.5.14",
-        (text_only_is_unknown, minicpmv_vision_is_cast, mixed_is_unknown, latent_attention_was_not_run),
-        lookup=SGLANG,
-    ),
-    Loader(
-        "SGLang",
-        "0.5.15",
-        "0.5.16",
-        every_slot_or_vector,
-        "run: 0.5.15, 0.5.16",
-        (
-            text_only_is_unknown,
-            minicpmv_vision_is_cast,
-            mixed_was_run_with_qwen_only,
-            mixed_without_nvfp4,
-            latent_attention_was_not_run,
-        ),
-        lookup=SGLANG,
-    ),
-    Loader(
-        "SGLang",
-        "0.5.17",
-        "0.5.17",
-        every_slot_or_vector,
-        "run: 0.5.17",
-        (minicpmv_vision_is_cast, mixed_was_run_with_qwen_only, mixed_without_nvfp4, latent_attention_was_not_run),
-        lookup=SGLANG,
-    ),
-    Loader(
-        "SGLang",
-        "0.5.18",
-        "0.5.22",
-        every_slot_or_vector,
-        "run: 0.5.18, 0.5.22",
-        (minicpmv_vision_is_cast, mixed_was_run_with_qwen_only, mixed_without_nvfp4, latent_attention_was_not_run),
-        lookup=SGLANG,
-    ),
-    Loader(
-        "SGLang",
-        "0.5.23",
-        None,
-        every_slot_or_vector,
-        "run: 0.5.23",
-        (mixed_was_run_with_qwen_only, mixed_without_nvfp4, parts_follow_the_quantized_one, latent_scales_are_joined),
-        ran_quark=True,
-        lookup=SGLANG,
-        nvfp4=one_or_refused,
-    ),
-    Loader(
-        "transformers",
-        "5.17.0",
-        "5.22.2",
-        separate_modules,
-        "run: 5.17.0, 5.22.2 with compressed-tensors 0.20.0",
-        _TRANSFORMERS,
-        nvfp4=separate,
-    ),
-    Loader(
-        "transformers",
-        "5.23.0",
-        None,
-        separate_modules,
-        "run: 5.23.0, 5.24.0 with compressed-tensors 0.20.0",
-        (*_TRANSFORMERS, scalars_are_refused),
-        nvfp4=separate,
-    ),
-)
+
+def _said(facts: Iterable[Fact[Checkpoints, Obstacle]], checkpoint: CheckpointView) -> list[Outcome]:
+    outcomes = (fact.outcome(checkpoint) for fact in facts if fact.applies.has(checkpoint))
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+_TABLES: tuple[Iterable[Fact[Any, Any]], ...] = (RUNS, OBSTACLES, CAVEATS, OF_FAULTS, FP8_GROUPS, NVFP4_GROUPS, LOOKUPS)
+
+
+def _number(run: str) -> str:
+    return run.partition(" ")[0]
+
+
+def _known(engine: str, version: str) -> tuple[Fact[Any, Any], ...]:
+    """All facts about a version, and the rules for kernels that have ended before it. A rule that only begins is of a
+    platform that the engine has come to, and makes no row of its own."""
+    ended = (rule for rule in KERNEL_RULES if rule.engine == engine and rule.until and _after(version, rule.until))
+    return (*(fact for table in _TABLES for fact in held(table, engine, version)), *ended)
+
+
+def _after(version: str, other: str) -> bool:
+    return version_key(version) > version_key(other)
+
+
+def _rows(engine: str, runs: Iterable[str]) -> Iterator[Loader]:
+    """A row for each run of neighboring versions of which the same facts are known."""
+    ranges = [list(alike) for _, alike in groupby(runs, lambda run: _known(engine, _number(run)))]
+    for alike in ranges:
+        version = _number(alike[-1])
+        (behavior,) = held(FP8_GROUPS, engine, version)
+        cited = "" if behavior.source == RECORD else f"{behavior.source}; "
+        yield Loader(
+            engine,
+            _number(alike[0]),
+            None if alike is ranges[-1] else version,
+            f"{cited}run: {', '.join(alike)}",
+            behavior.outcome,
+            held(RUNS, engine, version),
+            held(OBSTACLES, engine, version),
+            held(CAVEATS, engine, version),
+            held(OF_FAULTS, engine, version),
+            next((fact.outcome for fact in held(LOOKUPS, engine, version)), None),
+            next((fact.outcome for fact in held(NVFP4_GROUPS, engine, version)), not_run),
+        )
+
+
+LOADERS = tuple(row for engine, runs in RUN.items() for row in _rows(engine, runs))
 
 
 def newest_run(name: str) -> str:
     """The newest version of the loader ``name`` that was run."""
-    versions: Iterator[str] = (
-        v for loader in LOADERS if loader.name == name for v in re.findall(r"\d[\w.]*\d", _runs(loader))
-    )
-    return max(versions, key=version_key)
+    return _number(RUN[name][-1])
 
 
 def assumptions(wanted: str) -> Iterator[str]:
@@ -366,23 +395,8 @@ def assumptions(wanted: str) -> Iterator[str]:
         yield f"kernels of {name} {version} were not run: assumed to be those of {kernels}"
 
 
-def _runs(loader: Loader) -> str:
-    return loader.source.partition("run: ")[2].partition(" with ")[0]
-
-
 def find_loaders(wanted: str) -> tuple[Loader, ...]:
     """The rows for ``NAME`` or ``NAME@VERSION``, the name in any case. Empty when nothing is known of it."""
     name, _, version = wanted.partition("@")
     rows = (loader for loader in LOADERS if loader.name.lower() == name.lower())
     return tuple(loader for loader in rows if not version or loader.covers(version))
-
-
-def merged(
-    rows: Iterable[_Row], loader_of: Callable[[_Row], Loader], say: Callable[[_Row], _Said]
-) -> list[tuple[str, str, _Said]]:
-    """Name, versions and what ``say`` says of each row; neighboring ranges of which it says the same as one."""
-    lines = []
-    for (name, said), run in groupby(rows, lambda row: (loader_of(row).name, say(row))):
-        loaders = [loader_of(row) for row in run]
-        lines.append((name, loaders[-1].versions_from(loaders[0]), said))
-    return lines

@@ -6,13 +6,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rewrite.ledger.fault import VALUES, Fault
+from rewrite.ledger.ledger import faults, group_faults, header_faults
 from rewrite.loaders.blocks import BlockLayer, block_layers
 from rewrite.loaders.experts import Experts, expert_layers, is_expert
 from rewrite.loaders.kernels import kernel_schemes
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
-from rewrite.quantization.architectures import find_architecture, text_config
+from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
@@ -72,17 +74,16 @@ class CheckpointView:
 
     model_type: str
     dialect: str
-    dialect_is_read: bool  # False: a quantization config that is known by its name only
+    dialect_is_read: bool  # False: known by its name only, or none is stated and some layers are quantized
     dtype: str
     vocabulary_is_quantized: bool  # lm_head or the embeddings
     fp8_with_scales: bool
     ignore_survives_renaming: bool
     groups: tuple[GroupView, ...]
-    family_is_known: bool = True  # False: which layers engines fuse is not known, nor whether they load the model
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
-    scalar_scale: str | None = None  # the first scale of the shape (), but of the KV cache
+    scalar_scale: str | None = None  # a scale of the shape (), but of the KV cache
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
     latent_scales: LatentScales = "none"
     kv_cache_scales: bool = False  # whether scales of the KV cache are stored
@@ -91,6 +92,8 @@ class CheckpointView:
     block_layers: tuple[BlockLayer, ...] = ()  # the same; one of each kind
     kernel_schemes: frozenset[str] = frozenset()  # of all FP8 layers but experts, as kernel_rules.py names them
     fused_schemes: frozenset[str] = frozenset()  # of those among the groups
+    weight_only_nvfp4: bool = False  # whether the config gives any module NVFP4 without quantized activations
+    faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
 
 
 def view_model(
@@ -102,6 +105,7 @@ def view_model(
     are taken from there, where both are of one dialect. Reads scales of one value a module or partition, no others.
     Raises :class:`rewrite.errors.Refused` for a broken group.
     """
+    wrong = _faults_after(model, selection, before, changed)
     if before is not None and before.dialect != model.dialect.name:
         before = None  # the same scheme may be stated in another way
     known = {group.name: group for group in before.groups} if before else {}
@@ -113,23 +117,21 @@ def view_model(
         groups += [group for group in before.groups if group.experts]
         nvfp4_experts = before.nvfp4_experts
     else:
-        experts = list(expert_layers(model, nvfp4_only=selection != "all"))
+        experts = [each for each in expert_layers(model, nvfp4_only=selection != "all") if each.gated]
         groups += [_view_experts(each) for each in experts if selection == "all" or each.gate != each.up]
         nvfp4_experts = any(each.nvfp4 for each in experts)
-    tensors = model.checkpoint.tensors
     fused = (model.modules[module.name] for group in model.select(selection) for module in group.modules)
     return CheckpointView(
         model_type=str(model.checkpoint.config.value.get("model_type")),
         dialect=model.dialect.name,
         dialect_is_read=not isinstance(model.dialect, Other) or not (model.dialect.value or model.layers.quantized),
         vocabulary_is_quantized=any(
-            not module.plain and name.endswith(("lm_head", "embed_tokens")) for name, module in model.modules.items()
+            not kind.first.plain and kind.form.pattern.endswith(("lm_head", "embed_tokens")) for kind in model.kinds
         ),
         dtype=model_dtype(model.checkpoint.config.value),
-        fp8_with_scales=any(module.fp8 and f"{name}.weight_scale" in tensors for name, module in model.modules.items()),
+        fp8_with_scales=any(kind.first.fp8 and "weight_scale" in kind.form.tensors for kind in model.kinds),
         ignore_survives_renaming=_ignore_survives_renaming(model),
         groups=tuple(groups),
-        family_is_known=find_architecture(model.checkpoint.config.value) is not None,
         quark_not_run=what_was_not_run(model),
         misread=misread(model),
         plain_with_scheme=_plain_with_scheme(model),
@@ -137,12 +139,29 @@ def view_model(
         nvfp4_experts=nvfp4_experts,
         latent_scales=_latent_scales(model),
         kv_cache_scales=any(True for _ in model.checkpoint.tensors_like(is_kv_cache_scale)),
-        nvfp4_layers=any(_is_nvfp4(module.scheme) for module in model.modules.values()),
+        nvfp4_layers=any(_is_nvfp4(kind.first.scheme) for kind in model.kinds),
         router_bias_is_not_stated=_router_bias_is_not_stated(model),
         block_layers=block_layers(model),
-        kernel_schemes=kernel_schemes(model.modules.values(), model.dialect.name),
+        kernel_schemes=kernel_schemes((kind.first for kind in model.kinds), model.dialect.name),
         fused_schemes=kernel_schemes(fused, model.dialect.name),
+        weight_only_nvfp4=any(_is_nvfp4(s := k.first.scheme) and s and s.activations == "none" for k in model.kinds),
+        faults=wrong,
     )
+
+
+def _faults_after(
+    model: Model, selection: Selection, before: CheckpointView | None, changed: Collection[str]
+) -> tuple[Fault, ...]:
+    """Scales that nothing has changed are as they were: they are read once."""
+    groups = model.select(selection)
+    if before is None:
+        return faults(model, groups)
+    kept = (fault for fault in before.faults if fault.code in VALUES and _module_of(fault) not in changed)
+    return (*group_faults(model, groups), *header_faults(model), *kept)
+
+
+def _module_of(fault: Fault) -> str:
+    return fault.where.rpartition(": ")[2].rpartition(".")[0]
 
 
 def _is_new(group: FusedGroup, known: Mapping[str, GroupView], changed: Collection[str]) -> bool:
@@ -245,21 +264,25 @@ def _is_run(scheme: Scheme | None, scale_dtype: str) -> bool:
 def _plain_with_scheme(model: Model) -> str | None:
     """MTP layers are left out: transformers does not load them."""
     listed = (
-        name
-        for name, module in model.modules.items()
-        if module.plain and module.scheme is not None and not is_table(name) and not name.startswith("mtp.")
+        kind.names[0]
+        for kind in model.kinds
+        if kind.first.plain
+        and kind.first.scheme is not None
+        and not is_table(name := kind.form.pattern)
+        and not name.startswith("mtp.")
     )
     return next(listed, None)
 
 
 def _scalar_scale(model: Model) -> str | None:
-    """MTP layers are left out, as above."""
+    """The first by name: a conversion changes the order. MTP layers are left out, as above."""
     found = (
-        name
-        for name, info in model.checkpoint.tensors.items()
-        if not info.shape and name.endswith(_SCALES) and not name.startswith("mtp.")
+        f"{min(names)}.{kind}"
+        for form, names in model.checkpoint.alike.items()
+        for kind, (_, shape) in form.tensors.items()
+        if not shape and f".{kind}".endswith(_SCALES) and not form.pattern.startswith("mtp.")
     )
-    return next(found, None)
+    return min(found, default=None)
 
 
 def _latent_scales(model: Model) -> LatentScales:
@@ -276,13 +299,13 @@ def _router_bias_is_not_stated(model: Model) -> bool:
     config = model.checkpoint.config.value
     if text_config(config).get("model_type") != "deepseek_v3" or text_config(config).get("topk_method") is not None:
         return False
-    return any(name.endswith(".e_score_correction_bias") for name in model.checkpoint.tensors)
+    return any("e_score_correction_bias" in form.tensors for form in model.checkpoint.alike)
 
 
 def _ignore_survives_renaming(model: Model) -> bool:
     """Whether the config leaves ``in_proj_b`` alone under the name that SGLang 0.5.9 looks it up by."""
-    for name, module in model.modules.items():
-        if name.endswith("linear_attn.in_proj_b") and module.scheme is None:
-            renamed = name.replace("model.language_model.", "language_model.model.")
+    for kind in model.kinds:
+        if kind.form.pattern.endswith("linear_attn.in_proj_b") and kind.first.scheme is None:
+            renamed = kind.names[0].replace("model.language_model.", "language_model.model.")
             return model.dialect.scheme(renamed) is None
     return True

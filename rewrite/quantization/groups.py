@@ -9,6 +9,7 @@ from math import prod
 from typing import Any, Literal
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.forms import Form
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, ConfigError, Refused
 from rewrite.quantization.architectures import QKVZ, FusedLayer, PartitionSpec, find_architecture, text_config
@@ -122,7 +123,7 @@ def find_groups(checkpoint: Checkpoint) -> Groups:
     architecture = find_architecture(checkpoint.config.value)
     text = text_config(checkpoint.config.value)
     layers = [] if architecture is None else [a for a in architecture.fused_layers if not a.needs or text.get(a.needs)]
-    stored = _stored_modules(layers, checkpoint.tensors)
+    stored = _stored_modules(layers, checkpoint)
     return Groups(tuple(group for layer in layers for group in _groups_of(layer, stored[layer.name], checkpoint)))
 
 
@@ -138,10 +139,10 @@ def packed_experts(checkpoint: Checkpoint) -> Iterator[tuple[str, frozenset[str]
     """The experts of the language model that are stored one by one in packed bytes: name, and the names of its
     projections. There may be 500,000 others."""
     found: dict[str, set[str]] = {}
-    for name, info in checkpoint.tensors.items():
-        module, _, kind = name.rpartition(".")
-        if info.dtype == "U8" and kind in WEIGHTS and ".experts." in module and (match := _EXPERT.fullmatch(module)):
-            found.setdefault(match[1], set()).add(match[2])
+    for form, names in checkpoint.alike.items():
+        if ".experts." in form.pattern and any(form.tensors.get(weight, ("",))[0] == "U8" for weight in WEIGHTS):
+            for match in filter(None, map(_EXPERT.fullmatch, names)):
+                found.setdefault(match[1], set()).add(match[2])
     yield from ((name, frozenset(found[name])) for name in sorted(found, key=_natural))
 
 
@@ -154,7 +155,7 @@ def find_lookalikes(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Modules named like the parts of ``in_proj_qkvz``, in a checkpoint whose architecture is not known."""
     if find_architecture(checkpoint.config.value) is not None:
         return ()
-    return tuple(_stored_modules((QKVZ,), checkpoint.tensors)[QKVZ.name])
+    return tuple(_stored_modules((QKVZ,), checkpoint)[QKVZ.name])
 
 
 def _groups_of(layer: FusedLayer, stored: Iterable[str], checkpoint: Checkpoint) -> Iterator[FusedGroup | BrokenGroup]:
@@ -183,19 +184,23 @@ def _part(
     return _module(name, specs, checkpoint)
 
 
-def _stored_modules(layers: Iterable[FusedLayer], tensors: Iterable[str]) -> dict[str, list[str]]:
-    """The stored parts of each layer. One pass over all names: there may be 100,000 of them."""
+def _stored_modules(layers: Iterable[FusedLayer], checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """The stored parts of each layer: no number in a name tells whether it is one."""
     patterns = {layer.name: re.compile(rf"(?!{_NOT_THE_LANGUAGE_MODEL})(?:.*\.)?{layer.parent}") for layer in layers}
     by_part = {part: layer.name for layer in layers for part in layer.modules}  # layers share no part
-    endings = tuple(f".{part}.{weight}" for part in by_part for weight in WEIGHTS)
     stored: dict[str, list[str]] = {name: [] for name in patterns}
-    for name in tensors:
-        if name.endswith(endings):
-            parent, part, _ = name.rsplit(".", 2)
-            layer = by_part[part]
-            if patterns[layer].fullmatch(parent):
-                stored[layer].append(f"{parent}.{part}")
+    for form, names in checkpoint.alike.items():
+        parent, _, part = form.pattern.rpartition(".")
+        layer = by_part.get(part)
+        if layer and _has_rows(form) and patterns[layer].fullmatch(parent):
+            stored[layer] += names
     return stored
+
+
+def _has_rows(form: Form) -> bool:
+    """Whether a weight is stored that is no mere string of bytes, as of bitsandbytes: that one has no rows."""
+    stored = [form.tensors[weight] for weight in WEIGHTS if weight in form.tensors]
+    return bool(stored) and not any(dtype == "U8" and shape[1:] == (1,) for dtype, shape in stored)
 
 
 def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint) -> Module:
@@ -222,11 +227,15 @@ def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint)
             hint="config.json and weights are of different models, or the rows are stored in another order",
         )
     scale, input_scale, block_scale = (
-        tensors.get(f"{name}.{kind}") for kind in ("weight_scale", "input_scale", "weight_scale_inv")
+        next((tensors[full] for kind in kinds if (full := f"{name}.{kind}") in tensors), None) for kinds in _SCALES
     )
+    if scale is None and block_scale is not None and block_scale.numel == 1:
+        scale, block_scale = block_scale, None  # Mistral's name for a scale of one value
     return Module(name, tuple(partitions), weight, scale, input_scale, block_scale, find_nvfp4(name, tensors))
 
 
+#: The names of a scale, of a scale of the input, and of block scales: those of Mistral and of DeepSeek-V4 are last.
+_SCALES = (("weight_scale",), ("input_scale", "activation_scale"), ("weight_scale_inv", "scale"))
 _HEADS = PartitionSpec("", ("num_attention_heads",))
 
 

@@ -100,20 +100,23 @@ def interpret(checkpoint: Checkpoint, earlier: Model | None = None) -> Model:
     """
     dialect = read_dialect(checkpoint)
     shared: Mapping[str, StoredModule] = earlier.modules if earlier else {}
-    forms = checkpoint.forms
-    modules: dict[str, StoredModule] = {}
-    kinds: dict[tuple[Form, int], tuple[StoredModule, list[str]]] = {}  # schemes by identity: dialects share theirs
-    for name, weight in _matrices(checkpoint):
-        scheme, old = dialect.scheme(name), shared.get(name)
-        is_kept = old is not None and old.weight is weight and (old.scheme is scheme or old.scheme == scheme)
-        module = modules[name] = old if old is not None and is_kept else StoredModule(name, weight, scheme)
-        key = (forms[name], id(module.scheme))
-        if key in kinds:
-            kinds[key][1].append(name)
-        else:
-            kinds[key] = (module, [name])
-    alike = tuple(Kind(first, form, names) for (form, _), (first, names) in kinds.items())
-    return Model(checkpoint, dialect, _second_dialect(checkpoint), find_groups(checkpoint), modules, alike)
+    tensors = checkpoint.tensors
+    found: dict[str, StoredModule] = {}
+    alike: list[Kind] = []
+    for form, suffix in _matrices(checkpoint):
+        kinds: dict[int, tuple[StoredModule, list[str]]] = {}  # schemes by identity: dialects share theirs
+        for name in checkpoint.alike[form]:
+            weight, scheme, old = tensors[name + suffix], dialect.scheme(name), shared.get(name)
+            is_kept = old is not None and old.weight is weight and (old.scheme is scheme or old.scheme == scheme)
+            module = found[name] = old if old is not None and is_kept else StoredModule(name, weight, scheme)
+            key = id(module.scheme)
+            if key in kinds:
+                kinds[key][1].append(name)
+            else:
+                kinds[key] = (module, [name])
+        alike += [Kind(first, form, names) for first, names in kinds.values()]
+    modules = {name: found[name] for name in checkpoint.forms if name in found}
+    return Model(checkpoint, dialect, _second_dialect(checkpoint), find_groups(checkpoint), modules, tuple(alike))
 
 
 def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:
@@ -126,11 +129,9 @@ def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:
         return None
 
 
-def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[str, TensorInfo]]:
-    """Whatever may be a linear layer, by the name of its module, in the order of the weights."""
-    for info in checkpoint.tensors.values():
-        if info.name.endswith(_SUFFIXES) and len(info.shape) == 2:
-            yield info.name.rpartition(".")[0], info
-
-
-_SUFFIXES = tuple(f".{weight}" for weight in WEIGHTS)
+def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[Form, str]]:
+    """Whatever may be linear layers, and how the names of their weights end."""
+    for form in checkpoint.alike:
+        stored = [weight for weight in WEIGHTS if weight in form.tensors and len(form.tensors[weight][1]) == 2]
+        if stored and form.pattern:  # a tensor without a module is none
+            yield form, f".{stored[-1]}"

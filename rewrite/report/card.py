@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from rewrite.loaders.versions import merged
-from rewrite.report.engines import engine_of, where
+from rewrite.loaders.outcome import merged
+from rewrite.report.engines import where
 from rewrite.report.markdown import cell, text
 from rewrite.report.names import Names
 from rewrite.report.page import clean
-from rewrite.report.verified import check_row, left_out_of, rows_of
+from rewrite.report.verified import check_row, left_out_of
 from rewrite.verification.result import CARD_REMARK, Check, Verification
 from rewrite.version import __version__
 
@@ -30,9 +30,7 @@ def card(found: Verification, done: str) -> str:
         ),
     ]
     if found.loaders:
-        lines = merged(
-            rows_of(found), engine_of, lambda row: tuple(each.kind for each in row.outcomes.values() if each)
-        )
+        lines = merged(found.loaders, lambda row: tuple(each.kind for each in row.outcomes.values()))
         cells = [(name, versions, *kinds) for name, versions, kinds in lines]
         parts += [
             f"What engines make of its fused layers, on {text(where(found.settings.platform))}. Predicted by "

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 
 from rewrite.loaders.kernels import by_cards, in_words
-from rewrite.loaders.outcome import Outcome
-from rewrite.loaders.versions import Loader, merged
+from rewrite.loaders.outcome import Outcome, Row, merged
+from rewrite.loaders.ranges import Engine
 from rewrite.report.page import Cell, Colored, Table, clean, outcome_text
 from rewrite.wording import count
 
@@ -15,40 +14,24 @@ MODEL = "Predicted from recorded runs of the versions under Sources of the predi
 KERNELS = "Kernels used for these layers, by GPU"
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one engine, in a range of versions, makes of a checkpoint in each of its states: as it is and converted with
-    each profile, or IN and OUT. None: there is no such state. ``kernels`` by state and card."""
-
-    engine: Loader
-    outcomes: Mapping[str, Outcome | None]
-    kernels: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-
-
-def engine_of(row: Row) -> Loader:
-    return row.engine
-
-
 def where(platform: str | None) -> str:
     """The platform with the cards that it stands for."""
     return "loading only" if platform is None else in_words(platform)
 
 
-def several_layers(outcomes: Iterable[Outcome | None]) -> bool:
+def several_layers(outcomes: Iterable[Outcome]) -> bool:
     """Whether partitions are of more than one kind of layer, so that their names alone say too little."""
-    return len({name.partition(".")[0] for each in outcomes if each for name in each.partitions}) > 1
+    return len({name.partition(".")[0] for each in outcomes for name in each.partitions}) > 1
 
 
-def outcome_cell(outcome: Outcome | None, by_layer: bool, *, why: bool = False) -> Colored:
+def outcome_cell(outcome: Outcome, by_layer: bool, *, why: bool = False) -> Colored:
     """With what each partition is multiplied by, where that is all that is wrong: ``garbled: q x0.15, k x0.15``."""
-    if outcome is None:
-        return Colored("refused")
     factors = dict(outcome.factors)
     names = (f"{name} x{factors[name]:.3g}" if name in factors else name for name in outcome.partitions)
     return outcome_text(outcome.kind, names, outcome.detail if why else "", by_layer=by_layer)
 
 
-def answer(rows: Sequence[Row], state: str, shown: Iterable[Loader]) -> Table:
+def answer(rows: Sequence[Row], state: str, shown: Iterable[Engine]) -> Table:
     """What the engines that were asked for make of one state, and why."""
     chosen = set(shown)
     by_layer = several_layers(row.outcomes[state] for row in rows)
@@ -56,7 +39,7 @@ def answer(rows: Sequence[Row], state: str, shown: Iterable[Loader]) -> Table:
     def say(row: Row) -> Cell | None:
         return outcome_cell(row.outcomes[state], by_layer, why=True) if row.engine in chosen else None
 
-    lines = [(f"{name} {versions}", cell) for name, versions, cell in merged(rows, engine_of, say) if cell is not None]
+    lines = [(f"{name} {versions}", cell) for name, versions, cell in merged(rows, say) if cell is not None]
     return Table("Engines that were asked for", ("engine", state), tuple(lines), MODEL)
 
 
@@ -67,7 +50,7 @@ def by_state(rows: Sequence[Row], title: str, note: str) -> Table:
     def say(row: Row) -> tuple[tuple[Cell, str], ...]:
         return tuple(_by_cell((state, outcome_cell(each, by_layer)) for state, each in row.outcomes.items()))
 
-    lines = merged(rows, engine_of, say)
+    lines = merged(rows, say)
     cells = tuple((name, versions, *each) for name, versions, said in lines for each in said)
     return Table(title, ("engine", "versions", "outcome", "of the checkpoint"), cells, note, labels=2)
 
@@ -79,9 +62,9 @@ def side_by_side(rows: Sequence[Row], title: str, note: str) -> Table:
 
     def say(row: Row) -> tuple[Cell, ...]:
         last = row.outcomes[states[-1]]
-        return (*(outcome_cell(row.outcomes[s], by_layer) for s in states), clean(last.detail) if last else "")
+        return (*(outcome_cell(row.outcomes[s], by_layer) for s in states), clean(last.detail))
 
-    lines = tuple((name, versions, *cells) for name, versions, cells in merged(rows, engine_of, say))
+    lines = tuple((name, versions, *cells) for name, versions, cells in merged(rows, say))
     return Table(title, ("engine", "versions", *states, f"why {states[-1]}"), lines, note, labels=2)
 
 
@@ -94,7 +77,7 @@ def kernel_table(rows: Sequence[Row]) -> Table | None:
 
     lines = tuple(
         (name, versions, cards, *each)
-        for name, versions, said in merged(rows, engine_of, say)
+        for name, versions, said in merged(rows, say)
         for cards, cells in said
         if set(cells) != {"-"}
         for each in _by_cell(zip(rows[0].outcomes, cells, strict=True))
@@ -107,8 +90,7 @@ def kernel_table(rows: Sequence[Row]) -> Table | None:
 
 
 def _kernel(row: Row, state: str, card: str) -> str:
-    outcome = row.outcomes[state]
-    if outcome is None or outcome.kind == "fails to load":
+    if row.outcomes[state].kind == "fails to load":
         return "-"
     return ", ".join(row.kernels.get(state, {}).get(card, ())) or "not FP8"
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rewrite.inspection.advice import Advice
-from rewrite.inspection.inspection import Inspection, LoaderRow
-from rewrite.loaders.kernels import Used
-from rewrite.loaders.versions import Loader, merged
+from rewrite.inspection.inspection import Inspection
+from rewrite.loaders.outcome import AS_IT_IS, Row, merged
+from rewrite.loaders.ranges import Engine
 from rewrite.planning.profiles import PROFILES
 from rewrite.report import engines, scales
 from rewrite.report.checkpoints import Place, Side, facts_of, headline
-from rewrite.report.engines import Row
 from rewrite.report.page import Colored, Page, Run, Section, Table, Tone, again, clean, limited, present
 from rewrite.wording import count
 
-AS_IT_IS = "as it is"
 _JSON = "`rewrite inspect CHECKPOINT --json`"
+_MAX_HINTS = 5
 _NOTHING = {
     "qkvz": "No in_proj_qkvz layer here, so nothing was judged. Try --groups all.",
     "all": "No fused layer here, so nothing was judged.",
@@ -25,7 +24,7 @@ _NOTHING = {
 
 def page(
     found: Inspection,
-    asked: Sequence[Loader],
+    asked: Sequence[Engine],
     advice: Advice,
     command: str | None,
     place: Place,
@@ -39,6 +38,7 @@ def page(
     sections = present(
         _answer(found, rows, asked, advice, command, "" if affected else sentence),
         _findings(found),
+        _worth_knowing(found),
         _every_engine(found, rows),
         scales.section(found.groups, "the checkpoint", f"{_JSON}{every} lists every group"),
         Section("What it is", tables=(_facts(found, place),)),
@@ -47,17 +47,16 @@ def page(
     return Page(f"Inspection of {clean(place.name)}", headline(found, place), word, tone, sentence, sections)
 
 
-def _row(row: LoaderRow, profiles: Sequence[str]) -> Row:
-    outcomes = {AS_IT_IS: row.as_is, **{f"--profile {name}": row.converted[name] for name in profiles}}
-    used = {AS_IT_IS: row.kernels, **{f"--profile {name}": row.kernels_converted.get(name, ()) for name in profiles}}
-    return Row(row.loader, outcomes, {state: _by_card(each) for state, each in used.items() if each})
+def _row(row: Row, profiles: Sequence[str]) -> Row:
+    """With the profiles that are shown, as they are named on a command line."""
+    shown = {AS_IT_IS: AS_IT_IS, **{name: f"--profile {name}" for name in profiles}}
+    outcomes = {name: row.outcomes[state] for state, name in shown.items()}
+    return Row(
+        row.engine, outcomes, {name: row.kernels[state] for state, name in shown.items() if state in row.kernels}
+    )
 
 
-def _by_card(kernels: Sequence[Used]) -> dict[str, tuple[str, ...]]:
-    return {used.card: used.families for used in kernels}
-
-
-def _verdict(found: Inspection, affected: Sequence[LoaderRow]) -> tuple[str, Tone, str]:
+def _verdict(found: Inspection, affected: Sequence[Row]) -> tuple[str, Tone, str]:
     faults = f"{count(len(found.findings), 'fault')} in the checkpoint itself."
     unknown = sum(row.as_is.kind == "not known" for row in affected)
     wrong = len(affected) - unknown
@@ -74,14 +73,14 @@ def _verdict(found: Inspection, affected: Sequence[LoaderRow]) -> tuple[str, Ton
     if unknown:
         return "NOT KNOWN", "part", " ".join(said)
     if found.findings:
-        return "FAULTS", "bad", f"{faults} No known engine can serve it right."
+        return "FAULTS", "bad", f"{faults} The engines that were asked for serve its layers all the same."
     if not found.groups:
         return "NOTHING TO JUDGE", "part", _NOTHING[found.selection]
     return "NOT AFFECTED", "good", "None of the engines that were asked for is affected."
 
 
 def _answer(
-    found: Inspection, rows: Sequence[Row], asked: Sequence[Loader], advice: Advice, command: str | None, sentence: str
+    found: Inspection, rows: Sequence[Row], asked: Sequence[Engine], advice: Advice, command: str | None, sentence: str
 ) -> Section:
     """What the engines make of it that were asked for, and what helps. The command is last: a person copies it."""
     schemes = [f"{count(number, 'linear layer')}: {clean(text)}" for text, number in found.schemes.items()]
@@ -91,20 +90,29 @@ def _answer(
         "What engines make of it",
         (*schemes[:3], *more),
         tables=(engines.answer(rows, AS_IT_IS, asked),) if judged else (),
-        lines=(*_others(rows, asked), *([sentence] if sentence else _advice(found, advice, command))),
+        lines=(*_costs(found), *_others(rows, asked), *([sentence] if sentence else _advice(found, advice, command))),
         command=command or "",
         brief=True,
     )
 
 
-def _others(rows: Sequence[Row], asked: Sequence[Loader]) -> Iterator[str]:
+def _costs(found: Inspection) -> Iterator[str]:
+    """What looking at this checkpoint alone does not show."""
+    for cost in sorted(set(found.costs.values()), reverse=True):
+        names = ", ".join(clean(name) for name, own in found.costs.items() if own == cost)
+        yield (
+            f"The conversion that made this checkpoint rounded: weights of {names} moved by up to {cost:.1%}, tiny "
+            "scales by more. `verify` measures it."
+        )
+
+
+def _others(rows: Sequence[Row], asked: Sequence[Engine]) -> Iterator[str]:
     """What the answer leaves out, in a sentence."""
 
     def say(row: Row) -> str:
-        outcome = row.outcomes[AS_IT_IS]
-        return "" if row.engine in asked or outcome is None or outcome.kind == "exact" else outcome.kind
+        return "" if row.engine in asked or row.as_is.kind == "exact" else row.as_is.kind
 
-    left_out = [f"{name} {versions} ({kind})" for name, versions, kind in merged(rows, engines.engine_of, say) if kind]
+    left_out = [f"{name} {versions} ({kind})" for name, versions, kind in merged(rows, say) if kind]
     if left_out:
         yield f"Not asked for: {', '.join(left_out)}."
 
@@ -121,8 +129,8 @@ def _advice(found: Inspection, advice: Advice, command: str | None) -> Iterator[
         yield "No profile repairs this."
 
 
-def _helps(row: LoaderRow) -> bool:
-    return any(each is not None and each.severity < row.as_is.severity for each in row.converted.values())
+def _helps(row: Row) -> bool:
+    return any(each.severity < row.as_is.severity for each in row.converted.values())
 
 
 def _findings(found: Inspection) -> Section | None:
@@ -132,7 +140,16 @@ def _findings(found: Inspection) -> Section | None:
         [(Colored("wrong"), clean(f.what), clean(f.where)) for f in found.findings], f"{_JSON} lists all `findings`"
     )
     table = Table("Faults", ("", "what", "where"), rows, cut, labels=2)
-    return Section("Wrong in the checkpoint", tables=(table,), brief=True)
+    hints = dict.fromkeys(clean(fault.next) for fault in found.findings if fault.next)
+    lines = tuple(f"What to do: {hint}." for hint in list(hints)[:_MAX_HINTS])
+    return Section("Wrong in the checkpoint", tables=(table,), lines=lines, brief=True)
+
+
+def _worth_knowing(found: Inspection) -> Section | None:
+    if not found.notes:
+        return None
+    text = (f"{clean(each.what)}. {clean(each.next)}." for each in found.notes)
+    return Section("Worth knowing", tuple(f"{line[:1].upper()}{line[1:]}" for line in text))
 
 
 def _every_engine(found: Inspection, rows: Sequence[Row]) -> Section | None:

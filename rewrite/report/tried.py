@@ -21,7 +21,7 @@ from rewrite.report.page import (
     present,
     whole,
 )  # fmt: skip
-from rewrite.trying.trial import Trial, Tried, by_kind, worst, worst_of
+from rewrite.trying.tried import Trial, Tried, by_kind, worst, worst_of
 from rewrite.trying.verdict import AFFECTED, EXACT, LESS, ROUNDED, UNKNOWN, LayerVerdict
 from rewrite.wording import count, nbytes
 

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
-from rewrite.loaders.outcome import Outcome
-from rewrite.loaders.versions import LOADERS, Loader
+from rewrite.loaders.ranges import Engine
 from rewrite.report import engines, measured, scales, tried
 from rewrite.report.checkpoints import Side, facts_of
-from rewrite.report.engines import Row
 from rewrite.report.names import Names
 from rewrite.report.page import Cell, Colored, Page, Run, Section, Table, Tone, again, clean, limited, present, whole
-from rewrite.trying.trial import Tried
-from rewrite.verification.result import NOT_OPENED, Check, Served, Verification
+from rewrite.trying.tried import Tried
+from rewrite.verification.result import IN, NOT_OPENED, OUT, Check, Verification
 from rewrite.wording import count
 
-IN, OUT = "IN", "OUT"
 _JSON = "`rewrite verify IN OUT --json`"
-_ENGINES = {(loader.name, loader.versions): loader for loader in LOADERS}
 
 
-def page(found: Verification, asked: Sequence[Loader] = (), trial: Tried | None = None, *, brief: bool = False) -> Page:
+def page(found: Verification, asked: Sequence[Engine] = (), trial: Tried | None = None, *, brief: bool = False) -> Page:
     """For a terminal: without what is read beside the verification, with the paths of this machine. ``brief``: the
     closing line only. ``asked``: the engines that the answer is about; ``trial``: of one that was started."""
     names = Names({})
     if brief:
         return _page(found, names, found.out, (), trial)
-    answer = engines.answer(rows_of(found), OUT, asked) if found.loaders and asked else None
+    answer = engines.answer(found.loaders, OUT, asked) if found.loaders and asked else None
     served = Section("What engines make of OUT", tables=(answer,), brief=True) if answer else None
     sections = (
         _checks(found, names),
@@ -125,35 +120,12 @@ def _facts(found: Verification, source: Side, out: Side, profile: str) -> Table:
     return Table("What was compared", ("", IN, OUT), tuple(rows))
 
 
-def rows_of(found: Verification) -> list[Row]:
-    """What each engine makes of IN and OUT."""
-    return [_row(each) for each in found.loaders]
-
-
-def _row(each: Served) -> Row:
-    outcomes = {
-        IN: _outcome(each.before),
-        OUT: replace(_outcome(each.after), detail=each.detail, partitions=each.partitions),
-    }
-    return Row(_engine(each), outcomes, {IN: each.kernels_before, OUT: each.kernels_after})
-
-
-def _outcome(kind: str) -> Outcome:
-    return Outcome(kind)  # type: ignore[arg-type] # a kind in all but its type
-
-
-def _engine(each: Served) -> Loader:
-    """One that only has its names where it is not among those that are known."""
-    known = _ENGINES.get((each.loader, each.versions))
-    return known or replace(LOADERS[0], name=each.loader, first=each.versions, last=each.versions)
-
-
 def _engines(found: Verification) -> Section:
     title = "What engines make of it"
     if not found.loaders:
         reason = next((check.summary for check in found.checks if check.name == "loaders"), "")
         return Section(title, (f"Not known: {clean(reason)}.",))
-    rows = rows_of(found)
+    rows = found.loaders
     note = (
         f"{engines.MODEL} OUT: as it is loaded, and `does not run` where it is known that the engine cannot compute "
         f"with it on {engines.where(found.settings.platform)}. IN: as it is loaded; computed with, too, by engines "

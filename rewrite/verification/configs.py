@@ -27,7 +27,7 @@ Activations = Literal["none", "static", "dynamic", "token"]
 
 
 @dataclass(frozen=True)
-class Found:
+class StatedScheme:
     """What a config says of a layer: ``strategy`` of its weights, what activations are quantized by, the rows and
     columns that share a scale, where it names them, and whether weights and activations are FP8 (activations perhaps
     plain)."""
@@ -62,7 +62,7 @@ class CompressedTensorsSchemes:
         self._linear = torch.nn.Linear(1, 1, device="meta")
         self._table = torch.nn.Embedding(1, 1, device="meta")
 
-    def of_module(self, name: str) -> Found | None:
+    def of_module(self, name: str) -> StatedScheme | None:
         """The scheme of a linear layer, or None."""
         found = self._raw(name)
         return None if found is None else _found(found)
@@ -72,7 +72,7 @@ class CompressedTensorsSchemes:
         found = self._raw(name)
         return None if found is None else dict(found.model_dump(exclude={"targets"}))
 
-    def of_fused(self, name: str, parts: Iterable[str]) -> Found | None:
+    def of_fused(self, name: str, parts: Iterable[str]) -> StatedScheme | None:
         """The scheme of a fused layer as vLLM and SGLang look it up: by its name, then by its class, ``…Linear``, then
         by its stored ``parts``, which must all match (vLLM 0.32 ``find_matched_target``)."""
         names = (name, *parts)
@@ -125,7 +125,7 @@ class OtherSchemes:
         self._exact = frozenset(self._left_alone)
         self._globs = [name for name in self._left_alone if set(name) & set("*?[")]
 
-    def of_module(self, name: str) -> Found | None:
+    def of_module(self, name: str) -> StatedScheme | None:
         """The scheme of a linear layer, or None."""
         algorithm = self.value.get("quant_algo")
         if algorithm == "MIXED_PRECISION":
@@ -136,11 +136,11 @@ class OtherSchemes:
                 return None
             block = self.value.get("weight_block_size")
             if block:
-                return Found("block", "dynamic", _pair(block))
-            return Found("tensor", "static" if self.value.get("activation_scheme") == "static" else "dynamic")
+                return StatedScheme("block", "dynamic", _pair(block))
+            return StatedScheme("tensor", "static" if self.value.get("activation_scheme") == "static" else "dynamic")
         if algorithm != "FP8" or name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs):
             return None
-        return Found("tensor", "static")
+        return StatedScheme("tensor", "static")
 
 
 class QuarkSchemes:
@@ -157,7 +157,7 @@ class QuarkSchemes:
         self._globs = [entry for entry in entries if set(entry) & set("*?[")]
         self._patterns = [entry for entry in entries if entry.startswith("re:")]  # as engines read it
 
-    def of_module(self, name: str) -> Found | None:
+    def of_module(self, name: str) -> StatedScheme | None:
         """The scheme of a linear layer, or None."""
         if is_table(name) or name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs):
             return None
@@ -172,10 +172,10 @@ class QuarkSchemes:
                 break
         weight = stated.get("weight")
         if not isinstance(weight, dict):  # a list: NVFP4
-            return None if weight is None else Found("other", "none", fp8=False)
+            return None if weight is None else StatedScheme("other", "none", fp8=False)
         qscheme = str(weight.get("qscheme"))
         fp8 = str(weight.get("dtype")).startswith("fp8")
-        return Found(self._STRATEGIES.get(qscheme, qscheme), self._activations(stated), fp8=fp8)
+        return StatedScheme(self._STRATEGIES.get(qscheme, qscheme), self._activations(stated), fp8=fp8)
 
     @staticmethod
     def _activations(stated: dict[str, Any]) -> Activations:
@@ -258,22 +258,22 @@ def _is_compressed_tensors(value: Mapping[str, Any]) -> bool:
     return method == "compressed-tensors" or (method is None and "config_groups" in value)
 
 
-def _of_algorithm(name: str) -> Found:
+def _of_algorithm(name: str) -> StatedScheme:
     """vLLM 0.32 and SGLang 0.5.23, ``ModelOptMixedPrecisionConfig``."""
     return {
-        "FP8": Found("tensor", "static"),
-        "FP8_PER_CHANNEL_PER_TOKEN": Found("channel", "token"),
-        "FP8_PB_WO": Found("block", "dynamic"),
-    }.get(name, Found(name, "static", fp8=False))
+        "FP8": StatedScheme("tensor", "static"),
+        "FP8_PER_CHANNEL_PER_TOKEN": StatedScheme("channel", "token"),
+        "FP8_PB_WO": StatedScheme("block", "dynamic"),
+    }.get(name, StatedScheme(name, "static", fp8=False))
 
 
-def _found(scheme: Any) -> Found | None:
+def _found(scheme: Any) -> StatedScheme | None:
     if scheme.weights is None:
         return None
     inputs = scheme.input_activations
     block = _pair(getattr(scheme.weights, "block_structure", None))
     fp8 = all(str(each.type) == "float" and each.num_bits == 8 for each in (scheme.weights, inputs) if each is not None)
-    return Found(str(scheme.weights.strategy), _activations_of(inputs), block, fp8)
+    return StatedScheme(str(scheme.weights.strategy), _activations_of(inputs), block, fp8)
 
 
 def _activations_of(inputs: Any) -> Activations:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rewrite.verification.oracle import FP8, FP8_MAX, Served, doubles
+from rewrite.verification.oracle import FP8, FP8_MAX, EngineWeights, doubles
 
 #: What float32 accumulation may be off by, relative to the sum of absolute products. Exact arithmetic on CPU; on
 #: Hopper the FP8 tensor cores align products to about 14 bits before they add them (DeepSeek-V3 report, section 3.3.2).
@@ -15,18 +15,22 @@ ACCUMULATION = {"cpu": 0.0, "cuda": 2.0**-12}
 SCALED = 2.0**-45
 #: Rounding of the result: float64 on CPU, BF16 on CUDA (half a unit in the last place of 8 bits).
 OUTPUT = {"cpu": 2.0**-50, "cuda": 2.0**-8}
+#: Input scales that BF16 activations can be made for, and their products with weights in float64.
+_USABLE = (2.0**-100, 2.0**100)
 
 
 def activations(columns: int, tokens: int, seed: int, input_scale: float | None) -> torch.Tensor:
     """[tokens, columns] BF16, shaped like the real thing: normal, one channel in 128 twenty times as large.
 
-    Scaled so that the largest magnitude is the one that ``input_scale`` was calibrated for (448 times it), or 1.
+    Scaled so that the largest magnitude is the one that ``input_scale`` was calibrated for (448 times it), or 1: also
+    where it was calibrated with nothing (0, as of a layer that no sample reached) or is too large or small for BF16.
     """
+    usable = input_scale is not None and _USABLE[0] <= input_scale <= _USABLE[1]
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(tokens, columns, generator=generator)
     outliers = torch.randperm(columns, generator=generator)[: max(1, columns // 128)]
     x[:, outliers] *= 20
-    return (x / x.abs().max() * (1.0 if input_scale is None else FP8_MAX * input_scale)).to(torch.bfloat16)
+    return (x / x.abs().max() * (FP8_MAX * input_scale if usable and input_scale else 1.0)).to(torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def quantize(x: torch.Tensor, input_scale: float | None) -> Activations:
     return Activations((x / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale)
 
 
-def multiply(x: Activations, served: Served) -> torch.Tensor:
+def multiply(x: Activations, served: EngineWeights) -> torch.Tensor:
     """[tokens, n] float64: activations times the transposed weights, as served on the device of ``x``."""
     if x.codes.device.type == "cpu":
         return _scaled(doubles(x.codes) @ doubles(served.weight).T, x.scale, served)
@@ -78,7 +82,7 @@ def multiply(x: Activations, served: Served) -> torch.Tensor:
         return _scaled(product, x.scale, served).to(torch.bfloat16).double()
 
 
-def _scaled(product: torch.Tensor, scale: torch.Tensor | None, served: Served) -> torch.Tensor:
+def _scaled(product: torch.Tensor, scale: torch.Tensor | None, served: EngineWeights) -> torch.Tensor:
     columns = served.scale.reshape(1, -1) if served.scale.numel() > 1 else served.scale
     scaled = product if scale is None else product * scale.to(product.dtype)
     return scaled * columns.to(product.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from rewrite.verification.oracle import Rows, Served
+from rewrite.verification.oracle import EngineWeights, Rows
 
 
 class WeightErrors:
@@ -16,7 +16,7 @@ class WeightErrors:
         self._truth = 0.0
         self._errors: dict[str, float] = {}
 
-    def add(self, rows: Rows, served: Mapping[str, Served], times: torch.Tensor | None = None) -> None:
+    def add(self, rows: Rows, served: Mapping[str, EngineWeights], times: torch.Tensor | None = None) -> None:
         """``served`` is what each engine makes of ``rows``. With ``times`` [256] int64 these are a row for each code
         (:func:`rewrite.verification.oracle.all_codes`); codes that do not occur do not count, whatever they mean."""
         moved = {name: each for name, each in served.items() if not _as_stored(each, rows)}
@@ -41,7 +41,7 @@ def _squared(values: torch.Tensor, times: torch.Tensor | None) -> float:
     return float((values[occurring].square().sum(1) * times[occurring]).sum())
 
 
-def _as_stored(served: Served, rows: Rows) -> bool:
+def _as_stored(served: EngineWeights, rows: Rows) -> bool:
     """Whether an engine multiplies with the weights as they are: the same codes with the same scales."""
     if served.weight.dtype != rows.weight.dtype or not torch.equal(_bits(served.weight), _bits(rows.weight)):
         return False

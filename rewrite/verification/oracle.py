@@ -56,7 +56,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Served:
+class EngineWeights:
     """Rows as an engine multiplies with them: FP8 ``weight`` [n, K] and float32 ``scale``, ``[]`` or [n, 1]."""
 
     weight: torch.Tensor
@@ -97,7 +97,7 @@ def rounded(rows: Rows, dtype: str) -> Rows:
     return Rows(rows.true().float().to(_DTYPES[dtype]), torch.ones_like(rows.scale))
 
 
-def requantized(rows: Rows, slot: float, largest: float) -> Served:
+def requantized(rows: Rows, slot: float, largest: float) -> EngineWeights:
     """vLLM's and SGLang's ``requantize_with_max_scale``: dequantize by the slot's scale, quantize by the largest.
 
     Dequantization goes through float16, as theirs does (``per_tensor_dequantize``, w8a8_utils.py).
@@ -108,12 +108,12 @@ def requantized(rows: Rows, slot: float, largest: float) -> Served:
         return (half.float() / largest).clamp(-FP8_MAX, FP8_MAX).to(FP8)
 
     scale = torch.tensor(largest, dtype=torch.float32, device=rows.weight.device)
-    return Served(rows.for_each(requantize), scale)
+    return EngineWeights(rows.for_each(requantize), scale)
 
 
-def as_stored(rows: Rows) -> Served:
+def as_stored(rows: Rows) -> EngineWeights:
     """A scale for each row: engines multiply with the weights as they are."""
-    return Served(rows.weight, rows.scale)
+    return EngineWeights(rows.weight, rows.scale)
 
 
 def half_precision_bound(rows: Rows, scale: float) -> torch.Tensor | None:
@@ -124,7 +124,7 @@ def half_precision_bound(rows: Rows, scale: float) -> torch.Tensor | None:
     """
     if scale >= 2.0**-15:
         return None
-    return rows.for_each(lambda rows: torch.where(rows.true().abs() < 2.0**-14, 2.0**-24, 0.0))
+    return rows.for_each(lambda rows: torch.where(rows.true().abs() < 2.0**-14, 2.0**-24, 0.0).double())
 
 
 def plain_bound(rows: Rows) -> torch.Tensor:

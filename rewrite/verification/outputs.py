@@ -29,7 +29,9 @@ from rewrite.verification import configs, gemm
 from rewrite.verification.counts import CodeCounts, count_codes
 from rewrite.verification.expected import has_blocks, in_checkpoint
 from rewrite.verification.norms import WeightErrors
-from rewrite.verification.oracle import Rows, Served, all_codes, as_rows, rounded
+from rewrite.verification.nvfp4_outputs import choose_layers, packed_numbers
+from rewrite.verification.oracle import EngineWeights, Rows, all_codes, as_rows, rounded
+from rewrite.verification.packed import PackedLayer
 from rewrite.verification.reader import ROWS, GroupReader
 from rewrite.verification.result import Check, PartitionNumbers, Settings, judge, skip
 from rewrite.verification.sample import Sample
@@ -46,7 +48,7 @@ _SINGLE_LAYERS = 256  # of those that no engine fuses: the weights of all of the
 
 
 @dataclass(frozen=True)
-class Looked:
+class RowsToMultiply:
     """What the other checks have seen of the weights, and which rows are multiplied."""
 
     sample: Sample
@@ -59,11 +61,13 @@ class Looked:
         counted = self.counts.get(key)
         return self.sample.of(module, partition, (*(counted.extremes if counted else ()), *self.different.get(key, ())))
 
-    def only(self, group: FusedGroup) -> Looked:
+    def only(self, group: FusedGroup) -> RowsToMultiply:
         """Of the modules of one group."""
         names = {module.name for module in group.modules}
         counts = {key: found for key, found in self.counts.items() if key[0] in names}
-        return Looked(self.sample, counts, {key: rows for key, rows in self.different.items() if key[0] in names})
+        return RowsToMultiply(
+            self.sample, counts, {key: rows for key, rows in self.different.items() if key[0] in names}
+        )
 
     def nbytes(self, group: FusedGroup) -> int:
         """Bytes of the rows of a group of IN."""
@@ -106,23 +110,26 @@ def check_outputs(
     source: Checkpoint,
     out: Checkpoint,
     groups: tuple[FusedGroup, ...],
+    packed: tuple[PackedLayer, ...],
     settings: Settings,
     schemes: Schemes,
-    looked: Looked,
+    chosen: RowsToMultiply,
     progress: Progress | None,
     executor: Executor | None = None,
 ) -> tuple[Check, tuple[PartitionNumbers, ...]]:
     """Group by group: memory is that of 1024 rows, not of the model. ``schemes`` are what the two configs say;
     ``progress`` is about the bytes of the rows of IN that are multiplied. The workers of an ``executor`` take a group
     each."""
-    if not groups:
-        return skip("outputs", "no fused FP8 layer was converted: nothing was multiplied"), ()
-    counter = Counter(sum(looked.nbytes(group) for group in groups), progress)
-    tasks = (GroupTask.of(source, out, group, settings, schemes, looked, i) for i, group in enumerate(groups))
+    layers = choose_layers(packed, settings.seed)
+    if not groups and not layers:
+        return skip("outputs", "no fused layer was converted: nothing was multiplied"), ()
+    counter = Counter(sum(chosen.nbytes(group) for group in groups), progress)
+    tasks = (GroupTask.of(source, out, group, settings, schemes, chosen, i) for i, group in enumerate(groups))
     multiply = _multiply_here if executor is None else partial(_multiply_by, executor)
     numbers = [row for rows in multiply(tasks, counter) for row in rows]
+    numbers += packed_numbers(source, out, layers, settings, chosen.sample)
     problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
-    return judge("outputs", problems, _summary(groups, numbers, settings, looked.sample)), tuple(numbers)
+    return judge("outputs", problems, _summary(groups, layers, numbers, settings, chosen.sample)), tuple(numbers)
 
 
 def _multiply_here(tasks: Iterable[GroupTask], counter: Counter) -> Iterator[list[PartitionNumbers]]:
@@ -152,7 +159,7 @@ class GroupTask:
     converted: FusedGroup
     settings: Settings
     static: tuple[bool, bool]
-    looked: Looked
+    chosen: RowsToMultiply
     seed: int
 
     @classmethod
@@ -163,7 +170,7 @@ class GroupTask:
         group: FusedGroup,
         settings: Settings,
         schemes: Schemes,
-        looked: Looked,
+        chosen: RowsToMultiply,
         number: int,
     ) -> GroupTask:
         converted = in_checkpoint(group, out)
@@ -174,18 +181,18 @@ class GroupTask:
             converted,
             settings,
             (_is_static(group, schemes[0]), _is_static(converted, schemes[1])),
-            looked.only(group),
+            chosen.only(group),
             settings.seed + number,
         )
 
     @property
     def nbytes(self) -> int:
-        return self.looked.nbytes(self.group)
+        return self.chosen.nbytes(self.group)
 
     def numbers(self, counter: Counter | None = None) -> list[PartitionNumbers]:
         """A row for each partition."""
         with _one_thread():
-            return list(_Group(self).numbers(self.looked, counter or Counter(0, None)))
+            return list(_Group(self).numbers(self.chosen, counter or Counter(0, None)))
 
 
 def _only(checkpoint: Checkpoint, group: FusedGroup) -> Checkpoint:
@@ -210,11 +217,19 @@ def _one_thread() -> Iterator[None]:
 
 
 def _summary(
-    groups: tuple[FusedGroup, ...], numbers: list[PartitionNumbers], settings: Settings, sample: Sample
+    groups: tuple[FusedGroup, ...],
+    layers: tuple[PackedLayer, ...],
+    numbers: list[PartitionNumbers],
+    settings: Settings,
+    sample: Sample,
 ) -> str:
-    partitions = (p for group in groups for module in group.modules for p in module.partitions)
+    partitions = [p for group in groups for module in group.modules for p in module.partitions]
+    partitions += [Partition("", 0, module.codes.shape[0]) for layer in layers for module in layer.modules]
     rows = "" if all(map(sample.covers, partitions)) else f"{sample.rows} rows of each of "
-    return f"{rows}{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"
+    costs = max((row.weights_out for row in numbers if row.reason == "rescaled"), default=0.0)
+    said = f"; rescaled weights are off by up to {costs:.3g} of their norm" if costs else ""
+    made = f"{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"
+    return f"{rows}{made}{said}"
 
 
 class _Group:
@@ -241,24 +256,25 @@ class _Group:
             "out": Server(self._after, self._after.slots(every_slot=settings.every_slot)),
         }
 
-    def numbers(self, looked: Looked, counter: Counter) -> Iterator[PartitionNumbers]:
+    def numbers(self, chosen: RowsToMultiply, counter: Counter) -> Iterator[PartitionNumbers]:
         """A row for each partition."""
         for slot, (partition, module) in enumerate(self._before.partitions()):
-            yield self._partition(slot, partition, module, looked, counter)
+            yield self._partition(slot, partition, module, chosen, counter)
 
     def _partition(
-        self, slot: int, partition: Partition, module: str, looked: Looked, counter: Counter
+        self, slot: int, partition: Partition, module: str, chosen: RowsToMultiply, counter: Counter
     ) -> PartitionNumbers:
         sums, errors = OutputSums(self._device, self._alike), WeightErrors()
-        differ = looked.different.get((module, partition.name))
+        differ = chosen.different.get((module, partition.name))
         every = None if differ else _every_code(self._before, self._after, module, partition)
-        counts = looked.counts.get((module, partition.name))
+        counts = chosen.counts.get((module, partition.name))
         times = torch.zeros(256, dtype=torch.int64) if counts is None else counts.counts
         bounding = self._servers["fixed" if self._alike else "out"]
-        for old, new in self._rows(module, looked.rows(module, partition)):
+        for old, new in self._rows(module, chosen.rows(module, partition)):
             served = self._serve(slot, old, new)
             bound = bounding.bound(slot, old if self._alike else new)
-            sums.add(self._reference, old, self._inputs, served, bound)
+            requantized = (self._servers["fixed"].requantizes, self._servers["out"].requantizes)
+            sums.add(self._reference, old, self._inputs, served, bound, requantized=requantized)
             if every is None:
                 errors.add(old, served)
             elif counts is None:
@@ -275,7 +291,7 @@ class _Group:
         for old, new in zip(*chunks, strict=True):
             yield as_rows(old, self._device), as_rows(new, self._device)
 
-    def _serve(self, slot: int, old: Rows, new: Rows) -> dict[str, Served]:
+    def _serve(self, slot: int, old: Rows, new: Rows) -> dict[str, EngineWeights]:
         return {name: server(slot, new if name == "out" else old) for name, server in self._servers.items()}
 
 

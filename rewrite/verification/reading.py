@@ -126,7 +126,7 @@ class Reading:
     files: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] | None = None
 
-    def add(self, task: FileSpans, found: Found) -> None:
+    def add(self, task: FileSpans, found: PartResult) -> None:
         """What a part found."""
         self.compared.update(info.name for span in task.spans for info in span.tensors)
         # The parts of a weight are read in order, and the first that differs is kept.
@@ -187,7 +187,7 @@ def read_files(
 
 
 @dataclass(frozen=True)
-class Found:
+class PartResult:
     """What reading a part found, as of :class:`Reading`; and the watches of its spans, filled."""
 
     tensors: dict[str, int]
@@ -207,7 +207,7 @@ class Part:
     out_id: FileId
     digest: bool
 
-    def read(self, counter: Counter | None = None) -> Found:
+    def read(self, counter: Counter | None = None) -> PartResult:
         """Read it once."""
         return _Pass(self, counter).run()
 
@@ -221,7 +221,7 @@ class _Pass:
         self._tensors: dict[str, int] = {}
         self._files: dict[str, int] = {}
 
-    def run(self) -> Found:
+    def run(self) -> PartResult:
         part = self._part
         name = part.file.name
         with part.out.open(name) as other:
@@ -234,7 +234,7 @@ class _Pass:
                 self._read(None, new)
             _unchanged(other, part.out_id, f"{part.out}: {name}")
         watches = tuple(span.watch for span in part.file.spans)
-        return Found(self._tensors, self._files, self._sha.hexdigest() if self._sha else None, watches)
+        return PartResult(self._tensors, self._files, self._sha.hexdigest() if self._sha else None, watches)
 
     def _read(self, old: _Window | None, new: _Window) -> None:
         for span in self._part.file.spans:

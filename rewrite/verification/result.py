@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from rewrite.loaders.outcome import Row
 from rewrite.verification.sample import DEFAULT_ROWS
 
+IN, OUT = "IN", "OUT"
 Verdict = Literal["ok", "FAILED", "skipped"]
 DEFAULT_TOKENS = 32
 #: The summary of the checks that were not made for it.
@@ -75,20 +77,33 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Served:
-    """The predictions for IN and OUT of one loader version range; ``judged``: whether the profile is made for it."""
+class EngineChange(Row):
+    """What an engine makes of IN and OUT. ``judged``: whether the profile is made for it. ``change``: above 0, OUT is
+    served worse than IN. ``does_not_run``: it loads OUT and cannot compute with it on the platform; ``stopped``: and it
+    can with IN."""
 
-    loader: str
-    versions: str
-    judged: bool
-    before: str  # kind of outcome: exact, loses precision, garbled, does not run, fails to load
-    after: str
-    detail: str
-    change: int  # above 0: OUT is served worse than IN
-    partitions: tuple[str, ...]  # of OUT that are affected
-    does_not_run: bool = False  # OUT is loaded and cannot be computed with on the platform
-    kernels_before: dict[str, list[str]] = field(default_factory=dict)  # of the fused groups, for each card
-    kernels_after: dict[str, list[str]] = field(default_factory=dict)
+    judged: bool = True
+    change: int = 0
+    does_not_run: bool = False
+    stopped: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        before, after = self.outcomes[IN], self.outcomes[OUT]
+        kernels = {state: {card: list(names) for card, names in used.items()} for state, used in self.kernels.items()}
+        return {
+            "loader": self.engine.name,
+            "versions": self.engine.versions,
+            "judged": self.judged,
+            "before": before.kind,
+            "after": after.kind,
+            "detail": after.detail,
+            "change": self.change,
+            "partitions": list(after.partitions),
+            "does_not_run": self.does_not_run,
+            "stopped": self.stopped,
+            "kernels_before": kernels.get(IN, {}),
+            "kernels_after": kernels.get(OUT, {}),
+        }
 
 
 @dataclass(frozen=True)
@@ -100,7 +115,7 @@ class Verification:
     settings: Settings
     checks: tuple[Check, ...]
     numbers: tuple[PartitionNumbers, ...]
-    loaders: tuple[Served, ...]  # empty when OUT cannot be opened
+    loaders: tuple[EngineChange, ...]  # empty when OUT cannot be opened
     digests: Mapping[str, str] | None = None  # SHA-256 of each file of OUT, of the bytes that were compared
 
     @property
@@ -121,7 +136,7 @@ class Verification:
             "settings": asdict(self.settings),
             "checks": [asdict(check) for check in self.checks],
             "numbers": [asdict(numbers) for numbers in self.numbers],
-            "loaders": [asdict(row) for row in self.loaders],
+            "loaders": [row.to_json() for row in self.loaders],
             "digests": None if self.digests is None else dict(self.digests),
         }
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
@@ -13,24 +14,27 @@ from rewrite.errors import Refused, StorageError, UsageError
 from rewrite.progress import Progress
 from rewrite.promise import Promise
 from rewrite.quantization.groups import FusedGroup, Partition, find_groups
+from rewrite.verification.ahead import read_ahead
 from rewrite.verification.configs import read_schemes
 from rewrite.verification.expected import Expected, expect, has_blocks
 from rewrite.verification.packed import tensors_of
 from rewrite.verification.reader import Blocks
 from rewrite.verification.reading import Reading, read_files
 from rewrite.verification.result import (
+    IN,
     NOT_OPENED,
+    OUT,
     Check,
+    EngineChange,
     OnCheck,
     PartitionNumbers,
-    Served,
     Settings,
     Verification,
     judge,
     skip,
 )
 from rewrite.verification.sample import Sample
-from rewrite.verification.spans import Wanted, plan_spans
+from rewrite.verification.spans import SpansNeeded, plan_spans
 from rewrite.verification.structure import check_structure
 from rewrite.verification.untouched import check_untouched
 from rewrite.verification.weights import Different, check_weights, rules
@@ -39,9 +43,9 @@ if TYPE_CHECKING:
     from rewrite.verification.counts import CodeCounts
 
 #: What engines are predicted to serve from IN and OUT: given by the caller, since it is the loaders' knowledge.
-Predict = Callable[[Checkpoint, Checkpoint, Expected], tuple[Served, ...]]
+Predict = Callable[[Checkpoint, Checkpoint, Expected], tuple[EngineChange, ...]]
 #: Counts of codes by the name of the weight, with all partitions of it.
-Watches = Mapping[str, Sequence[tuple[Partition, "CodeCounts | None"]]]
+CodeCounters = Mapping[str, Sequence[tuple[Partition, "CodeCounts | None"]]]
 
 
 @dataclass(frozen=True)
@@ -78,16 +82,16 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
     blocks = _blocks_of(before, expected)
     sample = Sample(settings.rows, settings.seed)
     multiplied = _multiplied(expected, settings) if comparable else ()
-    watches: Watches = {}
+    counters: CodeCounters = {}
     reading: Reading | None = None
     if settings.quick:
         checks.add(skip("untouched", "--quick: no byte outside the fused groups was compared"))
     else:
         if multiplied:
-            watches = _watches(before, multiplied, sample)
+            counters = _counters(before, multiplied, sample)
         request.on_check("bytes", None)
-        wanted = Wanted(dict(rules(before, after, expected.groups, blocks)) if comparable else {}, watches)
-        files = plan_spans(before, after, expected, wanted)
+        needed = SpansNeeded(dict(rules(before, after, expected.groups, blocks)) if comparable else {}, counters)
+        files = plan_spans(before, after, expected, needed)
         reading = read_files(
             files, before, after,
             digest=request.digest, workers=request.workers, progress=request.progress, executor=request.executor,
@@ -103,6 +107,8 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
             checks.add(skip(name, "the groups cannot be compared"))
         return replace(result, checks=checks.done)
     request.on_check("weights", None)
+    if settings.quick:
+        read_ahead((before, after), expected, sample)
     weights, different = check_weights(before, after, expected, blocks, reading, sample)
     checks.add(weights)
     numbers: tuple[PartitionNumbers, ...] = ()
@@ -110,10 +116,14 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
         checks.add(skip("outputs", "--weights-only: nothing was multiplied"))
     else:
         request.on_check("outputs", None)
-        outputs, numbers = _outputs(before, after, multiplied, request, sample, watches, different)
+        outputs, numbers = _outputs(before, after, multiplied, expected, request, sample, counters, different)
         checks.add(outputs)
     request.on_check("loaders", None)
-    rows = request.predict(before, after, expected)
+    try:
+        rows = request.predict(before, after, expected)
+    except Refused as error:  # --weights-only: nobody has read the config of OUT yet
+        checks.add(judge("loaders", [str(error)], ""))
+        return replace(result, checks=checks.done, numbers=numbers)
     checks.add(_check_loaders(rows, expected, settings.platform))
     return replace(result, checks=checks.done, numbers=numbers, loaders=rows)
 
@@ -142,7 +152,7 @@ def _multiplied(expected: Expected, settings: Settings) -> tuple[FusedGroup, ...
     return choose_groups(expected.groups, settings.seed)
 
 
-def _watches(before: Checkpoint, groups: tuple[FusedGroup, ...], sample: Sample) -> Watches:
+def _counters(before: Checkpoint, groups: tuple[FusedGroup, ...], sample: Sample) -> CodeCounters:
     from rewrite.verification.outputs import watch_codes
 
     return dict(watch_codes(before, groups, sample))
@@ -152,22 +162,25 @@ def _outputs(
     before: Checkpoint,
     after: Checkpoint,
     groups: tuple[FusedGroup, ...],
+    expected: Expected,
     request: Request,
     sample: Sample,
-    watches: Watches,
+    counters: CodeCounters,
     different: Different,
 ) -> tuple[Check, tuple[PartitionNumbers, ...]]:
-    from rewrite.verification.outputs import Looked, check_outputs
+    from rewrite.verification.outputs import RowsToMultiply, check_outputs
 
     counts = {
-        (name.removesuffix(".weight"), partition.name): watch
-        for name, pairs in watches.items()
-        for partition, watch in pairs
-        if watch is not None
+        (name.removesuffix(".weight"), partition.name): counter
+        for name, pairs in counters.items()
+        for partition, counter in pairs
+        if counter is not None
     }
     schemes = (read_schemes(before), read_schemes(after))
-    looked = Looked(sample, counts, different)
-    return check_outputs(before, after, groups, request.settings, schemes, looked, request.progress, request.executor)
+    chosen = RowsToMultiply(sample, counts, different)
+    return check_outputs(
+        before, after, groups, expected.packed, request.settings, schemes, chosen, request.progress, request.executor
+    )
 
 
 def _blocks_of(before: Checkpoint, expected: Expected) -> Blocks | None:
@@ -198,18 +211,33 @@ def _comparable(after: Checkpoint, expected: Expected, *, configs: bool) -> bool
     return all(expected.allows(info, after.tensors.get(info.name)) for info in infos)
 
 
-def _check_loaders(rows: tuple[Served, ...], expected: Expected, platform: str) -> Check:
-    """No known loader that the profile is meant for reads OUT worse than IN."""
-    problems = [
-        f"{row.loader} {row.versions}: {row.after}, was {row.before}: {row.detail}"
-        for row in rows
-        if row.change > 0 and row.judged
-    ]
+def _check_loaders(rows: tuple[EngineChange, ...], expected: Expected, platform: str) -> Check:
+    """No known engine that the profile is meant for reads OUT worse than IN. One that has no kernel for OUT fails the
+    check where it was asked for, and is named where it was not."""
+    if all(outcome.kind == "not known" for row in rows for outcome in row.outcomes.values()):
+        return skip("loaders", f"not known of any engine: {rows[-1].outcomes[OUT].detail}")
+    problems = [_worse(row) for row in rows if row.change > 0 and row.judged]
     better = sum(row.change < 0 and not row.does_not_run for row in rows)
-    kind = "no loader that takes vectors" if expected.promise.vectors else "no known loader"
-    stopped = sum(row.does_not_run for row in rows)
-    said = f"; {stopped} load it and cannot compute with it on {platform}" if stopped else ""
-    return judge("loaders", problems, f"{kind} reads OUT worse than IN, {better} read it better{said}")
+    kind = "engine that takes vectors" if expected.promise.vectors else "known engine"
+    summary = f"no {kind} reads OUT worse than IN, {better} read it better"
+    stopped = ", ".join(_stopped(rows))
+    if stopped:
+        summary = f"without a kernel for OUT on {platform}: {stopped}; no other {kind} reads OUT worse than IN"
+        summary += f", {better} read it better"
+    return judge("loaders", problems, summary)
+
+
+def _stopped(rows: tuple[EngineChange, ...]) -> Iterator[str]:
+    """The engines that can compute with IN and not with OUT; rows that follow each other as one."""
+    for (name, stopped), run in groupby(rows, lambda row: (row.engine.name, row.stopped and row.judged)):
+        engines = [row.engine for row in run]
+        if stopped:
+            yield f"{name} {engines[-1].versions_from(engines[0])}"
+
+
+def _worse(row: EngineChange) -> str:
+    before, after = row.outcomes[IN], row.outcomes[OUT]
+    return f"{row.engine.name} {row.engine.versions}: {after.kind}, was {before.kind}: {after.detail}"
 
 
 def choose_device(device: str) -> str:

@@ -8,8 +8,8 @@ import torch
 
 from rewrite.verification.oracle import (
     SENTINEL,
+    EngineWeights,
     Rows,
-    Served,
     as_stored,
     half_precision_bound,
     plain_bound,
@@ -36,18 +36,23 @@ class Server:
     def largest(self) -> float:
         return max(scale for scale in self.slots if scale is not None)
 
+    @property
+    def requantizes(self) -> bool:
+        """Whether the engine makes other weights of those that are stored."""
+        return self.reader.is_per_tensor() and not self.fused_on_disk
+
     def bound(self, slot: int, rows: Rows) -> torch.Tensor | None:
         """How far what the engine multiplies with may be from each weight of the slot; None for not at all."""
         if self.reader.is_plain():
             return plain_bound(rows)
-        if not self.reader.is_per_tensor() or self.fused_on_disk:
+        if not self.requantizes:
             return None
         if self.slots[slot] == self.largest:
             return half_precision_bound(rows, self.largest)
         return requantization_bound(rows, self.largest)
 
-    def __call__(self, slot: int, rows: Rows) -> Served:
-        if not self.reader.is_per_tensor() or self.fused_on_disk:
+    def __call__(self, slot: int, rows: Rows) -> EngineWeights:
+        if not self.requantizes:
             return as_stored(rows)
         scale = self.slots[slot]
         return requantized(rows, SENTINEL if scale is None else scale, self.largest)

@@ -16,7 +16,7 @@ _LONGEST = 256 << 20  # of one span: several workers share a large file
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SpansNeeded:
     """What the other checks want of the pass, for weights by name, with all of their partitions in order: the ``rules``
     of those that are converted, and who ``watches``."""
 
@@ -24,38 +24,38 @@ class Wanted:
     watches: Mapping[str, Sequence[tuple[Partition, Watch | None]]]
 
 
-def plan_spans(source: Checkpoint, out: Checkpoint, expected: Expected, wanted: Wanted) -> list[FileSpans]:
+def plan_spans(source: Checkpoint, out: Checkpoint, expected: Expected, needed: SpansNeeded) -> list[FileSpans]:
     """Every file of OUT; those that IN does not have, or that may change, without a span."""
     same = set(same_files(source, out))
     files = []
     for name, file in out.files.items():
         if name in source.shards and name in out.shards:
-            spans = tuple(_of_shard(source.shards[name], out.shards[name], out, expected, wanted))
+            spans = tuple(_of_shard(source.shards[name], out.shards[name], out, expected, needed))
         else:
             spans = (Span(0, file.size, old=0),) if name in same else ()
         files.append(FileSpans(name, file.size, spans))
     return files
 
 
-def _of_shard(old: Shard, new: Shard, out: Checkpoint, expected: Expected, wanted: Wanted) -> Iterator[Span]:
-    pairs = [*same_tensors(old, out, expected), *_converted(old, out, wanted)]
+def _of_shard(old: Shard, new: Shard, out: Checkpoint, expected: Expected, needed: SpansNeeded) -> Iterator[Span]:
+    pairs = [*same_tensors(old, out, expected), *_converted(old, out, needed)]
     pending: list[tuple[TensorInfo, TensorInfo]] = []
     for one, other in sorted(pairs, key=lambda pair: (pair[1].start, pair[1].end)):
-        apart = one.name in wanted.rules or one.name in wanted.watches
+        apart = one.name in needed.rules or one.name in needed.watches
         if pending and (apart or not _follows(pending, one, other)):
             yield _joined(pending, old, new)
             pending = []
         if apart:
-            yield from _by_partition(one, other, old, new, wanted)
+            yield from _by_partition(one, other, old, new, needed)
         else:
             pending.append((one, other))
     if pending:
         yield _joined(pending, old, new)
 
 
-def _converted(old: Shard, out: Checkpoint, wanted: Wanted) -> Iterator[tuple[TensorInfo, TensorInfo]]:
+def _converted(old: Shard, out: Checkpoint, needed: SpansNeeded) -> Iterator[tuple[TensorInfo, TensorInfo]]:
     for info in old.header.tensors:
-        if info.name in wanted.rules and out.tensors[info.name].shard == old.name:
+        if info.name in needed.rules and out.tensors[info.name].shard == old.name:
             yield info, out.tensors[info.name]
 
 
@@ -73,13 +73,13 @@ def _joined(pairs: list[tuple[TensorInfo, TensorInfo]], old: Shard, new: Shard) 
     return Span(start, last.end - one.start, old.header.size + one.start, tuple(each for each, _ in pairs))
 
 
-def _by_partition(one: TensorInfo, other: TensorInfo, old: Shard, new: Shard, wanted: Wanted) -> Iterator[Span]:
+def _by_partition(one: TensorInfo, other: TensorInfo, old: Shard, new: Shard, needed: SpansNeeded) -> Iterator[Span]:
     """A weight in whole rows, partition by partition."""
     rows = one.shape[0]
     old_row, new_row = one.nbytes // rows, other.nbytes // rows
-    watches = {partition.start: watch for partition, watch in wanted.watches.get(one.name, ())}
-    rules = wanted.rules.get(one.name)
-    unchanged = [(partition, None) for partition, _ in wanted.watches.get(one.name, ())]
+    watches = {partition.start: watch for partition, watch in needed.watches.get(one.name, ())}
+    rules = needed.rules.get(one.name)
+    unchanged = [(partition, None) for partition, _ in needed.watches.get(one.name, ())]
     for partition, rule in rules or unchanged:
         yield Span(
             new.header.size + other.start + partition.start * new_row,

@@ -10,8 +10,10 @@ import torch
 from rewrite.quantization.groups import Partition
 from rewrite.verification import gemm
 from rewrite.verification.norms import WeightErrors
-from rewrite.verification.oracle import Rows, Served
+from rewrite.verification.oracle import EngineWeights, Rows
 from rewrite.verification.result import PartitionNumbers, Verdict
+
+_HALF_MAX = 65504  # of float16, which engines dequantize to
 
 
 @dataclass
@@ -30,11 +32,14 @@ class OutputSums:
         x: torch.Tensor,
         rows: Rows,
         inputs: Mapping[str, gemm.Activations],
-        served: Mapping[str, Served],
+        served: Mapping[str, EngineWeights],
         bound: torch.Tensor | None,
+        *,
+        requantized: tuple[bool, bool],
     ) -> None:
         """``x`` [tokens, K] float64: the activations of the reference. Each of ``served`` is multiplied with its own of
-        ``inputs``."""
+        ``inputs``. ``requantized``: whether engines make other weights of those of IN, and of OUT. Weights beyond
+        float16 then become anything: OUT is compared with the truth, and with nothing where it is requantized, too."""
         true = rows.true()
         reference = x @ true.T
         self.truth += float(reference.square().sum())
@@ -45,11 +50,19 @@ class OutputSums:
             )
             results[name] = gemm.multiply(inputs[name], weights) if twin is None else results[twin]
             self.errors[name] += float((results[name] - reference).square().sum())
+        scaled = not self.alike  # one side is a product of true weights, the other scales what codes give
         if self.alike:
-            self._compare(x, true, reference, results["fixed"] - results["out"], bound)
+            difference = results["fixed"] - results["out"]
+            lost = (true.abs() >= _HALF_MAX).any(1)
+            if requantized[0] and bool(lost.any()):
+                scaled = True
+                truth = difference * 0 if requantized[1] else reference - results["out"]
+                difference = torch.where(lost, truth, difference)
+                bound = None if bound is None else torch.where(lost[:, None], 0.0, bound)
+            self._compare(x, true, reference, difference, bound, scaled=scaled)
         else:
             own = inputs["out"].value()
-            self._compare(own, true, own @ true.T, results["out"] - own @ true.T, bound)
+            self._compare(own, true, own @ true.T, results["out"] - own @ true.T, bound, scaled=scaled)
 
     def _compare(
         self,
@@ -58,11 +71,13 @@ class OutputSums:
         reference: torch.Tensor,
         difference: torch.Tensor,
         bound: torch.Tensor | None,
+        *,
+        scaled: bool,
     ) -> None:
         """How much of what can explain the ``difference`` is used, and what is beyond it."""
         kind = x.device.type
         slack = gemm.OUTPUT[kind] * reference.abs() + 1e-300
-        accumulation = gemm.ACCUMULATION[kind] if self.alike else max(gemm.ACCUMULATION[kind], gemm.SCALED)
+        accumulation = max(gemm.ACCUMULATION[kind], gemm.SCALED) if scaled else gemm.ACCUMULATION[kind]
         if accumulation:
             slack = slack + accumulation * (x.abs() @ true.abs().T)
         allowed = 2 * slack
@@ -104,7 +119,7 @@ class OutputSums:
         return "ok", "requantized by the fixed loader only" if self.bound_used is not None else "agrees"
 
 
-def _same(one: Served, other: Served) -> bool:
+def _same(one: EngineWeights, other: EngineWeights) -> bool:
     """Whether two engines multiply with the same numbers by the same kernel: a GPU has another for a scale by row."""
     if one.weight.dtype != other.weight.dtype or not bool((one.scale == other.scale).all()):
         return False

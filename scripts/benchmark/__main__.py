@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmark import copying, filesystems, many, planning, remote, rescaling, verifying
+from benchmark import copying, filesystems, many, remote, rescaling, verifying
 from benchmark.measure import ProgramFailed, can_drop_caches, machine, python, run
 
 
@@ -33,7 +33,8 @@ def main() -> int:
 
 def _measure(options: argparse.Namespace, work: Path, cold: bool) -> None:
     if options.tensors:
-        print(*many.report(many.measure(work, options.rounds, say=_say)), sep="\n")
+        for case in many.CASES:
+            print(*many.report(case, many.measure(case, work, options.rounds, say=_say)), "", sep="\n", flush=True)
         return
     print(_caches(options.warm, cold))
     if options.filesystems is not None:
@@ -47,9 +48,7 @@ def _measure(options: argparse.Namespace, work: Path, cold: bool) -> None:
         cases = verifying.measure(source, work, profiles, options.rounds, cold=cold, say=_say)
         print(*verifying.report(cases), sep="\n")
     else:
-        if not options.plan_only:
-            _copying(options, work, cold)
-        _planning(options, work, cold)
+        _copying(options, work, cold)
 
 
 def _parse() -> argparse.Namespace:
@@ -58,11 +57,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="how often everyone runs (default 5)")
     parser.add_argument("--dir", type=Path, default=Path(tempfile.gettempdir()), help="where; decides the filesystem")
     parser.add_argument("--warm", action="store_true", help="with the source in the page cache, not with cold caches")
-    parser.add_argument("--plan-only", action="store_true", help="only the planning of large checkpoints")
     parser.add_argument(
         "--tensors",
         action="store_true",
-        help="instead: inspect and convert --dry-run of 307,793 tensors beside safe_open; next to no disk",
+        help="instead: inspect and convert --dry-run of 100,000 to 500,000 tensors beside safe_open; next to no disk",
     )
     parser.add_argument("--rescaling", action="store_true", help="instead: one global scale for fused NVFP4 layers")
     parser.add_argument(
@@ -115,15 +113,9 @@ def _filesystems(options: argparse.Namespace, work: Path, cold: bool) -> None:
 def _copying(options: argparse.Namespace, work: Path, cold: bool) -> None:
     source = _make(options, work)
     print("Times include syncing the output to disk, for everyone; peak memory includes pages of mapped files.\n")
-    runs = copying.contest(source, work, options.rounds, cold=cold, say=_say)
+    runs = copying.contest(copying.CONTESTANTS, source, work, options.rounds, cold=cold, say=_say)
     print(*copying.report(runs), "", sep="\n")
     print("All outputs but that of cp hold equal tensors: names, dtypes, shapes and bytes.\n")
-
-
-def _planning(options: argparse.Namespace, work: Path, cold: bool) -> None:
-    print("Planning, nothing written; --dry-run is the whole process:\n")
-    planned = [planning.measure_planning(case, work, options.rounds, cold=cold) for case in planning.CASES]
-    print(*planning.report(planned), sep="\n")
 
 
 def _say(text: str) -> None:

@@ -1,6 +1,8 @@
 """`python -m benchmark.make DIR GIGABYTES`: a checkpoint of Qwen3.5-9B shapes, random weights, stock `save_file`.
 
 `python -m benchmark.make DIR --small TENSORS`: as many tensors, those of weights 4 kB each.
+
+`python -m benchmark.make DIR --nvfp4 LAYERS`: Qwen3.5-35B-A3B in NVFP4; what engines fuse has different global scales.
 """
 
 from __future__ import annotations
@@ -50,12 +52,18 @@ def _small(count: int) -> Model:
 
 
 def _random(tensor: Tensor, generator: torch.Generator) -> torch.Tensor:
-    if tensor.is_scale:
+    if tensor.dtype == "F32":  # divisors, as llm-compressor's: up to six times apart
+        return torch.rand(tensor.shape, generator=generator) * 25_000 + 5_000
+    if tensor.is_scale and tensor.dtype == "BF16":
         return torch.rand(tensor.shape, generator=generator).mul_(0.01).add_(0.001).bfloat16()
     words = torch.empty(-(-tensor.nbytes // 8), dtype=torch.int64)
     words.random_(-(2**63), 2**63 - 1, generator=generator)  # eight bytes at a time: a gigabyte in about a second
+    if tensor.dtype == "U8":
+        return words.view(torch.uint8)[: tensor.nbytes].view(tensor.shape)
     if tensor.dtype == "F8_E4M3":
         data = words.view(torch.uint8)[: tensor.nbytes]
+        if tensor.is_scale:  # of blocks: positive
+            data &= 0x7F
         data -= ((data & 0x7F) == 0x7F).byte()  # 0x7F and 0xFF are the NaNs of E4M3
         return data.view(torch.float8_e4m3fn).view(tensor.shape)
     data = words.view(torch.int16)[: prod(tensor.shape)]
@@ -63,6 +71,11 @@ def _random(tensor: Tensor, generator: torch.Generator) -> torch.Tensor:
     return data.view(torch.bfloat16).view(tensor.shape)
 
 
+def _asked(kind: str, number: str = "") -> Model:
+    if kind == "--small":
+        return _small(int(number))
+    return replace(moe(int(number)), nvfp4=True) if kind == "--nvfp4" else _model_of(int(float(kind) * 1e9))
+
+
 if __name__ == "__main__":
-    small = sys.argv[2] == "--small"
-    main(Path(sys.argv[1]), _small(int(sys.argv[3])) if small else _model_of(int(float(sys.argv[2]) * 1e9)))
+    main(Path(sys.argv[1]), _asked(*sys.argv[2:]))

@@ -6,12 +6,14 @@ Per profile, for both choices of groups; and whether its cost follows the bytes 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 from benchmark.measure import Run, python, read_through, run, start_even
+from benchmark.runs import Runs, in_turns, peak
 from benchmark.table import Bound, judge, table
 
 PROFILES = ("exact", "dynamic", "portable", "partition", "bf16")
@@ -26,7 +28,7 @@ class Case:
 
     name: str
     size: int
-    runs: Mapping[str, Sequence[Run]]
+    runs: Runs
 
     def seconds(self, name: str) -> float:
         """The median."""
@@ -47,7 +49,7 @@ class Case:
 
     def peak(self, name: str) -> float:
         """MB."""
-        return max(each.peak_bytes for each in self.runs[name]) / 1e6
+        return peak(self.runs, name)
 
 
 def measure(
@@ -93,15 +95,15 @@ def _case(
         _QUICK: [*verify, "--quick", source, out],
         _LIGHT: [*verify, "--weights-only", source, out],
     }
-    runs: dict[str, list[Run]] = {program: [] for program in programs}
-    for number in range(rounds):
-        for program, command in programs.items():
-            start_even(cold=cold)
-            if not cold:
-                read_through(source)
-                read_through(out)
-            runs[program].append(run(command))
-            say(f"{name}: round {number + 1}: {program}: {runs[program][-1].seconds:.2f} s")
+
+    def each(command: Sequence[str | Path]) -> Run:
+        start_even(cold=cold)
+        if not cold:
+            read_through(source)
+            read_through(out)
+        return run(command)
+
+    runs = in_turns({program: partial(each, command) for program, command in programs.items()}, rounds, say)
     size = sum(path.stat().st_size for path in out.iterdir())
     shutil.rmtree(out)
     shutil.rmtree(twin)

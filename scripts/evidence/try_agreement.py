@@ -1,6 +1,6 @@
 """Whether `rewrite try` agrees with the record of the loader matrix, module by module.
 
-    PYTHONPATH=scripts:. python scripts/evidence/try_agreement.py [--converted] [--engine NAME==VERSION] [--fixture F]
+    scripts/evidence.sh try_agreement [--converted] [--engine NAME==VERSION] [--fixture F]
 
 Runs the driver of `try` in the environments of the loader matrix: one process an engine, which forks a child for each
 fixture, and with --converted for each profile that it was recorded with. The record (tests/loader_matrix.json) was made
@@ -178,8 +178,8 @@ def written(fixture: str, profile: str, folder: Path) -> Path:
 
 def run(spec: str, jobs: list[dict[str, str]], home: Path) -> None:
     """Let an engine try the checkpoints of ``jobs``; what it prints goes to a file in ``home``."""
-    from loader_matrix.engines import find_engine
-    from loader_matrix.envs import environment
+    from engines.envs import environment
+    from engines.known import find_engine
 
     where = environment(find_engine(spec))
     command = [str(where.python), __file__, "--inside", spec.partition("==")[0], json.dumps(jobs)]

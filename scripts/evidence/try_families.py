@@ -1,8 +1,8 @@
 """Whether `rewrite try` judges families right that no table names, as they are and repaired.
 
-    PYTHONPATH=scripts:. python scripts/evidence/try_families.py FOLDER [--engine NAME==VERSION]
+    scripts/evidence.sh try_families FOLDER [--engine NAME==VERSION]
 
-FOLDER is what `families.py` wrote: FP8, a scale for each module. What is right is computed here, from the files alone:
+FOLDER is what `families` wrote: FP8, a scale for each module. What is right is computed here, from the files alone:
 an engine that fuses such modules has one scale, the largest, and rounds all weights of the others to it. Repaired by
 `--profile portable`: a scale for each row, which fused layers keep.
 """
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence.try_agreement import run
 from safetensors.torch import load_file
+from try_agreement import run
 
 import rewrite
 from rewrite.errors import RewriteError

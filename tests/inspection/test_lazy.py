@@ -8,7 +8,7 @@ import pytest
 
 import rewrite
 from rewrite.inspection.advice import advise
-from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.outcome import AS_IT_IS, Outcome
 from tests.support import FIXTURES
 
 VL = FIXTURES / "llmcompressor-qwen3_5-vl"
@@ -40,5 +40,6 @@ def test_vectors_have_a_column_only_where_they_help() -> None:
     assert "partition" in inspection.rows[0].converted
     assert "partition" not in inspection.shown_profiles
     worse = {name: Outcome("garbled") for name in inspection.rows[0].converted}
-    first = replace(inspection.rows[0], converted={**worse, "partition": Outcome("exact")})
+    first = inspection.rows[0]
+    first = replace(first, outcomes={AS_IT_IS: first.as_is, **worse, "partition": Outcome("exact")})
     assert "partition" in replace(inspection, rows=(first, *inspection.rows[1:])).shown_profiles

@@ -14,10 +14,10 @@ from rewrite.cli.commands import main
 from rewrite.cli.terminal import page_lines
 from rewrite.inspection.advice import Advice, advise, repair_command
 from rewrite.inspection.inspection import LEAST_CHANGE
-from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.outcome import AS_IT_IS, Outcome
 from rewrite.report import inspected
 from rewrite.report.checkpoints import Place
-from tests.support import FIXTURES, unfolded
+from tests.support import FIXTURES, row_of, unfolded
 
 VL = FIXTURES / "llmcompressor-qwen3_5-vl"
 
@@ -29,7 +29,7 @@ def run(*arguments: object) -> Result:
 def kinds(path: Path, platform: str | None, profile: str = "") -> dict[str, str]:
     rows = rewrite.inspect_checkpoint(path, platform=platform).rows
     said = {
-        f"{row.loader.name} {row.loader.versions}": row.converted[profile] if profile else row.as_is for row in rows
+        f"{row.engine.name} {row.engine.versions}": row.converted[profile] if profile else row.as_is for row in rows
     }
     return {name: outcome.kind for name, outcome in said.items() if outcome is not None}
 
@@ -51,16 +51,16 @@ def test_what_is_loaded_may_not_run(exact: Path) -> None:
     for said in (kinds(exact, "cuda"), kinds(VL, "cuda", "exact")):
         stopped = {name for name, kind in said.items() if kind == "does not run"}
         assert stopped == {"SGLang 0.5.11", "SGLang 0.5.12 to 0.5.14", "SGLang 0.5.15 to 0.5.16", "SGLang 0.5.17"}
-    assert kinds(exact, "rocm")["vLLM 0.27.0+"] == "does not run"
-    assert kinds(exact, "rocm")["SGLang 0.5.23+"] == "exact"
-    assert kinds(VL, "rocm", "dynamic")["vLLM 0.27.0+"] == "exact"
+    assert kinds(exact, "rocm")[row_of("vllm@0.32.0")] == "does not run"
+    assert kinds(exact, "rocm")[row_of("sglang@0.5.23")] == "exact"
+    assert kinds(VL, "rocm", "dynamic")[row_of("vllm@0.32.0")] == "exact"
     assert kinds(exact, "sm80")["SGLang 0.5.17"] == "exact"  # weights only: Marlin
 
 
 def test_where_nothing_was_run_nothing_is_fine(exact: Path) -> None:
     said = kinds(exact, "cpu")
-    assert said["vLLM 0.27.0+"] == "does not run"  # run with 0.32.0
-    assert said["SGLang 0.5.23+"] == said["vLLM 0.20.0 to 0.20.2"] == "not known"
+    assert said[row_of("vllm@0.32.0")] == "does not run"  # run with 0.32.0
+    assert said[row_of("sglang@0.5.23")] == said[row_of("vllm@0.20.0")] == "not known"
     assert said["transformers 5.23.0+"] == "exact"
     assert set(kinds(VL, "cpu", "dequantized").values()) == {"exact"}  # nothing is FP8 any more
 
@@ -74,7 +74,7 @@ def test_a_layer_outside_the_groups_counts(tmp_path: Path) -> None:
     rewrite.convert(FIXTURES / "llmcompressor-llama", tmp_path / "OUT", selection="all")
     inspection = rewrite.inspect_checkpoint(tmp_path / "OUT")  # of in_proj_qkvz: there is none
     assert inspection.groups == ()
-    (row,) = [row for row in inspection.rows if row.loader.first == "0.5.17"]
+    (row,) = [row for row in inspection.rows if row.engine.first == "0.5.17"]
     assert row.as_is.kind == "does not run"
 
 
@@ -105,14 +105,14 @@ def test_where_loaders_need_different_profiles_none_is_named() -> None:
     bad = Outcome("garbled")
     first, second = inspection.rows[:2]
     rows = (
-        replace(first, as_is=bad, converted={"exact": Outcome("exact"), "bf16": bad}),
-        replace(second, as_is=bad, converted={"exact": bad, "bf16": Outcome("exact")}),
+        replace(first, outcomes={AS_IT_IS: bad, "exact": Outcome("exact"), "bf16": bad}),
+        replace(second, outcomes={AS_IT_IS: bad, "exact": bad, "bf16": Outcome("exact")}),
     )
     made_up = replace(inspection, rows=rows)
-    advice = advise(made_up, [first.loader, second.loader])
+    advice = advise(made_up, [first.engine, second.engine])
     assert advice == Advice(True, None, ())
     assert repair_command(made_up, advice) is None
-    asked = [first.loader, second.loader]
+    asked = [first.engine, second.engine]
     page = inspected.page(replace(made_up, idle=()), asked, advice, None, Place("model", "a directory"))
     shown = " ".join(line.plain for line in page_lines(page, 80))
     assert unfolded(shown).endswith("No one profile is exact in all of these. The table shows what each one gives.")
@@ -150,8 +150,8 @@ def test_json_has_all_of_it() -> None:
 def test_verify_says_what_does_not_run_and_fails_only_where_it_was_asked(exact: Path) -> None:
     found = rewrite.verify(VL, exact, device="cpu", quick=True)
     assert found.ok
-    assert [row.versions for row in found.loaders if row.does_not_run][-1] == "0.5.17"
-    assert "cannot compute with it on cuda" in found.checks[-1].summary
+    assert [row.engine.versions for row in found.loaders if row.does_not_run][-1] == "0.5.17"
+    assert "without a kernel for OUT on cuda: SGLang 0.5.11 to 0.5.17; no other" in found.checks[-1].summary
     asked = rewrite.verify(VL, exact, device="cpu", quick=True, platform="rocm")
     assert not asked.ok
     assert any("does not run" in problem for problem in asked.checks[-1].problems)
@@ -168,7 +168,7 @@ def test_verify_takes_the_platform_from_the_command_line(exact: Path) -> None:
     assert failed.exit_code == 1
     shown = json.loads(failed.stdout)
     assert shown["settings"]["platform"] == "rocm"
-    (row,) = [row for row in shown["loaders"] if (row["loader"], row["versions"]) == ("SGLang", "0.5.23+")]
+    (row,) = [row for row in shown["loaders"] if f"{row['loader']} {row['versions']}" == row_of("sglang@0.5.23")]
     assert row["kernels_before"] == {card: ["torch"] for card in ("gfx942", "gfx950")}
     assert row["kernels_after"] == {card: ["torch, scaled afterwards"] for card in ("gfx942", "gfx950")}
 
@@ -182,8 +182,8 @@ def test_an_unknown_platform_is_refused() -> None:
 
 
 def test_several_platforms_are_the_worst_of_all(exact: Path) -> None:
-    assert kinds(exact, "sm90,rocm")["vLLM 0.27.0+"] == "does not run"
-    assert kinds(exact, "sm90,rocm")["SGLang 0.5.23+"] == "exact"
+    assert kinds(exact, "sm90,rocm")[row_of("vllm@0.32.0")] == "does not run"
+    assert kinds(exact, "sm90,rocm")[row_of("sglang@0.5.23")] == "exact"
     # What stops is known, whatever else is not.
     assert kinds(exact, "cpu,rocm")["SGLang 0.5.17"] == "does not run"
     result = run("inspect", VL, "--loader", "vllm", "--platform", "cuda", "--platform", "rocm", "-v")
@@ -225,6 +225,8 @@ def test_other_versions_that_serve_it_better_as_it_is() -> None:
 
 
 def test_a_version_that_was_asked_for_is_no_alternative() -> None:
+    """The oldest and the newest are asked for: those between them are left."""
     inspection = rewrite.inspect_checkpoint(VL)
-    (found,) = advise(inspection, chosen("vllm@0.19.1", "vllm@0.32.0")).alternatives
-    assert found.versions == "0.20.0 to 0.26.0"
+    oldest, first, *_, last, newest = rewrite.find_loaders("vllm")
+    (found,) = advise(inspection, (oldest, newest)).alternatives
+    assert found.versions == last.versions_from(first)

@@ -52,9 +52,9 @@ def test_the_command_that_is_named_repairs(name: str, groups: str, tmp_path: Pat
         before = rewrite.inspect_checkpoint(FIXTURES / name, selection="all" if groups == "all" else "qkvz")
         after = rewrite.inspect_checkpoint(out, selection="all" if groups == "all" else "qkvz")
         left = advise(after, chosen)
-        affected = {row.loader for row in after.affected(chosen)}
+        affected = {row.engine for row in after.affected(chosen)}
         assert bool(affected) == bool(unserved)
-        assert {row.loader for row in before.affected(chosen)} > affected  # some loader is repaired
+        assert {row.engine for row in before.affected(chosen)} > affected  # some loader is repaired
         assert affected == _named_in(unserved, chosen)
         assert left.needed == bool(unserved)
 

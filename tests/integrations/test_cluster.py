@@ -139,7 +139,8 @@ def test_a_cluster_verifies_as_one_process_does(profile: str, scheduler: Any, vl
         assert there.to_json() == here.to_json()
         assert there.ok is not broken
     result = run("verify", vl, vl, "--quiet", "--device", "cpu", "--cluster", scheduler.scheduler_address)
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == 1
+    assert "FAILED: structure" in result.output
 
 
 def test_a_pool_of_processes_verifies_too(vl: Path, tmp_path: Path) -> None:

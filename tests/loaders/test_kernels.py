@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import rewrite
-from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN, KernelRule
+from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN, KernelFact
 from rewrite.loaders.kernels import PLATFORMS, judge, used
 from rewrite.loaders.ranges import version_key
 from rewrite.loaders.versions import LOADERS
@@ -24,17 +24,16 @@ NAMES = {"vllm": "vLLM", "sglang": "SGLang", "transformers": "transformers"}
 UNCLAIMED = {("vllm", "modelopt", "sm80"), ("sglang", "modelopt", "sm80")}
 
 
-def covers(rule: KernelRule, version: str) -> bool:
-    last = rule.last or NEWEST_RUN[rule.engine]
-    return version_key(rule.first) <= version_key(version) <= version_key(last)
+def covers(rule: KernelFact, version: str) -> bool:
+    return rule.holds(version) and version_key(version) <= version_key(NEWEST_RUN[rule.engine])
 
 
-def rules_of(cell: dict[str, Any]) -> list[KernelRule]:
+def rules_of(cell: dict[str, Any]) -> list[KernelFact]:
     return [
         rule
         for rule in KERNEL_RULES
         if rule.engine == NAMES[cell["engine"]] and covers(rule, cell["version"])
-        if cell["platform"] in rule.platforms and cell["scheme"] in rule.schemes
+        if cell["platform"] in rule.applies.platforms and cell["scheme"] in rule.applies.schemes
     ]
 
 
@@ -45,10 +44,10 @@ def test_every_recorded_cell_is_what_the_rules_say() -> None:
         if not rules and (cell["engine"], cell["scheme"], cell["platform"]) in UNCLAIMED:
             continue
         (rule,) = rules
-        if rule.family is not None:
+        if rule.outcome.family is not None:
             assert cell["outcome"] == "runs", cell
-            assert set(cell["operators"] or [cell["kernel"]]) <= set(rule.calls), cell
-        elif not rule.loads:
+            assert set(cell["operators"] or [cell["kernel"]]) <= set(rule.outcome.calls), cell
+        elif not rule.outcome.loads:
             assert cell["outcome"] == "not built", cell
         elif cell["tokens"] > 1:
             assert cell["outcome"] == "raises", cell
@@ -56,9 +55,9 @@ def test_every_recorded_cell_is_what_the_rules_say() -> None:
             assert cell["outcome"] in ("raises", "runs"), cell
 
 
-def ends(rule: KernelRule) -> Iterator[tuple[str, str, str, str]]:
-    for version in (rule.first, rule.last or NEWEST_RUN[rule.engine]):
-        yield from ((rule.engine, version, p, s) for p in rule.platforms for s in rule.schemes)
+def ends(rule: KernelFact) -> Iterator[tuple[str, str, str, str]]:
+    for version in (rule.since, rule.until or NEWEST_RUN[rule.engine]):
+        yield from ((rule.engine, version, p, s) for p in rule.applies.platforms for s in rule.applies.schemes)
 
 
 def test_both_ends_of_every_rule_were_run() -> None:
@@ -71,8 +70,8 @@ def test_no_rule_begins_or_ends_within_a_range_of_loaders() -> None:
     """But for a platform that an engine has come to within it: vLLM's CPU runs Qwen3.5 from 0.32.0 on."""
     firsts, lasts = {(row.name, row.first) for row in LOADERS}, {(row.name, row.last) for row in LOADERS}
     for rule in KERNEL_RULES:
-        assert (rule.engine, rule.last) in lasts, rule
-        assert (rule.engine, rule.first) in firsts or rule.platforms == ("cpu",), rule
+        assert (rule.engine, rule.until) in lasts, rule
+        assert (rule.engine, rule.since) in firsts or rule.applies.platforms == ("cpu",), rule
 
 
 ROW_0511 = ("0.5.11", "0.5.11")
@@ -97,7 +96,7 @@ def test_a_platform_that_was_not_run_is_not_known() -> None:
     assert outcome is not None
     assert (outcome.kind, outcome.detail) == ("not known", "its kernels were not run on cpu")
     assert judge("SGLang", ("0.5.23", None), "cpu", set()) is None  # nothing is FP8
-    assert [each.text for each in used("SGLang", ("0.5.23", None), "cpu", {"tensor-static"})] == ["not known"]
+    assert used("SGLang", ("0.5.23", None), "cpu", {"tensor-static"}) == {"cpu": ("not known",)}
     early = judge("vLLM", ("0.20.0", "0.20.2"), "cpu", {"tensor-static"})  # vLLM runs Qwen3.5 there from 0.32.0 on
     assert early is not None
     assert early.kind == "not known"
@@ -106,24 +105,24 @@ def test_a_platform_that_was_not_run_is_not_known() -> None:
 def test_a_scheme_that_was_not_run_is_judged_by_loading_only() -> None:
     """Block scales: their kernels are others. What is shown says that they are not known."""
     assert judge("vLLM", ("0.27.0", None), "cuda", {"block-dynamic"}) is None
-    assert {each.families for each in used("vLLM", ("0.27.0", None), "cuda", {"block-dynamic"})} == {("not known",)}
+    assert set(used("vLLM", ("0.27.0", None), "cuda", {"block-dynamic"}).values()) == {("not known",)}
 
 
 def test_what_a_conversion_costs_is_shown() -> None:
     """FlashInfer multiplies layers with one scale only."""
-    shown = {each.card: each.text for each in used("vLLM", ("0.27.0", None), "cuda", {"tensor-static"})}
-    assert shown == {"sm89": "CUTLASS", "sm90": "CUTLASS", **dict.fromkeys(("sm100", "sm120"), "FlashInfer or CUTLASS")}
-    after = {each.text for each in used("vLLM", ("0.27.0", None), "cuda", {"channel-static"})}
-    assert after == {"CUTLASS"}
+    shown = used("vLLM", ("0.27.0", None), "cuda", {"tensor-static"})
+    old, new = ("CUTLASS",), ("FlashInfer or CUTLASS",)
+    assert shown == {"sm89": old, "sm90": old, "sm100": new, "sm120": new}
+    assert set(used("vLLM", ("0.27.0", None), "cuda", {"channel-static"}).values()) == {old}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_every_platform_is_known_to_some_rule(platform: str) -> None:
     for card in PLATFORMS[platform]:
-        assert any(card in rule.platforms for rule in KERNEL_RULES)
+        assert any(card in rule.applies.platforms for rule in KERNEL_RULES)
 
 
-GENERATIONS = json.loads(LOADER_MATRIX.read_text())["generation"]
+GENERATIONS = json.loads(LOADER_MATRIX.with_name("generation.json").read_text())["cells"]
 
 
 @pytest.mark.parametrize("cell", GENERATIONS, ids=lambda cell: f"{cell['fixture']}-{cell['profile']}")
@@ -132,7 +131,7 @@ def test_what_generates_on_cpu_is_what_was_predicted(cell: dict[str, Any]) -> No
     name, _, everything = cell["profile"].partition("-")
     selection: rewrite.Selection = "all" if everything else "qkvz"
     inspection = rewrite.inspect_checkpoint(FIXTURES / cell["fixture"], selection=selection, platform="cpu")
-    (row,) = [row for row in inspection.rows if row.loader in rewrite.find_loaders(f"vllm@{cell['version']}")]
+    (row,) = [row for row in inspection.rows if row.engine in rewrite.find_loaders(f"vllm@{cell['version']}")]
     outcome = row.as_is if name == "original" else row.converted[name]
     assert outcome is not None
     if cell["outcome"] == "raises":
@@ -144,13 +143,13 @@ def test_what_generates_on_cpu_is_what_was_predicted(cell: dict[str, Any]) -> No
 
 def test_the_note_of_exact_is_what_the_rules_say() -> None:
     """It is shown by `convert`, which knows no platform."""
-    stops = {(rule.engine, rule.platforms, rule.last) for rule in KERNEL_RULES if not rule.family and rule.loads}
-    assert stops == {
+    raising = [rule for rule in KERNEL_RULES if not rule.outcome.family and rule.outcome.loads]
+    assert {(rule.engine, rule.applies.platforms, rule.until) for rule in raising} == {
         ("vLLM", PLATFORMS["rocm"], None),
         ("vLLM", PLATFORMS["cpu"], None),
         ("SGLang", PLATFORMS["cuda"], "0.5.17"),
         ("SGLang", PLATFORMS["rocm"], "0.5.22"),
     }
-    assert {rule.schemes for rule in KERNEL_RULES if not rule.family and rule.loads} == {("channel-static",)}
+    assert {rule.applies.schemes for rule in raising} == {("channel-static",)}
     note = rewrite.PROFILES["exact"].notes["static"]
-    assert note.startswith("vLLM on CPU and ROCm, SGLang before 0.5.18 (ROCm: 0.5.23) load this, but cannot compute")
+    assert "stop at the first token: vLLM on CPU and ROCm, SGLang before 0.5.18 (ROCm: 0.5.23)." in note

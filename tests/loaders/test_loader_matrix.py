@@ -1,4 +1,4 @@
-"""Predictions against recorded runs of the real loaders (scripts/loader_matrix.sh --record).
+"""Predictions against recorded runs of the real loaders (scripts/evidence.sh loader_matrix --record).
 
 A cell that disagrees is a defect of the prediction in ``rewrite/loaders/``, or a loader that has changed.
 """
@@ -61,9 +61,9 @@ def outs(tmp_path_factory: pytest.TempPathFactory) -> Outs:
 def predicted(cell: dict[str, Any], outs: Outs) -> Outcome:
     (loader,) = find_loaders(f"{cell['engine']}@{cell['version']}")
     if cell["fixture"] in NVFP4 and cell["profile"] != "original":
-        (row,) = [row for row in outs(cell["fixture"], cell["profile"]).rows if row.loader == loader]
+        (row,) = [row for row in outs(cell["fixture"], cell["profile"]).rows if row.engine == loader]
         return row.as_is
-    (row,) = [row for row in inspection(cell["fixture"], selection_of(cell)).rows if row.loader == loader]
+    (row,) = [row for row in inspection(cell["fixture"], selection_of(cell)).rows if row.engine == loader]
     profile = cell["profile"].removesuffix("-all")
     outcome = row.as_is if profile == "original" else row.converted[profile]
     assert outcome is not None
@@ -215,7 +215,7 @@ def test_no_other_layer_is_served_worse() -> None:
 def test_the_readme_shows_the_recorded_table(option: str) -> None:
     """Generated, not written."""
     pytest.importorskip("tomllib")  # the script is for Python 3.11; the project's tests also run on 3.10
-    command = [str(ROOT / "scripts" / "loader_matrix.sh"), option]
+    command = [str(ROOT / "scripts" / "evidence.sh"), "loader_matrix", option]
     table = subprocess.run(command, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, check=True)
     assert table.stdout.decode().strip() in (ROOT / "rewrite" / "loaders" / "README.md").read_text()
 

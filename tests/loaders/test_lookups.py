@@ -132,7 +132,7 @@ def test_schemes_of_experts(layout: str, activations: Config | None, kind: str, 
         tmp_path / "in",
     )
     rows = rewrite.inspect_checkpoint(tmp_path / "in", selection="all").rows
-    (row,) = [row for row in rows if row.loader.name == "vLLM" and row.loader.covers("0.32.0")]
+    (row,) = [row for row in rows if row.engine.name == "vLLM" and row.engine.covers("0.32.0")]
     assert row.as_is.kind == kind
 
 
@@ -150,7 +150,7 @@ def make_mixed(base: str, folder: Path, fp8: tuple[str, ...], fp4: tuple[str, ..
 
 def kind_of(folder: Path, loader: str, version: str) -> str:
     rows = rewrite.inspect_checkpoint(folder, selection="all").rows
-    (row,) = [row for row in rows if row.loader.name == loader and row.loader.covers(version)]
+    (row,) = [row for row in rows if row.engine.name == loader and row.engine.covers(version)]
     return row.as_is.kind
 
 
@@ -183,5 +183,5 @@ def test_a_plain_layer_that_the_config_takes_for_quantized(copy_of: Callable[[st
     directory = copy_of("llmcompressor-llama")
     value = json.loads((directory / "config.json").read_text())["quantization_config"]
     edit_json(directory / "config.json", quantization_config={**value, "ignore": []})
-    rows = [row for row in rewrite.inspect_checkpoint(directory).rows if row.loader.name == "transformers"]
+    rows = [row for row in rewrite.inspect_checkpoint(directory).rows if row.engine.name == "transformers"]
     assert rows and all(row.as_is.kind == "not known" and "lm_head" in row.as_is.detail for row in rows)

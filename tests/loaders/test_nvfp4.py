@@ -24,7 +24,7 @@ def gate_up(gate: float | None, up: float | None, **more: object) -> GroupView:
 
 
 def as_is(inspection: rewrite.Inspection, loader: str, version: str) -> Outcome:
-    (row,) = [row for row in inspection.rows if row.loader.name == loader and row.loader.covers(version)]
+    (row,) = [row for row in inspection.rows if row.engine.name == loader and row.engine.covers(version)]
     return row.as_is
 
 

@@ -44,7 +44,7 @@ def test_partitions_end_where_blocks_do(one: BlockLayer, every_part: bool, slots
 
 def predicted(folder: Path, loader: str) -> Outcome:
     (found,) = find_loaders(loader)
-    (row,) = (row for row in rewrite.inspect_checkpoint(folder).rows if row.loader is found)
+    (row,) = (row for row in rewrite.inspect_checkpoint(folder).rows if row.engine is found)
     return row.as_is
 
 
@@ -84,7 +84,7 @@ def test_experts_per_tensor_with_activations_per_token_raise_in_sglang(tmp_path:
     """Seen in SGLang 0.5.23 and vLLM 0.32.0: AssertionError in ``compressed_tensors_w8a8_fp8_moe.py``."""
     source = rebuild("mfree-tensor-qwen3_5-moe-vl", tmp_path / "in")
     found = rewrite.inspect_checkpoint(source, selection="all").rows
-    kinds = {row.loader.name: row.as_is.kind for row in found if row.loader.last is None}
+    kinds = {row.engine.name: row.as_is.kind for row in found if row.engine.last is None}
     assert (kinds["SGLang"], kinds["vLLM"]) == ("fails to load", "fails to load")
 
 
@@ -139,7 +139,7 @@ def test_a_layer_quantized_in_part_in_mixed_precision(tmp_path: Path) -> None:
     groups = (("fp8-tensor-static", tuple(f"model.language_model.layers.0.{name}" for name in _with_parents(names))),)
     mixed = {"dialect": "modelopt MIXED_PRECISION", "base": "modelopt-qwen3_5-vl", "groups": groups, "ignore": ()}
     source = search_recipe(0, tmp_path / "in", **mixed)
-    rows = {row.loader: row.as_is for row in rewrite.inspect_checkpoint(source, selection="all").rows}
+    rows = {row.engine: row.as_is for row in rewrite.inspect_checkpoint(source, selection="all").rows}
     kinds = [rows[find_loaders(name)[0]].kind for name in ("SGLang@0.5.23", "vLLM@0.32.0")]
     assert kinds == ["not known", "fails to load"]
 
@@ -155,7 +155,7 @@ def test_sglang_looks_no_parts_up_in_a_llama(tmp_path: Path) -> None:
     for base, kind in (("llmcompressor-llama", "fails to load"), ("modelopt-qwen3_5-vl", "loses precision")):
         ignore = ("lm_head", "re:.*visual.*", "re:.*in_proj_[ab].*")
         source = search_recipe(0, tmp_path / base, base=base, ignore=ignore, **changes)
-        rows = {row.loader: row.as_is for row in rewrite.inspect_checkpoint(source, selection="all").rows}
+        rows = {row.engine: row.as_is for row in rewrite.inspect_checkpoint(source, selection="all").rows}
         assert rows[find_loaders("SGLang@0.5.23")[0]].kind == kind, base
         assert rows[find_loaders("vLLM@0.32.0")[0]].kind == "loses precision"
 
@@ -172,7 +172,7 @@ def test_nvfp4_of_a_module_with_several_partitions_in_vllm_0_19(tmp_path: Path) 
     """Phi-3, stored fused. Seen: q served as NaN in vLLM 0.19.1, right in 0.32.0."""
     changes = {"dialect": "compressed-tensors", "groups": (("nvfp4", ("Linear",)),), "kv_cache": False}
     source = search_recipe(0, tmp_path / "in", base="llmcompressor-phi3", ignore=("lm_head",), **changes)
-    rows = {row.loader: row.as_is for row in rewrite.inspect_checkpoint(source, selection="all").rows}
+    rows = {row.engine: row.as_is for row in rewrite.inspect_checkpoint(source, selection="all").rows}
     kinds = [rows[find_loaders(name)[0]].kind for name in ("vLLM@0.19.1", "vLLM@0.32.0")]
     assert kinds == ["garbled", "exact"]
 
@@ -233,6 +233,6 @@ def test_transformers_refuses_scales_without_a_dimension(tmp_path: Path) -> None
     for profile, kinds in (("exact", ["loses precision", "fails to load"]), ("portable", ["loses precision"] * 2)):
         rewrite.convert(FIXTURES / "modelopt-qwen3_5-vl", tmp_path / profile, profile=profile)
         rows = rewrite.inspect_checkpoint(tmp_path / profile).rows
-        assert [row.as_is.kind for row in rows if row.loader.name == "transformers"] == kinds
+        assert [row.as_is.kind for row in rows if row.engine.name == "transformers"] == kinds
     assert "without a dimension" in predicted(tmp_path / "exact", "transformers@5.24.0").detail
     assert predicted(FIXTURES / "llmcompressor-qwen3_5-vl", "transformers@5.24.0").kind == "exact"

@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 
 from rewrite.inspection.advice import advise, repair_command
-from rewrite.inspection.findings import Finding
-from rewrite.inspection.inspection import Inspection, LoaderRow
+from rewrite.inspection.inspection import Inspection
+from rewrite.ledger.fault import Fault
+from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
 from rewrite.loaders.versions import LOADERS
 from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
 from rewrite.report import inspected, verified
 from rewrite.report.checkpoints import Place, Side
 from rewrite.report.page import Page, Run
-from rewrite.verification.result import Check, PartitionNumbers, Served, Settings, Verification
+from rewrite.verification.result import Check, EngineChange, PartitionNumbers, Settings, Verification
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -44,7 +45,7 @@ def inspection(groups: tuple[GroupView, ...], **changes: object) -> Inspection:
     """With what the loader model says of these groups; nothing is converted."""
     some = groups[:200]  # of thousands the first: what loaders make of them takes minutes
     view = CheckpointView("qwen3_5", "compressed-tensors", True, "bfloat16", False, bool(groups), True, some)
-    rows = tuple(LoaderRow(loader, loader.serves(view, None), {}) for loader in LOADERS)
+    rows = tuple(Row(loader, {AS_IT_IS: loader.serves(view, None)}) for loader in LOADERS)
     values: dict[str, object] = {
         **{"path": "/somewhere/in", "selection": "qkvz", "model_type": "qwen3_5", "dialect": "compressed-tensors"},
         **{"shards": 1, "tensors": 1, "nbytes": 1, "schemes": {"float8": 1}, "groups": groups, "findings": ()},
@@ -58,7 +59,8 @@ def numbers(group: str, partition: str, before: float, fixed: float = 0.01, out:
 
 
 def verification(rows: tuple[PartitionNumbers, ...], **changes: object) -> Verification:
-    loaders = tuple(Served(loader.name, loader.versions, True, "garbled", "exact", "", -1, ()) for loader in LOADERS)
+    outcomes = {"IN": Outcome("garbled"), "OUT": Outcome("exact")}
+    loaders = tuple(EngineChange(loader, outcomes, change=-1) for loader in LOADERS)
     values: dict[str, object] = {
         **{"source": "/somewhere/in", "out": "/somewhere/out", "settings": Settings("cpu", 32, 0, "fixed")},
         "checks": tuple(Check(name, "ok", "all of it") for name in ("structure", "untouched", "weights", "outputs")),
@@ -126,6 +128,6 @@ def hostile() -> tuple[Verification, Inspection]:
     checks = tuple(Check(name, "FAILED", name, problems, name) for name in ("structure", *HOSTILE))
     source = inspection(
         tuple(found), model_type=HOSTILE[0], dialect=HOSTILE[1], schemes=dict.fromkeys(HOSTILE, 2),
-        findings=tuple(Finding(name, name) for name in HOSTILE), refusals=dict.fromkeys(HOSTILE, HOSTILE[0]),
+        findings=tuple(Fault("weights", name, name) for name in HOSTILE), refusals=dict.fromkeys(HOSTILE, HOSTILE[0]),
     )  # fmt: skip
     return verification(rows, checks=checks, digests=dict.fromkeys(HOSTILE, "0" * 64)), source

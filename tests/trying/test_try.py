@@ -19,6 +19,7 @@ from rewrite.cli.commands import main
 from rewrite.errors import UsageError
 from rewrite.trying import driver, engine, verdict
 from rewrite.trying.engine import EngineError
+from tests.support import unfolded
 from tests.trying import fake
 
 K = "model.layers.0.attn.k_proj"
@@ -178,7 +179,7 @@ def test_only_the_chosen_layers_are_loaded(checkpoint: Path) -> None:
 def test_the_command(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = run(monkeypatch, checkpoint, "--layers", "all")
     assert done.exit_code == 0, done.output
-    assert "Fake 1.0 on" in done.stdout and done.stdout.endswith("in Fake 1.0: exact\n")
+    assert "Fake 1.0 on" in done.stdout and unfolded(done.stdout).endswith("in Fake 1.0: exact")
     report = tmp_path / "record.json"
     done = run(monkeypatch, checkpoint, "--json", "--quiet", "--report", report, fault="slot 0 only")
     assert done.exit_code == 1

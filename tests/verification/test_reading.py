@@ -136,13 +136,13 @@ def test_rows_with_extreme_codes_are_in_the_sample(tall: Path, tall_out: Path, m
 
     seen: dict[str, set[int]] = {}
 
-    def rows(self: outputs.Looked, module: str, partition: Partition) -> tuple[range, ...]:
+    def rows(self: outputs.RowsToMultiply, module: str, partition: Partition) -> tuple[range, ...]:
         found = real(self, module, partition)
         seen.setdefault(f"{module} {partition.name}", set()).update(row for run in found for row in run)
         return found
 
-    real = outputs.Looked.rows
-    monkeypatch.setattr(outputs.Looked, "rows", rows)
+    real = outputs.RowsToMultiply.rows
+    monkeypatch.setattr(outputs.RowsToMultiply, "rows", rows)
     for seed in range(5):
         seen.clear()
         assert rewrite.verify(tall, tall_out, device="cpu", rows=64, seed=seed).ok

@@ -1,6 +1,6 @@
 """What engines were seen to make of the zoo is what inspect says: before a conversion, and after it.
 
-``engines.json`` is recorded by ``scripts/loader_matrix.sh --search 0 --record``.
+``engines.json`` is recorded by ``scripts/evidence.sh search 0 --record``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def test_engines_do_what_inspect_says(name: str, tmp_path: Path) -> None:
         inspection = rewrite.inspect_checkpoint(rebuild(name, tmp_path / "IN"), selection="all")
     except rewrite.Refused:
         return  # nothing is said of it
-    said = {row.loader: {"original": row.as_is, **row.converted} for row in inspection.rows}
+    said = {row.engine: {"original": row.as_is, **row.converted} for row in inspection.rows}
     for profile, seen in RECORD[name].items():
         for spec, kind in seen.items():
             (loader,) = find_loaders(spec.replace("==", "@"))

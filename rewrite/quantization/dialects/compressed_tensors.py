@@ -51,7 +51,8 @@ class CompressedTensors:
     def __init__(self, value: dict[str, Any]) -> None:
         self.value = value
         self._groups = _read_groups(value)
-        self._schemes = {name: _scheme(group, name) for name, group in self._groups.items()}
+        schemes: dict[str | None, Scheme | None] = {name: _scheme(g, name) for name, g in self._groups.items()}
+        self._schemes = {None: None, **schemes}
         self._ignore = strings(value.get("ignore") or [], f"{_WHERE}.ignore")
         targets = (_Target(p, group) for group, scheme in self._groups.items() for p in scheme["targets"])
         in_order = sorted(targets, key=lambda target: target.rank)
@@ -61,12 +62,12 @@ class CompressedTensors:
         self._ignored = frozenset(self._ignore)  # lists of 10,000 names are real
         self._ignore_patterns = [entry for entry in self._ignore if entry.startswith("re:")]
         self._patterns = Patterns()
-        self._found: dict[str, str | None] = {}  # the group of each name that no list has
+        self._listed = self._ignored.union(self._by_name)
+        self._found: dict[str, str | None] = {}  # the group of each name, those that are alike as one
         self._blind = not any(_SEES_DIGITS.search(pattern.replace("[0-9]", "")) for pattern in self._all_patterns())
 
     def scheme(self, module: str) -> Scheme | None:
-        group = self._group_of(module)
-        return None if group is None else self._schemes[group]
+        return self._schemes[self._group_of(module)]
 
     def scheme_of_group(self, group: str) -> Scheme | None:
         """The scheme that a config group states."""
@@ -108,8 +109,7 @@ class CompressedTensors:
     def shape_of(self, module: str) -> str:
         """The same for names that the config cannot tell apart: that differ in digits only, where no pattern has one.
         Names that the config lists one by one are like no other."""
-        listed = module in self._ignored or module in self._by_name
-        return f"={module}" if listed or not self._blind else "~" + module.translate(_DIGITS)
+        return f"={module}" if module in self._listed or not self._blind else f"~{module.translate(_DIGITS)}"
 
     def as_compressed_tensors(self, _layers: Layers) -> CompressedTensors:
         return self
@@ -170,6 +170,9 @@ class CompressedTensors:
         if self.value.get("kv_cache_scheme") is None:
             return self
         return CompressedTensors({**deepcopy(self.value), "kv_cache_scheme": None})
+
+    def as_compressed(self) -> CompressedTensors:
+        return CompressedTensors({**deepcopy(self.value), "quantization_status": "compressed"})
 
     def _all_patterns(self) -> Iterator[str]:
         yield from self._ignore_patterns
@@ -234,19 +237,17 @@ class CompressedTensors:
                 yield f"re:{lookahead}(?:{pattern})" if "|" in pattern else f"re:{lookahead}{pattern}"
 
     def _group_of(self, module: str) -> str | None:
-        if module in self._ignored or _class_of(module) in self._ignored:
-            return None
         shape = self.shape_of(module)
         if shape not in self._found:
             self._found[shape] = self._find_group(module)
         return self._found[shape]
 
     def _find_group(self, module: str) -> str | None:
-        if self._is_target(self._ignore_patterns, module):
+        own = _class_of(module)
+        if module in self._ignored or own in self._ignored or self._is_target(self._ignore_patterns, module):
             return None
         if module in self._by_name:
             return self._by_name[module]
-        own = _class_of(module)
         targets = (t for t in self._targets if t.pattern == own or self._patterns.matches(t.pattern, module))
         return next((target.group for target in targets), None)
 

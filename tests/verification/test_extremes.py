@@ -1,0 +1,106 @@
+"""Scales that no calibration should leave: a right conversion passes all the same, whatever engines made of IN."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+import rewrite
+from rewrite.loaders.versions import find_loaders
+from tests.support import FIXTURES, raw_tensors, replace_tensor
+
+QKV = "layers.0.linear_attn.in_proj_qkv"
+Z = "layers.0.linear_attn.in_proj_z"
+DOWN = "layers.0.mlp.down_proj"
+
+
+def extreme(name: str, values: dict[str, float | None], tmp_path: Path) -> Path:
+    """A copy of a fixture with other scales; None: all of the tensor is 0."""
+    copy = Path(shutil.copytree(FIXTURES / name, tmp_path / "in"))
+    for tensor, (_, dtype, shape, data) in raw_tensors(copy).items():
+        for end, value in values.items():
+            if tensor.endswith(end):
+                raw = bytes(len(data)) if value is None else struct.pack("<f", value)[0 if dtype == "F32" else 2 :]
+                replace_tensor(copy, tensor, raw, shape)
+    return copy
+
+
+@pytest.mark.parametrize("profile", ["exact", "dynamic", "portable", "dequantized"])
+@pytest.mark.parametrize("name", ["llmcompressor-qwen3_5-text", "fp8-qwen3_5-vl"])
+@pytest.mark.parametrize("scale", [1e30, 1e18, 1e-12, 1e-30])
+@pytest.mark.parametrize("modules", [(QKV,), (QKV, Z)])
+def test_weight_scales(modules: tuple[str, ...], scale: float, name: str, profile: str, tmp_path: Path) -> None:
+    """Engines dequantize to float16, where these are infinite or 0: a fault of IN."""
+    source = extreme(name, {f"{module}.weight_scale": scale for module in modules}, tmp_path)
+    rewrite.convert(source, tmp_path / "out", profile=profile)
+    found = rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4)
+    assert found.ok, [problem for check in found.checks for problem in check.problems]
+
+
+@pytest.mark.parametrize("weights", [None, "kept"])
+@pytest.mark.parametrize("scale", [0.0, 1e18, 3e38, 1e-40, float("inf"), float("nan")])
+def test_input_scales_of_layers_that_no_sample_reached(scale: float, weights: str | None, tmp_path: Path) -> None:
+    """``portable`` drops them."""
+    zeros = {f"{DOWN}.weight": None} if weights is None else {}
+    source = extreme("llmcompressor-qwen3_5-text", {f"{DOWN}.input_scale": scale, **zeros}, tmp_path)
+    rewrite.convert(source, tmp_path / "out", profile="portable")
+    found = rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4)
+    assert found.ok, [problem for check in found.checks for problem in check.problems]
+
+
+@pytest.mark.parametrize("scale", [1e18, 1e30, 1e-40])
+def test_a_layer_of_zeros(scale: float, tmp_path: Path) -> None:
+    """A vision tower that no sample reached."""
+    source = extreme("llmcompressor-qwen3_5-text", {f"{DOWN}.weight": None, f"{DOWN}.weight_scale": scale}, tmp_path)
+    rewrite.convert(source, tmp_path / "out", profile="portable")
+    assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok
+
+
+def test_a_wrong_row_is_still_found_beside_an_extreme_scale(tmp_path: Path) -> None:
+    """What engines lose of IN does not excuse OUT."""
+    source = extreme("llmcompressor-qwen3_5-text", {f"{QKV}.weight_scale": 1e30}, tmp_path)
+    rewrite.convert(source, tmp_path / "out")
+    name = next(tensor for tensor in raw_tensors(tmp_path / "out") if tensor.endswith(f"{QKV}.weight_scale"))
+    raw = raw_tensors(tmp_path / "out")[name][3]
+    replace_tensor(tmp_path / "out", name, struct.pack("<f", 1e29)[2:] + raw[2:])
+    found = rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4)
+    failed = {check.name: check.problems for check in found.checks if check.verdict == "FAILED"}
+    assert any("q, outputs" in problem for problem in failed["outputs"])
+
+
+def test_engines_that_compute_with_in_and_not_with_out_are_named(vl: Path, tmp_path: Path) -> None:
+    """And fail where they are asked for."""
+    rewrite.convert(vl, tmp_path / "out")
+    found = rewrite.verify(vl, tmp_path / "out", device="cpu", tokens=4)
+    rows = [row for row in found.loaders if row.stopped]
+    assert (
+        [tuple(outcome.kind for outcome in row.outcomes.values()) for row in rows]
+        == [("loses precision", "does not run")] * len(rows)
+        != []
+    )
+    (engines,) = [check for check in found.checks if check.name == "loaders"]
+    assert engines.summary.startswith("without a kernel for OUT on cuda: SGLang 0.5.11 to 0.5.17; no other known")
+    (engine,) = find_loaders("sglang@0.5.17")
+    asked = rewrite.verify(vl, tmp_path / "out", device="cpu", tokens=4, loader=engine)
+    assert {check.name for check in asked.checks if check.verdict == "FAILED"} == {"loaders"}
+
+
+@pytest.mark.parametrize("profile", ["exact", "rescaled"])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_global_scales_that_need_no_other_block_scale(zeros: bool, profile: str, tmp_path: Path) -> None:
+    """0.1 percent apart, or of a layer of zeros: each block scale rounds to what it was."""
+    source = Path(shutil.copytree(FIXTURES / "llmcompressor-qwen3_5-nvfp4", tmp_path / "in"))
+    tensors = raw_tensors(source)
+    for name in tensors:
+        if name.endswith("up_proj.weight_global_scale"):
+            other = name.replace("up_proj", "gate_proj")
+            (value,) = struct.unpack("<f", tensors[other][3])
+            replace_tensor(source, name, struct.pack("<f", value * (2.5 if zeros else 1.001)), tensors[name][2])
+            for blocks in (each.replace("global_scale", "scale") for each in (name, other) if zeros):
+                replace_tensor(source, blocks, bytes(len(tensors[blocks][3])), tensors[blocks][2])
+    rewrite.convert(source, tmp_path / "out", profile=profile)
+    found = rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4)
+    assert found.ok, [problem for check in found.checks for problem in check.problems]

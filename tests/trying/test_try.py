@@ -341,7 +341,7 @@ def test_verify_tries_both(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tm
     document = json.loads(answer("doubled", "--try", "--json", "--quiet").stdout)
     jsonschema.validate(document, schemas.schema("verify"), jsonschema.Draft202012Validator)
     assert [each["verdict"] for each in document["try"]["trials"]] == ["garbled", "garbled"]
-    assert "garbled (in Fake 1.0)" in answer("doubled", "--try").stdout.replace("\n", " ")
+    assert "garbled (in Fake 1.0)" in " ".join(answer("doubled", "--try").stdout.split())
     assert answer("", "--try").exit_code == plain
     assert answer("doubled", "--try").exit_code == 1
     started = answer("does not start", "--try")

@@ -80,7 +80,7 @@ def _client_of(_process: int) -> Any:
     )  # fmt: skip
     client = boto3.session.Session().client("s3", config=settings)
     # A redirect that does not say the region: botocore would ask for it, and be redirected again, without an end.
-    unknown = SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": {}}}
+    unknown: Any = SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": {}}}
     client.meta.events.register("before-call.s3.HeadBucket", lambda **_: unknown)
     return client
 

@@ -32,9 +32,11 @@ def test_of_the_hub(hub: HubStub, text: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("rewrite.integrations.http.ATTEMPTS", 1)
     monkeypatch.setattr("rewrite.integrations.remote.HEAD", 1024)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    hub.add("org/model", text)
-    hub.gated.add("org/model")
+    for name in ("org/model", "org/other"):  # the first one will be in the cache
+        hub.add(name, text)
+        hub.gated.add(name)
     hub.signed = True
+    hub.cdn.url = hub.cdn.url.replace("127.0.0.1", "localhost")  # huggingface_hub goes by names, not by ports
     plan = tmp_path / "written" / "plan.json"
     plan.parent.mkdir()
     printed = [
@@ -49,9 +51,9 @@ def test_of_the_hub(hub: HubStub, text: Path, tmp_path: Path, monkeypatch: pytes
         printed.append(said("verify", "org/model", out, option, plan.with_name(f"a{option}.html"), code=0))
     for fault in (Fault("status", 403), Fault("status", 500), Fault("drop"), Fault("whole"), Fault("shifted")):
         hub.cdn.misbehave = lambda request, fault=fault: fault  # type: ignore[misc]
-        printed += [said("inspect", "org/model", code=4), said("convert", "hf://org/model", tmp_path / "no", code=4)]
+        printed += [said("inspect", "org/other", code=4), said("convert", "hf://org/other", tmp_path / "no", code=4)]
     hub.token = "another"
-    printed.append(said("inspect", "org/model", code=4))
+    printed.append(said("inspect", "org/other", code=4))
     written = tree(plan.parent)
     assert {"plan.json", "out/rewrite_manifest.json", "inspection.html", "a--attest.html"} <= written.keys()
     assert not _found(printed, written)

@@ -69,19 +69,10 @@ NOTES: frozenset[Code] = frozenset({"mtp-missing", "block-sample"})
 #: What engines end with, or read as other numbers, and what no edit of a config mends: ``convert`` refuses it.
 REFUSED: frozenset[Code] = frozenset(
     (
-        "label",
-        "mtp-label",
-        "no-role",
-        "no-scale",
-        "scale-shape",
-        "no-input-scale",
-        "router",
-        "no-matrix",
-        "kv-scale-alone",
-        "kv-scale-shape",
+        *("label", "no-scale", "scale-shape", "no-input-scale", "no-role", "router", "no-matrix"),
+        *("plain-layer", "fused-name", "mtp-format", "mtp-label", "kv-scale-alone", "kv-scale-shape"),
     )
 )
-
 #: What only the values of scales show.
 VALUES: frozenset[Code] = frozenset({"scale-value", "scale-size", "scale-inverse", "block-sample"})
 

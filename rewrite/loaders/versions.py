@@ -54,6 +54,7 @@ from rewrite.loaders.of_faults import (
     OfFault,
     codes_are_served,
     fp8_is_no_nvfp4,
+    is_beside,
     nan_is_refused,
     not_known,
     plain_weights_are_cast,
@@ -308,6 +309,8 @@ class Loader(Engine):
 
     def of_fault(self, fault: Fault) -> Outcome | None:
         """What comes of a fault; None: nothing that is about the weights."""
+        if is_beside(fault):
+            return None
         known = (fact.outcome(fault) for fact in self.of_faults if fact.applies == fault.code)
         return next((outcome for outcome in known if outcome is not None), None) or not_known(fault)
 

@@ -46,7 +46,7 @@ TITLES: Mapping[Code, str] = {
     "no-role": "a scale that its layer has no place for",
     "scale-value": "a scale of",
     "scale-size": "a scale that is probably wrong",
-    "scale-inverse": "a global scale that is probably the reciprocal of what is meant",
+    "scale-inverse": "a scale that is probably the reciprocal of what is meant",
     "no-config": "FP8 weights, and no config says how they are quantized",
     "status": "quantization_status is not compressed",
     "router": "a quantized router: engines build it as a plain layer",

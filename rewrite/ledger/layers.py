@@ -79,6 +79,9 @@ def _without_role(kind: Kind) -> Iterator[Fault]:
         return  # a format that is not read
     name = weight.name.rpartition(".")[2]
     named = {each for form in forms if name in form.weights for scale in form.scales for each in scale.names}
+    for scale in (scale for form in forms if name in form.weights for scale in form.scales):
+        if len(twice := [each for each in scale.names if each in kind.form.tensors]) > 1:
+            yield Fault("no-role", f"{kind.names[0]}.{twice[1]}", twice[1], f"{twice[0]} alone", AGAIN, len(kind.names))
     for odd in sorted(SCALE_NAMES.difference(named, ("scale",)).intersection(kind.form.tensors)):
         expected = f"the scales of {scheme.text}" if scheme and forms else "no scale beside plain weights"
         yield Fault("no-role", f"{kind.names[0]}.{odd}", odd, expected, AGAIN, len(kind.names))

@@ -183,7 +183,7 @@ def quark_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
 
 
 def vocabulary_has_no_scale(checkpoint: CheckpointView) -> Outcome | None:
-    """vLLM builds embeddings plain, and ``lm_head``, too, where only the class ``Linear`` is a target: 0.19.1 and 0.32.0
+    """vLLM builds embeddings plain, and ``lm_head``, too, where only the class ``Linear`` is a target: 0.19.1 and 0.32
     were run, and have no parameter for the scales ("no module or parameter named lm_head.input_scale")."""
     name = checkpoint.fp8_vocabulary
     return None if name is None else Outcome("fails to load", f"has no place for the scales of {name}")

@@ -24,7 +24,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 STORED = {"INT8": ("weight", "I8", 1), "INT4": ("weight_packed", "I32", 8), "NVFP4": ("weight_packed", "U8", 2)}
 _ONE = b"\x80\x3f"  # in BF16
-SCALES = {
+SCALES: dict[str, dict[str, tuple[str, tuple[int, ...], bytes]]] = {
     "INT8": {"model.layers.0.mlp.extra.weight_scale": ("BF16", (16, 1), _ONE * 16)},
     "INT4": {"model.layers.0.mlp.extra.weight_scale": ("BF16", (16, 1), _ONE * 16)},
     "NVFP4": {

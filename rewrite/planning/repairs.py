@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
 from rewrite.ledger.fault import Code
@@ -13,6 +15,9 @@ from rewrite.quantization.scheme import Dequantized, Dialect
 
 #: The faults that an edit of config.json mends: layers that are left alone, and a status.
 OF_PLAIN_LAYERS: frozenset[Code] = frozenset({"plain-layer", "fused-name", "mtp-format"})
+_MANY = 64
+_NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
+_ESCAPED_NUMBER = re.compile(r"(?<=\\\.)[0-9]+(?=\\\.)")
 MENDED = OF_PLAIN_LAYERS | {"status"}
 
 
@@ -54,4 +59,19 @@ def _leaving_alone(plain: tuple[str, ...], dialect: Dialect, model: Model) -> Di
         for group in model.groups.whole
         if names.issuperset(module.name for module in group.modules) and group.name not in names
     )
-    return dialect.without(Dequantized(plain, fused, (*plain, *fused)))
+    return dialect.without(Dequantized(plain, fused, tuple(_targets((*plain, *fused), model))))
+
+
+def _targets(names: tuple[str, ...], model: Model) -> Iterator[str]:
+    """The names; where there are many that differ in numbers only, as of experts, one pattern for them, if no quantized
+    layer has such a name."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_NUMBER.sub("0", name), []).append(name)
+    quantized = {_NUMBER.sub("0", kind.form.pattern) for kind in model.kinds if not kind.first.plain}
+    for shape, own in alike.items():
+        if len(own) <= _MANY or shape in quantized:
+            yield from own
+        else:
+            tail = re.escape(own[0].removeprefix("model.").removeprefix("language_model."))
+            yield f"re:.*{_ESCAPED_NUMBER.sub('[0-9]+', tail)}$"

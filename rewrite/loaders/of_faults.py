@@ -26,10 +26,12 @@ HARMLESS: frozenset[Code] = frozenset(
 
 
 def not_known(fault: Fault) -> Outcome | None:
-    """Towers beside the language model were not run."""
-    if fault.code in HARMLESS or is_vision(fault.where.rpartition(": ")[2]):
-        return None
-    return Outcome("not known", fault.what)
+    return None if fault.code in HARMLESS else Outcome("not known", fault.what)
+
+
+def is_beside(fault: Fault) -> bool:
+    """Of a tower beside the language model, which alone was run."""
+    return is_vision(_tensor(fault))
 
 
 def plain_weights_are_cast(fault: Fault) -> Outcome | None:

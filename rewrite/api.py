@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import TypedDict
@@ -11,9 +11,11 @@ from typing import TypedDict
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.conversion import Conversion, absolute, address_of
 from rewrite.errors import UsageError
+from rewrite.inspection.advice import choose
 from rewrite.inspection.findings import Finding
 from rewrite.inspection.inspection import Inspection, inspect_model
 from rewrite.integrations.addresses import Address, open_storage, scheme_of
+from rewrite.loaders.asked import NEWEST
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS, is_platform
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, view_model
@@ -82,27 +84,41 @@ def _known_platform(platform: str | None) -> None:
 
 
 def make_plan(
-    checkpoint: Checkpoint, profile: str = "exact", selection: Selection = "qkvz", kv_scales: KvScales = "keep"
+    checkpoint: Checkpoint,
+    profile: str | None = "exact",
+    selection: Selection = "qkvz",
+    kv_scales: KvScales = "keep",
+    engines: Collection[Loader] = NEWEST.engines,
+    platform: str = DEFAULT_PLATFORM,
 ) -> Plan:
     """What :func:`convert` would do, as data. Raises as :func:`convert`; writes nothing."""
-    return planner.make_plan(interpret(checkpoint), profile, selection, kv_scales)
+    _known_platform(platform)
+    model = interpret(checkpoint)
+    if profile is not None:
+        return planner.make_plan(model, profile, selection, kv_scales)
+    choice = choose(model, selection, engines, platform)
+    return planner.make_plan(model, choice.profile, selection, kv_scales, choice.chosen, choice.notes)
 
 
-class Choice(TypedDict):
+class Wanted(TypedDict):
     """What a conversion is to make: arguments of :func:`make_plan`."""
 
-    profile: str
+    profile: str | None
     selection: Selection
     kv_scales: KvScales
+    engines: Collection[Loader]
+    platform: str
 
 
 def plan_conversion(
     src: Address,
     dst: str | os.PathLike[str],
     *,
-    profile: str = "exact",
+    profile: str | None = "exact",
     selection: Selection = "qkvz",
     kv_scales: KvScales = "keep",
+    engines: Collection[Loader] = NEWEST.engines,
+    platform: str = DEFAULT_PLATFORM,
     overwrite: bool = False,
     copy: bool = False,
     created: str | None = None,
@@ -113,7 +129,7 @@ def plan_conversion(
     """
     scheme_of(dst)  # refuses what is not written, before anything is read
     storage = open_storage(src)
-    plan = make_plan(open_checkpoint(storage), profile, selection, kv_scales)
+    plan = make_plan(open_checkpoint(storage), profile, selection, kv_scales, engines, platform)
     return Conversion(
         plan, address_of(storage), absolute(dst), overwrite, copy, created, create_pr=create_pr, storage=storage
     )
@@ -123,9 +139,11 @@ def convert(
     src: Address,
     dst: str | os.PathLike[str],
     *,
-    profile: str = "exact",
+    profile: str | None = "exact",
     selection: Selection = "qkvz",
     kv_scales: KvScales = "keep",
+    engines: Collection[Loader] = NEWEST.engines,
+    platform: str = DEFAULT_PLATFORM,
     workers: int = DEFAULT_WORKERS,
     overwrite: bool = False,
     copy: bool = False,
@@ -133,6 +151,7 @@ def convert(
     progress: Progress | None = None,
     executor: Executor | None = None,
     create_pr: bool = False,
+    on_plan: Callable[[Plan], object] | None = None,
 ) -> Manifest:
     """Convert the checkpoint ``src`` into the new directory ``dst``, the new prefix ``s3://bucket/prefix`` or the model
     ``hf://org/name``, and say what changed.
@@ -140,24 +159,28 @@ def convert(
     ``src`` is what :func:`open_checkpoint` takes. Between two places of one store, the store copies what does not
     change. A model of the hub is downloaded through the cache of huggingface_hub. ``create_pr`` makes a pull request
     to an output on the hub.
-    ``profile`` is a key of :data:`PROFILES`; ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
+    ``profile`` is a key of :data:`PROFILES`; None: the one that makes ``src`` exact in ``engines`` on ``platform`` with
+    the least change, as :func:`inspect_checkpoint` and ``rewrite inspect`` advise; the manifest notes it.
+    ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
     ``kv_scales`` "drop" leaves out the scales of an FP8 KV cache; ``dequantized`` always does.
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
     written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared
     with ``src`` where the filesystem can; ``created`` is a time to note in the manifest; ``progress(done, total)`` is
     called with bytes. ``executor``, any of :mod:`concurrent.futures`, writes the files in place of threads: its workers
-    must see ``src`` and the parent of ``dst``. ``counts`` of the result says how many bytes were shared, copied and
-    written.
+    must see ``src`` and the parent of ``dst``. ``on_plan`` is called with the plan before anything is written.
+    ``counts`` of the result says how many bytes were shared, copied and written.
 
     Raises :class:`rewrite.errors.Refused` for a checkpoint that cannot be converted with certainty (before anything is
     written), :class:`rewrite.errors.UsageError` for arguments that make no sense and
     :class:`rewrite.errors.StorageError` when reading or writing fails.
     """
-    what = Choice(profile=profile, selection=selection, kv_scales=kv_scales)
+    what = Wanted(profile=profile, selection=selection, kv_scales=kv_scales, engines=engines, platform=platform)
     conversion = plan_conversion(
         src, dst, **what, overwrite=overwrite, copy=copy,
         created=created, create_pr=create_pr,
     )  # fmt: skip
+    if on_plan is not None:
+        on_plan(conversion.plan)
     if executor is None:
         conversion = conversion.downloaded(workers, progress, partial(make_plan, **what))
     return conversion.publish(workers, progress, executor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,12 @@ from rewrite.cli.common import (
     quiet_option,
     reporting,
     say,
+    say_all,
     show,
     verbose_option,
     workers_option,
 )
-from rewrite.cli.engines import for_option, platform_option
+from rewrite.cli.engines import asked_words, for_option, platform_option
 from rewrite.cli.progress import Completed, progress_bar, reading_bar
 from rewrite.inspection.advice import advise, repair_command
 from rewrite.integrations import attestation
@@ -118,14 +119,15 @@ def inspect(
             asked.assumptions(platform),
             reports.place_of(storage),
         )
-        command = repair_command(found, advice, *endpoint_words(context))
+        words = asked_words(asked, platform)
+        command = repair_command(found, advice, *words, *endpoint_words(context))
         if report_file is not None:
             run = reports.run_of(context, {"checkpoint": place.name}, assumptions)
-            published = repair_command(replace(found, path=place.name), advice)
+            published = repair_command(replace(found, path=place.name), advice, *words)
             files.write(inspected.page(found, asked.engines, advice, published, place, run), report_file)
         for line in [*_traffic_lines(storage, found.nbytes), *assumptions]:
             say(line, quiet)
-        said = {"advice": {**asdict(advice), "command": command}, "assumptions": assumptions}
+        said = {"advice": {**advice.to_json(), "command": command}, "assumptions": assumptions}
         show(
             lambda: inspected.page(found, asked.engines, advice, command, replace(place, name=found.path)),
             lambda: named("inspect", {**found.to_json(), **said, **_traffic(storage)}),
@@ -153,9 +155,11 @@ def convert(
     create_pr: bool,
     as_json: bool,
     quiet: bool,
+    asked: Asked,
+    platform: str,
     **how: Any,
 ) -> None:
-    """Write the checkpoint IN to the new directory OUT, with an explicit scale for every partition.
+    """Write the checkpoint IN to the new directory OUT, repaired for the engines of --for.
 
     IN may also be a model on the Hugging Face hub (org/name, hf://org/name) or lie in a bucket (s3://bucket/prefix). So
     may OUT: hf://org/name, where a new model is made private, or s3://bucket/prefix.
@@ -168,7 +172,9 @@ def convert(
         started = time.monotonic()
         if dry_run:
             checkpoint = rewrite.open_checkpoint(source)
-            plan = rewrite.make_plan(checkpoint, how["profile"], how["selection"], how["kv_scales"])
+            plan = rewrite.make_plan(
+                checkpoint, how["profile"], how["selection"], how["kv_scales"], asked.engines, platform
+            )
             show(
                 lambda: converted.planned(plan, reports.headline_of(checkpoint)),
                 lambda: named("plan", plan.to_json()),
@@ -177,10 +183,9 @@ def convert(
             return
         with progress_bar(quiet) as bar, executor_of(cluster) as executor:
             manifest = rewrite.convert(
-                source, out, workers=workers, progress=bar.show, executor=executor, create_pr=create_pr, **how
-            )
-        for note in manifest.notes:
-            say(note, quiet)
+                source, out, workers=workers, progress=bar.show, executor=executor, create_pr=create_pr,
+                engines=asked.engines, platform=platform, on_plan=lambda plan: say_all(plan, quiet), **how,
+            )  # fmt: skip
         show(
             lambda: converted.converted(manifest, out, time.monotonic() - started),
             lambda: named("convert", manifest.to_json()),

@@ -13,11 +13,17 @@ from rewrite.loaders.asked import CARDS, Asked, ask_for
 
 def _asked(context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> Asked:
     if context.params.pop("every", False):
-        return Asked(rewrite.LOADERS)
+        return Asked(rewrite.LOADERS, options=("--all-engines",))
     try:
         return ask_for(names)
     except rewrite.UsageError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def asked_words(asked: Asked, platform: str) -> tuple[str, ...]:
+    """The options again, for a command that is shown."""
+    names = () if platform == rewrite.DEFAULT_PLATFORM else platform.split(",")
+    return (*asked.options, *(word for name in names for word in ("--platform", name)))
 
 
 def for_option(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,11 +17,12 @@ from rewrite.cli.common import (
     json_option,
     quiet_option,
     reporting,
-    say,
+    say_all,
     show,
     workers_option,
 )
 from rewrite.cli.progress import progress_bar
+from rewrite.loaders.asked import Asked
 from rewrite.report import converted
 from rewrite.schemas import named
 
@@ -42,16 +43,17 @@ def _part(_context: click.Context, _option: click.Parameter, value: str) -> tupl
 @endpoint_option
 @json_option
 @quiet_option
-def plan(source: str, out: str, output: Path, as_json: bool, quiet: bool, **how: Any) -> None:
+def plan(
+    source: str, out: str, output: Path, as_json: bool, quiet: bool, asked: Asked, platform: str, **how: Any
+) -> None:
     """Plan the conversion of IN to OUT, for `run` and `finish`.
 
     IN and OUT must have the same paths wherever `run` and `finish` are called.
     """
     with reporting(as_json):
-        conversion = rewrite.plan_conversion(source, out, **how)
+        conversion = rewrite.plan_conversion(source, out, engines=asked.engines, platform=platform, **how)
         conversion.save(output)
-        for note in () if as_json else conversion.plan.manifest.notes:
-            say(note, quiet)
+        say_all(conversion.plan, quiet)
         show(
             lambda: converted.plan_written(conversion.plan, str(output)),
             lambda: named("plan", conversion.plan.to_json()),

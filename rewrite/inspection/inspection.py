@@ -10,7 +10,7 @@ from typing import Any
 from rewrite.errors import Refused
 from rewrite.inspection.findings import Finding, find_faults
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
-from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
+from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row, gap
 from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
@@ -43,9 +43,9 @@ class Inspection:
     platform: str | None = None  # what outcomes are about; None: loading only
 
     def affected(self, loaders: Iterable[Engine] = LOADERS) -> tuple[Row, ...]:
-        """The rows of ``loaders`` that do not serve the checkpoint exactly as it is."""
+        """The rows of ``loaders`` that are known not to serve the checkpoint exactly as it is."""
         chosen = set(loaders)
-        return tuple(row for row in self.rows if row.engine in chosen and row.as_is.kind != "exact")
+        return tuple(row for row in self.rows if row.engine in chosen and gap(row.as_is, row.as_is))
 
     @property
     def shown_profiles(self) -> list[str]:
@@ -82,18 +82,22 @@ def inspect_model(
     in_weights: Iterable[Finding] = (),
     profiles: Iterable[str] = PROFILES,
     enough_for: Collection[Loader] | None = None,
+    at_least_one: bool = False,
 ) -> Inspection:
     """Inspect a checkpoint. ``platform`` is where loaders compute with it; None: they load it only. ``in_weights`` is
     what was found by reading all weights; ``profiles`` are those that a conversion is planned with.
 
     ``enough_for``: plan no more of them than advice for these loaders needs: none where all of these are exact already,
-    else by the least change, up to the first that all of them are exact with. None: plan all.
+    else by the least change, up to the first that all of them are exact with. None: plan all. ``at_least_one``: plan
+    one also where none is needed.
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
     groups = model.select(selection)
     view = view_model(model, selection)
-    converted, refusals = _after_convert(model, view, selection, profiles, enough_for, platform)
+    needed = at_least_one or enough_for is None or not _all_exact(enough_for, view, view, platform)
+    some = profiles if enough_for is None else sorted(profiles, key=LEAST_CHANGE.index)
+    converted, refusals = _after_convert(model, view, selection, some if needed else (), enough_for, platform)
     states = {AS_IT_IS: _State(view, {}), **converted}
     rows = tuple(_row(loader, states, platform) for loader in LOADERS)
     findings = [*find_faults(model, groups), *in_weights]
@@ -154,23 +158,20 @@ def _after_convert(
     refuse."""
     views: dict[str, _State] = {}
     refusals: dict[str, str] = {}
-    if enough_for is not None:
-        profiles = sorted(profiles, key=LEAST_CHANGE.index)
-        if _all_exact(enough_for, view, platform):
-            return views, refusals
     for profile in profiles:
         try:
             after = views[profile] = _view_after(model, view, profile, selection)
         except Refused as refusal:
             refusals[profile] = refusal.what
             continue
-        if enough_for is not None and not after.losses and _all_exact(enough_for, after.view, platform):
+        if enough_for is not None and not after.losses and _all_exact(enough_for, view, after.view, platform):
             break
     return views, refusals
 
 
-def _all_exact(loaders: Iterable[Loader], view: CheckpointView, platform: str | None) -> bool:
-    return all(loader.serves(view, platform).kind == "exact" for loader in loaders)
+def _all_exact(loaders: Iterable[Loader], before: CheckpointView, after: CheckpointView, platform: str | None) -> bool:
+    """Of all that is known of ``loaders``."""
+    return not any(gap(loader.serves(before, platform), loader.serves(after, platform)) for loader in loaders)
 
 
 def _helps(row: Row, profile: str, others: Iterable[str]) -> bool:

@@ -42,6 +42,12 @@ class Outcome:
         return SEVERITY.index(self.kind)
 
 
+def gap(before: Outcome, after: Outcome) -> int:
+    """How far an engine is from serving a state of a checkpoint exactly: 0, it does; or as little is known of it as
+    was before, which is neither a fault nor a repair."""
+    return 0 if before.kind == after.kind == "not known" else after.severity
+
+
 @dataclass(frozen=True)
 class Row:
     """What an engine makes of a checkpoint in each of its states: as it is and converted with each profile that takes

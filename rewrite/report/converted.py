@@ -22,12 +22,20 @@ def _page(headline: str, sections: Iterable[Section] = (), closing: tuple[Cell, 
 def planned(plan: Plan, headline: str) -> Page:
     """What a conversion would do: the groups with the scale of each partition, and what is written."""
     manifest = plan.manifest
-    notes = Section("Notes", tuple(f"note: {note}" for note in manifest.notes), brief=True)
+    notes = Section("Notes", tuple(f"note: {note}" for note in (*choice(manifest), *manifest.notes)), brief=True)
     if not manifest.changed:
         return _page(headline, [notes], (f"{_NOTHING} The output would equal the input.",))
     groups = Section("Scales", tables=tuple(_group_tables(manifest.groups)), brief=True)
     size = f"{nbytes(plan.size)} ({nbytes(plan.shareable)} can be shared, not copied, where the filesystem can)"
     return _page(headline, [notes, groups], (f"Would write {size}: {_what_changes(manifest)}.",))
+
+
+def choice(manifest: Manifest) -> Iterator[str]:
+    """Which profile a conversion takes, for whom and why: one line, where nobody named it."""
+    chosen = manifest.chosen
+    if chosen is not None:
+        whom = f"{' and '.join(chosen.engines)} on {chosen.platform.replace(',', ', ')}"
+        yield f"profile {manifest.profile}, the least change for {whom}: {PROFILES[manifest.profile].summary}"
 
 
 def converted(manifest: Manifest, out: str, seconds: float) -> Page:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
 from typing import TypedDict
 
@@ -198,6 +199,7 @@ def verify(
     weights_only: bool = False,
     digest: bool = False,
     loader: Loader | None = None,
+    engines: Collection[Loader] | None = None,
     platform: str | None = None,
     workers: int = DEFAULT_WORKERS,
     progress: Progress | None = None,
@@ -216,9 +218,10 @@ def verify(
     :mod:`concurrent.futures`, reads the files and multiplies the groups: its workers must see both checkpoints, and
     have the ``device``.
 
-    ``loader`` is the one that serves ``dst`` (None: one with the fix); ``platform``, a key of :data:`PLATFORMS`, where
-    it does (None: CUDA). That loaders load ``dst`` and cannot compute with it fails the check only where ``loader`` or
-    ``platform`` was given: of that loader, or of all; else the report says so.
+    ``engines`` are those that ``dst`` is for: they must serve it on ``platform``, a key of :data:`PLATFORMS` (None:
+    CUDA), and none of them worse than ``src``. None: ``loader``, or no known engine may load it worse; with a
+    ``platform`` all must compute with it, too. ``loader`` is the one whose outputs are computed (None: one with the fix
+    of issue #38197).
 
     Raises :class:`rewrite.errors.Refused` for a source that does not add up, :class:`rewrite.errors.UsageError` for a
     device that is not there, or options that exclude each other, and :class:`rewrite.errors.StorageError` for a file
@@ -243,8 +246,9 @@ def verify(
         weights_only=weights_only,
     )
     promises = {profile.name: profile.promise for profile in PROFILES.values()}
-    asked = (loader,) if loader else LOADERS if platform else ()
-    predict = partial(_predict, platform=settings.platform, must_run=asked)
+    asked = tuple(engines) if engines is not None else (loader,) if loader else ()
+    must_run = asked or (LOADERS if platform else ())
+    predict = partial(_predict, platform=settings.platform, must_run=must_run, asked=asked)
     request = Request(promises, predict, settings, digest, workers, progress, on_check or _nobody, executor)
     return verify_storages(open_storage(src), open_storage(dst), request)
 
@@ -254,12 +258,19 @@ def _nobody(_name: str, _check: Check | None) -> None:
 
 
 def _predict(
-    source: Checkpoint, out: Checkpoint, expected: Expected, *, platform: str, must_run: Collection[Loader]
+    source: Checkpoint,
+    out: Checkpoint,
+    expected: Expected,
+    *,
+    platform: str,
+    must_run: Collection[Loader],
+    asked: Collection[Loader],
 ) -> tuple[EngineChange, ...]:
     """What every known loader makes of IN and OUT. Of those of ``must_run`` OUT must be computed with, too."""
     models = [interpret(checkpoint) for checkpoint in (source, out)]
     views = [view_model(model, expected.selection) for model in models]
-    return tuple(_change(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
+    changes = (_change(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
+    return tuple(replace(change, asked=change.engine in asked) for change in changes)
 
 
 def _change(
@@ -276,4 +287,7 @@ def _change(
         change = max(change, 1)  # also where IN does not run
     stopped = stops and runs_before.kind in ("exact", "loses precision")
     kernels = {state: loader.kernels(view, platform) for state, view in zip((IN, OUT), views, strict=True)}
-    return EngineChange(loader, {IN: old, OUT: running if stops else new}, kernels, judged, change, stops, stopped)
+    return EngineChange(
+        loader, {IN: old, OUT: running if stops else new}, kernels,
+        judged=judged, change=change, does_not_run=stops, stopped=stopped,
+    )  # fmt: skip

@@ -245,9 +245,10 @@ def verify(
     quiet: bool,
     **how: Any,
 ) -> None:
-    """Prove that OUT is IN converted: sound, untouched elsewhere, the same weights, outputs as served.
+    """Prove that OUT is IN converted, and say whether the engines of --for serve it.
 
-    Exits with 0 when OUT is verified, 1 when a check fails, 3 when IN is refused.
+    Three answers: the bytes are what the conversion promises; the engines serve OUT, and none worse than IN; what was
+    not checked. Exits with 0 when OUT is verified, 1 when one of the first two is not so, 3 when IN is refused.
     """
     if digest is None:
         digest = (report_file is not None or attest_file is not None) and not how["quick"]
@@ -268,7 +269,8 @@ def verify(
         loader = asked.engines[-1] if asked.words else None
         with progress_bar(quiet) as bar, executor_of(cluster) as executor:
             found = rewrite.verify(
-                *storages, digest=digest, loader=loader, platform=platform, progress=bar.show,
+                *storages, digest=digest, loader=loader, engines=None if asked.every else asked.engines,
+                platform=platform, progress=bar.show,
                 on_check=completed.following(bar), executor=executor, **how,
             )  # fmt: skip
         assumptions = asked.assumptions(platform)

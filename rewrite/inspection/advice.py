@@ -1,4 +1,4 @@
-"""Which profile serves the engines that were asked for, with the least change: `inspect` names it, `convert` takes it."""
+"""Which profile serves the engines that were asked for with the least change: what `inspect` names, `convert` takes."""
 
 from __future__ import annotations
 
@@ -11,15 +11,13 @@ from typing import Any
 from rewrite.errors import Unsupported
 from rewrite.inspection.inspection import LEAST_CHANGE, Inspection, inspect_model
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
-from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row, gap, merged
+from rewrite.loaders.outcome import AS_IT_IS, SERVED, Outcome, Row, gap, merged
 from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import Loader
 from rewrite.planning.manifest import Chosen
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
 from rewrite.wording import count
-
-_SERVED = ("exact", "loses precision")
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def _alternatives(inspection: Inspection, chosen: Collection[Engine]) -> Iterato
     does not load at all, or is not known, is no alternative."""
     for name in dict.fromkeys(row.engine.name for row in inspection.rows if row.engine in chosen):
         rows = [row for row in inspection.rows if row.engine.name == name]
-        others = [row for row in rows if row.engine not in chosen and row.as_is.kind in _SERVED]
+        others = [row for row in rows if row.engine not in chosen and row.as_is.kind in SERVED]
         worst = max(row.as_is.severity for row in rows if row.engine in chosen)
         least = min((row.as_is.severity for row in others), default=worst)
         if least < worst:

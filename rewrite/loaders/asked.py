@@ -36,6 +36,11 @@ class Asked:
     words: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
 
+    @property
+    def every(self) -> bool:
+        """Whether no engine is meant more than others."""
+        return self.engines == LOADERS
+
     def assumptions(self, platform: str | None) -> list[str]:
         """What is assumed of versions that are newer than those that were run, or older than those that were run on the
         platform."""

@@ -7,9 +7,11 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import TypedDict
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from rewrite.checkpoint.storage import Storage
 from rewrite.conversion import Conversion, absolute, address_of
 from rewrite.errors import UsageError
 from rewrite.inspection.advice import choose
@@ -153,6 +155,7 @@ def convert(
     executor: Executor | None = None,
     create_pr: bool = False,
     on_plan: Callable[[Plan], object] | None = None,
+    check: Callable[[Storage, Storage], object] | None = None,
 ) -> Manifest:
     """Convert the checkpoint ``src`` into the new directory ``dst``, the new prefix ``s3://bucket/prefix`` or the model
     ``hf://org/name``, and say what changed.
@@ -168,7 +171,8 @@ def convert(
     written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared
     with ``src`` where the filesystem can; ``created`` is a time to note in the manifest; ``progress(done, total)`` is
     called with bytes. ``executor``, any of :mod:`concurrent.futures`, writes the files in place of threads: its workers
-    must see ``src`` and the parent of ``dst``. ``on_plan`` is called with the plan before anything is written.
+    must see ``src`` and the parent of ``dst``. ``on_plan`` is called with the plan before anything is written,
+    and ``check`` with ``src`` and the complete output before anybody can see it: what it raises keeps it unpublished.
     ``counts`` of the result says how many bytes were shared, copied and written.
 
     Raises :class:`rewrite.errors.Refused` for a checkpoint that cannot be converted with certainty (before anything is
@@ -184,7 +188,7 @@ def convert(
         on_plan(conversion.plan)
     if executor is None:
         conversion = conversion.downloaded(workers, progress, partial(make_plan, **what))
-    return conversion.publish(workers, progress, executor)
+    return conversion.publish(workers, progress, executor, check)
 
 
 def verify(
@@ -228,6 +232,11 @@ def verify(
     that cannot be read or changes meanwhile. Whatever is wrong with ``dst`` is a failed check of the result.
     """
     _known_platform(platform)
+    if not weights_only and find_spec("torch") is None:
+        raise UsageError(
+            "Outputs are multiplied with torch, which is not installed", expected="torch",
+            hint="install it (README.md: Install), or compare weights only: --weights-only",
+        )  # fmt: skip
     from rewrite.verification.run import Request, choose_device, verify_storages  # numpy, perhaps torch
 
     if digest and quick:

@@ -18,6 +18,7 @@ import click
 import rewrite
 from rewrite.checkpoint.local import io_errors
 from rewrite.cli import cards, reports, split_run, trying
+from rewrite.cli.checked import CheckBefore
 from rewrite.cli.command_line import Recorded
 from rewrite.cli.common import (
     Address,
@@ -142,6 +143,9 @@ def inspect(
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @workers_option
 @cluster_option
+@click.option(
+    "--verify", "verified_first", is_flag=True, help="Verify the output first; publish nothing that is not verified."
+)
 @click.option("--create-pr", is_flag=True, help="Make a pull request; OUT is a model on the hub.")
 @endpoint_option
 @json_option
@@ -153,6 +157,7 @@ def convert(
     workers: int,
     cluster: str | None,
     create_pr: bool,
+    verified_first: bool,
     as_json: bool,
     quiet: bool,
     asked: Asked,
@@ -181,16 +186,20 @@ def convert(
                 as_json=as_json, quiet=quiet,
             )  # fmt: skip
             return
+        check = CheckBefore(out, asked, platform, workers) if verified_first else None
         with progress_bar(quiet) as bar, executor_of(cluster) as executor:
             manifest = rewrite.convert(
                 source, out, workers=workers, progress=bar.show, executor=executor, create_pr=create_pr,
-                engines=asked.engines, platform=platform, on_plan=lambda plan: say_all(plan, quiet), **how,
+                engines=asked.engines, platform=platform, on_plan=lambda plan: say_all(plan, quiet), check=check, **how,
             )  # fmt: skip
+        found = None if check is None else check.result(source)
         show(
             lambda: converted.converted(manifest, out, time.monotonic() - started),
-            lambda: named("convert", manifest.to_json()),
+            lambda: named("convert", {**manifest.to_json(), **({"verification": found.to_json()} if found else {})}),
             as_json=as_json, quiet=quiet,
         )  # fmt: skip
+        if found is not None and not as_json:
+            show(lambda: verified.page(found, brief=True), dict, as_json=False, quiet=quiet)
 
 
 for command in (split_run.plan, split_run.run, split_run.finish, trying.try_):

@@ -7,6 +7,7 @@ SIGINT and SIGTERM, as shells have them.
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import time
 from dataclasses import replace
@@ -40,10 +41,11 @@ from rewrite.cli.common import (
 from rewrite.cli.engines import asked_words, for_option, platform_option
 from rewrite.cli.progress import Completed, progress_bar, reading_bar
 from rewrite.inspection.advice import advise, repair_command
+from rewrite.inspection.findings import SEVERITIES, Severity
 from rewrite.integrations import attestation
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.loaders.asked import Asked
-from rewrite.report import converted, files, inspected, verified
+from rewrite.report import converted, files, inspected, machine, verified
 from rewrite.schemas import named
 from rewrite.wording import count, nbytes
 
@@ -78,9 +80,25 @@ def main() -> None:
 @click.option(
     "--weights", is_flag=True, help="Also read every weight: NaN codes, rows of zeros, codes that are too small."
 )
+@click.option(
+    "--fail-on",
+    "level",
+    type=click.Choice(SEVERITIES),
+    default="precision",
+    show_default=True,
+    help="Exit with 1 from this on: garbled output, engines that fail, lost precision, what is not known.",
+)
 @workers_option
 @reports.report_option("it")
 @endpoint_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "sarif", "junit"]),
+    default="text",
+    show_default=True,
+    help="Of what is printed; sarif and junit are for pipelines.",
+)
 @json_option
 @verbose_option
 @quiet_option
@@ -92,7 +110,9 @@ def inspect(
     platform: str,
     selection: rewrite.Selection,
     weights: bool,
+    level: Severity,
     workers: int,
+    form: str,
     report_file: Path | None,
     as_json: bool,
     verbose: bool,
@@ -101,8 +121,10 @@ def inspect(
     """Say what CHECKPOINT is, and what engines make of its fused groups.
 
     CHECKPOINT is a directory, or a model on the Hugging Face hub: org/name[@revision], hf://org/name. Reads headers,
-    config and scales only. Exits with 0 when no engine of --for is affected and nothing is wrong, else with 1.
+    config and scales only. Exits with 0 when no engine of --for is affected and nothing is wrong, else with 1: see
+    --fail-on.
     """
+    as_json = as_json or form == "json"
     with reporting(as_json):
         if report_file is not None:
             files.check(report_file)
@@ -128,14 +150,18 @@ def inspect(
             files.write(inspected.page(found, asked.engines, advice, published, place, run), report_file)
         for line in [*_traffic_lines(storage, found.nbytes), *assumptions]:
             say(line, quiet)
+        if form in ("sarif", "junit") and not as_json:
+            documents = {"sarif": lambda: json.dumps(machine.sarif(found, asked.engines, command), indent=2)}
+            documents["junit"] = lambda: machine.junit(found, asked.engines, level)
+            click.echo(documents[form]())
+            sys.exit(int(found.fails_at(level, asked.engines)))
         said = {"advice": {**advice.to_json(), "command": command}, "assumptions": assumptions}
         show(
             lambda: inspected.page(found, asked.engines, advice, command, replace(place, name=found.path)),
             lambda: named("inspect", {**found.to_json(), **said, **_traffic(storage)}),
             as_json=as_json, quiet=quiet, verbose=verbose,
         )  # fmt: skip
-        if found.affected(asked.engines) or found.findings:
-            sys.exit(1)
+        sys.exit(int(found.fails_at(level, asked.engines)))
 
 
 @main.command(short_help="Write IN, repaired, to the new directory OUT.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
@@ -15,6 +16,10 @@ from rewrite.quantization.model import Model
 from rewrite.quantization.scales import bad_values, implausible_values
 from rewrite.quantization.scheme import Scheme
 
+#: What a gate can be set to, each with all before it: silent garbage; what does not load or run; a loss of precision;
+#: what is not known.
+Severity = Literal["garbled", "fails", "precision", "unknown"]
+SEVERITIES: tuple[Severity, ...] = ("garbled", "fails", "precision", "unknown")
 _SCALES = (
     *("weight_scale", "weight_scale_inv", "input_scale"),
     *("weight_scale_2", "weight_global_scale", "input_global_scale"),
@@ -25,10 +30,12 @@ _GLOBAL_SCALES = ("_global_scale", "_scale_2")  # of NVFP4: divisors in one dial
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that no loader survives, or that only one reader of many gets right."""
+    """Something that no engine survives, or that only one reader of many gets right. ``severity``: the worst that comes
+    of it."""
 
     what: str
     where: str
+    severity: Severity = "fails"
 
 
 def find_faults(model: Model, groups: Iterable[FusedGroup]) -> Iterator[Finding]:
@@ -49,7 +56,7 @@ def _find_lookalikes(model: Model) -> Iterator[Finding]:
     names = find_lookalikes(model.checkpoint)
     if names:
         model_type = model.checkpoint.config.value.get("model_type")
-        yield Finding(f"unknown architecture {model_type!r} with modules that engines may fuse", names[0])
+        yield Finding(f"unknown architecture {model_type!r} with modules that engines may fuse", names[0], "garbled")
 
 
 def _find_orphans(checkpoint: Checkpoint) -> Iterator[Finding]:
@@ -90,9 +97,9 @@ def _find_bad_values(model: Model) -> Iterator[Finding]:
 def _bad_value(info: TensorInfo, values: tuple[float, ...]) -> Iterator[Finding]:
     where = f"{info.shard}: {info.name}"
     if bad := bad_values(values):
-        yield Finding(f"a scale of {bad[0]}{_and_more(bad)}", where)
+        yield Finding(f"a scale of {bad[0]}{_and_more(bad)}", where, "garbled")
     elif not info.name.endswith(_GLOBAL_SCALES) and (odd := implausible_values(values)):
-        yield Finding(f"a scale of {odd[0]:.3g}{_and_more(odd)}: probably never set by calibration", where)
+        yield Finding(f"a scale of {odd[0]:.3g}{_and_more(odd)}: probably never set by calibration", where, "garbled")
 
 
 def _and_more(values: list[float]) -> str:

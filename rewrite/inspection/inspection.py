@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rewrite.errors import Refused
-from rewrite.inspection.findings import Finding, find_faults
+from rewrite.inspection.findings import SEVERITIES, Finding, Severity, find_faults
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
 from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row, gap
 from rewrite.loaders.ranges import Engine
@@ -21,6 +21,17 @@ from rewrite.quantization.model import Model
 
 #: By how much of a checkpoint each changes: scales only; activations of the fused layers, of all; weights; everything.
 LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16", "dequantized")
+
+
+def severity_of(outcome: Outcome) -> Severity | None:
+    """Of what an engine makes of a checkpoint; None: it serves it exactly."""
+    return _SEVERITY.get(outcome.kind)
+
+
+_SEVERITY: Mapping[str, Severity] = {
+    "garbled": "garbled", "fails to load": "fails", "does not run": "fails", "loses precision": "precision",
+    "not known": "unknown",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,12 @@ class Inspection:
         chosen = set(loaders)
         return tuple(row for row in self.rows if row.engine in chosen and gap(row.as_is, row.as_is))
 
+    def fails_at(self, level: Severity, engines: Collection[Engine] = LOADERS) -> bool:
+        """Whether a gate that is set to ``level`` stops this for ``engines``."""
+        stopped = SEVERITIES[: SEVERITIES.index(level) + 1]
+        rows = (severity_of(row.as_is) for row in self.rows if row.engine in engines)
+        return any(each in stopped for each in (*rows, *(finding.severity for finding in self.findings)))
+
     @property
     def shown_profiles(self) -> list[str]:
         """Those worth a column: not refused; where they keep the scales, not idle; vectors only where they help."""
@@ -69,7 +86,8 @@ class Inspection:
             "schemes": self.schemes,
             "groups": [{**asdict(group), "spread": spread(group)} for group in self.groups],
             "findings": [asdict(finding) for finding in self.findings],
-            "loaders": [_row_to_json(row, self.refusals) for row in self.rows],
+            "engines": (rows := [_row_to_json(row, self.refusals) for row in self.rows]),
+            "loaders": rows,
             "refusals": self.refusals,
         }
 
@@ -199,9 +217,11 @@ def _count_schemes(model: Model) -> dict[str, int]:
 def _row_to_json(row: Row, refused: Iterable[str]) -> dict[str, Any]:
     kernels = {state: {card: list(names) for card, names in used.items()} for state, used in row.kernels.items()}
     return {
+        "engine": row.engine.name,
         "loader": row.engine.name,
         "versions": row.engine.versions,
         "source": row.engine.source,
+        "severity": severity_of(row.as_is),
         "as_is": asdict(row.as_is),
         "converted": {**dict.fromkeys(refused), **{name: asdict(each) for name, each in row.converted.items()}},
         "kernels": kernels.pop(AS_IT_IS, {}),

@@ -101,15 +101,15 @@ class _Seen:
 
     def findings(self, where: str) -> Iterator[Finding]:
         if self.nans:
-            yield Finding(f"{self.nans:,} FP8 NaN codes among {self.info.nbytes:,} weights", where)
+            yield Finding(f"{self.nans:,} FP8 NaN codes among {self.info.nbytes:,} weights", where, "garbled")
         if not _is_layer(self.info):
             return
         rows = self.info.shape[0]
         if self.zero_rows:
-            yield Finding(f"{self.zero_rows:,} of {rows:,} rows are nothing but zeros", where)
+            yield Finding(f"{self.zero_rows:,} of {rows:,} rows are nothing but zeros", where, "garbled")
         value = e4m3(self.largest)
         if self.info.dtype == _FP8 and self.zero_rows < rows and value * _UNUSED < _LARGEST:
             what = (
                 f"the largest FP8 code stands for {value:g} of 448: its scale is {_LARGEST / value:.3g} times too large"
             )
-            yield Finding(what, where)
+            yield Finding(what, where, "precision")

@@ -29,8 +29,8 @@ def test_one_step_converts_and_verifies(tmp_path: Path) -> None:
         unfolded(result.stdout)
         .rstrip()
         .endswith(
-            f"{tmp_path / 'out'} is verified. Bytes: as the conversion promises. Engines: vLLM 0.27.0+, SGLang 0.5.23+ serve "
-            "it exactly. Not checked: nothing."
+            f"{tmp_path / 'out'} is verified. Bytes: as the conversion promises. "
+            "Engines: vLLM 0.27.0+, SGLang 0.5.23+ serve it exactly. Not checked: nothing."
         )
     )
     run("convert", TEXT, tmp_path / "two")

@@ -13,6 +13,7 @@ from rewrite.api import (
     make_plan,
     open_checkpoint,
     plan_conversion,
+    publish_plan,
     verify,
 )
 from rewrite.checkpoint.checkpoint import Checkpoint
@@ -41,7 +42,6 @@ from rewrite.quantization.kv_cache import KV_SCALES, KvScales
 from rewrite.verification.result import DEFAULT_TOKENS, Check, Verification
 from rewrite.verification.sample import DEFAULT_ROWS
 from rewrite.version import __version__
-from rewrite.writing.publish import publish_plan
 
 __all__ = [
     "DEFAULT_PLATFORM",

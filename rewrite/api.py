@@ -15,9 +15,9 @@ from rewrite.checkpoint.storage import Storage
 from rewrite.conversion import Conversion, absolute, address_of
 from rewrite.errors import UsageError
 from rewrite.inspection.advice import choose
-from rewrite.inspection.findings import Finding
 from rewrite.inspection.inspection import Inspection, inspect_model
 from rewrite.integrations.addresses import Address, open_storage, scheme_of
+from rewrite.ledger.fault import Fault
 from rewrite.loaders.asked import NEWEST
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS, is_platform
 from rewrite.loaders.versions import LOADERS, Loader
@@ -73,7 +73,7 @@ def inspect_checkpoint(
     """
     _known_platform(platform)
     model = interpret(open_checkpoint(path))
-    found: list[Finding] = []
+    found: list[Fault] = []
     if weights:
         from rewrite.inspection.weights import find_bad_weights  # numpy
 
@@ -189,6 +189,24 @@ def convert(
     if executor is None:
         conversion = conversion.downloaded(workers, progress, partial(make_plan, **what))
     return conversion.publish(workers, progress, executor, check)
+
+
+def publish_plan(
+    plan: Plan,
+    src: Address,
+    dst: str | os.PathLike[str],
+    *,
+    workers: int = DEFAULT_WORKERS,
+    overwrite: bool = False,
+    copy: bool = False,
+    created: str | None = None,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Manifest:
+    """Carry out what :func:`make_plan` has planned. Arguments and errors as of :func:`convert`."""
+    storage = open_storage(src)
+    conversion = Conversion(plan, address_of(storage), absolute(dst), overwrite, copy, created, storage=storage)
+    return conversion.publish(workers, progress, executor)
 
 
 def verify(

@@ -91,6 +91,8 @@ class Conversion:
             raise UsageError("Only the hub has pull requests", expected="hf://org/name", found=self.out)
         place = as_path(self.source)
         storage = self.storage or open_storage(self.source if place is None else place)
+        if isinstance(storage, LocalDirectory) and not storage.root.is_absolute():
+            storage = LocalDirectory(self.source)  # workers may run in other directories
         if as_path(self.out) is not None:
             return DirectoryOutput(self.plan, storage, self.out, self.overwrite, self.created, self.copy)
         if self.copy:

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "scripts"
 EXTRAS = "test,lint,fuzz,dask,s3,report"
 _PIP = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+_DOWNLOAD = ("-m", "pip", "download", *_PIP[3:], "--no-deps", "--no-binary")
 # For complete lists of pins. No resolver: it could replace torch, or add gigabytes of GPU libraries. Wheels only, but
 # where a list has packages that are published as source alone: building a package runs its code.
 SOURCES_TOO = ("--no-deps",)
@@ -122,20 +123,7 @@ def source(folder: Path, python: Path, pin: str) -> Path:
     for stale in (folder, partial):
         shutil.rmtree(stale, ignore_errors=True)
     partial.mkdir(parents=True)
-    download: list[str | Path] = [
-        python,
-        "-m",
-        "pip",
-        "download",
-        *_PIP[3:],
-        "--no-deps",
-        "--no-binary",
-        name,
-        "--dest",
-        partial,
-        pin,
-    ]
-    _checked(download, f"downloading {pin}")
+    _checked([python, *_DOWNLOAD, name, "--dest", partial, pin], f"downloading {pin}")
     (archive,) = partial.glob("*.tar.gz")
     with tarfile.open(archive) as packed:
         packed.extractall(partial / "all", filter="data")

@@ -13,10 +13,13 @@
 #   logits            logits of the NVFP4 fixtures as served (transformers)
 #   kernel_choice     which kernel they choose for an FP8 layer on a GPU that is not here (half an hour; --ci: a few)
 #   other_consumers   what llama.cpp's converter and MLX-LM read
+#   try_agreement     whether `rewrite try` agrees with the record of loader_matrix
+#   try_families      whether `rewrite try` judges the checkpoints of `families` right, as they are and repaired
 #   judge             lm-evaluation-harness on the model that talks; --backend vllm: through vLLM
 #
 # Checkpoints
 #   fixtures          tests/fixtures, by llm-compressor and ModelOpt
+#   families          small FP8 checkpoints of families that no table of rewrite names
 #   make_talk         tests/talk: trains the small model (Debian's bible-kjv and bible-kjv-text), quantizes it
 #   zoo PRODUCER      tests/zoo/entries; PYTHON has the producer
 #
@@ -71,8 +74,9 @@ case $name in
   outputs | talk) exec "$python" -m "loader_matrix.$name" "$@" ;;
   kernel_choice | zoo) exec "$python" -m "$name" "$@" ;;
   search | logits | joined) exec "$(environment project)" -m "loader_matrix.$name" "$@" ;;
+  try_agreement | try_families) exec "$(environment project)" -m "$name" "$@" ;;
   other_consumers) exec "$(environment project)" -m other_consumers "$@" ;;
-  fixtures) exec "$(environment fixtures)" -m fixtures "$@" ;;
+  fixtures | families) exec "$(environment fixtures)" -m "$name" "$@" ;;
   make_talk | judge)
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rewrite import open_checkpoint
+from rewrite import find_loaders, open_checkpoint
 from rewrite.checkpoint.checkpoint import Shard
 from rewrite.checkpoint.header import TensorInfo, build_header
 
@@ -117,3 +117,9 @@ def compressed_tensors_schemes(directory: Path) -> dict[str, Any]:
             hit = is_match(module, linear, targets, config.ignore or [])
             schemes[module] = targets[match_targets(module, linear, targets)[0]] if hit else None
     return schemes
+
+
+def row_of(wanted: str) -> str:
+    """``vLLM 0.27.0+`` for ``vllm@0.32.0``: the row of this version, whatever its borders are."""
+    (loader,) = find_loaders(wanted)
+    return f"{loader.name} {loader.versions}"

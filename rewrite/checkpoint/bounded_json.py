@@ -78,32 +78,35 @@ def _unique_keys_shared_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return unique_keys([(key, texts.setdefault(v, v) if type(v) is str else v) for key, v in pairs])
 
 
-def read_texts(storage: Storage, name: str, wanted: Collection[str]) -> dict[str, str]:
-    """Of the JSON object in the file ``name`` the members ``wanted``, as far as they are strings.
+def read_members(storage: Storage, name: str, wanted: Collection[str], *, first: int = _MAX_TEXT) -> dict[str, Any]:
+    """Of the JSON object in the file ``name`` the members ``wanted``, as far as they are strings or objects.
 
     For a file that names every layer, of which a few words are needed: nothing else of it becomes a value. Raises as
-    :func:`read_json`, for what is wrong between the members.
+    :func:`read_json`, for what is wrong between the members. Only those in the ``first`` bytes are found.
     """
     with storage.open(name) as file:
         size = file.file_id.size
         if size > _MAX_TEXT:
             raise ConfigError(f"{name} is too large", where=name, expected=_MAX_TEXT, found=size)
-        text = file.read(0, size).decode("utf-8", errors="replace")
-    found: dict[str, str] = {}
-    depth, key = 0, None
+        text = file.read(0, min(size, first)).decode("utf-8", errors="replace")
+    found: dict[str, Any] = {}
+    depth, key, begin = 0, None, 0
     for token in _TOKEN.finditer(text):
         kind = token[0][0]
         if kind in "[{":
+            begin = token.start() if depth == 1 else begin
             depth += 1
         elif kind in "]}":
             depth -= 1
+            if depth == 1 and kind == "}" and key in wanted:
+                found[str(key)] = _parse_object(text[begin : token.end()].encode(), name).value
         elif depth == 1 and token[1]:  # a string before a colon
             key = _string(token[0].rstrip(": \t\r\n"), name)
             if key in found:
                 raise ConfigError("A key stands twice", where=name, found=key)
         elif depth == 1 and kind == '"' and key in wanted:
             found[str(key)] = _string(token[0], name)
-    if depth:
+    if depth and size <= first:
         raise ConfigError(f"{name} is not valid JSON", where=name, found="brackets that do not fit each other")
     return found
 

@@ -160,10 +160,11 @@ def _parse_usual(text: str, where: str) -> Header | None:
     tensors: list[TensorInfo] = []
     at, closing = start.end(), ","
     for found in _USUAL_TENSOR.finditer(text, at):
+        closing_before = closing
         name, dtype, shape, first, last, closing = found.groups()
         known = sizes.get((dtype, shape)) or sizes.setdefault((dtype, shape), _usual_size(dtype, shape))
         begin, end = int(first), int(last)
-        if found.start() != at or end - begin != known[2] or name == "__metadata__":
+        if closing_before != "," or found.start() != at or end - begin != known[2] or name == "__metadata__":
             return None
         tensors.append(TensorInfo(name, known[0], known[1], begin, end, where))
         at = found.end()

@@ -13,7 +13,7 @@ from rewrite.errors import printable
 
 _WORDS = "rewrite.words"
 #: What says where the machine's things are, and not what was done: their names stand for them.
-_PLACES = {"--cluster": "ADDRESS", "--endpoint-url": "URL"}
+_PLACES = {"--cluster": "ADDRESS", "--endpoint-url": "URL", "--engine": "PYTHON", "--engine-command": "COMMAND"}
 
 
 class Recorded(click.Command):

@@ -35,18 +35,22 @@ from rewrite.cli.common import (
     say,
     say_all,
     show,
+    show_error,
     verbose_option,
     workers_option,
 )
 from rewrite.cli.engines import asked_words, for_option, platform_option
 from rewrite.cli.progress import Completed, progress_bar, reading_bar
 from rewrite.inspection.advice import advise, repair_command
-from rewrite.inspection.findings import SEVERITIES, Severity
 from rewrite.integrations import attestation
 from rewrite.integrations.remote import RemoteStorage
+from rewrite.ledger.fault import SEVERITIES, Severity
 from rewrite.loaders.asked import Asked
 from rewrite.report import converted, files, inspected, machine, verified
 from rewrite.schemas import named
+from rewrite.trying.engine import EngineError
+from rewrite.trying.trial import Question
+from rewrite.trying.tried import Tried
 from rewrite.wording import count, nbytes
 
 _ADDRESS = Address(file_okay=False)
@@ -258,6 +262,8 @@ for command in (split_run.plan, split_run.run, split_run.finish, trying.try_):
     "--attest", "attest_file", type=click.Path(path_type=Path, dir_okay=False),
     help="Write an in-toto Statement, to be signed; nothing if OUT is not verified.",
 )  # fmt: skip
+@click.option("--try", "with_engine", is_flag=True, help="Let an engine load IN and OUT, too: see `rewrite try`.")
+@trying.engine_options
 @click.option("--card", "with_card", is_flag=True, help="Write a model card block into README.md of OUT, a directory.")
 @json_option
 @verbose_option
@@ -275,6 +281,7 @@ def verify(
     report_file: Path | None,
     attest_file: Path | None,
     with_card: bool,
+    with_engine: bool,
     as_json: bool,
     verbose: bool,
     quiet: bool,
@@ -283,7 +290,8 @@ def verify(
     """Prove that OUT is IN converted, and say whether the engines of --for serve it.
 
     Three answers: the bytes are what the conversion promises; the engines serve OUT, and none worse than IN; what was
-    not checked. Exits with 0 when OUT is verified, 1 when one of the first two is not so, 3 when IN is refused.
+    not checked. Exits with 0 when OUT is verified, 1 when one of the first two is not so, 3 when IN is refused. With
+    --try also with 1 when the engine serves OUT wrong, and with 4 when nothing was learnt of it.
     """
     if digest is None:
         digest = (report_file is not None or attest_file is not None) and not how["quick"]
@@ -295,6 +303,9 @@ def verify(
         )
     completed = Completed()
     with reporting(as_json, completed):
+        question = trying.question_of(how)
+        if question != Question() and not with_engine:
+            raise rewrite.UsageError("Options about an engine mean nothing without --try", hint="add --try")
         card = cards.Card(out) if with_card else None
         if report_file is not None:
             files.check(report_file)
@@ -308,9 +319,11 @@ def verify(
                 platform=platform, progress=bar.show,
                 on_check=completed.following(bar), executor=executor, **how,
             )  # fmt: skip
+        trial = trying.try_both(found, question, quiet) if with_engine else None
+        learnt = trial if isinstance(trial, Tried) else None
         assumptions = asked.assumptions(platform)
         if compared is not None:
-            compared.write(context, found, assumptions)
+            compared.write(context, found, assumptions, learnt)
         if attest_file is not None and found.ok:
             with io_errors(attest_file):
                 attest_file.write_text(attestation.dump(found), encoding="utf-8")
@@ -318,12 +331,14 @@ def verify(
         for line in assumptions:
             say(line, quiet)
         show(
-            lambda: verified.page(found, asked.engines, brief=quiet),
-            lambda: named("verify", {**found.to_json(), "assumptions": assumptions}),
+            lambda: verified.page(found, asked.engines, learnt, brief=quiet),
+            lambda: named("verify", {**found.to_json(), "assumptions": assumptions, "try": trial and trial.to_json()}),
             as_json=as_json, verbose=verbose,
         )  # fmt: skip
-        if not found.ok:
-            sys.exit(1)
+        if isinstance(trial, EngineError):
+            show_error(trial)
+        if not found.ok or (trial is not None and trial.exit_code):
+            sys.exit(trial.exit_code if found.ok and trial is not None else 1)
 
 
 def _traffic(storage: rewrite.Storage) -> dict[str, Any]:

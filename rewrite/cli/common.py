@@ -114,7 +114,7 @@ def reporting(as_json: bool, when_interrupted: object = "") -> Iterator[None]:
     try:
         yield
     except rewrite.RewriteError as error:
-        _show_error(error)
+        show_error(error)
         if as_json:
             click.echo(json.dumps(named("error", {"error": error.to_json()}), indent=2))
         sys.exit(error.exit_code)
@@ -163,7 +163,8 @@ def show(
         show_page(page(), verbose=verbose)
 
 
-def _show_error(error: rewrite.RewriteError) -> None:
+def show_error(error: rewrite.RewriteError) -> None:
+    """On stderr."""
     what, *details = f"error: {error}".split("\n")
     show_message(what, style="red")
     for detail in details:

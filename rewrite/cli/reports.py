@@ -22,6 +22,7 @@ from rewrite.quantization.model import interpret
 from rewrite.report import files, verified
 from rewrite.report.checkpoints import Place, Side
 from rewrite.report.page import Run, whole
+from rewrite.trying.tried import Tried
 from rewrite.verification.expected import MANIFEST_NAME, profile_of
 from rewrite.wording import count, nbytes
 
@@ -43,7 +44,9 @@ class Compared:
         self._path = path
         self._opened = [_open(source), _open(out)]
 
-    def write(self, context: click.Context, found: rewrite.Verification, remarks: list[str]) -> None:
+    def write(
+        self, context: click.Context, found: rewrite.Verification, remarks: list[str], trial: Tried | None = None
+    ) -> None:
         """The report of ``found``. Raises :class:`StorageError` where a file has changed since it was opened."""
         for storage, (checkpoint, _) in zip(self._storages, self._opened, strict=True):
             if checkpoint is not None and storage.list_files().files != dict(checkpoint.files):
@@ -55,7 +58,8 @@ class Compared:
             for storage, opened in zip(self._storages, self._opened, strict=True)
         ]
         names = {"source": sides[0].place.name, "out": sides[1].place.name}
-        files.write(verified.report(found, sides[0], sides[1], profile, run_of(context, names, remarks)), self._path)
+        run = run_of(context, names, remarks)
+        files.write(verified.report(found, sides[0], sides[1], profile, run, trial), self._path)
 
 
 def run_of(context: click.Context, names: dict[str, str], remarks: list[str]) -> Run:

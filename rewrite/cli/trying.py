@@ -10,15 +10,18 @@ from typing import Any
 
 import click
 
+import rewrite
 from rewrite.checkpoint.local import io_errors
 from rewrite.cli import reports
 from rewrite.cli.command_line import Recorded
-from rewrite.cli.common import json_option, quiet_option, reporting, say, show, verbose_option
+from rewrite.cli.common import Address, json_option, quiet_option, reporting, say, show, verbose_option
 from rewrite.cli.terminal import show_message
 from rewrite.errors import UsageError
 from rewrite.report import files, tried
 from rewrite.schemas import named
-from rewrite.trying.trial import Question, Trial, Tried, try_checkpoint
+from rewrite.trying.engine import EngineError
+from rewrite.trying.trial import Question, try_checkpoint
+from rewrite.trying.tried import Trial, Tried
 
 _ENGINE = (
     click.option("--engine", metavar="PYTHON", help="The Python that has the engine; without it, this one."),
@@ -60,12 +63,12 @@ def question_of(given: dict[str, Any]) -> Question:
 
 
 @click.command("try", short_help="Let an engine load CHECKPOINT, and compare.", cls=Recorded)
-@click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False))
+@click.argument("checkpoint", metavar="CHECKPOINT", type=Address(file_okay=False))
 @engine_options
 @click.option(
     "--against",
     metavar="OUT",
-    type=click.Path(exists=True, file_okay=False),
+    type=Address(file_okay=False),
     help="Try OUT, too, which is CHECKPOINT converted.",
 )
 @click.option(
@@ -99,7 +102,7 @@ def try_(
         question = question_of(given)
         if report_file is not None and report_file.suffix != ".json":
             files.check(report_file)
-        found = try_checkpoint(checkpoint, question, against, progress(quiet))
+        found = try_checkpoint(checkpoint, question, against, progress=progress(quiet))
         note_replaced(found.before[0], quiet)
         if report_file is not None:
             _write(context, found, report_file)
@@ -108,6 +111,17 @@ def try_(
             as_json=as_json, quiet=quiet, verbose=verbose,
         )  # fmt: skip
         sys.exit(found.exit_code)
+
+
+def try_both(found: rewrite.Verification, question: Question, quiet: bool) -> Tried | EngineError:
+    """IN and OUT of a verification in the engine. The verification is worth showing where nothing was learnt, too: an
+    error is returned."""
+    try:
+        both = try_checkpoint(found.source, question, found.out, found, progress(quiet))
+    except EngineError as error:
+        return error
+    note_replaced(both.before[0], quiet)
+    return both
 
 
 def progress(quiet: bool) -> Callable[[str], None]:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rewrite.checkpoint.bounded_json import read_members
+from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import Refused
-from rewrite.inspection.findings import SEVERITIES, Finding, Severity, find_faults
+from rewrite.ledger.fault import NOTES, SEVERITIES, Fault, Severity
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
 from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row, gap
 from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
+from rewrite.planning.manifest import MANIFEST_NAME
 from rewrite.planning.planner import plan_changes
 from rewrite.planning.profiles import PROFILES
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
+
+_BEGIN = 1 << 16  # of a manifest: what a conversion costs stands at its begin
 
 #: By how much of a checkpoint each changes: scales only; activations of the fused layers, of all; weights; everything.
 LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16", "dequantized")
@@ -47,11 +52,13 @@ class Inspection:
     nbytes: int
     schemes: dict[str, int]  # wording of a scheme → number of linear layers
     groups: tuple[GroupView, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Fault, ...]
     rows: tuple[Row, ...]
     refusals: dict[str, str]
     idle: tuple[str, ...] = ()  # profiles that would change nothing
+    notes: tuple[Fault, ...] = ()  # worth knowing, and no fault
     platform: str | None = None  # what outcomes are about; None: loading only
+    costs: dict[str, float] = field(default_factory=dict)  # of the conversion that made it: what a weight may be off by
 
     def affected(self, loaders: Iterable[Engine] = LOADERS) -> tuple[Row, ...]:
         """The rows of ``loaders`` that are known not to serve the checkpoint exactly as it is."""
@@ -85,10 +92,12 @@ class Inspection:
             "bytes": self.nbytes,
             "schemes": self.schemes,
             "groups": [{**asdict(group), "spread": spread(group)} for group in self.groups],
-            "findings": [asdict(finding) for finding in self.findings],
+            "findings": [fault.to_json() for fault in self.findings],
+            "notes": [fault.to_json() for fault in self.notes],
             "engines": (rows := [_row_to_json(row, self.refusals) for row in self.rows]),
             "loaders": rows,
             "refusals": self.refusals,
+            "costs": self.costs,
         }
 
 
@@ -97,7 +106,7 @@ def inspect_model(
     selection: Selection = "qkvz",
     *,
     platform: str | None = DEFAULT_PLATFORM,
-    in_weights: Iterable[Finding] = (),
+    in_weights: Iterable[Fault] = (),
     profiles: Iterable[str] = PROFILES,
     enough_for: Collection[Loader] | None = None,
     at_least_one: bool = False,
@@ -111,14 +120,13 @@ def inspect_model(
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
-    groups = model.select(selection)
     view = view_model(model, selection)
     needed = at_least_one or enough_for is None or not _all_exact(enough_for, view, view, platform)
     some = profiles if enough_for is None else sorted(profiles, key=LEAST_CHANGE.index)
     converted, refusals = _after_convert(model, view, selection, some if needed else (), enough_for, platform)
     states = {AS_IT_IS: _State(view, {}), **converted}
     rows = tuple(_row(loader, states, platform) for loader in LOADERS)
-    findings = [*find_faults(model, groups), *in_weights]
+    found = [*view.faults, *in_weights]
     checkpoint = model.checkpoint
     return Inspection(
         path=str(checkpoint.storage),
@@ -130,12 +138,26 @@ def inspect_model(
         nbytes=checkpoint.nbytes,
         schemes=_count_schemes(model),
         groups=view.groups,
-        findings=tuple(findings),
+        findings=tuple(fault for fault in found if fault.code not in NOTES),
+        notes=tuple(fault for fault in found if fault.code in NOTES),
         rows=rows,
         refusals=refusals,
         idle=tuple(profile for profile, after in converted.items() if after.is_idle),
         platform=platform,
+        costs=_costs_of(checkpoint),
     )
+
+
+def _costs_of(checkpoint: Checkpoint) -> dict[str, float]:
+    """What rounding cost when this checkpoint was made, by its manifest: its own weights do not show it."""
+    if MANIFEST_NAME not in checkpoint.files:
+        return {}
+    try:
+        stated = read_members(checkpoint.storage, MANIFEST_NAME, ("costs",), first=_BEGIN).get("costs")
+    except Refused:  # not a manifest of rewrite
+        return {}
+    found = stated.items() if isinstance(stated, dict) else ()
+    return {name: float(cost) for name, cost in found if isinstance(cost, float) and 0 < cost < 1}
 
 
 @dataclass(frozen=True)
@@ -203,7 +225,7 @@ def _view_after(model: Model, view: CheckpointView, profile: str, selection: Sel
     the shards."""
     checked = plan_changes(model, profile, selection)
     after = view_model(checked.after, selection, view, checked.changed)
-    return _State(after, checked.changes.repair.losses, not checked.changes.edits)
+    return _State(after, checked.changes.repair.losses, not checked.changes.any)
 
 
 def _count_schemes(model: Model) -> dict[str, int]:

@@ -11,7 +11,7 @@ import numpy as np
 from rewrite.checkpoint.checkpoint import Checkpoint, Shard
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import StorageError
-from rewrite.inspection.findings import Finding
+from rewrite.ledger.fault import CALIBRATE, Fault
 from rewrite.progress import Counter, Progress
 from rewrite.quantization.dtypes import PLAIN_DTYPES, e4m3
 from rewrite.quantization.groups import WEIGHTS, is_table
@@ -27,7 +27,7 @@ _SIZE_BITS = {_FP8: 0x7F, "U8": 0x77, "BF16": 0x7FFF, "F16": 0x7FFF, "F32": 0x7F
 _WIDTHS = {_FP8: "u1", "U8": "u1", "BF16": "<u2", "F16": "<u2", "F32": "<u4"}
 
 
-def find_bad_weights(checkpoint: Checkpoint, *, workers: int = 1, progress: Progress | None = None) -> list[Finding]:
+def find_bad_weights(checkpoint: Checkpoint, *, workers: int = 1, progress: Progress | None = None) -> list[Fault]:
     """NaN codes, rows of nothing but zeros, and FP8 codes that hardly use the range.
 
     Reads every tensor with FP8 codes, and the matrices of linear layers: ``.weight`` of plain and FP8 layers,
@@ -36,7 +36,7 @@ def find_bad_weights(checkpoint: Checkpoint, *, workers: int = 1, progress: Prog
     infos = [info for shard in checkpoint.shards.values() for info in shard.header.tensors if _is_read(info)]
     counter = Counter(sum(info.nbytes for info in infos), progress)
 
-    def look(shard: Shard) -> list[Finding]:
+    def look(shard: Shard) -> list[Fault]:
         return [*_in_shard(checkpoint, shard, counter)]
 
     with ThreadPoolExecutor(max_workers=workers) as pool:
@@ -58,7 +58,7 @@ def _is_layer(info: TensorInfo) -> bool:
     return stored and named and len(info.shape) == 2
 
 
-def _in_shard(checkpoint: Checkpoint, shard: Shard, counter: Counter) -> Iterator[Finding]:
+def _in_shard(checkpoint: Checkpoint, shard: Shard, counter: Counter) -> Iterator[Fault]:
     with checkpoint.storage.open(shard.name) as file:
         for info in shard.header.tensors:
             if not _is_read(info):
@@ -99,17 +99,21 @@ class _Seen:
             numbers = np.where(sizes == _NAN, 0, sizes) if self.nans else largest
             self.largest = max(self.largest, int(numbers.max()))
 
-    def findings(self, where: str) -> Iterator[Finding]:
+    def findings(self, where: str) -> Iterator[Fault]:
         if self.nans:
-            yield Finding(f"{self.nans:,} FP8 NaN codes among {self.info.nbytes:,} weights", where, "garbled")
+            yield _fault(f"{self.nans:,} FP8 NaN codes among {self.info.nbytes:,} weights", where)
         if not _is_layer(self.info):
             return
         rows = self.info.shape[0]
         if self.zero_rows:
-            yield Finding(f"{self.zero_rows:,} of {rows:,} rows are nothing but zeros", where, "garbled")
+            yield _fault(f"{self.zero_rows:,} of {rows:,} rows are nothing but zeros", where)
         value = e4m3(self.largest)
         if self.info.dtype == _FP8 and self.zero_rows < rows and value * _UNUSED < _LARGEST:
             what = (
                 f"the largest FP8 code stands for {value:g} of 448: its scale is {_LARGEST / value:.3g} times too large"
             )
-            yield Finding(what, where, "precision")
+            yield _fault(what, where)
+
+
+def _fault(found: str, where: str) -> Fault:
+    return Fault("weights", where, found, "codes that use the range", CALIBRATE)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 from rewrite.checkpoint.local import LocalDirectory
 from rewrite.checkpoint.storage import Storage
 from rewrite.errors import StorageError, UsageError
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")  # org/name or org/name@revision
 
 #: What users may pass: a directory, ``org/name[@revision]``, ``hf://…``, or a storage of their own.
 Address = str | os.PathLike[str] | Storage
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _REFUSED = {
-    "gs": "Google Cloud Storage cannot copy a range of an object into another one on the server",
-    "gcs": "Google Cloud Storage cannot copy a range of an object into another one on the server",
-    "az": "Azure can copy ranges on the server, but this was never run: its emulator answers 501",
-    "abfs": "Azure can copy ranges on the server, but this was never run: its emulator answers 501",
-    "abfss": "Azure can copy ranges on the server, but this was never run: its emulator answers 501",
+    **dict.fromkeys(("gs", "gcs"), "Google Cloud Storage cannot copy a range of an object on the server"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "Azure can copy ranges on the server, but this was never run"),
 }
 
 
@@ -31,11 +29,9 @@ def scheme_of(address: Address) -> str | None:
     scheme = found[1].lower()
     if scheme not in ("hf", "s3"):
         raise UsageError(
-            _REFUSED.get(scheme, "Unknown kind of address"),
-            expected="a directory, hf://org/name or s3://bucket/prefix",
-            found=f"{scheme}://",
-            hint="copy the checkpoint to a directory first",
-        )
+            _REFUSED.get(scheme, "Unknown kind of address"), expected="a directory, hf://org/name or s3://bucket/prefix",
+            found=f"{scheme}://", hint="copy the checkpoint to a directory first",
+        )  # fmt: skip
     return scheme
 
 
@@ -48,21 +44,17 @@ def open_storage(address: Address) -> Storage:
     if not isinstance(address, str | os.PathLike):
         return address
     scheme = scheme_of(address)
-    if isinstance(address, str) and scheme == "hf":
+    if scheme == "hf":
         from rewrite.integrations.hub import open_hub
 
-        return open_hub(address)
-    if isinstance(address, str) and scheme == "s3":
+        return open_hub(str(address))
+    if scheme == "s3":
         from rewrite.integrations.s3 import S3Storage
 
-        return S3Storage(address)
-    path = Path(address)
-    if not os.path.lexists(path) and isinstance(address, str):
-        from rewrite.integrations import hub
-
-        if hub.is_name(address):
-            try:
-                return hub.open_hub(address)
-            except StorageError as error:
-                raise error.with_hint("there is no directory of this name here, either") from None
-    return LocalDirectory(path)
+        return S3Storage(str(address))
+    if isinstance(address, str) and not os.path.lexists(address) and HUB_NAME.fullmatch(address):
+        try:
+            return open_storage(f"hf://{address}")
+        except StorageError as error:
+            raise error.with_hint("there is no directory of this name here, either") from None
+    return LocalDirectory(address)

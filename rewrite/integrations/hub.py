@@ -10,35 +10,32 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from huggingface_hub import constants, get_token, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
+
 from rewrite.checkpoint.checkpoint import is_inside
 from rewrite.checkpoint.local import LocalDirectory, open_regular
-from rewrite.checkpoint.storage import FileId, Listing, Reader
+from rewrite.checkpoint.storage import FileId, Listing
 from rewrite.errors import CheckpointError, StorageError, UsageError
+from rewrite.integrations.addresses import HUB_NAME
 from rewrite.integrations.http import Answer, Http
-from rewrite.integrations.remote import RemoteFile, RemoteStorage
+from rewrite.integrations.remote import RemoteStorage
 from rewrite.version import __version__
 
 SCHEME = "hf://"
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_LISTING = 64 << 20  # bytes of JSON
-
-
-def is_name(text: str) -> bool:
-    """Whether ``text`` looks like ``org/name`` or ``org/name@revision``."""
-    return _NAME.fullmatch(text) is not None
 
 
 def split(address: str) -> tuple[str, str | None]:
     """Name and revision of ``org/name@revision``, with or without ``hf://``. Raises :class:`UsageError`."""
     text = address.removeprefix(SCHEME).rstrip("/")
-    if not is_name(text):
+    if not HUB_NAME.fullmatch(text):
         raise UsageError("Not the name of a model on the hub", expected="org/name or org/name@revision", found=address)
     name, _, revision = text.partition("@")
     return name, revision or None
@@ -46,8 +43,6 @@ def split(address: str) -> tuple[str, str | None]:
 
 def open_hub(address: str) -> HubStorage | LocalDirectory:
     """The model ``org/name[@revision]``. With ``HF_HUB_OFFLINE``: what of it is in the cache."""
-    from huggingface_hub import constants
-
     name, revision = split(address)
     if constants.is_offline_mode():
         return _cached(name, revision)
@@ -55,17 +50,13 @@ def open_hub(address: str) -> HubStorage | LocalDirectory:
 
 
 def _cached(name: str, revision: str | None) -> LocalDirectory:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
         path = snapshot_download(name, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
         raise StorageError(
-            "The model is not in the cache, and HF_HUB_OFFLINE is set",
-            where=SCHEME + name,
+            "The model is not in the cache, and HF_HUB_OFFLINE is set", where=SCHEME + name,
             hint="unset HF_HUB_OFFLINE, or pass a local directory",
-        ) from None
+        ) from None  # fmt: skip
     return Snapshot(path, name)
 
 
@@ -85,8 +76,6 @@ class HubStorage(RemoteStorage):
     """A model on the hub, at the commit that ``revision`` (None: main) was when it was opened."""
 
     def __init__(self, model: str, revision: str | None = None) -> None:
-        from huggingface_hub import constants
-
         super().__init__()
         self.model = model
         self._endpoint = constants.ENDPOINT.rstrip("/")
@@ -109,26 +98,8 @@ class HubStorage(RemoteStorage):
     def list_files(self) -> Listing:
         return self._listing
 
-    def identify(self, name: str) -> FileId:
-        try:
-            return self._listing.files[name]
-        except KeyError:
-            raise StorageError("There is no such file", where=f"{self}/{name}") from None
-
-    @contextmanager
-    def open(self, name: str) -> Iterator[Reader]:
-        file_id = self.identify(name)
-        path = self.in_cache(name)
-        if path is None:
-            yield RemoteFile(self, name, file_id)
-            return
-        with open_regular(path) as file:
-            yield _CachedFile(file, file_id)
-
     def in_cache(self, name: str) -> Path | None:
         """Where the file lies in the cache of huggingface_hub, at this commit."""
-        from huggingface_hub import try_to_load_from_cache
-
         path = try_to_load_from_cache(self.model, name, revision=self.commit)
         if not isinstance(path, str) or Path(path).stat().st_size != self.identify(name).size:
             return None
@@ -136,6 +107,9 @@ class HubStorage(RemoteStorage):
 
     def fetch(self, name: str, start: int, end: int) -> bytes:
         expected = self.identify(name)
+        if (path := self.in_cache(name)) is not None:
+            with open_regular(path) as file:
+                return file.read(start, end - start)
         signed = self._signed.get(name)
         if signed is not None:
             answer = self._get(signed, name, {}, (start, end))
@@ -154,8 +128,9 @@ class HubStorage(RemoteStorage):
         return self._checked(answer, name, expected)
 
     def _checked(self, answer: Answer, name: str, expected: FileId) -> bytes:
-        total = answer.headers.get("content-range", "").rpartition("/")[2]
-        if total and total != str(expected.size):
+        # Without Content-Range it is said to be all of the file.
+        total = answer.headers.get("content-range", f"/{len(answer.body)}").rpartition("/")[2]
+        if total != str(expected.size):
             raise self._changed(name, f"{expected.size} bytes", f"{total} bytes")
         if len(answer.body) == expected.size:  # all of a file, such as config.json: its hash says whether it is the one
             found = content_tag(expected, (answer.body,))
@@ -170,14 +145,11 @@ class HubStorage(RemoteStorage):
         )  # fmt: skip
 
     def _get(self, url: str, name: str, headers: Mapping[str, str], span: tuple[int, int]) -> Answer:
-        self.traffic.count(requests=1)
         answer = self._http.get(url, headers, 0, f"{self}/{name}", span)
-        self.traffic.count(read=len(answer.body))
+        self.traffic.count(read=len(answer.body), requests=1)
         return answer
 
     def _authorization(self) -> dict[str, str]:
-        from huggingface_hub import constants, get_token
-
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
         agent = {"user-agent": f"rewrite/{__version__}"}
         return agent if token is None else {**agent, "authorization": f"Bearer {token}"}
@@ -185,10 +157,9 @@ class HubStorage(RemoteStorage):
     def _info(self, revision: str | None) -> dict[str, Any]:
         where = SCHEME + self.model + (f"@{revision}" if revision else "")
         url = f"{self._endpoint}/api/models/{self.model}/revision/{quote(revision or 'main', safe='')}?blobs=true"
-        self.traffic.count(requests=1)
         answer = self._http.get(url, self._authorization(), _MAX_LISTING, where)
         self._refuse(answer, where)
-        self.traffic.count(read=len(answer.body))
+        self.traffic.count(read=len(answer.body), requests=1)
         try:
             info = json.loads(answer.body)
             if _COMMIT.fullmatch(info["sha"]) and isinstance(info["siblings"], list):
@@ -202,7 +173,7 @@ class HubStorage(RemoteStorage):
             lfs = entry.get("lfs")
             name, size, tag = entry["rfilename"], entry["size"], lfs["sha256"] if lfs else entry["blobId"]
         except (AttributeError, KeyError, TypeError):
-            raise StorageError("The hub's list of files cannot be understood", where=str(self), found=entry) from None
+            name = size = tag = None
         if not isinstance(name, str) or not isinstance(tag, str) or type(size) is not int or size < 0:
             raise StorageError("The hub's list of files cannot be understood", where=str(self), found=entry)
         if not is_inside(name):
@@ -215,17 +186,16 @@ class HubStorage(RemoteStorage):
         if answer.status in (401, 403):
             token = "a token" if "authorization" in self._authorization() else "no token"
             raise StorageError(
-                "The hub does not let us read this",
-                where=where,
+                "The hub does not let us read this", where=where,
                 found=f"HTTP status {answer.status}, {token} was sent",
                 hint="set HF_TOKEN (or run `hf auth login`), and accept the model's terms on its page",
-            )
+            )  # fmt: skip
+        absent = answer.status == 404
         raise StorageError(
-            "The hub has no such model, revision or file" if answer.status == 404 else "The hub refuses the request",
-            where=where,
-            found=f"HTTP status {answer.status}",
-            hint="check the name; private models need HF_TOKEN" if answer.status == 404 else None,
-        )
+            "The hub has no such model, revision or file" if absent else "The hub refuses the request",
+            where=where, found=f"HTTP status {answer.status}",
+            hint="check the name; private models need HF_TOKEN" if absent else None,
+        )  # fmt: skip
 
 
 def content_tag(like: FileId, pieces: Iterable[bytes | bytearray]) -> str:
@@ -238,13 +208,3 @@ def content_tag(like: FileId, pieces: Iterable[bytes | bytearray]) -> str:
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
-
-
-class _CachedFile:
-    """A file of the cache, with the identity that it has on the hub."""
-
-    def __init__(self, file: Reader, file_id: FileId) -> None:
-        self._file, self.file_id = file, file_id
-
-    def read(self, start: int, length: int) -> bytes:
-        return self._file.read(start, length)

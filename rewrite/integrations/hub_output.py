@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, constants
+
 from rewrite.checkpoint.local import LocalDirectory
 from rewrite.checkpoint.storage import FileId
 from rewrite.errors import StorageError, UsageError
@@ -29,12 +31,13 @@ from rewrite.progress import Progress
 from rewrite.writing.output import Output, Step, exists, some
 from rewrite.writing.shard import Advance
 from rewrite.writing.stream import streamed
+from rewrite.writing.tasks import Writer
 
 _SMALL = 1 << 20  # bytes that are read into memory
 
 
 @dataclass(frozen=True)
-class HubOutput(Output):
+class HubOutput(Output, Writer):
     """An output that becomes a model. ``create_pr``: as a pull request."""
 
     create_pr: bool = False
@@ -83,8 +86,6 @@ class HubOutput(Output):
 
     def write(self, job: Job, advance: Advance) -> ByteCounts:
         """What the commit does for a file; its bytes are on the hub already when it is large."""
-        from huggingface_hub import CommitOperationCopy
-
         copied = job.size if isinstance(job, FileCopy) else 0
         written = job.size - copied
         if copied and isinstance(self.source, HubStorage) and len(job.source.tag) == 64:
@@ -97,9 +98,6 @@ class HubOutput(Output):
             self._operations[job.name] = self._upload(job)
         advance(job.size)
         return ByteCounts(copied=copied, written=written)
-
-    def write_alone(self, job: Job) -> ByteCounts:
-        return self.write(job, lambda _: None)
 
     def complete(self) -> ByteCounts:
         self.check_source()
@@ -122,8 +120,6 @@ class HubOutput(Output):
 
     @cached_property
     def _api(self) -> Any:
-        from huggingface_hub import HfApi, constants
-
         if constants.is_offline_mode():
             raise UsageError("The hub cannot be written to while HF_HUB_OFFLINE is set", where=self.out)
         return HfApi(endpoint=constants.ENDPOINT)
@@ -164,8 +160,6 @@ class HubOutput(Output):
 
     def _upload(self, job: Job) -> Any:
         """A large file is on the hub afterwards; a small one is part of the commit."""
-        from huggingface_hub import CommitOperationAdd
-
         with tempfile.TemporaryDirectory(prefix="rewrite-") as folder:
             path = self._whole(job, Path(folder) / "file")
             add = CommitOperationAdd(job.name, path if job.size > _SMALL else path.read_bytes())
@@ -185,8 +179,6 @@ class HubOutput(Output):
         return target
 
     def _commit(self) -> None:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
         copies = any(map(is_copy, self._operations.values()))
         with hub_errors(self.out, CannotCopy if copies else StorageError):
             done = self._api.create_commit(

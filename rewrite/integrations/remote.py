@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -35,49 +34,24 @@ class Traffic:
         return {"read": self.read, "sent": self.sent, "requests": self.requests}
 
 
-class _Cache:
-    """Ranges that were read, the latest used ones: at most :data:`_CACHE` bytes of them."""
-
-    def __init__(self) -> None:
-        self._ranges: OrderedDict[tuple[str, int, int], bytes] = OrderedDict()
-        self._size = 0
-        self._lock = Lock()
-
-    def get(self, key: tuple[str, int, int]) -> bytes | None:
-        with self._lock:
-            if key in self._ranges:
-                self._ranges.move_to_end(key)
-            return self._ranges.get(key)
-
-    def put(self, key: tuple[str, int, int], data: bytes) -> None:
-        with self._lock:
-            if len(data) > _CACHED or key in self._ranges:
-                return
-            self._ranges[key] = data
-            self._size += len(data)
-            while self._size > _CACHE:
-                self._size -= len(self._ranges.popitem(last=False)[1])
-
-
 class RemoteStorage(ABC):
     """A :class:`~rewrite.checkpoint.storage.Storage` that reads ranges over a network."""
 
     readers = 16
+    _listing: Listing  # what was there when it was opened
 
     def __init__(self) -> None:
         self.traffic = Traffic()
-        self._cache = _Cache()
+        self._kept: dict[tuple[str, int, int], bytes] = {}  # ranges that were read, the latest used one last
+        self._kept_size = 0
+        self._lock = Lock()
 
-    @property
-    @abstractmethod
-    def name(self) -> str: ...
-
-    @abstractmethod
-    def list_files(self) -> Listing: ...
-
-    @abstractmethod
     def identify(self, name: str) -> FileId:
         """What the file ``name`` is. Raises :class:`StorageError` where there is none."""
+        try:
+            return self._listing.files[name]
+        except KeyError:
+            raise StorageError("There is no such file", where=f"{self}/{name}") from None
 
     @abstractmethod
     def fetch(self, name: str, start: int, end: int) -> bytes:
@@ -90,15 +64,22 @@ class RemoteStorage(ABC):
     def read(self, name: str, start: int, end: int) -> bytes:
         """As :meth:`fetch`, from memory where it was read before."""
         key = (name, start, end)
-        data = self._cache.get(key)
-        if data is None:
+        with self._lock:
+            data = self._kept.pop(key, b"")
+            self._kept_size -= len(data)
+        if not data:
             data = self.fetch(name, start, end)
             if len(data) != end - start:
                 raise StorageError(
                     "The server sent another number of bytes", where=f"{self}/{name}", expected=end - start,
                     found=len(data),
                 )  # fmt: skip
-            self._cache.put(key, data)
+        if len(data) <= _CACHED:
+            with self._lock:
+                self._kept_size += len(data) - len(self._kept.pop(key, b""))
+                self._kept[key] = data
+                while self._kept_size > _CACHE:
+                    self._kept_size -= len(self._kept.pop(next(iter(self._kept))))
         return data
 
 

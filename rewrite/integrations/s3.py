@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from rewrite.checkpoint.checkpoint import is_inside
@@ -71,18 +72,18 @@ def _client_of(_process: int) -> Any:
         config: Any = importlib.import_module("botocore.config")
     except ImportError:
         raise UsageError("S3 needs the package boto3", hint="pip install 'rewrite[s3]'") from None
-    return boto3.session.Session().client(
-        "s3",
-        config=config.Config(
-            max_pool_connections=_CONNECTIONS,
-            connect_timeout=10,
-            read_timeout=_READ_TIMEOUT,
-            retries={"mode": "standard", "max_attempts": ATTEMPTS},
-            # Servers other than AWS refuse the trailers of the newer checksums; Content-MD5 is sent instead.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
+    settings = config.Config(
+        max_pool_connections=_CONNECTIONS, connect_timeout=10, read_timeout=_READ_TIMEOUT,
+        retries={"mode": "standard", "max_attempts": ATTEMPTS},
+        # Servers other than AWS refuse the trailers of the newer checksums; Content-MD5 is sent instead.
+        request_checksum_calculation="when_required", response_checksum_validation="when_required",
+    )  # fmt: skip
+    client = boto3.session.Session().client("s3", config=settings)
+    # A redirect that does not say the region: botocore would ask for it, and be redirected again, without an end.
+    headers: dict[str, str] = {}
+    unknown = SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": headers}}
+    client.meta.events.register("before-call.s3.HeadBucket", lambda **_: unknown)
+    return client
 
 
 class Bucket:
@@ -91,6 +92,7 @@ class Bucket:
     def __init__(self, name: str) -> None:
         self.name = name
         self.traffic = Traffic()
+        self._small: dict[tuple[str, str], bytes] = {}  # small objects that were read, by key and ETag
         with _errors(f"{SCHEME}{name}"):
             self._s3 = _client()
 
@@ -154,10 +156,19 @@ class Bucket:
                 return data  # whoever asked looks at the length
         raise AssertionError  # not reached
 
-    def read(self, key: str) -> bytes | None:
-        """All of a small object; None where there is none, or an empty one."""
-        found = self.head(key)
-        return None if found is None or not found.size else self.get(key, 0, found.size, found.tag)
+    def read(self, key: str, listed: FileId | None = None) -> bytes | None:
+        """All of a small object, as it is ``listed``; None where there is none, or an empty one. Kept in memory."""
+        found = listed or self.head(key)
+        if found is None or not found.size:
+            return None
+        try:
+            if (key, found.tag) not in self._small:
+                self._small[key, found.tag] = self.get(key, 0, found.size, found.tag)
+        except (Missing, Precondition):
+            if listed is None:
+                raise
+            return self.read(key)  # it has changed since
+        return self._small[key, found.tag]
 
     def put(self, key: str, data: bytes, **conditions: str) -> str:
         """A small object, all at once. Its ETag."""
@@ -197,16 +208,8 @@ class S3Storage(RemoteStorage):
             raise CheckpointError("A key leads out of the checkpoint", where=str(self), found=outside)
         listing = Listing.of(found)
         if not listing.files:
-            raise StorageError(
-                "There is no checkpoint here", where=str(self), expected="objects with this prefix", found="none"
-            )
+            raise StorageError("There is no checkpoint here", where=str(self), expected="objects with this prefix")
         return listing
-
-    def identify(self, name: str) -> FileId:
-        try:
-            return self._listing.files[name]
-        except KeyError:
-            raise StorageError("There is no such object", where=f"{self}/{name}") from None
 
     def fetch(self, name: str, start: int, end: int) -> bytes:
         try:
@@ -258,8 +261,7 @@ _RENEW = "get new credentials and run the same command again, what is complete i
 _HINTS = {
     "ExpiredToken": _RENEW, "ExpiredTokenException": _RENEW, "TokenRefreshRequired": _RENEW, "InvalidToken": _RENEW,
     "RequestTimeTooSkewed": "set the clock of this machine: it is not that of the store", "RequestExpired": _RENEW,
-    "PermanentRedirect": _ELSEWHERE, "TemporaryRedirect": _ELSEWHERE, "AuthorizationHeaderMalformed": _ELSEWHERE,
-    "IllegalLocationConstraintException": _ELSEWHERE, "SlowDown": _LATER, "ServiceUnavailable": _LATER,
+    "AuthorizationHeaderMalformed": _ELSEWHERE, "IllegalLocationConstraintException": _ELSEWHERE,
 }  # fmt: skip
 _BY_STATUS = {301: _ELSEWHERE, 307: _ELSEWHERE, 401: _CREDENTIALS, 403: _CREDENTIALS, 429: _LATER, 503: _LATER}
 
@@ -269,8 +271,6 @@ def _errors(where: str) -> Iterator[None]:
     """The errors of clients and server as ours. Only kinds and codes: their texts may hold keys or signatures."""
     try:
         yield
-    except RecursionError:  # botocore looks for the region of a bucket, and is redirected again
-        raise StorageError("The store redirects without an end", where=where, hint=_ELSEWHERE) from None
     except Exception as error:
         if not type(error).__module__.startswith(("botocore", "boto3", "urllib3")):
             raise

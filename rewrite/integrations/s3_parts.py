@@ -31,6 +31,10 @@ class CopyPart:
     start: int
     size: int
 
+    @property
+    def sizes(self) -> tuple[int]:
+        return (self.size,)
+
 
 @dataclass(frozen=True)
 class PutParts:
@@ -46,11 +50,7 @@ Run = CopyPart | PutParts
 
 def numbered_sizes(runs: Iterable[Run]) -> dict[int, int]:
     """The size of every part by its number."""
-    sizes: dict[int, int] = {}
-    for run in runs:
-        of_run = (run.size,) if isinstance(run, CopyPart) else run.sizes
-        sizes.update(enumerate(of_run, run.number))
-    return sizes
+    return {number: size for run in runs for number, size in enumerate(run.sizes, run.number)}
 
 
 def plan_parts(job: Job, *, copies: bool) -> tuple[Run, ...]:
@@ -60,7 +60,7 @@ def plan_parts(job: Job, *, copies: bool) -> tuple[Run, ...]:
     """
     if job.size > MAX_OBJECT:
         raise ValueError(f"more than the {MAX_OBJECT} bytes of the largest object")
-    segments = [segment for segment in (_header(job.header), *job.segments) if segment.length]
+    segments = [segment for segment in (Fill(job.header, 1), *job.segments) if segment.length]
     shortest = sorted(
         (i for i, segment in enumerate(segments) if copies and isinstance(segment, Copy)),
         key=lambda i: segments[i].length,
@@ -89,10 +89,6 @@ def _plan(job: Job, segments: Sequence[Segment], copied: Iterable[int]) -> tuple
             planner.put(segment)
     planner.flush()
     return tuple(planner.runs)
-
-
-def _header(header: bytes) -> Fill:
-    return Fill(header, 1)
 
 
 @dataclass

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from threading import Lock
 from typing import Any
 
 from rewrite.checkpoint.storage import FileId, Storage
@@ -22,7 +21,8 @@ from rewrite.planning.jobs import Job, ShardPlan
 from rewrite.planning.manifest import ByteCounts
 from rewrite.writing.output import some
 from rewrite.writing.shard import Advance
-from rewrite.writing.stream import SourceChanged, check_unchanged, pieces_of, streamed
+from rewrite.writing.stream import SourceChanged, check_unchanged, pieces_of, streamed, told
+from rewrite.writing.tasks import Writer
 
 _AT_ONCE = 8  # parts of an object
 _NOTED = 5.0  # seconds between two notes of an upload: what a killed run may have to do again
@@ -57,8 +57,8 @@ class Records:
     def note(self, name: str, **what: Any) -> None:
         self.bucket.put(self.key(name), json.dumps(asdict(Record(self.plan, **what))).encode())
 
-    def read(self, name: str) -> Record | None:
-        data = self.bucket.read(self.key(name))
+    def read(self, name: str, found: FileId | None = None) -> Record | None:
+        data = self.bucket.read(self.key(name), found)
         try:
             return None if data is None else Record(**json.loads(data))
         except (ValueError, TypeError):
@@ -67,10 +67,10 @@ class Records:
     def all(self) -> dict[str, Record]:
         """Those of this plan and of earlier ones."""
         start = Place(self.bucket.name, self.key("").rstrip("/"))
-        names = [name for name, _ in self.bucket.objects(start)]
+        found = dict(self.bucket.objects(start))
         with ThreadPoolExecutor(_READERS) as pool:
-            found = zip(names, pool.map(self.read, names), strict=True)
-            return {name: record for name, record in found if record is not None}
+            read = zip(found, pool.map(self.read, found, found.values()), strict=True)
+            return {name: record for name, record in read if record is not None}
 
     def clear(self, names: Iterable[str]) -> None:
         with ThreadPoolExecutor(_READERS) as pool:
@@ -78,28 +78,20 @@ class Records:
 
 
 @dataclass(frozen=True)
-class ObjectWriter:
+class ObjectWriter(Writer):
     """Writes the files of an output into a bucket."""
 
     source: Storage
     records: Records
 
-    @property
-    def bucket(self) -> Bucket:
-        return self.records.bucket
-
-    @property
-    def place(self) -> Place:
-        return self.records.place
-
     def write(self, job: Job, advance: Advance) -> ByteCounts:
         """One file of the output. Where the source has changed meanwhile, there is no such object afterwards."""
         inside = self.source if isinstance(self.source, S3Storage) else None
-        key = self.place.key(job.name)
+        key = self.records.place.key(job.name)
         if inside is not None and not isinstance(job, ShardPlan) and job.size <= MAX_PART:
             tag, copied = self._copy_object(inside, job), job.size
         elif job.size < MIN_PART:
-            tag, copied = self.bucket.put(key, b"".join(streamed(job, self.source))), 0
+            tag, copied = self.records.bucket.put(key, b"".join(streamed(job, self.source))), 0
         else:
             return self._multipart(inside, job, advance)
         self._done(job, tag)
@@ -110,12 +102,14 @@ class ObjectWriter:
         alone = deepcopy(self)  # with counts of its own: whoever gathers the counts cannot see ours
         counts = alone.write(job, lambda _: None)
         read = alone.source.traffic.read if isinstance(alone.source, RemoteStorage) else 0
-        return counts + ByteCounts(read=read + alone.bucket.traffic.read, sent=alone.bucket.traffic.sent)
+        return counts + ByteCounts(
+            read=read + alone.records.bucket.traffic.read, sent=alone.records.bucket.traffic.sent
+        )
 
     def _copy_object(self, source: S3Storage, job: Job) -> str:
         self._check_source(source, job)
-        key, where = self.place.key(job.name), f"{self.place}/{job.name}"
-        copied = self.bucket.call(
+        key, where = self.records.place.key(job.name), f"{self.records.place}/{job.name}"
+        copied = self.records.bucket.call(
             "copy_object", where, Key=key, CopySource=_copy_source(source, job),
             CopySourceIfMatch=f'"{job.source.tag}"',
         )  # fmt: skip
@@ -124,7 +118,7 @@ class ObjectWriter:
             self._check_source(source, job)
         except StorageError:
             with suppress(StorageError):  # the error that led here is the one to tell
-                self.bucket.delete(key)
+                self.records.bucket.delete(key)
             raise
         return tag
 
@@ -132,9 +126,8 @@ class ObjectWriter:
         try:
             runs = plan_parts(job, copies=source is not None)
         except ValueError as error:
-            raise UsageError(
-                "The object cannot be written", where=f"{self.place}/{job.name}", found=str(error)
-            ) from None
+            where = f"{self.records.place}/{job.name}"
+            raise UsageError("The object cannot be written", where=where, found=str(error)) from None
         sizes = numbered_sizes(runs)
         upload = self._begin(job, sizes)
         try:
@@ -160,26 +153,25 @@ class ObjectWriter:
 
     def _begin(self, job: Job, sizes: dict[int, int]) -> Upload:
         """The upload that our record names, with the parts that it names; else a new one."""
-        key, record = self.place.key(job.name), self.records.read(job.name)
+        key, record = self.records.place.key(job.name), self.records.read(job.name)
         ours = record if record is not None and record.plan == self.records.plan else None
-        begun = [upload for upload, of in pending(self.bucket, key) if of == key]
+        begun = [upload for upload, of in pending(self.records.bucket, key) if of == key]
         upload = Upload(self.records, job.name, ours.upload if ours else "")
         if ours is not None and ours.upload in begun:
-            listed = upload.parts()
             upload.tags.update({
-                number: tag for number, (size, tag) in listed.items()
-                if sizes.get(number) == size and ours.parts.get(str(number)) == tag
+                number: part.tag for number, part in upload.parts().items()
+                if FileId(sizes.get(number, 0), 0, ours.parts.get(str(number), "")) == part
             })  # fmt: skip
             return upload
         if ours is None or ours.upload:
-            refuse_uploads(self.place, [key] if begun else [])
+            refuse_uploads(self.records.place, [key] if begun else [])
         self.records.note(job.name)
-        answer = self.bucket.call("create_multipart_upload", upload.where, Key=key)
+        answer = self.records.bucket.call("create_multipart_upload", upload.where, Key=key)
         if not isinstance(answer.get("UploadId"), str):
             raise StorageError("The store answers without an upload", where=upload.where)
         upload = Upload(self.records, job.name, answer["UploadId"])
         self.records.note(job.name, upload=upload.id)
-        for other, of in pending(self.bucket, key):  # begun by a request whose answer was lost
+        for other, of in pending(self.records.bucket, key):  # begun by a request whose answer was lost
             if of == key and other != upload.id:
                 Upload(self.records, job.name, other).abort()
         return upload
@@ -187,17 +179,14 @@ class ObjectWriter:
     def _write_runs(
         self, upload: Upload, runs: tuple[Run, ...], source: S3Storage | None, job: Job, advance: Advance
     ) -> None:
-        sizes = numbered_sizes(runs)
-
         def write(run: Run) -> None:
-            numbers = range(run.number, run.number + (1 if isinstance(run, CopyPart) else len(run.sizes)))
-            if upload.tags.keys() >= set(numbers):
+            if upload.tags.keys() >= set(range(run.number, run.number + len(run.sizes))):
                 pass  # kept
             elif isinstance(run, PutParts):
                 self._put(upload, run, job)
             elif source is not None:
                 upload.copy(run, _copy_source(source, job), job.source.tag)
-            advance(sum(sizes[number] for number in numbers))
+            advance(sum(run.sizes))
 
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
             futures = [pool.submit(write, run) for run in runs]
@@ -220,15 +209,15 @@ class ObjectWriter:
 
     def _check_source(self, source: S3Storage, job: Job) -> None:
         """That the object is the one that was planned on: servers ignore CopySourceIfMatch."""
-        where = f"{source}/{job.name}"
-        found = source.bucket.head(source.place.key(job.name))
-        if found is None:
-            raise SourceChanged("An object of the source is gone", where=where)
-        check_unchanged(found, job.source, where)
+        check_unchanged(source.bucket.head(source.place.key(job.name)), job.source, f"{source}/{job.name}")
 
     def _done(self, job: Job, tag: str) -> None:
         """Size and ETag of what was written (rclone answers 200 and stores nothing of a copied part), noted as ours."""
-        check_kept(self.bucket.head(self.place.key(job.name)), FileId(job.size, 0, tag), f"{self.place}/{job.name}")
+        check_kept(
+            self.records.bucket.head(self.records.place.key(job.name)),
+            FileId(job.size, 0, tag),
+            f"{self.records.place}/{job.name}",
+        )
         self.records.note(job.name, tag=tag)
 
 
@@ -236,17 +225,16 @@ class NotKept(StorageError):
     """The store has other bytes than those that it was given."""
 
 
-def check_kept(found: FileId | None, expected: FileId, where: str) -> None:
-    """That the store has the object that was written. Raises :class:`NotKept`."""
+def check_kept(found: FileId | None, expected: FileId | None, where: str) -> None:
+    """That the store has the object, or the part, that was written. Raises :class:`NotKept`."""
     if found != expected:
         raise NotKept(
-            "The store has not kept what was written", where=where, expected=expected.text,
-            found="no object" if found is None else found.text,
+            "The store has not kept what was written", where=where, expected=told(expected), found=told(found),
             hint="run the same command again; if it stays so, somebody else writes here or the store is at fault",
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass
 class Upload:
     """A multipart upload: nothing of it is an object before it is complete. ``tags``: ETags of the parts by number."""
 
@@ -254,8 +242,7 @@ class Upload:
     name: str
     id: str
     tags: dict[int, str] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)
-    _noted: list[float] = field(default_factory=lambda: [time.monotonic()])
+    noted: float = field(default_factory=time.monotonic)
 
     @property
     def where(self) -> str:
@@ -274,11 +261,13 @@ class Upload:
         key = self.records.place.key(self.name)
         return self.records.bucket.call(method, self.where, Key=key, UploadId=self.id, **arguments)
 
-    def parts(self) -> dict[int, tuple[int, str]]:
+    def parts(self) -> dict[int, FileId]:
         """Size and ETag of the parts that the store has."""
         key = self.records.place.key(self.name)
         pages = self.records.bucket.pages("list_parts", self.where, Key=key, UploadId=self.id)
-        return {p["PartNumber"]: (p["Size"], p["ETag"].strip('"')) for page in pages for p in page.get("Parts", [])}
+        return {
+            p["PartNumber"]: FileId(p["Size"], 0, etag(p, self.where)) for page in pages for p in page.get("Parts", [])
+        }
 
     def copy(self, part: CopyPart, source: dict[str, str], tag: str) -> None:
         answer = self.call(
@@ -293,32 +282,26 @@ class Upload:
         self._made(number, answer)
 
     def _made(self, number: int, answer: dict[str, Any]) -> None:
-        with self._lock:
-            self.tags[number] = etag(answer, self.where)
-            if time.monotonic() - self._noted[0] < _NOTED:
-                return
-            self._noted[0] = time.monotonic()
-        self.note()
+        self.tags[number] = etag(answer, self.where)
+        if time.monotonic() - self.noted > _NOTED:
+            self.note()
 
     def note(self) -> None:
         """What a later run may keep."""
-        with self._lock:
-            parts = {str(number): tag for number, tag in self.tags.items()}
-        self.records.note(self.name, upload=self.id, parts=parts)
+        self.noted = time.monotonic()
+        self.records.note(
+            self.name, upload=self.id, parts={str(number): tag for number, tag in sorted(self.tags.items())}
+        )
 
     def complete(self, sizes: dict[int, int]) -> str:
         """Make the object, if the store has every part with its size and ETag. Its ETag."""
-        expected = {number: (size, self.tags[number]) for number, size in sizes.items()}
+        expected = {number: FileId(size, 0, self.tags[number]) for number, size in sizes.items()}
         found = self.parts()
-        if found != expected:
-            wrong = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
-            raise NotKept(
-                "The store has not kept a part", where=f"{self.where}, part {wrong}",
-                expected="{} bytes, ETag {}".format(*expected.get(wrong, (0, "none"))),
-                found="{} bytes, ETag {}".format(*found.get(wrong, (0, "none"))),
-            )  # fmt: skip
+        for number in sorted(expected.keys() | found.keys()):
+            check_kept(found.get(number), expected.get(number), f"{self.where}, part {number}")
         parts = [{"PartNumber": number, "ETag": f'"{self.tags[number]}"'} for number in sorted(self.tags)]
-        return etag(self.call("complete_multipart_upload", MultipartUpload={"Parts": parts}), self.where)
+        answer = self.call("complete_multipart_upload", MultipartUpload={"Parts": parts})
+        return str(answer.get("ETag") or self.expected_tag).strip('"')  # Ceph 16 says none here
 
     def abort(self) -> None:
         """Throw the parts away: they cost money. One that cannot be aborted is left to the next run."""

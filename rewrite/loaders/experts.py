@@ -45,6 +45,7 @@ class Experts:
     nvfp4: bool = False
     divides: bool = False  # of NVFP4: the stored global scales are divisors
     furthest: str = ""
+    gated: bool = True  # else up stands alone, and nothing is joined (Nemotron-H: relu2)
 
 
 def is_expert(module: str) -> bool:
@@ -97,6 +98,7 @@ def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model
         nvfp4=nvfp4,
         divides=nvfp4 and any(each.divides for each in packed if each),
         furthest=furthest,
+        gated=any(kind in _GATE for _, kind in projections),
     )
 
 

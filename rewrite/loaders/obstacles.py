@@ -152,8 +152,10 @@ def blocks_are_torn(checkpoint: CheckpointView) -> Outcome | None:
 
 
 def blocks_are_torn_in_sglang(checkpoint: CheckpointView) -> Outcome | None:
-    """SGLang does so by the slots that it has, and with ``fp8`` for the last partition, too."""
-    return _refuses(torn(checkpoint.block_layers, slots=True, every_part=checkpoint.dialect == "fp8"))
+    """SGLang does so by the slots that it has, and with ``fp8`` for the last partition, too. Its
+    ``fused_qkv_a_proj_with_mqa`` is a ``ReplicatedLinear`` with one slot, whose parts it does not check."""
+    layers = [layer for layer in checkpoint.block_layers if not layer.name.endswith(".fused_qkv_a_proj")]
+    return _refuses(torn(layers, slots=True, every_part=checkpoint.dialect == "fp8"))
 
 
 def block_size_is_of_the_class(checkpoint: CheckpointView) -> Outcome | None:

@@ -7,8 +7,8 @@ dialects. transformers needs Quark's own package.
 
 from __future__ import annotations
 
+from rewrite.ledger.ledger import header_faults
 from rewrite.quantization.dialects.quark import Quark
-from rewrite.quantization.fit import lacks_input_scale, odd_weight
 from rewrite.quantization.model import Kind, Model
 
 #: Layout, activations, and whether the activations have a scale for each token.
@@ -21,8 +21,9 @@ def what_was_not_run(model: Model) -> str | None:
         return None
     if unsupported := model.dialect.unsupported:
         return unsupported
-    if weight := odd_weight(model.checkpoint):
-        return f"{weight.name} is quantized, and is no matrix"
+    for fault in header_faults(model):
+        if fault.code in ("no-matrix", "no-input-scale"):
+            return f"{fault.where} has {fault.what}"
     if expert := next((name for name in model.checkpoint.tensors if ".experts." in name), None):
         return f"{expert} is an expert"
     for kind in model.kinds:
@@ -39,6 +40,4 @@ def _not_run(kind: Kind) -> str | None:
         return f"{name} is {scheme.format if scheme else module.weight.dtype}"
     if (scheme.layout, scheme.activations, scheme.per_token) not in _RUN:
         return f"{name} has {scheme.text}"
-    if lacks_input_scale(kind):
-        return f"{name} has static activations without an input_scale"
     return None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from rewrite.ledger.fault import Code, Fault
 from rewrite.loaders.behaviors import (
     OTHER_FORMAT,
     Behavior,
@@ -49,6 +50,18 @@ from rewrite.loaders.obstacles import (
     scales_are_rounded,
     vocabulary_is_quantized,
 )
+from rewrite.loaders.of_faults import (
+    OfFault,
+    codes_are_served,
+    fp8_is_no_nvfp4,
+    nan_is_refused,
+    not_known,
+    plain_weights_are_cast,
+    router_has_no_scale,
+    stacked_experts_are_refused,
+    unset_scale_is_taken,
+    v_needs_k,
+)
 from rewrite.loaders.outcome import Kernels, Outcome
 from rewrite.loaders.ranges import Engine, version_key
 from rewrite.loaders.views import CheckpointView, GroupView
@@ -72,6 +85,8 @@ def forms(checkpoint: CheckpointView) -> frozenset[str]:
     found = {checkpoint.dialect, *([] if checkpoint.dialect_is_read else ["layers that it does not state"])}
     if checkpoint.block_layers:
         found.add("blocks")
+    if checkpoint.weight_only_nvfp4 and checkpoint.dialect == "modelopt MIXED_PRECISION":
+        found.add("W4A16_NVFP4")
     if checkpoint.nvfp4_layers and checkpoint.dialect == "compressed-tensors":
         found.add("NVFP4")
     return frozenset(found)
@@ -172,6 +187,19 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("transformers", "5.23.0", None, _IN_CT, scalars_are_refused, "core_model_loading.py"),
 )
 
+#: What comes of faults of a checkpoint. The versions that were run: 0.32.0 of vLLM, 5.17.0 of transformers.
+OF_FAULTS: tuple[Fact[Code, OfFault], ...] = (
+    Fact("vLLM", "0.27.0", None, "plain-layer", plain_weights_are_cast, "issue #40252"),
+    Fact("vLLM", "0.27.0", None, "router", router_has_no_scale, "llm-compressor issue #2714"),
+    Fact("vLLM", "0.27.0", None, "scale-value", nan_is_refused, "ModelOpt issue #1633"),
+    Fact("vLLM", "0.27.0", None, "no-input-scale", unset_scale_is_taken, "issue #45212"),
+    Fact("vLLM", "0.27.0", None, "no-scale", unset_scale_is_taken, "PR #54444"),
+    Fact("vLLM", "0.27.0", None, "label", fp8_is_no_nvfp4, "ModelOpt issue #868"),
+    Fact("vLLM", "0.27.0", None, "no-matrix", stacked_experts_are_refused, "routed_experts.py"),
+    Fact("vLLM", "0.27.0", None, "kv-scale-alone", v_needs_k, "issue #46264"),
+    Fact("transformers", "5.17.0", None, "status", codes_are_served, "issue #47145"),
+)
+
 #: What comes on top of what is made of the groups.
 CAVEATS: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("SGLang", "0.5.10", "0.5.10.post1", _IN_CT, parts_are_cast, RECORD),
@@ -226,6 +254,7 @@ class Loader(Engine):
     runs: tuple[Fact[Checkpoints, Outcome | None], ...] = ()
     obstacles: tuple[Fact[Checkpoints, Obstacle], ...] = ()
     caveats: tuple[Fact[Checkpoints, Obstacle], ...] = ()
+    of_faults: tuple[Fact[Code, OfFault], ...] = ()
     lookup: Lookup | None = None
     nvfp4: Nvfp4Behavior = not_run
 
@@ -251,13 +280,16 @@ class Loader(Engine):
             return Outcome("not known", f"not run with {checkpoint.model_type!r} in the form {form!r}")
         if run.outcome is not None:
             return run.outcome
+        wrong = [outcome for fault in checkpoint.faults if (outcome := self.of_fault(fault)) is not None]
+        if any(outcome.kind == "fails to load" for outcome in wrong):
+            return _worst(wrong, checkpoint)
         if obstacles := _said(self.obstacles, checkpoint):
             return _worst(obstacles, checkpoint)
         misread = checkpoint.misread.get(self.lookup) if self.lookup is not None else None
         if unknown := misread or vocabulary_is_quantized(checkpoint):
-            return unknown
+            return _worst([unknown, *wrong], checkpoint)
         outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
-        return _worst([*outcomes, *_said(self.caveats, checkpoint)], checkpoint)
+        return _worst([*outcomes, *wrong, *_said(self.caveats, checkpoint)], checkpoint)
 
     def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
         """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""
@@ -273,6 +305,11 @@ class Loader(Engine):
         if schemes and not self.was_run(checkpoint):
             return dict.fromkeys(cards_of(platform), (NOT_KNOWN,))
         return used(self.name, (self.first, self.last), platform, schemes)
+
+    def of_fault(self, fault: Fault) -> Outcome | None:
+        """What comes of a fault; None: nothing that is about the weights."""
+        known = (fact.outcome(fault) for fact in self.of_faults if fact.applies == fault.code)
+        return next((outcome for outcome in known if outcome is not None), None) or not_known(fault)
 
     def of_group(self, group: GroupView) -> Outcome:
         """What is made of one group, where nothing ends the load before."""
@@ -298,7 +335,7 @@ def _said(facts: Iterable[Fact[Checkpoints, Obstacle]], checkpoint: CheckpointVi
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-_TABLES: tuple[Iterable[Fact[Any, Any]], ...] = (RUNS, OBSTACLES, CAVEATS, FP8_GROUPS, NVFP4_GROUPS, LOOKUPS)
+_TABLES: tuple[Iterable[Fact[Any, Any]], ...] = (RUNS, OBSTACLES, CAVEATS, OF_FAULTS, FP8_GROUPS, NVFP4_GROUPS, LOOKUPS)
 
 
 def _number(run: str) -> str:
@@ -332,6 +369,7 @@ def _rows(engine: str, runs: Iterable[str]) -> Iterator[Loader]:
             held(RUNS, engine, version),
             held(OBSTACLES, engine, version),
             held(CAVEATS, engine, version),
+            held(OF_FAULTS, engine, version),
             next((fact.outcome for fact in held(LOOKUPS, engine, version)), None),
             next((fact.outcome for fact in held(NVFP4_GROUPS, engine, version)), not_run),
         )

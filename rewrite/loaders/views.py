@@ -6,6 +6,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from rewrite.ledger.fault import VALUES, Fault
+from rewrite.ledger.ledger import faults, group_faults, header_faults
 from rewrite.loaders.blocks import BlockLayer, block_layers
 from rewrite.loaders.experts import Experts, expert_layers, is_expert
 from rewrite.loaders.kernels import kernel_schemes
@@ -81,7 +83,7 @@ class CheckpointView:
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
-    scalar_scale: str | None = None  # the first scale of the shape (), but of the KV cache
+    scalar_scale: str | None = None  # a scale of the shape (), but of the KV cache
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
     latent_scales: LatentScales = "none"
     kv_cache_scales: bool = False  # whether scales of the KV cache are stored
@@ -90,6 +92,8 @@ class CheckpointView:
     block_layers: tuple[BlockLayer, ...] = ()  # the same; one of each kind
     kernel_schemes: frozenset[str] = frozenset()  # of all FP8 layers but experts, as kernel_rules.py names them
     fused_schemes: frozenset[str] = frozenset()  # of those among the groups
+    weight_only_nvfp4: bool = False  # whether the config gives any module NVFP4 without quantized activations
+    faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
 
 
 def view_model(
@@ -101,6 +105,7 @@ def view_model(
     are taken from there, where both are of one dialect. Reads scales of one value a module or partition, no others.
     Raises :class:`rewrite.errors.Refused` for a broken group.
     """
+    wrong = _faults_after(model, selection, before, changed)
     if before is not None and before.dialect != model.dialect.name:
         before = None  # the same scheme may be stated in another way
     known = {group.name: group for group in before.groups} if before else {}
@@ -112,7 +117,7 @@ def view_model(
         groups += [group for group in before.groups if group.experts]
         nvfp4_experts = before.nvfp4_experts
     else:
-        experts = list(expert_layers(model, nvfp4_only=selection != "all"))
+        experts = [each for each in expert_layers(model, nvfp4_only=selection != "all") if each.gated]
         groups += [_view_experts(each) for each in experts if selection == "all" or each.gate != each.up]
         nvfp4_experts = any(each.nvfp4 for each in experts)
     fused = (model.modules[module.name] for group in model.select(selection) for module in group.modules)
@@ -139,7 +144,24 @@ def view_model(
         block_layers=block_layers(model),
         kernel_schemes=kernel_schemes((kind.first for kind in model.kinds), model.dialect.name),
         fused_schemes=kernel_schemes(fused, model.dialect.name),
+        weight_only_nvfp4=any(_is_nvfp4(s := k.first.scheme) and s and s.activations == "none" for k in model.kinds),
+        faults=wrong,
     )
+
+
+def _faults_after(
+    model: Model, selection: Selection, before: CheckpointView | None, changed: Collection[str]
+) -> tuple[Fault, ...]:
+    """Scales that nothing has changed are as they were: they are read once."""
+    groups = model.select(selection)
+    if before is None:
+        return faults(model, groups)
+    kept = (fault for fault in before.faults if fault.code in VALUES and _module_of(fault) not in changed)
+    return (*group_faults(model, groups), *header_faults(model), *kept)
+
+
+def _module_of(fault: Fault) -> str:
+    return fault.where.rpartition(": ")[2].rpartition(".")[0]
 
 
 def _is_new(group: FusedGroup, known: Mapping[str, GroupView], changed: Collection[str]) -> bool:
@@ -253,14 +275,14 @@ def _plain_with_scheme(model: Model) -> str | None:
 
 
 def _scalar_scale(model: Model) -> str | None:
-    """MTP layers are left out, as above."""
+    """The first by name: a conversion changes the order. MTP layers are left out, as above."""
     found = (
-        f"{names[0]}.{kind}"
+        f"{min(names)}.{kind}"
         for form, names in model.checkpoint.alike.items()
         for kind, (_, shape) in form.tensors.items()
         if not shape and f".{kind}".endswith(_SCALES) and not form.pattern.startswith("mtp.")
     )
-    return next(found, None)
+    return min(found, default=None)
 
 
 def _latent_scales(model: Model) -> LatentScales:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from rewrite.errors import Unsupported
+from rewrite.ledger.fault import REFUSED, TITLES
+from rewrite.ledger.ledger import header_faults
 from rewrite.loaders.experts import is_expert
 from rewrite.loaders.lookups import misread
 from rewrite.planning.profiles.base import PlannedScheme
-from rewrite.quantization.fit import misfit, odd_weight
 from rewrite.quantization.model import Model, StoredModule
 from rewrite.quantization.scheme import Dialect, Scheme
 
@@ -29,21 +30,22 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
         old = before.modules[name]
         if new is not old or name in planned:  # the same object: nothing changed
             _check_scheme(name, old, new, planned)
-    for kind in after.kinds:
-        if found := misfit(kind):
-            raise Unsupported(
-                "Config and tensors of a module do not fit",
-                where=kind.names[0],
-                expected=f"what the config says: {_text(kind.first.scheme)}",
-                found=found,
-                hint="loaders follow the config and then fail on the tensors: export the model again",
-            )
-    _refuse_odd_weight(after)
+    refuse_faults(after)
     _check_experts(before, after)
     _check_fused_names(before, after)
     _check_lookups(before, after)
     if before.second_dialect is not None and after.second_dialect is not None:
         _check_second(before.second_dialect, after.second_dialect, after.modules.values(), planned)
+
+
+def refuse_faults(model: Model) -> None:
+    """Raise for the first fault that no conversion mends and that no engine survives: OUT would have it, too."""
+    fault = next((fault for fault in header_faults(model) if fault.code in REFUSED), None)
+    if fault is not None:
+        what, hint = TITLES[fault.code], fault.next or None
+        raise Unsupported(
+            what[0].upper() + what[1:], where=fault.where, expected=fault.expected, found=fault.found, hint=hint
+        )
 
 
 def _check_scheme(name: str, old: StoredModule, new: StoredModule, planned: Mapping[str, PlannedScheme | None]) -> None:
@@ -52,18 +54,6 @@ def _check_scheme(name: str, old: StoredModule, new: StoredModule, planned: Mapp
             raise _refusal(name, _wording(planned[name]), _text(new.scheme))
     elif not _stays(old.scheme, new.scheme, plain=old.plain):
         raise _refusal(name, f"as it was: {_text(old.scheme)}", _text(new.scheme))
-
-
-def _refuse_odd_weight(after: Model) -> None:
-    weight = odd_weight(after.checkpoint)
-    if weight is not None:
-        raise Unsupported(
-            "A quantized weight is no matrix",
-            where=f"{weight.shard}: {weight.name}",
-            expected="FP8 weights of linear layers only",
-            found=f"{weight.dtype} of shape {list(weight.shape)}",
-            hint="engines load no quantized convolution: exclude it (*conv1d*) and quantize the model again",
-        )
 
 
 def _is_as_planned(scheme: Scheme | None, planned: PlannedScheme | None) -> bool:

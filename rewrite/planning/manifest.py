@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from rewrite.checkpoint.json_edit import dump
+from rewrite.ledger.fault import TITLES, Code
 from rewrite.version import __version__
 
 MANIFEST_NAME = "rewrite_manifest.json"
@@ -159,6 +160,7 @@ class Manifest:
     scales: tuple[ScaleChange, ...] = ()
     costs: Mapping[str, float] = field(default_factory=dict)  # layer.partition → what a weight may be off by, relative
     kv_scales: Literal["kept", "dropped"] = "kept"  # those of the KV cache
+    mended: tuple[Code, ...] = ()  # the faults of the config that were mended, by their codes
     tool_version: str = __version__
     created: str | None = None  # ISO 8601, only when asked for
     chosen: Chosen | None = None  # None: whoever converted named the profile
@@ -167,7 +169,7 @@ class Manifest:
     @property
     def changed(self) -> bool:
         """Whether the output differs from the source."""
-        return bool(self.groups or self.dropped or self.renamed or self.scales)
+        return bool(self.groups or self.dropped or self.renamed or self.scales or self.mended)
 
     def created_at(self, time: str) -> Manifest:
         return replace(self, created=time)
@@ -187,11 +189,12 @@ class Manifest:
             "selection": self.selection,
             "source": self.source,
             **created,
+            **({"costs": dict(self.costs)} if self.costs else {}),
             "groups": [{"name": g.name, "modules": [m.to_json() for m in g.modules]} for g in self.groups],
             **({"global_scales": [asdict(each) for each in self.scales]} if self.scales else {}),
-            **({"costs": dict(self.costs)} if self.costs else {}),
             "dropped": list(self.dropped),
             **({} if self.kv_scales == "kept" else {"kv_scales": self.kv_scales}),
+            **({"mended": {code: TITLES[code] for code in self.mended}} if self.mended else {}),
             "renamed": dict(self.renamed),
             "notes": list(self.notes),
             "files": [{"name": f.name, "size": f.size, "rewritten": f.rewritten} for f in self.files],
@@ -206,6 +209,7 @@ class Manifest:
             selection=value["selection"],
             dropped=tuple(value["dropped"]),
             kv_scales=value.get("kv_scales", "kept"),
+            mended=tuple(value.get("mended", ())),
             renamed=value["renamed"],
             notes=tuple(value["notes"]),
             source=value["source"],

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from rewrite.card import BEGIN, MAX_BYTES, README_NAME
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import Refused, Unsupported, UsageError
-from rewrite.planning.check import check_plan
+from rewrite.ledger.fault import TITLES
+from rewrite.planning.check import check_plan, refuse_faults
 from rewrite.planning.jobs import FileCopy, ShardPlan, TextFile
 from rewrite.planning.kv_cache import without_kv_scales
 from rewrite.planning.manifest import Chosen, Manifest, ManifestFile
@@ -17,6 +18,7 @@ from rewrite.planning.plan import Plan
 from rewrite.planning.preview import preview
 from rewrite.planning.profiles import PROFILES
 from rewrite.planning.profiles.base import Changes, Profile
+from rewrite.planning.repairs import with_mended_config
 from rewrite.planning.shards import plan_shard, touches
 from rewrite.planning.side_files import new_index, new_texts, notes, stale_files
 from rewrite.quantization.dialects.other import Other
@@ -57,9 +59,11 @@ def plan_changes(model: Model, profile: str, selection: Selection, kv_scales: Kv
     changes = chosen.plan(model, selection).with_repair(repair(model, chosen.nvfp4))
     if kv_scales == "drop":
         changes = without_kv_scales(model, changes)
+    changes = with_mended_config(model, changes)
     texts = tuple(new_texts(model, changes))
     left_out = tuple(FileCopy(name, files[name]) for name in stale_files(model, changes))
-    if not changes.edits:
+    if not changes.any:
+        refuse_faults(model)
         return Checked(chosen, changes, texts, left_out, model)
     gone = [file.name for file in left_out]
     after = interpret(preview(model.checkpoint, changes.edits, texts, gone), earlier=model)
@@ -103,7 +107,8 @@ def make_plan(
         scales=changes.repair.changes,
         costs=changes.repair.losses,
         dropped=dropped,
-        kv_scales="dropped" if any(kv_cache_scales(dropped)) else "kept",
+        kv_scales="dropped" if "kv-no-scale" in changes.mended or any(kv_cache_scales(dropped)) else "kept",
+        mended=changes.mended,
         renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
         notes=(*more_notes, *_notes(model, checked, selection)),
         files=_manifest_files(shards, copies, texts),
@@ -120,7 +125,7 @@ def _way_out(model: Model, refusing: str, selection: Selection) -> str:
 
 def _converts(model: Model, profile: str, selection: Selection) -> bool:
     try:
-        return bool(plan_changes(model, profile, selection).changes.edits)
+        return bool(plan_changes(model, profile, selection).changes.any)
     except Refused:
         return False
 
@@ -158,7 +163,9 @@ def _notes(model: Model, checked: Checked, selection: Selection) -> Iterator[str
         )
     if gone := sum(1 for _ in kv_cache_scales(name for name, new in checked.changes.edits.items() if new is None)):
         yield f"the {gone} scales of the KV cache are dropped, and the config does not quantize it"
-    if checked.changes.edits and _has_card(model.checkpoint):
+    if checked.changes.mended:
+        yield f"config.json is mended: {', '.join(TITLES[code] for code in checked.changes.mended)}"
+    if checked.changes.any and _has_card(model.checkpoint):
         yield (
             f"{README_NAME} has a card of rewrite, which is about IN: `rewrite verify IN OUT --card` writes another one"
         )

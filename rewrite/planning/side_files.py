@@ -21,7 +21,7 @@ CONFIG_COPY_NAME = "quantization_config.json"
 def new_texts(model: Model, changes: Changes) -> Iterator[TextFile]:
     """Config and ModelOpt's own file, where they change."""
     checkpoint = model.checkpoint
-    if not changes.edits:
+    if not changes.any:
         return
     old, new = model.dialect, changes.dialect
     if new is None or new.value == old.value:
@@ -56,7 +56,7 @@ def new_index(checkpoint: Checkpoint, edits: Edits) -> Iterator[TextFile]:
 
 def stale_files(model: Model, changes: Changes) -> Iterator[str]:
     """Files that would contradict the output: an earlier manifest, and a second config of the old dialect."""
-    if changes.edits:
+    if changes.any:
         _refuse_directory_of_our_name(model.checkpoint)
         if MANIFEST_NAME in model.checkpoint.files:
             yield MANIFEST_NAME

@@ -1,6 +1,7 @@
 """Which modules inference engines fuse when they load a model, by model family.
 
-:data:`ARCHITECTURES` is the whole knowledge about model families: adding one is adding an entry.
+To add a family, add an entry to :data:`ARCHITECTURES`: its layers are found and converted. What engines make of it is
+not known until one was run with it: the facts of ``rewrite/loaders/versions.py``.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from math import prod
 from typing import Any, Literal
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.forms import Form
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, ConfigError, Refused
 from rewrite.quantization.architectures import QKVZ, FusedLayer, PartitionSpec, find_architecture, text_config
@@ -191,9 +192,15 @@ def _stored_modules(layers: Iterable[FusedLayer], checkpoint: Checkpoint) -> dic
     for form, names in checkpoint.alike.items():
         parent, _, part = form.pattern.rpartition(".")
         layer = by_part.get(part)
-        if layer and any(weight in form.tensors for weight in WEIGHTS) and patterns[layer].fullmatch(parent):
+        if layer and _has_rows(form) and patterns[layer].fullmatch(parent):
             stored[layer] += names
     return stored
+
+
+def _has_rows(form: Form) -> bool:
+    """Whether a weight is stored that is no mere string of bytes, as of bitsandbytes: that one has no rows."""
+    stored = [form.tensors[weight] for weight in WEIGHTS if weight in form.tensors]
+    return bool(stored) and not any(dtype == "U8" and shape[1:] == (1,) for dtype, shape in stored)
 
 
 def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint) -> Module:
@@ -220,11 +227,15 @@ def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint)
             hint="config.json and weights are of different models, or the rows are stored in another order",
         )
     scale, input_scale, block_scale = (
-        tensors.get(f"{name}.{kind}") for kind in ("weight_scale", "input_scale", "weight_scale_inv")
+        next((tensors[full] for kind in kinds if (full := f"{name}.{kind}") in tensors), None) for kinds in _SCALES
     )
+    if scale is None and block_scale is not None and block_scale.numel == 1:
+        scale, block_scale = block_scale, None  # Mistral's name for a scale of one value
     return Module(name, tuple(partitions), weight, scale, input_scale, block_scale, find_nvfp4(name, tensors))
 
 
+#: The names of a scale, of a scale of the input, and of block scales: those of Mistral and of DeepSeek-V4 are last.
+_SCALES = (("weight_scale",), ("input_scale", "activation_scale"), ("weight_scale_inv", "scale"))
 _HEADS = PartitionSpec("", ("num_attention_heads",))
 
 

@@ -86,6 +86,9 @@ class Dialect(Protocol):
     def without_kv_cache(self) -> Dialect:
         """The dialect where the KV cache is not quantized any more."""
 
+    def as_compressed(self) -> Dialect:
+        """The dialect where it says that the weights are stored as codes."""
+
 
 class ChannelDialect(Dialect, Protocol):
     """A dialect that can state channel scales and dynamic activations: compressed-tensors."""

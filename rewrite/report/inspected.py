@@ -15,6 +15,7 @@ from rewrite.report.page import Colored, Page, Run, Section, Table, Tone, again,
 from rewrite.wording import count
 
 _JSON = "`rewrite inspect CHECKPOINT --json`"
+_MAX_HINTS = 5
 _NOTHING = {
     "qkvz": "No in_proj_qkvz layer here, so nothing was judged. Try --groups all.",
     "all": "No fused layer here, so nothing was judged.",
@@ -36,6 +37,7 @@ def page(
     sections = present(
         _answer(found, rows, asked, advice, command, "" if advice.needed else sentence),
         _findings(found),
+        _worth_knowing(found),
         _every_engine(found, rows),
         scales.section(found.groups, "the checkpoint", f"{_JSON}{every} lists every group"),
         Section("What it is", tables=(_facts(found, place),)),
@@ -65,7 +67,7 @@ def _verdict(found: Inspection, affected: Sequence[Row], unknown: Sequence[str])
     if unknown:
         return "NOT KNOWN", "part", " ".join(said)
     if found.findings:
-        return "FAULTS", "bad", f"{faults} No known engine can serve it right."
+        return "FAULTS", "bad", f"{faults} The engines that were asked for serve its layers all the same."
     if not found.groups:
         return "NOTHING TO JUDGE", "part", _NOTHING[found.selection]
     return "NOT AFFECTED", "good", "None of the engines that were asked for is affected."
@@ -82,10 +84,20 @@ def _answer(
         "What engines make of it",
         (*schemes[:3], *more),
         tables=(engines.answer(rows, AS_IT_IS, asked),) if judged else (),
-        lines=(*_others(rows, asked), *([sentence] if sentence else _advice(advice))),
+        lines=(*_costs(found), *_others(rows, asked), *([sentence] if sentence else _advice(advice))),
         command=command or "",
         brief=True,
     )
+
+
+def _costs(found: Inspection) -> Iterator[str]:
+    """What looking at this checkpoint alone does not show."""
+    for cost in sorted(set(found.costs.values()), reverse=True):
+        names = ", ".join(clean(name) for name, own in found.costs.items() if own == cost)
+        yield (
+            f"The conversion that made this checkpoint rounded: weights of {names} moved by up to {cost:.1%}, tiny "
+            "scales by more. `verify` measures it."
+        )
 
 
 def _others(rows: Sequence[Row], asked: Sequence[Engine]) -> Iterator[str]:
@@ -119,7 +131,16 @@ def _findings(found: Inspection) -> Section | None:
         [(Colored("wrong"), clean(f.what), clean(f.where)) for f in found.findings], f"{_JSON} lists all `findings`"
     )
     table = Table("Faults", ("", "what", "where"), rows, cut, labels=2)
-    return Section("Wrong in the checkpoint", tables=(table,), brief=True)
+    hints = dict.fromkeys(clean(fault.next) for fault in found.findings if fault.next)
+    lines = tuple(f"What to do: {hint}." for hint in list(hints)[:_MAX_HINTS])
+    return Section("Wrong in the checkpoint", tables=(table,), lines=lines, brief=True)
+
+
+def _worth_knowing(found: Inspection) -> Section | None:
+    if not found.notes:
+        return None
+    text = (f"{clean(each.what)}. {clean(each.next)}." for each in found.notes)
+    return Section("Worth knowing", tuple(f"{line[:1].upper()}{line[1:]}" for line in text))
 
 
 def _every_engine(found: Inspection, rows: Sequence[Row]) -> Section | None:

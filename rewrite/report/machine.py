@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
-from rewrite.inspection.findings import SEVERITIES, Severity
 from rewrite.inspection.inspection import Inspection, severity_of
+from rewrite.ledger.fault import SEVERITIES, Severity
 from rewrite.loaders.outcome import merged
 from rewrite.loaders.ranges import Engine
 from rewrite.report.page import clean

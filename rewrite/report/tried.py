@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from rewrite.report.names import Names
 from rewrite.report.page import (
     Cell,
     Colored,
@@ -20,7 +21,7 @@ from rewrite.report.page import (
     present,
     whole,
 )  # fmt: skip
-from rewrite.trying.trial import Trial, Tried, by_kind, worst, worst_of
+from rewrite.trying.tried import Trial, Tried, by_kind, worst, worst_of
 from rewrite.trying.verdict import AFFECTED, EXACT, LESS, ROUNDED, UNKNOWN, LayerVerdict
 from rewrite.wording import count, nbytes
 
@@ -31,6 +32,8 @@ _CLEAN = frozenset((EXACT, ROUNDED))
 
 def page(tried: Tried, names: tuple[str, str] | None = None, run: Run | None = None) -> Page:
     """``names`` stand for the checkpoint and OUT on a page that is published."""
+    given = [each[0].checkpoint for each in (tried.before, tried.after) if each]
+    paths = dict(zip(given, names, strict=False)) if names else {}
     source, out = names or (tried.before[0].checkpoint, tried.after[0].checkpoint if tried.after else "")
     shown = tried.after or tried.before
     kind = worst(shown) if tried.same is not False else "does not mean the same"
@@ -39,7 +42,7 @@ def page(tried: Tried, names: tuple[str, str] | None = None, run: Run | None = N
     sentence = f"{clean(name)} in {shown[0].engine}: {kind}."
     return Page(
         f"{clean(source)} in {shown[0].engine}", _headline(tried.before, source), kind.upper(), tone, sentence,
-        present(_answer(tried), *sections(tried), again(run)),
+        present(answer(tried, Names(paths)), *sections(tried), again(run)),
         (whole(name), f"in {shown[0].engine}:", outcome_text(kind, (), by_layer=False), *_closing(tried)),
     )  # fmt: skip
 
@@ -63,15 +66,15 @@ def _headline(trials: Sequence[Trial], name: str) -> str:
     return f"{first.engine} on {first.result['device']}: {whole(name)}, {layers}{ranks}, {seconds:.0f} s, {size}"
 
 
-def _answer(tried: Tried) -> Section:
+def answer(tried: Tried, names: Names) -> Section:
     """A row for each kind of layer: before and after, where there are two."""
     refused = [sentence for trials, name in _sides(tried) for sentence in _refusal(trials, name)]
     return Section(
-        "What the engine made of it",
+        f"What {tried.before[0].engine} made of it",
         (*refused,),
         tables=(_side_by_side(tried) if tried.after else _one(tried.before),),
         lines=(*_reasons(tried), *_lines(tried)),
-        command=tried.command or "",
+        command=names.hide(tried.command or ""),
         brief=True,
     )
 
@@ -140,6 +143,12 @@ def _lines(tried: Tried) -> Iterator[Cell]:
         yield "Repaired by:" if not tried.after else "The conversion that `rewrite inspect` advises:"
     elif worst(tried.before) in AFFECTED and not tried.after:
         yield "No conversion is known that repairs this."
+
+
+def in_short(tried: Tried) -> Cell:
+    """For the closing line of another page."""
+    shown = tried.after or tried.before
+    return outcome_text(worst(shown), (), f"in {shown[0].engine}", by_layer=False)
 
 
 def _closing(tried: Tried) -> Iterator[Cell]:

@@ -6,33 +6,46 @@ from collections.abc import Iterator, Sequence
 
 from rewrite.loaders.outcome import merged
 from rewrite.loaders.ranges import Engine
-from rewrite.report import engines, measured, scales
+from rewrite.report import engines, measured, scales, tried
 from rewrite.report.checkpoints import Side, facts_of
 from rewrite.report.names import Names
 from rewrite.report.page import Cell, Colored, Page, Run, Section, Table, Tone, again, clean, limited, present, whole
+from rewrite.trying.tried import Tried
 from rewrite.verification.result import ENGINES, IN, NOT_OPENED, OUT, Check, Verification
 from rewrite.wording import count
 
 _JSON = "`rewrite verify IN OUT --json`"
 
 
-def page(found: Verification, asked: Sequence[Engine] = (), *, brief: bool = False) -> Page:
+def page(found: Verification, asked: Sequence[Engine] = (), trial: Tried | None = None, *, brief: bool = False) -> Page:
     """For a terminal: without what is read beside the verification, with the paths of this machine. ``brief``: the
-    closing line only. ``asked``: the engines that the answer is about."""
+    closing line only. ``asked``: the engines that the answer is about; ``trial``: of one that was started."""
     names = Names({})
     if brief:
-        return _page(found, names, found.out, ())
+        return _page(found, names, found.out, (), trial)
     answer = engines.answer(found.loaders, OUT, asked) if found.loaders and asked else None
     served = Section("What engines make of OUT", tables=(answer,), brief=True) if answer else None
-    sections = (_checks(found, names), served, measured.section(found), _engines(found), _files(found))
-    return _page(found, names, found.out, present(*sections))
+    sections = (
+        _checks(found, names),
+        served,
+        *_tried(trial, names),
+        measured.section(found),
+        _engines(found),
+        _files(found),
+    )
+    return _page(found, names, found.out, present(*sections), trial)
 
 
-def report(found: Verification, source: Side, out: Side, profile: str, run: Run) -> Page:
+def _tried(trial: Tried | None, names: Names) -> tuple[Section, ...]:
+    return () if trial is None else (tried.answer(trial, names), *tried.sections(trial))
+
+
+def report(found: Verification, source: Side, out: Side, profile: str, run: Run, trial: Tried | None = None) -> Page:
     """For others. ``profile``: what OUT was held to, in words."""
     names = Names({found.source: source.place.name, found.out: out.place.name})
     sections = (
         _checks(found, names),
+        *_tried(trial, names),
         _engines(found),
         measured.section(found),
         *(_scales(which, side) for which, side in ((IN, source), (OUT, out))),
@@ -40,17 +53,19 @@ def report(found: Verification, source: Side, out: Side, profile: str, run: Run)
         _files(found),
         again(run),
     )
-    return _page(found, names, clean(out.place.name), present(*sections))
+    return _page(found, names, clean(out.place.name), present(*sections), trial)
 
 
-def _page(found: Verification, names: Names, name: str, sections: tuple[Section, ...]) -> Page:
+def _page(found: Verification, names: Names, name: str, sections: tuple[Section, ...], trial: Tried | None) -> Page:
     failed, left_out = found.failed, left_out_of(found, names)
     word = "FAILED" if failed else "VERIFIED IN PART" if left_out else "VERIFIED"
     sentence = f"{name} FAILED: {', '.join(failed)}." if failed else f"{name} is verified."
     if left_out:
         sentence += f" Not checked: {', '.join(left_out)}."
     tone: Tone = "bad" if failed else "part" if left_out else "good"
-    return Page(f"Verification of {name}", "", word, tone, sentence, sections, (*closing(found),))
+    said = () if trial is None else (tried.in_short(trial),)
+    sentence += "".join(f" Tried: {each}." for each in said)
+    return Page(f"Verification of {name}", "", word, tone, sentence, sections, (*closing(found), *said))
 
 
 def closing(found: Verification) -> Iterator[Cell]:

@@ -49,6 +49,7 @@ Weights = Iterable[tuple[str, torch.Tensor]]
 FP8 = torch.float8_e4m3fn
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 CODES = (FP8, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32)
+LARGE = 1 << 26  # elements
 LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.")
 #: Tensors that say how another one is to be read, or how activations and caches are quantized.
 SIDE = re.compile(
@@ -107,13 +108,18 @@ class Checkpoint:
             assert tensor is not None
             yield name, tensor
 
-    def plain(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """What the same model would be stored as without quantization, in F32, one tensor at a time."""
+    def plain(self, *, whole: bool) -> Iterator[tuple[str, torch.Tensor]]:
+        """What the same model would be stored as without quantization, one tensor at a time: what was quantized in F32.
+        Not ``whole``: without large tables of words, which nothing is compared with."""
         for name in self.names():
-            if not SIDE.search(name):
+            if not SIDE.search(name) and (whole or not self._is_large_table(name)):
                 tensor = self._dequantized(name)
                 if tensor is not None:
                     yield name.removesuffix("_packed") if name.endswith("weight_packed") else name, tensor
+
+    def _is_large_table(self, name: str) -> bool:
+        shape = self._files[self.shards[name]].get_slice(name).get_shape()
+        return math.prod(shape) >= LARGE and LAYER.match(name) is None and not self.is_quantized(name)
 
     def input_scale(self, name: str) -> float | None:
         """The multiplier of the activations of a weight."""
@@ -131,7 +137,7 @@ class Checkpoint:
         weight = self.get(name)
         assert weight is not None
         if weight.dtype not in CODES:
-            return weight.float() if weight.dtype.is_floating_point else weight
+            return weight
         scale, stem = self._scale(name), name.removesuffix("_packed")
         if scale is None:
             if weight.dtype in (torch.int32, torch.uint8, torch.int8):  # no weight: a counter, a mask
@@ -509,7 +515,7 @@ class Engine:
                 out = own(recorder.watch(given if weights is None else weights), *args, **kwargs)
             recorder.finish()
             self.phase = "preparing weights"
-            return out
+            return out if weights is None else None  # else vLLM misses what was left out
 
         model.load_weights = load_weights
 
@@ -1036,7 +1042,7 @@ def _one_run(engine: Engine, source: Checkpoint, result: Result, tell: Callable[
     try:
         for reference in ("float32", "bfloat16"):
             try:
-                plain = engine.load(shadow, reference, source.plain(), finish=False)
+                plain = engine.load(shadow, reference, source.plain(whole=not engine.splits), finish=False)
                 break
             except Exception as error:
                 traceback.print_exc()

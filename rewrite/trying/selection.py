@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rewrite.checkpoint.checkpoint import Checkpoint
@@ -13,6 +13,7 @@ from rewrite.quantization.dtypes import decode
 
 _LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.(.+)$")
 _NUMBER = re.compile(r"\d+")
+_AT_ONCE = 1 << 30  # bytes of a checkpoint that are loaded at once; without quantization four times as many
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,20 @@ class Layers:
 
 
 def select(checkpoint: Checkpoint, wanted: str) -> Layers | None:
-    """The layers that ``wanted`` names: ``auto``, ``5``, ``0-3`` or ``0-3,17``; None for ``all``, and where nothing
-    would be left out."""
-    if wanted == "all":
-        return None
+    """The layers that ``wanted`` names: ``auto``, ``all``, ``5``, ``0-3`` or ``0-3,17``; None where the whole model is
+    loaded at once: nothing would be left out, and it is small."""
     stacks = _stacks(checkpoint)
     if not stacks:
         return None
     stack = max(stacks, key=lambda name: stacks[name][1])
     layers = stacks[stack][0]
-    chosen = _auto(checkpoint, layers) if wanted == "auto" else _named(wanted, layers)
-    if chosen == set(layers):
-        return None
-    return Layers(stack, _runs(chosen), len(layers))
+    if wanted == "all":
+        chosen = set(layers)
+    else:
+        chosen = _auto(checkpoint, layers) if wanted == "auto" else _named(wanted, layers)
+    sizes = {layer: sum(checkpoint.tensors[name].nbytes for name in layers[layer]) for layer in layers}
+    runs = _runs(chosen, sizes)
+    return None if chosen == set(layers) and len(runs) == 1 else Layers(stack, runs, len(layers))
 
 
 def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[dict[int, list[str]], int]]:
@@ -103,11 +105,15 @@ def _named(wanted: str, layers: Iterable[int]) -> set[int]:
     return chosen
 
 
-def _runs(chosen: Iterable[int]) -> tuple[tuple[int, int], ...]:
+def _runs(chosen: Iterable[int], sizes: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
+    """First and last of layers that follow each other, as many as can be loaded at once."""
     runs: list[tuple[int, int]] = []
+    loaded = 0
     for layer in sorted(chosen):
-        if runs and runs[-1][1] == layer - 1:
+        if runs and runs[-1][1] == layer - 1 and loaded + sizes[layer] <= _AT_ONCE:
             runs[-1] = runs[-1][0], layer
+            loaded += sizes[layer]
         else:
             runs.append((layer, layer))
+            loaded = sizes[layer]
     return tuple(runs)

@@ -67,6 +67,7 @@ def judge(result: Mapping[str, Any]) -> Verdict:
     if result["failure"]:
         return _refusal(result)
     layers = tuple(_layer(row, result) for row in result["layers"] if row["judged"])
+    layers = layers or tuple(_plain(row) for row in result["layers"] if len(row["shape"]) > 1)
     unlearnt = tuple(f"{name}: {reason}" for name, reason in sorted(result["meaningless"].items()))
     kinds = {layer.kind for layer in layers} | ({UNKNOWN} if unlearnt else set())
     if result["communicated"]:
@@ -74,8 +75,8 @@ def judge(result: Mapping[str, Any]) -> Verdict:
         kinds.add(UNKNOWN)
     if not layers and not unlearnt:
         raise EngineError(
-            "The engine holds no quantized layer of this checkpoint", where=f"{result['engine']} {result['version']}",
-            hint="an unquantized checkpoint is served as it is; else name layers with --layers",
+            "The engine holds no layer of this checkpoint", where=f"{result['engine']} {result['version']}",
+            hint="nothing was learnt of the checkpoint; --layers all looks at all layers",
         )  # fmt: skip
     return Verdict(next(kind for kind in ORDER if kind in kinds), layers, unlearnt)
 
@@ -145,6 +146,17 @@ def _layer(row: Mapping[str, Any], result: Mapping[str, Any]) -> LayerVerdict:
         how,
         reasons,
     )
+
+
+def _plain(row: Mapping[str, Any]) -> LayerVerdict:
+    """A layer of a checkpoint in which nothing is quantized. Engines may reorder such a weight for a kernel: what
+    differs is not known to be wrong."""
+    error, part = _worst(row["parts"])
+    kind = _kind(error, _EXACT)
+    known = kind in (EXACT, ROUNDED)
+    how = "weights" if known else row["held"] if error is None else "in an order of a kernel"
+    tensor = part["tensor"] if part else None
+    return LayerVerdict(row["module"], row["parameter"], kind if known else UNKNOWN, error, tensor, None, how)
 
 
 def _kind(error: float | None, exact: float) -> str:

@@ -12,6 +12,7 @@ from rewrite.verification.sample import Sample
 
 def read_ahead(checkpoints: Iterable[Checkpoint], expected: Expected, sample: Sample) -> None:
     """The sampled rows of all weights that are compared. Of storages that are no local files nothing is told."""
+    told = hasattr(os, "posix_fadvise")  # not on macOS
     partitions = [(m, p) for group in expected.groups for m in group.modules for p in m.partitions]
     for checkpoint in checkpoints:
         spans: dict[str, list[tuple[int, int]]] = {}
@@ -23,7 +24,6 @@ def read_ahead(checkpoints: Iterable[Checkpoint], expected: Expected, sample: Sa
         for shard, found in sorted(spans.items()):
             with checkpoint.storage.open(shard) as file:
                 descriptor = getattr(file, "fd", None)
-                if descriptor is None:
-                    continue
-                for start, length in sorted(found):
-                    os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
+                if told and isinstance(descriptor, int):
+                    for start, length in sorted(found):
+                        os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)

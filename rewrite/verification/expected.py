@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from rewrite.checkpoint.bounded_json import read_texts
+from rewrite.checkpoint.bounded_json import read_members
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Refused
@@ -39,6 +39,7 @@ class Expected:
     recomputed: frozenset[str] = frozenset()  # the same form, other bytes: NVFP4 scales, and what makes up for them
     packed: tuple[PackedLayer, ...] = ()  # fused NVFP4 layers with several global scales
     required: Mapping[str, frozenset[Form]] = field(default_factory=dict)  # what a conversion must have changed
+    mended: frozenset[str] = frozenset()  # the faults of the config that OUT's manifest says are mended
 
     def allows(self, old: TensorInfo, new: TensorInfo | None) -> bool:
         """Whether ``old`` may have become ``new``."""
@@ -100,6 +101,7 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
         recomputed,
         packed,
         required,
+        mended_of(out),
     )
 
 
@@ -156,13 +158,24 @@ def profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
     if MANIFEST_NAME not in out.files:
         return "exact", "qkvz", False
     try:
-        stated = read_texts(out.storage, MANIFEST_NAME, ("profile", "selection", "kv_scales"))
+        stated = read_members(out.storage, MANIFEST_NAME, ("profile", "selection", "kv_scales"))
     except Refused:
         stated = {}
-    if not {"profile", "selection"} <= stated.keys():
+    if not isinstance(stated.get("profile"), str) or "selection" not in stated:
         return "exact", "qkvz", False
     selection: Selection = "all" if stated["selection"] == "all" else "qkvz"
     return stated["profile"], selection, stated.get("kv_scales") == "dropped"
+
+
+def mended_of(out: Checkpoint) -> frozenset[str]:
+    """The faults of IN's config that a conversion mended, by OUT's manifest."""
+    if MANIFEST_NAME not in out.files:
+        return frozenset()
+    try:
+        stated = read_members(out.storage, MANIFEST_NAME, ("mended",)).get("mended")
+    except Refused:
+        return frozenset()
+    return frozenset(stated) if isinstance(stated, dict) else frozenset()
 
 
 def _quantized_part(group: FusedGroup) -> FusedGroup:
@@ -212,6 +225,7 @@ def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:
     forms: dict[str, frozenset[Form]] = {f"{module.name}.weight_scale": frozenset({scale})}
     if promise.nothing_quantized:
         forms[f"{module.name}.weight_scale_inv"] = frozenset({None})
+        forms[f"{module.name}.activation_scale"] = frozenset({None})  # Mistral's name
     if promise.weight == "plain":
         forms[f"{module.name}.weight"] = frozenset((plain, module.weight.shape) for plain in _PLAIN)
     if promise.input_scale == "dropped":

@@ -54,6 +54,21 @@ def problems_of(
         yield from _problems_of_layer(layer, source, out, promise)
 
 
+def cost_of(layers: tuple[PackedLayer, ...], source: Checkpoint, out: Checkpoint) -> float:
+    """By what share rounding moved a weight at most: by its block scale, or by the filter that took a ratio."""
+    costs = [0.0]
+    for layer in layers:
+        new = multiplier(out, layer.modules[0])
+        for module in layer.modules:
+            if not same_bytes(source, out, module.blocks):
+                before, after, _ = _code_pairs(module, source, out)
+                meant, found = before * multiplier(source, module), after * new
+                costs.append(float(np.max(np.abs(found - meant)[meant != 0] / np.abs(meant[meant != 0]), initial=0.0)))
+        if isinstance(layer.behind, TensorInfo) and not same_bytes(source, out, layer.behind):
+            costs.append(2.0 ** -_DIGITS[layer.behind.dtype])
+    return max(costs)
+
+
 def _codes_differ(
     source: Checkpoint, out: Checkpoint, module: PackedModule, reading: Reading | None, sample: Sample
 ) -> bool:
@@ -95,7 +110,7 @@ def _problems_of_layer(layer: PackedLayer, source: Checkpoint, out: Checkpoint, 
         elif new != max(old.values()):
             yield f"{module.name}: rescaled to a scale that is not the largest of the layer"
         else:
-            yield from _rescaled(module, source, out, old[module.name], new)
+            yield from rescaled(module, source, out, old[module.name], new)
     if promise.nvfp4 == "folded":
         yield from _made_up(layer.behind, source, out, factor)
 
@@ -108,18 +123,24 @@ def _widest_input(layer: PackedLayer, source: Checkpoint, out: Checkpoint) -> It
         yield f"{infos[0].name}: not the widest of the layer's"
 
 
-def _rescaled(module: PackedModule, source: Checkpoint, out: Checkpoint, old: float, new: float) -> Iterator[str]:
-    """``old`` and ``new`` are scales to multiply with."""
-    seen = np.zeros(1 << 16, np.int64)  # how often each code became which: the rest is about pairs of codes
+def rescaled(module: PackedModule, source: Checkpoint, out: Checkpoint, old: float, new: float) -> Iterator[str]:
+    """Where block scales are no longer what they meant. ``old`` and ``new`` are scales to multiply with."""
+    before, after, times = _code_pairs(module, source, out)
+    with np.errstate(invalid="ignore"):
+        wrong = _too_far(before, after, old, new)
+    if wrong.any():
+        yield f"{module.blocks.name}: {int(times[wrong].sum())} block scales are off by more than one rounding"
+
+
+def _code_pairs(module: PackedModule, source: Checkpoint, out: Checkpoint) -> tuple[Values, Values, Values]:
+    """Which block scales of IN became which of OUT, and how often."""
+    seen = np.zeros(1 << 16, np.int64)
     for one, other in zip(chunks(source, module.blocks), chunks(out, module.blocks), strict=True):
         pairs = np.frombuffer(one, np.uint8).astype(np.uint16) << 8 | np.frombuffer(other, np.uint8)
         seen += np.bincount(pairs, minlength=1 << 16)
     pairs = np.flatnonzero(seen)
     before, after = (code_values("F8_E4M3").astype(np.float64)[codes] for codes in (pairs >> 8, pairs & 0xFF))
-    with np.errstate(invalid="ignore"):
-        wrong = _too_far(before, after, old, new)
-    if wrong.any():
-        yield f"{module.blocks.name}: {int(seen[pairs][wrong].sum())} block scales are off by more than one rounding"
+    return before, after, seen[pairs].astype(np.float64)
 
 
 def _too_far(before: Values, after: Values, old: float, new: float) -> npt.NDArray[np.bool_]:
@@ -147,8 +168,8 @@ def _made_up(
         return
     if isinstance(behind, TensorInfo):
         before, after = (_values(each, behind) for each in (source, out))
-        rounding = 0.0 if factor == 1 else _HALF_A_UNIT[behind.dtype] + _F32_ROUNDINGS
-        off = np.abs(after * factor - before) > np.abs(before) * rounding
+        rounding = np.zeros(after.shape) if factor == 1 else _half_a_unit(after, behind.dtype)
+        off = np.abs(after - before / factor) > rounding
         if (off | ((before == 0) != (after == 0))).any():
             yield f"{behind.name}: does not make up for the factor {factor:.6g} of what it follows"
         return
@@ -166,7 +187,13 @@ def multiplier(checkpoint: Checkpoint, module: PackedModule) -> float:
     return 1 / value if module.divides else value
 
 
-_HALF_A_UNIT = {"BF16": 2.0**-8, "F32": 2.0**-24}  # of the last place, relative
+_DIGITS = {"BF16": 8, "F32": 24}  # of a number, in bits
+
+
+def _half_a_unit(values: Values, dtype: str) -> Values:
+    """Half of the last place of each; BF16 is rounded from F32, F32 from float64."""
+    place = np.frexp(values)[1] - _DIGITS[dtype] - 1
+    return np.asarray(np.ldexp(1.0, place) + np.abs(values) * (2.0**-24 if dtype == "BF16" else 2.0**-48))
 
 
 def _values(checkpoint: Checkpoint, info: TensorInfo) -> Values:

@@ -91,14 +91,15 @@ def _numbers(
     reason = "rescaled" if is_rescaled else "folded" if factor != 1 else "agrees"
     if used > 1:
         reason = f"outputs differ from those of the weights of IN by {used:.3g} times what is explained"
+    served = _relative(fixed, true), _relative(outputs["fixed"], reference)  # every version takes one scale
     return PartitionNumbers(
-        group=layer,
-        partition=module.name.rpartition(".")[2],
-        weights_before=_relative(fixed, true),
-        weights_fixed=_relative(fixed, true),
+        layer,
+        module.name.rpartition(".")[2],
+        weights_before=served[0],
+        weights_fixed=served[0],
         weights_out=_relative(out, true),
-        outputs_before=_relative(outputs["fixed"], reference),
-        outputs_fixed=_relative(outputs["fixed"], reference),
+        outputs_before=served[1],
+        outputs_fixed=served[1],
         outputs_out=_relative(outputs["out"], reference),
         bound_used=used if is_rescaled else None,
         verdict="FAILED" if used > 1 else "ok",

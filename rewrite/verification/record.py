@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from math import frexp
 from typing import Any
 
 import numpy as np
 
 from rewrite.card import README_NAME
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import RewriteError
 from rewrite.quantization.groups import Module
 from rewrite.verification.expected import MANIFEST_NAME, Expected
-from rewrite.verification.nvfp4 import multiplier, same_bytes
+from rewrite.verification.nvfp4 import multiplier, rescaled, same_bytes
+from rewrite.verification.packed import PackedLayer
 from rewrite.verification.values import Values, decode
 
 _MOST_VALUES = 20_000_000  # of a file with an entry for every one of a million tensors
-_RESCALED = 1 / 17
+_RESCALING = 1 / 17  # of what a block scale should be: half of the last of three mantissa bits
+_FILTERS = 2.0**-8  # half of the last place of a BF16 filter
 _FEW = 20  # problems that are looked for
 
 
@@ -53,11 +57,6 @@ class _Record:
         self._source, self._out, self._expected = source, out, expected
         self._modules = {module.name: module for group in expected.groups for module in group.modules}
         self._named: set[str] = set()
-        self._rescaled = {
-            layer.name
-            for layer in expected.packed
-            if not all(same_bytes(source, out, module.blocks) for module in layer.modules)
-        }
         self.problems: list[str] = []
 
     def each(self, value: dict[str, Any]) -> Any:
@@ -90,8 +89,7 @@ class _Record:
                 yield f"files: {name}: {each['size']} bytes, not {there.size}"
             if copied and (name not in self._source.files or self._source.files[name].size != each["size"]):
                 yield f"files: {name}: is said to be a copy, and is none"
-        yield from self._global_scales(value.get("global_scales", []))
-        yield from self._costs(value.get("costs", {}))
+        yield from self._global_scales(value.get("global_scales", []), value.get("costs", {}))
 
     def _wrong(self, value: Mapping[str, Any]) -> str | None:
         """What an entry says that is not so. That OUT carries the scales of IN is compared by the weights."""
@@ -123,34 +121,47 @@ class _Record:
         each = np.broadcast_to(values, len(rows)) if values.size == 1 else values
         return np.repeat(each, rows) if each.size == len(rows) else each
 
-    def _global_scales(self, stated: list[dict[str, Any]]) -> Iterator[str]:
+    def _global_scales(self, stated: list[dict[str, Any]], costs: Mapping[str, float]) -> Iterator[str]:
         layers = {layer.name: layer for layer in self._expected.packed}
         if sorted(each["name"] for each in stated) != sorted(layers):
             yield f"global_scales: names {len(stated)} layers, not the {len(layers)} that differ in IN"
             return
+        largest: dict[str, float] = {}
         for each in stated:
-            modules = {module.name: module for module in layers[each["name"]].modules}
-            old = {name: multiplier(self._source, module) for name, module in modules.items()}
-            new = multiplier(self._out, next(iter(modules.values())))
+            layer, how = layers[each["name"]], each["how"]
+            old = {module.name: multiplier(self._source, module) for module in layer.modules}
+            new = multiplier(self._out, layer.modules[0])
             ratios = {name: value / new for name, value in old.items() if value != new}
             near = each["ratios"].keys() == ratios.keys() and all(
                 abs(each["ratios"][name] / ratio - 1) < 2.0**-22 for name, ratio in ratios.items()
             )
-            kept = old.get(each["kept"], new if each["how"] == "activations" else None)
-            said = each["how"] == "rescaled"
-            if not near or kept != new or said != (each["name"] in self._rescaled):
-                yield f"global_scales: {each['name']}: says {each['kept']}, {each['ratios']}, found {ratios}"
+            kept = old.get(each["kept"], new if how == "activations" else None)
+            if not near or kept != new or not self._is_how(how, layer, old, new):
+                yield f"global_scales: {layer.name}: says {how}, {each['kept']}, {each['ratios']}, found {ratios}"
+            cost, kind = _cost(how, layer, ratios.values()), _kind(layer.name)
+            if cost:
+                largest[kind] = max(cost, largest.get(kind, 0.0))
+        said: dict[str, float] = {}
+        for name, cost in costs.items():
+            said[name.partition(".")[0]] = max(cost, said.get(name.partition(".")[0], 0.0))
+        if said != largest or not set(costs.values()) <= set(largest.values()):
+            yield f"costs: says {dict(costs)}, what was done costs {largest}"
 
-    def _costs(self, stated: Mapping[str, float]) -> Iterator[str]:
-        """What weights may be off by: 1/17 where block scales were rounded once, half a unit of BF16 of filters."""
-        kinds = {_kind(layer.name) for layer in self._expected.packed}
-        if not stated.keys() <= {key for key in stated if key.partition(".")[0] in kinds}:
-            yield "costs: names layers that did not change"
-        if not set(stated.values()) <= {_RESCALED, 2.0**-8}:
-            yield "costs: other numbers than those of one rounding"
-        named = {key.partition(".")[0] for key, cost in stated.items() if cost == _RESCALED}
-        if named != {_kind(name) for name in self._rescaled}:
-            yield f"costs: {sorted(named)} are said to be rescaled, {len(self._rescaled)} layers were"
+    def _is_how(self, how: str, layer: PackedLayer, old: Mapping[str, float], new: float) -> bool:
+        """Whether the block scales are those of IN, or, where they are said to be rescaled, what this makes of them:
+        they may be those of IN then, too."""
+        if how != "rescaled":
+            return all(same_bytes(self._source, self._out, module.blocks) for module in layer.modules)
+        moved = [module for module in layer.modules if old[module.name] != new]
+        return not any(problem for m in moved for problem in rescaled(m, self._source, self._out, old[m.name], new))
+
+
+def _cost(how: str, layer: PackedLayer, ratios: Iterable[float]) -> float:
+    """What a weight may be off by: half of the last place of a block scale, or of a BF16 filter that took a ratio."""
+    if how == "rescaled":
+        return _RESCALING
+    rounds = how == "folded" and isinstance(layer.behind, TensorInfo)
+    return _FILTERS if rounds and any(frexp(ratio)[0] != 0.5 for ratio in ratios) else 0.0
 
 
 def _kind(layer: str) -> str:

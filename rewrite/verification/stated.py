@@ -29,6 +29,8 @@ from rewrite.verification.expected import Expected
 Value = Mapping[str, Any]
 _CT = ("compressed-tensors",)
 _NOTHING = object()
+#: The faults that are mended by leaving layers alone that are stored plain.
+_OF_PLAIN_LAYERS = frozenset({"plain-layer", "fused-name", "mtp-format"})
 
 
 def stated_problems(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
@@ -65,12 +67,16 @@ def _may_become(key: str, before: Any, after: Any, old: Value, expected: Expecte
     """Whether the promise names this change of a key."""
     promise = expected.promise
     explicit = promise.scale == "channel" and dialect_key(old) == _CT
-    if key in LEFT_ALONE and (promise.weight == "plain" or (explicit and promise.input_scale == "dropped")):
+    if key in LEFT_ALONE and (
+        promise.weight == "plain"
+        or (explicit and promise.input_scale == "dropped")
+        or expected.mended & _OF_PLAIN_LAYERS
+    ):
         return _grew(before, after)
     if key in KV_CACHE:
         return expected.kv_dropped and after is None
     if key == "quantization_status":
-        return explicit and after == "compressed"
+        return (explicit or "status" in expected.mended) and after == "compressed"
     if key in ("export", "layer_quant_config"):
         return expected.kv_dropped and _same(after, _without_kv(key, before, old))
     if key in ("quantized_layers", "config_groups") and promise.weight == "plain" and "quantized_layers" in old:

@@ -19,7 +19,7 @@ from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.quantization.dtypes import PLAIN_DTYPES
 from rewrite.quantization.groups import FusedGroup, Partition
 from rewrite.verification.expected import Expected, in_checkpoint
-from rewrite.verification.nvfp4 import problems_of
+from rewrite.verification.nvfp4 import cost_of, problems_of
 from rewrite.verification.reader import Blocks, GroupReader, ScaleTable, StoredRows
 from rewrite.verification.reading import Reading, Rule
 from rewrite.verification.result import Check, judge
@@ -110,7 +110,7 @@ def check_weights(
     problems += problems_of(expected.packed, source, out, expected.promise, reading, sample)
     whole = reading is not None or all(map(sample.covers, _partitions(expected)))
     left_out = "" if whole else "weights of other rows"
-    return judge("weights", problems, _summary(expected, sample, whole), left_out), different
+    return judge("weights", problems, _summary(source, out, expected, sample, whole), left_out), different
 
 
 def _suspects(
@@ -181,7 +181,7 @@ def _partitions(expected: Expected) -> list[Partition]:
     return [*groups, *(Partition("", 0, rows) for rows in packed)]
 
 
-def _summary(expected: Expected, sample: Sample, whole: bool) -> str:
+def _summary(source: Checkpoint, out: Checkpoint, expected: Expected, sample: Sample, whole: bool) -> str:
     groups = expected.groups
     partitions = sum(len(module.partitions) for group in groups for module in group.modules)
     rows = "" if whole else f"{sample.rows} rows of each of "
@@ -189,5 +189,7 @@ def _summary(expected: Expected, sample: Sample, whole: bool) -> str:
     if not expected.packed:
         return summary
     codes = "" if whole else f", {sample.rows} rows of their codes compared"
-    packed = f"{len(expected.packed)} fused NVFP4 layers mean what they meant, within rounding{codes}"
+    cost = cost_of(expected.packed, source, out)
+    within = f"rounding moved weights by up to {cost:.1%}" if cost else "exactly"
+    packed = f"{len(expected.packed)} fused NVFP4 layers mean what they meant, {within}{codes}"
     return f"{summary}; {packed}" if groups else packed

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
-from rewrite.checkpoint.storage import FileId, Storage
+from rewrite.checkpoint.storage import Storage
 from rewrite.errors import StorageError
 from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts, Manifest
 from rewrite.planning.plan import Plan
 from rewrite.progress import Counter, Progress
+from rewrite.writing.stream import check_unchanged
 from rewrite.writing.tasks import Writer, part_of, write_by, write_here
 
 #: Called with the source and with the output, complete, before anybody can see it; what it raises keeps it unseen.
@@ -147,13 +148,8 @@ class Output(ABC):
         plan = self.plan
         expected = {file.name: file.source for file in (*plan.jobs, *plan.texts, *plan.left_out)}
         found = self.source.list_files().files
-        changed = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-        if changed:
-            raise StorageError(
-                "The checkpoint changed while it was converted", where=f"{self.source}/{changed[0]}",
-                expected=_told(expected.get(changed[0])), found=_told(found.get(changed[0])),
-                hint="wait until whatever writes it is done, then convert again",
-            )  # fmt: skip
+        for name in sorted(expected.keys() | found.keys()):
+            check_unchanged(found.get(name), expected.get(name), f"{self.source}/{name}")
 
 
 def exists(out: str, found: object, hint: str, expected: str = "nothing there") -> StorageError:
@@ -164,10 +160,6 @@ def exists(out: str, found: object, hint: str, expected: str = "nothing there") 
 def some(names: Sequence[str]) -> str:
     """The first few of many."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _told(file: FileId | None) -> str:
-    return "no such file" if file is None else file.text
 
 
 def _size(jobs: Iterable[Job]) -> int:

@@ -6,18 +6,13 @@ rename, so that a visible OUT is complete; the parent is synced after it, so tha
 parent is synced before the exchange as well, so that the old output never lies where the next run looks for new files,
 and after it before the old output is removed. tests/test_faults.py has a model of this that fails without any one sync.
 
-Beside OUT lie, while a conversion runs or after it was killed::
-
-    .OUT.rewrite-lock                held by the one converter that may work on OUT, or by all that write parts of it
-    .OUT.rewrite-<plan digest>/      staging: ``out/`` holds complete files, ``part-<n>`` those being written
-    .OUT.rewrite-swap/               with --overwrite: ``out/`` is about to be exchanged with OUT, or was
+What lies beside OUT while a conversion runs, or after it was killed: README.md.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,45 +21,14 @@ from uuid import uuid4
 
 from rewrite.checkpoint.checkpoint import CONFIG_NAME
 from rewrite.checkpoint.local import LocalDirectory, io_errors
-from rewrite.checkpoint.storage import Storage
 from rewrite.errors import StorageError, UsageError
 from rewrite.planning.jobs import Job
-from rewrite.planning.manifest import MANIFEST_NAME, ByteCounts, Manifest
-from rewrite.planning.plan import Plan
-from rewrite.progress import Progress
+from rewrite.planning.manifest import MANIFEST_NAME, ByteCounts
 from rewrite.writing.exchange import move_into_place, repair_swap
 from rewrite.writing.output import Output, Step, exists
 from rewrite.writing.shard import can_clone, write_text
 from rewrite.writing.staging import Staging, locked, remove_staging, sync_directory
 from rewrite.writing.tasks import Tasks
-
-
-def publish_plan(
-    plan: Plan,
-    source: str | os.PathLike[str] | Storage,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    workers: int = 2,
-    copy: bool = False,
-    created: str | None = None,
-    progress: Progress | None = None,
-    executor: Executor | None = None,
-) -> Manifest:
-    """Write the output of ``plan`` to ``out``, all or nothing. Killed at any point, the same call resumes.
-
-    Blocks are shared with the source where the filesystem can, with ``copy`` never. ``created`` is a time for the
-    manifest. The manifest that is returned counts the bytes shared, copied and written; the file does not. ``executor``
-    writes the files in place of ``workers`` threads: its workers must see ``source`` and the parent of ``out`` under
-    the same names.
-
-    Raises :class:`UsageError` when source and output overlap and :class:`StorageError` when the output exists, is being
-    written by somebody else, or cannot be written.
-    """
-    # abspath, not resolve(), which would follow OUT
-    path = os.path.abspath(out)  # noqa: PTH100
-    storage = LocalDirectory(os.path.abspath(source)) if isinstance(source, str | os.PathLike) else source  # noqa: PTH100
-    return DirectoryOutput(plan, storage, path, overwrite, created, copy).publish(workers, progress, executor)
 
 
 @dataclass(frozen=True)
@@ -184,9 +148,7 @@ def _check_apart(source: Path, out: Path) -> None:
     real_source, real_out = source.resolve(), out.resolve()
     if real_source == real_out or real_source in real_out.parents or real_out in real_source.parents:
         raise UsageError(
-            "Output and source overlap",
-            where=str(out),
+            "Output and source overlap", where=str(out), found=f"source {source}",
             expected="an output outside the source, and the source outside it",
-            found=f"source {source}",
             hint="convert into a new directory; the source is never changed",
-        )
+        )  # fmt: skip

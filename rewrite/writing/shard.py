@@ -11,18 +11,18 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from rewrite.checkpoint.local import io_errors, open_regular
-from rewrite.checkpoint.storage import FileId, Storage
-from rewrite.planning.jobs import FileCopy, ShardPlan
+from rewrite.checkpoint.storage import Storage
+from rewrite.planning.jobs import FileCopy, Job
 from rewrite.planning.manifest import ByteCounts
 from rewrite.planning.placement import BLOCK
-from rewrite.planning.segments import Copy, Segment
+from rewrite.planning.segments import Copy
 from rewrite.writing.stream import check_unchanged, ended, streamed
 from rewrite.writing.values import BUFFER, values
 
@@ -40,27 +40,28 @@ _NOT_OFFERED = frozenset(
 _FICLONERANGE: int = getattr(fcntl, "FICLONERANGE", 0x4020940D)
 
 
-def write_shard(plan: ShardPlan, source: Path, target: Path, advance: Advance, *, copy: bool = False) -> ByteCounts:
-    """Write the shard that ``plan`` describes to ``target``, synced, with the source's mode.
+def write_file(job: Job, source: Path, target: Path, advance: Advance, *, copy: bool = False) -> ByteCounts:
+    """Write the file that ``job`` describes to ``target``, synced, with the source's mode.
 
     With ``copy`` no block is shared with the source. Raises :class:`StorageError` when reading or writing fails or
     ``source`` is not the file that was planned on.
     """
-    with _opened(plan.source, source, target, advance, copy) as files:
-        return _write(files, plan.header, plan.segments)
+    with open_regular(source) as file, io_errors(target), _new_file(target) as out:
+        check_unchanged(file.file_id, job.source, str(source))
+        files = _Files(file.fd, out, source, advance, copy)
+        # A file that comes along as it is: also its last block, which may be part of one.
+        if isinstance(job, FileCopy) and job.size and files.clone(Copy(0, job.size), 0):
+            counts = ByteCounts(shared=job.size)
+        else:
+            counts = _write(files, job)
+        check_unchanged(file.file_id, job.source, str(source))
+        _finish(out, os.fstat(file.fd).st_mode)
+    return counts
 
 
-def copy_file(plan: FileCopy, source: Path, target: Path, advance: Advance, *, copy: bool = False) -> ByteCounts:
-    """Bring a whole file along, synced, with the source's mode. ``copy`` and errors as in :func:`write_shard`."""
-    with _opened(plan.source, source, target, advance, copy) as files:
-        if plan.size and files.clone(Copy(0, plan.size), 0):  # also its last block, which may be part of one
-            return ByteCounts(shared=plan.size)
-        return _write(files, b"", [Copy(0, plan.size)])
-
-
-def write_streamed(job: ShardPlan | FileCopy, source: Storage, target: Path, advance: Advance) -> ByteCounts:
-    """As :func:`write_shard` and :func:`copy_file`, from a source that is no directory: nothing can be shared."""
-    with io_errors(target), _Target(target) as out:
+def write_streamed(job: Job, source: Storage, target: Path, advance: Advance) -> ByteCounts:
+    """As :func:`write_file`, from a source that is no directory: nothing can be shared."""
+    with io_errors(target), _new_file(target) as out:
         offset = 0
         for piece in streamed(job, source):
             _pwrite_all(out, piece, offset)
@@ -77,7 +78,7 @@ def can_clone(source: Path, scratch: Path) -> bool:
     A disk too full to try counts as one that cannot.
     """
     try:
-        with source.open("rb", buffering=0) as file, _Target(scratch) as out:
+        with source.open("rb", buffering=0) as file, _new_file(scratch) as out:
             files = _Files(file.fileno(), out, source, lambda _: None, real_copy=False)
             return files.clone(Copy(0, BLOCK), 0)
     except OSError as error:
@@ -90,19 +91,9 @@ def can_clone(source: Path, scratch: Path) -> bool:
 
 def write_text(text: str, like: Path | None, target: Path) -> None:
     """Write a small UTF-8 file, synced, with the mode of the file ``like``."""
-    with io_errors(target), _Target(target) as out:
+    with io_errors(target), _new_file(target) as out:
         _pwrite_all(out, text.encode(), 0)
         _finish(out, STREAMED_MODE if like is None else like.stat().st_mode)
-
-
-@contextmanager
-def _opened(expected: FileId, source: Path, target: Path, advance: Advance, copy: bool) -> Iterator[_Files]:
-    """Both files; that the source is the expected one is checked before and after, then the target is synced."""
-    with open_regular(source) as file, io_errors(target), _Target(target) as out:
-        check_unchanged(file.file_id, expected, str(source))
-        yield _Files(file.fd, out, source, advance, copy)
-        check_unchanged(file.file_id, expected, str(source))
-        _finish(out, os.fstat(file.fd).st_mode)
 
 
 @dataclass(frozen=True)
@@ -172,39 +163,32 @@ class _Files:
         return len(data)
 
 
-def _write(files: _Files, header: bytes, segments: Iterable[Segment]) -> ByteCounts:
-    _pwrite_all(files.target, header, 0)
-    files.advance(len(header))
-    offset = written = len(header)
+def _write(files: _Files, job: Job) -> ByteCounts:
+    _pwrite_all(files.target, job.header, 0)
+    files.advance(len(job.header))
+    offset = len(job.header)
     shared = copied = 0
-    for segment in segments:
-        match segment:
-            case Copy():
-                cloned = files.bring(segment, offset)
-                shared, copied = shared + cloned, copied + segment.length - cloned
-            case _:
-                at = offset
-                for piece in values(segment, partial(_read, files), str(files.where)):
-                    _pwrite_all(files.target, piece, at)
-                    at += len(piece)
-                    files.advance(len(piece))
-                written += segment.length
-        offset += segment.length
-    return ByteCounts(shared, copied, written)
+    for segment in job.segments:
+        if isinstance(segment, Copy):
+            cloned = files.bring(segment, offset)
+            shared, copied = shared + cloned, copied + segment.length - cloned
+            offset += segment.length
+            continue
+        for piece in values(segment, partial(_read, files), str(files.where)):
+            _pwrite_all(files.target, piece, offset)
+            files.advance(len(piece))
+            offset += len(piece)
+    return ByteCounts(shared, copied, offset - shared - copied)
 
 
-class _Target:
-    """A new file, open for writing by its owner only until it is complete."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> int:
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        return self._fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+@contextmanager
+def _new_file(path: Path) -> Iterator[int]:
+    """Open for writing by its owner only until it is complete."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _finish(fd: int, mode: int) -> None:

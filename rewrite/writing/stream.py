@@ -40,16 +40,18 @@ class SourceChanged(StorageError):
     """A file of the source is not the one that was planned on."""
 
 
-def check_unchanged(found: FileId, expected: FileId, where: str) -> None:
-    """That a file is the one that was planned on. Raises :class:`SourceChanged`."""
+def check_unchanged(found: FileId | None, expected: FileId | None, where: str) -> None:
+    """That a file, or none, is the one that was planned on. Raises :class:`SourceChanged`."""
     if found != expected:
         raise SourceChanged(
-            "A file of the checkpoint changed while it was converted",
-            where=where,
-            expected=expected.text,
-            found=found.text,
+            "The checkpoint changed while it was converted", where=where, expected=told(expected), found=told(found),
             hint="wait until whatever writes it is done, then convert again",
-        )
+        )  # fmt: skip
+
+
+def told(file: FileId | None) -> str:
+    """What a message says of a file, or of none."""
+    return "no such file" if file is None else file.text
 
 
 def ended(where: str, left: int) -> StorageError:

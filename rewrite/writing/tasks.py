@@ -6,34 +6,36 @@ twice at the same time, wherever its worker died.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 from uuid import uuid4
 
 from rewrite.checkpoint.local import LocalDirectory, io_errors
 from rewrite.checkpoint.storage import Storage
-from rewrite.planning.jobs import Job, ShardPlan
+from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts
 from rewrite.progress import Counter, Stopped
-from rewrite.writing.shard import Advance, copy_file, write_shard, write_streamed
+from rewrite.writing.shard import Advance, write_file, write_streamed
 from rewrite.writing.staging import Staging
 
 
-class Writer(Protocol):
+class Writer(ABC):
     """Writes single files of an output."""
 
+    @abstractmethod
     def write(self, job: Job, advance: Advance) -> ByteCounts:
         """One file. ``advance`` is called with the bytes just written; it may raise to stop."""
 
     def write_alone(self, job: Job) -> ByteCounts:
         """The same in another process, which counts for itself."""
+        return self.write(job, lambda _: None)
 
 
 @dataclass(frozen=True)
-class Tasks:
+class Tasks(Writer):
     """Writes into a staging directory. Picklable."""
 
     source: Storage
@@ -48,13 +50,7 @@ class Tasks:
         with io_errors(self.staging), staging.new_file(job.name, uuid4().hex) as part:
             if not isinstance(self.source, LocalDirectory):
                 return write_streamed(job, self.source, part, advance)
-            path = self.source.root / job.name
-            if isinstance(job, ShardPlan):
-                return write_shard(job, path, part, advance, copy=self.copy)
-            return copy_file(job, path, part, advance, copy=self.copy)
-
-    def write_alone(self, job: Job) -> ByteCounts:
-        return self.write(job, lambda _: None)
+            return write_file(job, self.source.root / job.name, part, advance, copy=self.copy)
 
 
 def largest_first(jobs: Iterable[Job]) -> list[Job]:

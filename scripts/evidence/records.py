@@ -1,6 +1,6 @@
 """A record of what was run: a date and cells. As JSON, one cell a line, so that a changed cell is a changed line.
 
-A cell is a frozen dataclass with an `outcome`; `key` names it, `same` says whether two runs of it gave the same.
+A cell is a frozen dataclass with an `outcome`; its `key` names it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ if TYPE_CHECKING:
         def outcome(self) -> str: ...
 
 
-Cell = TypeVar("Cell", bound="DataclassInstance")
-Named = TypeVar("Named", bound="Keyed")
+Cell = TypeVar("Cell", bound="Keyed")
 
 
 @dataclass(frozen=True)
@@ -37,41 +36,51 @@ class Record(Generic[Cell]):
     cells: list[Cell]
 
 
-def read(path: Path, schema: int, kind: type[Cell]) -> Record[Cell]:
-    """The record; an empty one where there is none of this schema: its cells have to be run again."""
-    data: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"schema": None}
-    if data["schema"] != schema:
-        return Record("", [])
-    return Record(data["date"], [kind(**each) for each in data["cells"]])
+@dataclass(frozen=True)
+class Book(Generic[Cell]):
+    """Where cells of a kind are recorded: sorted by ``order``; ``differs`` says in what two cells of a key differ."""
 
+    path: Path
+    schema: int
+    kind: type[Cell]
+    order: Callable[[Cell], Any]
+    differs: Callable[[Cell, Cell], str | None] = lambda one, other: None if one == other else "differs"
 
-def write(path: Path, schema: int, record: Record[Cell]) -> None:
-    """As JSON."""
-    rows = ",\n".join(f"    {json.dumps(asdict(cell))}" for cell in record.cells)
-    path.write_text(f'{{\n  "schema": {schema},\n  "date": "{record.date}",\n  "cells": [\n{rows}\n  ]\n}}\n')
+    def read(self) -> Record[Cell]:
+        """The record; an empty one where there is none of this schema: its cells have to be run again."""
+        data: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {"schema": None}
+        if data["schema"] != self.schema:
+            return Record("", [])
+        return Record(data["date"], [self.kind(**each) for each in data["cells"]])
 
+    def add(self, new: Iterable[Cell], *, anew: bool = False) -> Record[Cell]:
+        """Write the new cells of today into the record, instead of those with their keys; ``anew``: of all cells."""
+        found = {cell.key: cell for cell in (*([] if anew else self.read().cells), *new)}
+        record = Record(datetime.date.today().isoformat(), sorted(found.values(), key=self.order))
+        rows = ",\n".join(f"    {json.dumps(asdict(cell))}" for cell in record.cells)
+        head = f'{{\n  "schema": {self.schema},\n  "date": "{record.date}",\n  "cells": [\n'
+        self.path.write_text(f"{head}{rows}\n  ]\n}}\n")
+        return record
 
-def merged(old: Record[Named], new: Iterable[Named], order: Callable[[Named], Any]) -> Record[Named]:
-    """``old`` with its cells replaced by, and added to from, the new ones of today; sorted."""
-    found = {cell.key: cell for cell in (*old.cells, *new)}
-    return Record(datetime.date.today().isoformat(), sorted(found.values(), key=order))
+    def differences(self, cells: Iterable[Cell]) -> list[str]:
+        """A line for each cell that was not run, or is not as recorded."""
+        known = {cell.key: cell for cell in self.read().cells}
+        lines = []
+        for cell in cells:
+            name = ", ".join(str(each) for each in cell.key)
+            if cell.outcome == "not run":
+                lines.append(f"{name}: not run: {cell}")
+            elif cell.key not in known:
+                lines.append(f"{name}: not recorded")
+            elif difference := self.differs(cell, known[cell.key]):
+                lines.append(f"{name}: {difference}")
+        return lines
 
-
-def differences(
-    cells: Iterable[Named], recorded: Iterable[Named], differs: Callable[[Named, Named], str | None]
-) -> list[str]:
-    """A line for each cell that was not run, or is not as recorded; ``differs`` says in what."""
-    known = {cell.key: cell for cell in recorded}
-    lines = []
-    for cell in cells:
-        name = ", ".join(str(each) for each in cell.key)
-        if cell.outcome == "not run":
-            lines.append(f"{name}: not run: {cell}")
-        elif cell.key not in known:
-            lines.append(f"{name}: not recorded")
-        elif difference := differs(cell, known[cell.key]):
-            lines.append(f"{name}: {difference}")
-    return lines
+    def check(self, cells: list[Cell]) -> int:
+        """Print what differs from the record; the exit status."""
+        lines = self.differences(cells)
+        print("\n".join(lines) or f"all {len(cells)} cells are as recorded on {self.read().date}")
+        return 1 if lines else 0
 
 
 def numbers(version: str) -> list[int]:
@@ -83,4 +92,8 @@ def markdown(header: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A Markdown table."""
     head = list(header)
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(entry) for entry in row)} |" for row in lines)
+    return "\n".join(f"| {' | '.join(_escaped(entry) for entry in row)} |" for row in lines)
+
+
+def _escaped(entry: object) -> str:
+    return str(entry).replace("|", "\\|").replace("<", "&lt;")

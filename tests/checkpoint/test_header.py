@@ -208,6 +208,16 @@ def test_metadata_of_other_values_goes_the_long_way(metadata: str) -> None:
         parse_header(text.encode(), "x")
 
 
+def test_a_header_that_ends_between_two_tensors_goes_the_long_way() -> None:
+    """And is refused there."""
+    tensor = '{"dtype":"F32","shape":[2],"data_offsets":[%d,%d]}'
+    text = f'{{"a":{tensor % (0, 8)}}}"b":{tensor % (8, 16)}}}'
+    assert _parse_usual(text, "x") is None
+    assert _parse_usual(text.replace('}"b"', ',"b"', 1), "x") is not None
+    with pytest.raises(HeaderError, match="text after the end"):
+        parse_header(text.encode(), "x")
+
+
 def _differential(data: bytes) -> None:
     fd = os.memfd_create("header")
     try:

@@ -29,7 +29,7 @@ def test_convert_says_what_it_did(vl: Path, tmp_path: Path) -> None:
     """Two sentences; only the note on stderr without a terminal."""
     result = run("convert", vl, tmp_path / "out")
     assert result.exit_code == 0
-    assert result.stderr.startswith("note: These engines load OUT") and result.stderr.count("note:") == 1
+    assert result.stderr.startswith("note: These engines have no kernel for OUT") and result.stderr.count("note:") == 1
     first, second = unfolded(result.stdout).split(f" {tmp_path / 'out'}: ")
     assert first == "Converted: 6 shared scales in 3 fused groups made explicit, 4 of 7 shards rewritten."
     assert re.fullmatch(r"1\.95 MB in .+ s; (.+) shared, (.+) copied, (.+) written\.", second)

@@ -17,7 +17,7 @@ from rewrite.inspection.inspection import LEAST_CHANGE
 from rewrite.loaders.outcome import AS_IT_IS, Outcome
 from rewrite.report import inspected
 from rewrite.report.checkpoints import Place
-from tests.support import FIXTURES, unfolded
+from tests.support import FIXTURES, row_of, unfolded
 
 VL = FIXTURES / "llmcompressor-qwen3_5-vl"
 
@@ -51,16 +51,16 @@ def test_what_is_loaded_may_not_run(exact: Path) -> None:
     for said in (kinds(exact, "cuda"), kinds(VL, "cuda", "exact")):
         stopped = {name for name, kind in said.items() if kind == "does not run"}
         assert stopped == {"SGLang 0.5.11", "SGLang 0.5.12 to 0.5.14", "SGLang 0.5.15 to 0.5.16", "SGLang 0.5.17"}
-    assert kinds(exact, "rocm")["vLLM 0.27.0+"] == "does not run"
-    assert kinds(exact, "rocm")["SGLang 0.5.23+"] == "exact"
-    assert kinds(VL, "rocm", "dynamic")["vLLM 0.27.0+"] == "exact"
+    assert kinds(exact, "rocm")[row_of("vllm@0.32.0")] == "does not run"
+    assert kinds(exact, "rocm")[row_of("sglang@0.5.23")] == "exact"
+    assert kinds(VL, "rocm", "dynamic")[row_of("vllm@0.32.0")] == "exact"
     assert kinds(exact, "sm80")["SGLang 0.5.17"] == "exact"  # weights only: Marlin
 
 
 def test_where_nothing_was_run_nothing_is_fine(exact: Path) -> None:
     said = kinds(exact, "cpu")
-    assert said["vLLM 0.27.0+"] == "does not run"  # run with 0.32.0
-    assert said["SGLang 0.5.23+"] == said["vLLM 0.20.0 to 0.20.2"] == "not known"
+    assert said[row_of("vllm@0.32.0")] == "does not run"  # run with 0.32.0
+    assert said[row_of("sglang@0.5.23")] == said[row_of("vllm@0.20.0")] == "not known"
     assert said["transformers 5.23.0+"] == "exact"
     assert set(kinds(VL, "cpu", "dequantized").values()) == {"exact"}  # nothing is FP8 any more
 
@@ -189,7 +189,7 @@ def test_verify_takes_the_platform_from_the_command_line(exact: Path) -> None:
     assert failed.exit_code == 1
     shown = json.loads(failed.stdout)
     assert shown["settings"]["platform"] == "rocm"
-    (row,) = [row for row in shown["loaders"] if (row["loader"], row["versions"]) == ("SGLang", "0.5.23+")]
+    (row,) = [row for row in shown["loaders"] if f"{row['loader']} {row['versions']}" == row_of("sglang@0.5.23")]
     assert row["kernels_before"] == {card: ["torch"] for card in ("gfx942", "gfx950")}
     assert row["kernels_after"] == {card: ["torch, scaled afterwards"] for card in ("gfx942", "gfx950")}
 
@@ -203,8 +203,8 @@ def test_an_unknown_platform_is_refused() -> None:
 
 
 def test_several_platforms_are_the_worst_of_all(exact: Path) -> None:
-    assert kinds(exact, "sm90,rocm")["vLLM 0.27.0+"] == "does not run"
-    assert kinds(exact, "sm90,rocm")["SGLang 0.5.23+"] == "exact"
+    assert kinds(exact, "sm90,rocm")[row_of("vllm@0.32.0")] == "does not run"
+    assert kinds(exact, "sm90,rocm")[row_of("sglang@0.5.23")] == "exact"
     # What stops is known, whatever else is not.
     assert kinds(exact, "cpu,rocm")["SGLang 0.5.17"] == "does not run"
     result = run("inspect", VL, "--loader", "vllm", "--platform", "cuda", "--platform", "rocm", "-v")
@@ -247,6 +247,8 @@ def test_other_versions_that_serve_it_better_as_it_is() -> None:
 
 
 def test_a_version_that_was_asked_for_is_no_alternative() -> None:
+    """The oldest and the newest are asked for: those between them are left."""
     inspection = rewrite.inspect_checkpoint(VL)
-    (found,) = advise(inspection, chosen("vllm@0.19.1", "vllm@0.32.0")).alternatives
-    assert found.versions == "0.20.0 to 0.26.0"
+    oldest, first, *_, last, newest = rewrite.find_loaders("vllm")
+    (found,) = advise(inspection, (oldest, newest)).alternatives
+    assert found.versions == last.versions_from(first)

@@ -48,7 +48,7 @@ def test_addresses(hub: HubStub, text: Path, address: str) -> None:
     """With and without a scheme and a revision: always pinned to a commit, which is shown."""
     commit = hub.add("org/model", text)
     result = run("inspect", address.format(commit=commit))
-    assert f"hf://org/model@{commit}\n" in result.stdout
+    assert f"hf://org/model@{commit}: qwen3_5_text," in unfolded(result.stdout)
     assert "kB read, in " in result.stderr
 
 

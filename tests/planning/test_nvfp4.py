@@ -263,8 +263,10 @@ def test_other_profiles_change_nothing_and_say_so(profile: str, tmp_path: Path) 
     assert not manifest.changed
     assert any("different global scales and stay" in note for note in manifest.notes)
     result = rewrite.verify(FIXTURES / LLMC, tmp_path / "out", device="cpu", tokens=1)
-    (weights,) = [check for check in result.checks if check.verdict == "FAILED"]
-    assert "the modules still have different values" in weights.problems[0]
+    failed = {check.name: check.problems for check in result.checks if check.verdict == "FAILED"}
+    assert failed.keys() == {"weights", "outputs"}
+    assert "the modules still have different values" in failed["weights"][0]
+    assert "outputs differ from those of the weights of IN" in failed["outputs"][0]
     assert not any(row.change < 0 for row in result.loaders)
 
 

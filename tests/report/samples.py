@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 
 from rewrite.inspection.advice import advise, repair_command
-from rewrite.inspection.findings import Finding
 from rewrite.inspection.inspection import Inspection
+from rewrite.ledger.fault import Fault
 from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
 from rewrite.loaders.versions import LOADERS
 from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
@@ -128,6 +128,6 @@ def hostile() -> tuple[Verification, Inspection]:
     checks = tuple(Check(name, "FAILED", name, problems, name) for name in ("structure", *HOSTILE))
     source = inspection(
         tuple(found), model_type=HOSTILE[0], dialect=HOSTILE[1], schemes=dict.fromkeys(HOSTILE, 2),
-        findings=tuple(Finding(name, name) for name in HOSTILE), refusals=dict.fromkeys(HOSTILE, HOSTILE[0]),
+        findings=tuple(Fault("weights", name, name) for name in HOSTILE), refusals=dict.fromkeys(HOSTILE, HOSTILE[0]),
     )  # fmt: skip
     return verification(rows, checks=checks, digests=dict.fromkeys(HOSTILE, "0" * 64)), source

@@ -96,14 +96,16 @@ def test_inspections_of_other_kinds(fixture: str, word: str, tmp_path: Path) -> 
     assert ("Nothing is drawn" in said) == (word != "AFFECTED")
 
 
-def test_nvfp4_is_verified_in_part(tmp_path: Path) -> None:
-    """Its outputs were not measured, and that is said."""
+def test_nvfp4_is_measured(tmp_path: Path) -> None:
+    """And what rescaling cost is said."""
     source, out, name = FIXTURES / "llmcompressor-qwen3_5-nvfp4", tmp_path / "OUT", tmp_path / "report.html"
     rewrite.convert(source, out, profile="rescaled")
     assert run("verify", source, out, "-q", "--report", name).exit_code == 0
     said = Parsed(name.read_text()).said
-    assert "VERIFIED IN PART OUT is verified. Not checked: outputs." in said
-    assert "Not measured. No fused FP8 layer was converted: nothing was multiplied." in said
+    assert "VERIFIED OUT is verified." in said
+    assert "Not checked" not in said
+    assert "rescaled weights are off by up to 0.0" in said
+    assert "Not measured" not in said
 
 
 def test_nothing_to_do(tmp_path: Path) -> None:
@@ -163,13 +165,12 @@ def test_a_report_that_cannot_be_written(vl: Path, tmp_path: Path) -> None:
 
 
 def test_the_published_command_line_names_no_place_of_the_machine(vl: Path, tmp_path: Path) -> None:
-    """Paths by their names; addresses of servers, which may hold credentials, not at all."""
+    """Paths by their names; addresses of servers not at all."""
     name = tmp_path / "my report.md"
-    words = ["--endpoint-url", "http://user:secret@host.internal:9000", "--loader", "vllm", f"--report={name}"]
+    words = ["--endpoint-url", "http://host.internal:9000", "--loader", "vllm", f"--report={name}"]
     run("inspect", vl, "--platform", "cpu", *words)
     text = name.read_text()
     assert f"rewrite inspect {vl.name} --platform cpu --endpoint-url URL --loader vllm --report 'my report.md'" in text
-    assert "secret" not in text
     assert "host.internal" not in text
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
-import records
 import torch
-from kernel_choice import operators, record, table
-from kernel_choice.__main__ import ENGINES, RECORD
+from kernel_choice import operators, table
+from kernel_choice.__main__ import ENGINES
 from kernel_choice.platforms import PLATFORMS, platforms
-from kernel_choice.record import Cell, Record
+from kernel_choice.record import BOOK, Cell
 from kernel_choice.schemes import SCHEMES, TOKENS, schemes
 
 from tests.support import ROOT
 
-CELLS = record.read(RECORD).cells
+CELLS = BOOK.read().cells
 CELL = Cell("vllm", "0.19.1", "sm90", "channel-static", 32, "runs", "Kernel", ["cutlass_scaled_mm"])
 
 
@@ -43,20 +41,34 @@ def test_what_runs_names_an_operator() -> None:
 
 
 def test_the_record_survives_a_round_trip(tmp_path: Path) -> None:
-    path = tmp_path / "record.json"
-    records.write(path, record.SCHEMA, Record("2026-01-01", [CELL]))
-    assert record.read(path) == Record("2026-01-01", [CELL])
-    assert record.read(tmp_path / "absent.json").cells == []
+    """Whose bytes do not change, either."""
+    book = replace(BOOK, path=tmp_path / "record.json")
+    assert book.read().cells == []
+    assert book.add(CELLS) == book.read()
+    assert book.read().cells == CELLS
+    assert _cells(book.path) == _cells(BOOK.path)
 
 
-def test_a_new_run_replaces_what_it_ran_only() -> None:
+def _cells(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if '"date"' not in line]
+
+
+def test_a_new_run_replaces_what_it_ran_only(tmp_path: Path) -> None:
     other = replace(CELL, tokens=1)
     again = replace(CELL, outcome="raises", operators=[], error={"type": "E", "message": "", "where": ""})
-    assert records.merged(Record("", [CELL, other]), [again], record.order).cells == [again, other]
+    book = replace(BOOK, path=tmp_path / "record.json")
+    book.add([CELL, other])
+    assert book.add([again]).cells == [again, other]
 
 
-def test_differences_from_the_record_are_named() -> None:
-    differences = partial(records.differences, differs=record.differs)
+def test_differences_from_the_record_are_named(tmp_path: Path) -> None:
+    book = replace(BOOK, path=tmp_path / "record.json")
+
+    def differences(now: list[Cell], recorded: list[Cell]) -> list[str]:
+        book.add(recorded, anew=True)
+        assert book.check(now) == bool(book.differences(now))
+        return book.differences(now)
+
     raised = {"type": "RuntimeError", "message": "one", "where": "a.py:f"}
     recorded = replace(CELL, outcome="raises", operators=[], error=raised)
     assert differences([recorded], [recorded]) == []

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import records
 import torch
 from loader_matrix.truth import Truth, read_tensors
-from other_consumers import driver, record, table
-from other_consumers.cases import CONSUMERS, FIXTURES, PROFILES, RECORD, fixtures
-from other_consumers.record import Cell, Record
+from other_consumers import driver, table
+from other_consumers.cases import CONSUMERS, FIXTURES, PROFILES, fixtures
+from other_consumers.record import BOOK, Cell
 from other_consumers.reference import write_reference
 
 from tests.support import ROOT
 
-CELLS = record.read(RECORD).cells
+CELLS = BOOK.read().cells
 DOCUMENT = (ROOT / "rewrite" / "loaders" / "README.md").read_text()
 SECTION = DOCUMENT.partition("## Other consumers\n")[2].partition("\n## ")[0]
 QUANTIZED = "llmcompressor-llama"
@@ -135,8 +135,7 @@ def test_errors_and_names_are_compared() -> None:
 
 def test_what_raises_is_told_from_an_unknown_model(tmp_path: Path) -> None:
     """By whether the reference is read."""
-    at = str(FIXTURES / QUANTIZED)
-    task = {"truth": at, "checkpoint": at}
+    at = FIXTURES / QUANTIZED
 
     def never(_: Path) -> driver.Arrays:
         raise ValueError("no such model")
@@ -149,18 +148,21 @@ def test_what_raises_is_told_from_an_unknown_model(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-    assert driver.judge(never, task, (), folders[0])["outcome"] == "unknown model"
-    assert driver.judge(unquantized_only, task, (), folders[1])["outcome"] == "raises"
+    assert driver.judge(never, at, at, (), folders[0])["outcome"] == "unknown model"
+    assert driver.judge(unquantized_only, at, at, (), folders[1])["outcome"] == "raises"
 
 
 def test_a_new_run_replaces_what_it_ran_only(tmp_path: Path) -> None:
     cell = Cell("mlx-lm", "1", "f", "exact", "reads", worst=0.0, compared=20)
     other, again = Cell(*cell.key[:3], "original", "reads"), Cell(*cell.key, "raises")
-    found = records.merged(Record("", [cell, other]), [again], record.order)
+    book = replace(BOOK, path=tmp_path / "record.json")
+    assert book.read().cells == []
+    book.add([cell, other])
+    found = book.add([again])
     assert found.cells == [other, again]
-    records.write(tmp_path / "record.json", record.SCHEMA, found)
-    assert record.read(tmp_path / "record.json") == found
-    assert record.read(tmp_path / "absent.json").cells == []
+    assert book.read() == found
+    assert replace(book, schema=2).read().cells == []
+    assert book.add([cell], anew=True).cells == [cell]
 
 
 def test_cells_are_said_in_a_word_or_a_number() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from tests.support import NVFP4, ROOT
 
-RECORD: list[dict[str, Any]] = json.loads((ROOT / "tests" / "nvfp4_outputs.json").read_text())
+RECORD: list[dict[str, Any]] = json.loads((ROOT / "tests" / "nvfp4_outputs.json").read_text())["cells"]
 #: By how much the emulation is off where nothing is wrong: of activations in NVFP4, and of an MLP with two such layers;
 #: of activations in BF16.
 NOISE = {"llmcompressor-qwen3_5-nvfp4": {"in_proj_qkvz": 0.1, "gate_up_proj": 0.2}}

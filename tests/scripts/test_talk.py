@@ -9,7 +9,6 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import records
 import torch
 from engines.driver import Unavailable
 from engines.envs import Environment
@@ -30,7 +29,7 @@ ROWS = [
     for line in (TALK / "README.md").read_text().splitlines()
     if line.startswith("| talk-") and "vllm" not in line
 ]
-RECORD = records.read(talk.RECORD, talk.SCHEMA, talk.Cell).cells
+RECORD = talk.BOOK.read().cells
 
 
 @pytest.mark.parametrize(

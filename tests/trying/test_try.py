@@ -19,6 +19,7 @@ from rewrite.cli.commands import main
 from rewrite.errors import UsageError
 from rewrite.trying import driver, engine, verdict
 from rewrite.trying.engine import EngineError
+from tests.support import unfolded
 from tests.trying import fake
 
 K = "model.layers.0.attn.k_proj"
@@ -171,7 +172,7 @@ def test_only_the_chosen_layers_are_loaded(checkpoint: Path) -> None:
 def test_the_command(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     done = run(monkeypatch, checkpoint, "--layers", "all")
     assert done.exit_code == 0, done.output
-    assert "Fake 1.0 on" in done.stdout and done.stdout.endswith("in Fake 1.0: exact\n")
+    assert "Fake 1.0 on" in done.stdout and unfolded(done.stdout).endswith("in Fake 1.0: exact")
     report = tmp_path / "record.json"
     done = run(monkeypatch, checkpoint, "--json", "--quiet", "--report", report, fault="slot 0 only")
     assert done.exit_code == 1
@@ -280,3 +281,67 @@ def test_dequantizing() -> None:
     with pytest.raises(ValueError, match="a scale of shape"):
         driver.spread(torch.ones(5), (4, 4), None)
     assert driver.number(math.nan) == "nan"
+
+
+def test_against_what_means_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Before and after side by side; the exit code is OUT's."""
+    out = fake.write(tmp_path / "out")
+    done = run(monkeypatch, checkpoint, "--against", out)
+    assert done.exit_code == 0, done.output
+    assert "OUT has the weights of IN." in done.stdout
+
+
+def _swap(tensors: dict[str, torch.Tensor]) -> None:
+    q = "model.layers.0.attn.q_proj.weight_scale"
+    tensors[q], tensors[f"{K}.weight_scale"] = tensors[f"{K}.weight_scale"], tensors[q]
+
+
+def _double(tensors: dict[str, torch.Tensor]) -> None:
+    tensors[f"{K}.weight_scale"] = tensors[f"{K}.weight_scale"] * 2
+
+
+@pytest.mark.parametrize("edit", [_swap, _double])
+def test_scales_of_out_that_mean_something_else_are_named(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, edit: Callable[[Any], Any]
+) -> None:
+    """An engine can load them as they are: only IN says what was meant."""
+    out = fake.write(tmp_path / "out")
+    fake.change(out, edit)
+    assert run(monkeypatch, out).exit_code == 0
+    done = run(monkeypatch, checkpoint, "--against", out)
+    assert done.exit_code == 1, done.output
+    assert "OUT does not have the weights of IN" in done.stdout and K in done.stdout.replace("\n  ", "")
+
+
+def test_reports(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("page.html", "page.md"):
+        done = run(monkeypatch, checkpoint, "--report", tmp_path / name, fault="doubled")
+        assert done.exit_code == 1, done.output
+        text = (tmp_path / name).read_text()
+        assert "garbled" in text and str(tmp_path) not in text
+    assert run(monkeypatch, checkpoint, "--report", tmp_path / "page.pdf").exit_code == 2
+
+
+def test_verify_tries_both(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = fake.write(tmp_path / "out")
+    words = ["verify", str(checkpoint), str(out), "--weights-only"]
+
+    def answer(fault: str, *more: str) -> Result:
+        run(monkeypatch, checkpoint, fault=fault)  # sets the engine
+        return CliRunner().invoke(main, [*words, *more])
+
+    plain = answer("", "--json").exit_code
+    document = json.loads(answer("doubled", "--try", "--json", "--quiet").stdout)
+    jsonschema.validate(document, schemas.schema("verify"), jsonschema.Draft202012Validator)
+    assert [each["verdict"] for each in document["try"]["trials"]] == ["garbled", "garbled"]
+    assert "garbled (in Fake 1.0)" in answer("doubled", "--try").stdout.replace("\n", " ")
+    assert answer("", "--try").exit_code == plain
+    assert answer("doubled", "--try").exit_code == 1
+    started = answer("does not start", "--try")
+    assert "libcudart" in started.stderr and started.exit_code == (4 if plain == 0 else plain)
+    assert answer("", "--engine", "python3").exit_code == 2
+
+
+def test_one_rank_after_the_other(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run(monkeypatch, checkpoint, "--tensor-parallel", "2", "--json", "--quiet")
+    assert [each["rank"] for each in json.loads(done.stdout)["trials"]] == [0, 1]

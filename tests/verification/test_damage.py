@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 import rewrite
+from rewrite.cli.commands import main
 from rewrite.planning.profiles import PROFILES
-from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor
+from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor, unfolded
 from tests.zoo.rebuild import rebuild
 
 MANIFEST = "rewrite_manifest.json"
@@ -237,9 +239,13 @@ def test_what_a_conversion_costs_is_in_the_manifest_and_said(tmp_path: Path) -> 
     manifest = json.loads((out / MANIFEST).read_text())
     assert manifest["costs"] == dict.fromkeys(("in_proj_qkvz.z", "gate_up_proj.up", "experts.up"), 1 / 17)
     found = rewrite.verify(source, out, device="cpu")
+    assert "rounding moved weights by up to 5." in found.checks[2].summary
     assert "; rescaled weights are off by up to 0.0" in found.checks[3].summary
+    assert rewrite.inspect_checkpoint(source).costs == {}
+    assert rewrite.inspect_checkpoint(out).costs == manifest["costs"]
+    assert "experts.up moved by up to 5.9%" in unfolded(CliRunner().invoke(main, ["inspect", str(out)]).stdout)
     edit_json(out / MANIFEST, costs={})
-    assert "costs: [] are said to be rescaled, 17 layers were" in problems(source, out)["structure"]
+    assert "costs: says {}, what was done costs {'in_proj_qkvz': 0.0588" in problems(source, out)["structure"]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from rewrite.planning.jobs import FileCopy, ShardPlan
 from rewrite.planning.manifest import ByteCounts
 from rewrite.planning.placement import BLOCK
 from rewrite.planning.segments import Copy, Fill
-from rewrite.writing.shard import can_clone, copy_file, write_shard
+from rewrite.writing.shard import can_clone, write_file
 
 SOURCE = bytes(range(256)) * 80
 HEADER = b"H" * 24
@@ -38,7 +38,7 @@ def plan(source: Path) -> ShardPlan:
 
 def write(source: Path, target: Path) -> int:
     done: list[int] = []
-    write_shard(plan(source), source, target, done.append)
+    write_file(plan(source), source, target, done.append)
     return sum(done)
 
 
@@ -93,7 +93,7 @@ def test_faults_of_the_disk_are_storage_errors(
 
     monkeypatch.setattr(fcntl if call == "ioctl" else os, call, fail)
     with pytest.raises(StorageError, match=f"errno {code}") as caught:
-        write_shard(aligned_plan(source), source, tmp_path / "t", lambda _: None)
+        write_file(aligned_plan(source), source, tmp_path / "t", lambda _: None)
     assert caught.value.exit_code == 4
 
 
@@ -128,14 +128,14 @@ def test_whole_blocks_are_shared_and_the_edges_copied(source: Path, tmp_path: Pa
     """One call for the run; the bytes, and the count of them, are those of a copy."""
     done: list[int] = []
     expected = HEADER + SOURCE[:70] + b"ab" * 300 + SOURCE[100:126] + b"c" * 8376 + SOURCE[5000:]
-    counts = write_shard(aligned_plan(source), source, tmp_path / "t", done.append)
+    counts = write_file(aligned_plan(source), source, tmp_path / "t", done.append)
     assert (tmp_path / "t").read_bytes() == expected
     assert clones == [(2 * BLOCK, 3 * BLOCK, 3 * BLOCK)]
     assert counts == ByteCounts(3 * BLOCK, len(expected) - 3 * BLOCK - 24 - 600 - 8376, 24 + 600 + 8376)
     assert sum(done) == len(expected)
     assert aligned_plan(source).shareable == 3 * BLOCK
 
-    write_shard(aligned_plan(source), source, tmp_path / "copy", done.append, copy=True)
+    write_file(aligned_plan(source), source, tmp_path / "copy", done.append, copy=True)
     assert (tmp_path / "copy").read_bytes() == expected
     assert len(clones) == 1
 
@@ -144,7 +144,7 @@ def test_a_file_that_does_not_change_is_shared_whole(source: Path, tmp_path: Pat
     """Its last block too, though only part of it is in use."""
     source.write_bytes(SOURCE + b"tail")
     plan = FileCopy("s", file_id(source.stat()))
-    assert copy_file(plan, source, tmp_path / "t", lambda _: None) == ByteCounts(shared=plan.size)
+    assert write_file(plan, source, tmp_path / "t", lambda _: None) == ByteCounts(shared=plan.size)
     assert (tmp_path / "t").read_bytes() == SOURCE + b"tail"
     assert clones == [(0, plan.size, 0)]
 
@@ -152,7 +152,7 @@ def test_a_file_that_does_not_change_is_shared_whole(source: Path, tmp_path: Pat
 def test_an_empty_file(source: Path, tmp_path: Path, clones: list[Any]) -> None:
     """Has nothing to share: a length of 0 would mean all there is."""
     source.write_bytes(b"")
-    copy_file(FileCopy("s", file_id(source.stat())), source, tmp_path / "t", lambda _: None)
+    write_file(FileCopy("s", file_id(source.stat())), source, tmp_path / "t", lambda _: None)
     assert (tmp_path / "t").read_bytes() == b""
     assert clones == []
 
@@ -168,11 +168,11 @@ def test_a_filesystem_that_cannot_share_gets_a_copy(code: int, source: Path, tmp
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "ioctl", refuse)
-    counts = write_shard(aligned_plan(source), source, tmp_path / "t", lambda _: None)
+    counts = write_file(aligned_plan(source), source, tmp_path / "t", lambda _: None)
     assert counts == ByteCounts(0, 70 + 26 + 15480, 24 + 600 + 8376)
     assert (tmp_path / "t").read_bytes()[24 + 696 + 8376 :] == SOURCE[5000:]
     plan = FileCopy("s", file_id(source.stat()))
-    assert copy_file(plan, source, tmp_path / "u", lambda _: None) == ByteCounts(copied=plan.size)
+    assert write_file(plan, source, tmp_path / "u", lambda _: None) == ByteCounts(copied=plan.size)
     assert (tmp_path / "u").read_bytes() == SOURCE
 
 
@@ -184,8 +184,8 @@ def test_a_real_copy_asks_for_neither_clone_nor_kernel_copy(source: Path, tmp_pa
 
     monkeypatch.setattr(fcntl, "ioctl", fail)
     monkeypatch.setattr(os, "copy_file_range", fail)
-    write_shard(aligned_plan(source), source, tmp_path / "t", lambda _: None, copy=True)
-    copy_file(FileCopy("s", file_id(source.stat())), source, tmp_path / "u", lambda _: None, copy=True)
+    write_file(aligned_plan(source), source, tmp_path / "t", lambda _: None, copy=True)
+    write_file(FileCopy("s", file_id(source.stat())), source, tmp_path / "u", lambda _: None, copy=True)
     assert (tmp_path / "u").read_bytes() == SOURCE
 
 
@@ -208,19 +208,19 @@ def test_a_source_that_differs_from_the_plan_is_refused(source: Path, tmp_path: 
     source.write_bytes(SOURCE[:-1] + b"x")
     os.utime(source, ns=(0, 0))
     with pytest.raises(StorageError, match="changed"):
-        write_shard(old, source, tmp_path / "t", lambda _: None)
+        write_file(old, source, tmp_path / "t", lambda _: None)
 
 
 def test_a_source_that_changes_while_it_is_read_is_refused(source: Path, tmp_path: Path) -> None:
     """Checked again after the last byte."""
     with pytest.raises(StorageError, match="changed"):
-        write_shard(plan(source), source, tmp_path / "t", lambda _: os.utime(source, ns=(0, 0)))
+        write_file(plan(source), source, tmp_path / "t", lambda _: os.utime(source, ns=(0, 0)))
 
 
 def test_a_source_that_ends_early_is_refused(source: Path, tmp_path: Path) -> None:
     """Truncated between two chunks."""
     with pytest.raises(StorageError, match="ended while it was read"):
-        write_shard(plan(source), source, tmp_path / "t", lambda _: os.truncate(source, 50))
+        write_file(plan(source), source, tmp_path / "t", lambda _: os.truncate(source, 50))
 
 
 def test_set_user_id_bits_are_not_copied(source: Path, tmp_path: Path) -> None:

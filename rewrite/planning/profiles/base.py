@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, Unsupported
+from rewrite.ledger.fault import Code
 from rewrite.planning.manifest import GroupChange, ModuleChange, PartitionChange
 from rewrite.planning.nvfp4 import Method, Repair
 from rewrite.planning.segments import Copy, Fill, Lookup
@@ -38,6 +39,12 @@ class Changes:
     schemes: Mapping[str, PlannedScheme | None] = field(default_factory=dict)
     dialect: Dialect | None = None
     repair: Repair = field(default_factory=Repair)  # of NVFP4 layers; its edits are among ``edits``
+    mended: tuple[Code, ...] = ()  # the faults of the config that are mended, by their codes
+
+    @property
+    def any(self) -> bool:
+        """Whether anything changes, tensors or config."""
+        return bool(self.edits) or self.dialect is not None
 
     def with_repair(self, repair: Repair) -> Changes:
         """These changes, and those of NVFP4 layers."""
@@ -222,6 +229,13 @@ def check_scheme(module: Module, model: Model) -> None:
     stored = "tensor" if layout == "partition" else layout  # no dialect words a vector of partitions differently
     if isinstance(model.dialect, Other):
         model.dialect.as_compressed_tensors(model.layers)  # refuses
+    if module.scale is not None and not module.scale.name.endswith(".weight_scale"):
+        raise Unsupported(
+            "Scales under Mistral's names are not restated",
+            where=f"{module.scale.shard}: {module.scale.name}",
+            expected=f"{module.name}.weight_scale",
+            found=module.scale.name.rpartition(".")[2],
+        )
     if scheme is None or not scheme.fp8 or scheme.layout != stored:
         raise CheckpointError(
             "Config and tensors disagree on how a module is quantized",

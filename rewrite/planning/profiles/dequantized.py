@@ -9,6 +9,7 @@ from math import ceil
 
 from rewrite.checkpoint.header import DTYPE_BITS, TensorInfo
 from rewrite.errors import CheckpointError, Unsupported
+from rewrite.ledger.formats import WEIGHT_SCALES
 from rewrite.planning.manifest import GroupChange, ModuleChange, PartitionChange
 from rewrite.planning.profiles.base import Changes, Profile, refuse_overflow
 from rewrite.planning.segments import Dequantize
@@ -19,10 +20,10 @@ from rewrite.quantization.dtypes import FP8_DTYPES, model_dtype
 from rewrite.quantization.groups import Partition, Selection
 from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Model, StoredModule
-from rewrite.quantization.scales import read_values
+from rewrite.quantization.scales import layout_of_shape, read_values
 from rewrite.quantization.scheme import Scheme
 
-_SCALES = ("weight_scale", "weight_scale_inv")  # the second name is no inverse: both are multiplied with
+_SCALES = WEIGHT_SCALES  # no name of them means an inverse: all are multiplied with
 #: What only a reader of the quantization config knows what to do with.
 _OF_A_QUANTIZATION = re.compile(
     r"(.*\.)?(?:(?:weight|input|output)_(?:packed|shape|scale\w*|global_scale|zero_point|g_idx)"
@@ -75,7 +76,8 @@ def _layer(module: StoredModule, partitions: tuple[Partition, ...] | None, model
         )
     rows, columns = module.weight.shape
     whole = (Partition(module.name.rpartition(".")[2], 0, rows),)
-    parts, block = _geometry(module.scheme, found[0].shape, (rows, columns), partitions or whole)
+    scheme = module.scheme or (None if model.dialect.value else _by_shape(found[0].shape, rows))
+    parts, block = _geometry(scheme, found[0].shape, (rows, columns), partitions or whole)
     if block is None:
         raise CheckpointError(
             "Config and tensors disagree on how a module is quantized",
@@ -85,6 +87,11 @@ def _layer(module: StoredModule, partitions: tuple[Partition, ...] | None, model
             hint="which scale belongs to which weight cannot be told: export the model again",
         )
     return _Layer(module, found[0], parts, block)
+
+
+def _by_shape(scale: tuple[int, ...], rows: int) -> Scheme:
+    """Where no config says anything: the one that the scale can be of. Blocks are 128 x 128 in every known model."""
+    return Scheme("FP8", layout_of_shape(scale, rows), "dynamic", "FP8 weights", block=(128, 128))
 
 
 def _geometry(
@@ -133,6 +140,7 @@ def _change(layer: _Layer, values: tuple[float, ...], dtype: str) -> ModuleChang
 def _dropped(layer: _Layer) -> Iterator[str]:
     yield layer.scale.name
     yield f"{layer.module.name}.input_scale"
+    yield f"{layer.module.name}.activation_scale"
 
 
 def _refuse_other_formats(model: Model) -> None:

@@ -53,8 +53,8 @@ def modules_by_target(affected: Affected) -> dict[str, list[str]]:
 #: The engines' own choice of kernels, run with the platform mocked, without a GPU (tests/kernel_choice.json): what they
 #: have for channel scales narrows a scale without dimensions; SGLang's own kernel refuses it for more than one token.
 _NO_KERNEL = (
-    "These engines load OUT but stop at the first token: vLLM on CPU and ROCm, SGLang before 0.5.18 (ROCm: 0.5.23). "
-    "For them use --profile dynamic."
+    "These engines have no kernel for OUT and stop at the first token: vLLM on CPU and ROCm, SGLang before 0.5.18 "
+    "(ROCm: 0.5.23). For them use --profile dynamic."
 )
 
 EXACT = Profile(

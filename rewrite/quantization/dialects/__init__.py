@@ -50,7 +50,10 @@ def read_dialect(checkpoint: Checkpoint) -> Dialect:
     """
     path = config_path(checkpoint.config.value)
     if path is not None:
-        return dialect_of(_at(checkpoint.config.value, path))
+        value = _at(checkpoint.config.value, path)
+        if Fp8.states(value):
+            return Fp8(value, fp4_experts=checkpoint.config.value.get("expert_dtype") == "fp4")
+        return dialect_of(value)
     return read_side_dialect(checkpoint) or Other.none()
 
 
@@ -65,6 +68,8 @@ def read_side_dialect(checkpoint: Checkpoint) -> Dialect | None:
 
 def dialect_of(value: dict[str, Any]) -> Dialect:
     """The dialect of a quantization part."""
+    if "quant_method" not in value and "quant_algo" in value:
+        value = {**value, "quant_method": "modelopt"}  # ModelOpt before 0.33 leaves it out
     return next((dialect(value) for dialect in DIALECTS if dialect.states(value)), None) or Other.named(value)
 
 

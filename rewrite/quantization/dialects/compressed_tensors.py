@@ -171,6 +171,9 @@ class CompressedTensors:
             return self
         return CompressedTensors({**deepcopy(self.value), "kv_cache_scheme": None})
 
+    def as_compressed(self) -> CompressedTensors:
+        return CompressedTensors({**deepcopy(self.value), "quantization_status": "compressed"})
+
     def _all_patterns(self) -> Iterator[str]:
         yield from self._ignore_patterns
         yield from (target.pattern for target in self._targets)

@@ -11,8 +11,10 @@ from typing import Any
 
 from rewrite.errors import ConfigError
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
+from rewrite.quantization.dialects.modelopt_mixed import NVFP4, experts_of
 from rewrite.quantization.scheme import Activations, Dequantized, Layers, Scheme, block_shape, strings
 
+_FP4 = Scheme("MXFP4", None, "dynamic", "FP4 weights with a scale for 32, dynamic activations")
 _WHERE = "config.json: quantization_config"
 
 
@@ -29,14 +31,24 @@ class Fp8:
     def states(value: dict[str, Any]) -> bool:
         return value.get("quant_method") == "fp8"
 
-    def __init__(self, value: dict[str, Any]) -> None:
+    def __init__(self, value: dict[str, Any], *, fp4_experts: bool = False) -> None:
+        """``fp4_experts``: config.json states ``expert_dtype: fp4`` beside it (DeepSeek-V4)."""
         self.value = value
+        self._fp4_experts = fp4_experts
+        layers = value.get("quantized_layers")  # DeepSeek-V4 by ModelOpt: its experts in NVFP4
+        named = layers if isinstance(layers, dict) else {}
+        self._nvfp4 = frozenset(n for n, v in named.items() if isinstance(v, dict) and v.get("quant_algo") == "NVFP4")
         self._key = "modules_to_not_convert" if "modules_to_not_convert" in value else "ignored_layers"
         self._ignored = strings(value.get(self._key) or [], f"{_WHERE}.{self._key}")
         self._names = frozenset(self._ignored)  # lists of 10,000 names are real
 
     def scheme(self, module: str) -> Scheme | None:
-        return None if module in self._names else self._scheme
+        if module in self._names:
+            return None
+        experts = experts_of(module)
+        if module in self._nvfp4 or experts in self._nvfp4:
+            return NVFP4
+        return _FP4 if self._fp4_experts and experts else self._scheme
 
     @cached_property
     def _scheme(self) -> Scheme:
@@ -49,6 +61,9 @@ class Fp8:
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
         return per_tensor_fp8(layers, self._ignored, self._activations(), kv_cache_fp8=False)
 
+    def as_compressed(self) -> Fp8:
+        return self  # it has no word for that
+
     def without_kv_cache(self) -> Fp8:
         return self  # it has no words for a KV cache
 
@@ -56,7 +71,7 @@ class Fp8:
         # SGLang 0.5.9 and 0.5.10 look for the fused names, 0.5.23 for the parts, of layers that are stored fused, too.
         parts = (name for fused in plain.fused for name in _parts_of(fused))
         names = dict.fromkeys([*self._ignored, *plain.modules, *plain.fused, *parts])
-        return Fp8({**self.value, self._key: list(names)})
+        return Fp8({**self.value, self._key: list(names)}, fp4_experts=self._fp4_experts)
 
     def _activations(self) -> Activations:
         scheme = self.value.get("activation_scheme", "dynamic")

@@ -48,6 +48,9 @@ class ModelOpt:
         names = [*self._ignore, *plain.modules, *map(_survives_renaming, plain.fused)]
         return ModelOpt({**self.value, self._key: names})
 
+    def as_compressed(self) -> ModelOpt:
+        return self  # it has no word for that
+
     def without_kv_cache(self) -> ModelOpt:
         return type(self)(without_kv_cache(self.value))
 

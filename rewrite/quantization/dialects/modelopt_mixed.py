@@ -15,10 +15,14 @@ from rewrite.errors import ConfigError, Unsupported
 from rewrite.quantization.dialects.modelopt import PER_TENSOR, without_kv_cache
 from rewrite.quantization.scheme import Dequantized, Layers, Scheme, strings
 
+NVFP4 = Scheme("NVFP4", None, "static", "NVFP4 weights")
 _WHERE = "config.json: quantization_config"
 _SCHEMES = {
     "FP8": PER_TENSOR,
     "FP8_PER_CHANNEL_PER_TOKEN": Scheme("FP8", "channel", "dynamic", "FP8 weights per channel, dynamic activations"),
+    "NVFP4": NVFP4,
+    "W4A16_NVFP4": Scheme("NVFP4", None, "none", "W4A16_NVFP4 weights"),
+    "MXFP8": Scheme("MXFP8", "block", "dynamic", "MXFP8 weights"),
     "FP8_PB_WO": Scheme("FP8", "block", "dynamic", "FP8 weights per block, dynamic activations"),
 }
 
@@ -46,7 +50,7 @@ class ModelOptMixed:
         self._schemes = {algorithm: _scheme(algorithm) for algorithm in set(self._algorithms.values())}
 
     def scheme(self, module: str) -> Scheme | None:
-        algorithm = self._algorithms.get(module)
+        algorithm = self._algorithms.get(module) or self._algorithms.get(experts_of(module))
         return None if algorithm is None else self._schemes[algorithm]
 
     def as_compressed_tensors(self, _layers: Layers) -> NoReturn:
@@ -56,6 +60,9 @@ class ModelOptMixed:
             expected="one FP8 scheme",
             found=", ".join(sorted(set(self._algorithms.values()))),
         )
+
+    def as_compressed(self) -> ModelOptMixed:
+        return self  # it has no word for that
 
     def without_kv_cache(self) -> ModelOptMixed:
         return ModelOptMixed(without_kv_cache(self.value))
@@ -80,6 +87,12 @@ class ModelOptMixed:
                 hint="quantize the model again without these layers",
             )
         return ModelOptMixed(value)
+
+
+def experts_of(module: str) -> str:
+    """The name of all experts of a layer, under which a config may list them, for one of them; else nothing."""
+    layer, found, _ = module.rpartition(".experts.")
+    return f"{layer}.experts" if found else ""
 
 
 def _scheme(algorithm: str) -> Scheme:

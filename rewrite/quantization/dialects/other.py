@@ -37,6 +37,9 @@ class Other:
             found=self.name,
         )
 
+    def as_compressed(self) -> Other:
+        return self  # it has no word for that
+
     def without_kv_cache(self) -> Other:
         return self  # what it states is not read
 

@@ -121,6 +121,9 @@ class Quark:
         names = dict.fromkeys([*self._exclude, *plain.modules, *plain.fused])
         return Quark({**self.value, "exclude": list(names)})
 
+    def as_compressed(self) -> Quark:
+        return self  # it has no word for that
+
     def without_kv_cache(self) -> Quark:
         if not (patterns := self._kv_patterns()):
             return self

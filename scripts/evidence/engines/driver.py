@@ -147,13 +147,14 @@ def preload(*modules: str) -> None:
 
 def run(
     packages: tuple[str, ...],
-    start: Callable[[], str],
+    start: Callable[[], str] | None,
     load: Callable[[Job], T],
     measure: Callable[[T, Job], Result],
 ) -> None:
     """Start the engine (`start` returns its version), `load` and `measure` every cell of each batch, end the process.
 
-    Files of batches are read from standard input, one a line, and named on standard output once they are done.
+    Without `start` each child starts the engine anew, and nothing that it imports is shared with the next one. Files of
+    batches are read from standard input, one a line, and named on standard output once they are done.
     """
     progress, answers = os.dup(sys.stderr.fileno()), os.dup(sys.stdout.fileno())
     work = partial(attempt, packages=packages, load=load, measure=measure)
@@ -162,11 +163,13 @@ def run(
         batch_file = line.strip()
         batch = Batch.read(Path(batch_file))
         _print_to(batch.log)
-        if number == 0:
+        if number == 0 and start is not None:
             fault = _started(batch.version, packages, start)
         for task in batch.tasks:
             os.write(progress, f"{packages[0]} {batch.version}: {task.label}\n".encode())
             _done(task, fault, work)
+            if start is not None:
+                _import_what_children_did(task)
         os.write(answers, f"{batch_file}\n".encode())
     _end()
 
@@ -176,7 +179,6 @@ def _done(task: Task, fault: Result | None, work: Callable[[Job], Result]) -> No
     if fault is None:
         gc.freeze()
         _forked(task, work)
-        _import_what_children_did(task)
         return
     for rank in range(task.ranks):
         task.out(rank).write_text(json.dumps(fault))

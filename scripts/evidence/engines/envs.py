@@ -85,6 +85,14 @@ def environment(engine: Engine) -> Environment:
     )
 
 
+def environment_or_reason(engine: Engine) -> Environment | Unavailable:
+    """An engine that can't be installed must not stop the others."""
+    try:
+        return environment(engine)
+    except Unavailable as reason:
+        return reason
+
+
 def take_compiled(donor: Path, package: Path) -> None:
     """Let `package` have the extension modules of `donor`, and none of its own: those are for GPU libraries that are
     not installed here."""

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import records
 from engines.driver import Unavailable
-from engines.envs import HOME, Environment, environment
+from engines.envs import Environment, environment_or_reason
 from engines.known import Engine, find_engine
-from loader_matrix.cases import REPOSITORY
+from engines.process import Checkpoint, Process
 
-from kernel_choice import record, table
+from kernel_choice import table
 from kernel_choice.platforms import PLATFORMS, Platform, platforms
-from kernel_choice.record import Cell
+from kernel_choice.record import BOOK, Cell
 from kernel_choice.schemes import TOKENS, schemes
 
-RECORD = REPOSITORY / "tests" / "kernel_choice.json"
 # Both sides of every change, and both ends of the table.
 ENGINES = (
     *("vllm==0.17.0", "vllm==0.19.1", "vllm==0.32.0"),
@@ -33,7 +30,6 @@ ENGINES = (
     "transformers==5.17.0",
 )
 CI = (("vllm==0.32.0", "sm90"), ("sglang==0.5.23", "sm90"), ("sglang==0.5.23", "gfx942"))
-LIMIT = 600  # seconds for one process; it takes 10 to 60
 Run = tuple[Engine, Platform]
 
 
@@ -42,25 +38,18 @@ def choose(run: Run, where: Environment | Unavailable) -> list[Cell]:
     engine, platform = run
     if isinstance(where, Unavailable):
         return _not_run(run, {"type": "Unavailable", "message": str(where), "where": ""})
-    log = HOME / "logs" / f"kernel_choice-{engine.slug}-{platform.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as folder, log.open("w") as output:
-        out = Path(folder) / "cells.json"
-        words = (engine.version, platform.name, out)
-        try:
-            where.run(
-                f"kernel_choice.drive_{engine.name}", *words, stdout=output, stderr=subprocess.STDOUT, timeout=LIMIT
-            )
-        except subprocess.TimeoutExpired:
-            return _not_run(run, {"type": "TimeoutExpired", "message": f"{LIMIT} s", "where": ""})
-        result = json.loads(out.read_text()) if out.exists() else {"fault": _ended(log)}
-    if isinstance(result, dict):
-        return _not_run(run, result["fault"])
-    return [Cell(engine.name, engine.version, platform.name, **cell) for cell in result]
-
-
-def _ended(log: Path) -> dict[str, str]:
-    return {"type": "Ended", "message": f"the process ended without a result; see logs/{log.name}", "where": ""}
+    process = Process(engine, where, f"kernel_choice.drive_{engine.name}")
+    with tempfile.TemporaryDirectory() as folder, closing(process):
+        (found,) = process.load([Checkpoint(platform.name, Path(platform.name), Path())], Path(folder))
+    if isinstance(found, Unavailable):
+        return _not_run(run, {"type": "Ended", "message": str(found), "where": ""})
+    (result,) = found
+    if fault := result.get("error") or result.get("fault"):  # nothing was learnt of the engine
+        return _not_run(run, fault)
+    if result["version"] != engine.version:
+        message = f"version {result['version']} is installed, {engine.version} was asked for"
+        return _not_run(run, {"type": "RuntimeError", "message": message, "where": ""})
+    return [Cell(engine.name, engine.version, platform.name, **cell) for cell in result["cells"]]
 
 
 def _not_run(run: Run, error: dict[str, Any]) -> list[Cell]:
@@ -70,13 +59,6 @@ def _not_run(run: Run, error: dict[str, Any]) -> list[Cell]:
         for scheme in schemes(engine.name)
         for tokens in TOKENS
     ]
-
-
-def _environment(engine: Engine) -> Environment | Unavailable:
-    try:
-        return environment(engine)
-    except Unavailable as reason:
-        return reason
 
 
 def show(cells: Sequence[Cell]) -> None:
@@ -107,21 +89,17 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="processes at a time")
     given = parser.parse_args(words)
     if given.readme:
-        print(table.readme(record.read(RECORD).cells))
+        print(table.readme(BOOK.read().cells))
         return 0
     runs = selected(given)
-    where = {engine: _environment(engine) for engine in dict.fromkeys(engine for engine, _ in runs)}
+    where = {engine: environment_or_reason(engine) for engine in dict.fromkeys(engine for engine, _ in runs)}
     with ThreadPoolExecutor(given.jobs) as pool:
         cells = [cell for own in pool.map(lambda run: choose(run, where[run[0]]), runs) for cell in own]
     show(cells)
-    recorded = record.read(RECORD)
+    status = BOOK.check(cells) if given.ci else 0
     if given.record:
-        records.write(RECORD, record.SCHEMA, records.merged(recorded, cells, record.order))
-    if not given.ci:
-        return 0
-    lines = records.differences(cells, recorded.cells, record.differs)
-    print("\n".join(lines) or f"all {len(cells)} cells are as recorded on {recorded.date}")
-    return 1 if lines else 0
+        BOOK.add(cells)
+    return status
 
 
 if __name__ == "__main__":

@@ -82,4 +82,4 @@ def _replace_operators(takes_one: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, ("sglang", "kernel_choice"))

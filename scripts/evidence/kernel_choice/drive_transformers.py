@@ -61,4 +61,4 @@ def _multiply(layers: torch.nn.ModuleDict, tokens: int) -> Cell:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, ("compressed_tensors", "kernel_choice"))

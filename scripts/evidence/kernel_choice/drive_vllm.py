@@ -98,4 +98,4 @@ def _replace_operators(platform: Platform) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, ("vllm", "kernel_choice"))

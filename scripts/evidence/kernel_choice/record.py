@@ -15,15 +15,13 @@ cells    one for each engine, version, platform, scheme (`schemes.py`) and numbe
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import records
+from loader_matrix.cases import REPOSITORY
 
 from kernel_choice.platforms import PLATFORMS
 from kernel_choice.schemes import SCHEMES
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,13 @@ class Cell:
         return (self.outcome, self.kernel, tuple(self.operators), error)
 
 
-Record = records.Record[Cell]
-
-
-def read(path: Path) -> Record:
-    """The record; an empty one where there is none of this schema."""
-    return records.read(path, SCHEMA, Cell)
-
-
-def order(cell: Cell) -> tuple[Any, ...]:
-    """Of the cells in the record."""
+def _order(cell: Cell) -> tuple[Any, ...]:
     places = (list(PLATFORMS).index(cell.platform), list(SCHEMES).index(cell.scheme))
     return (cell.engine, records.numbers(cell.version), *places, -cell.tokens)
 
 
-def differs(cell: Cell, recorded: Cell) -> str | None:
-    """In what, or None."""
+def _differs(cell: Cell, recorded: Cell) -> str | None:
     return None if cell.result == recorded.result else f"{cell.result}, recorded: {recorded.result}"
+
+
+BOOK = records.Book(REPOSITORY / "tests" / "kernel_choice.json", 1, Cell, _order, _differs)

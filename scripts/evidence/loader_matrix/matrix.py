@@ -228,33 +228,24 @@ def main(words: Sequence[str]) -> int:
     """Run, print, record or compare; the exit status."""
     given = arguments(words)
     if given.readme_nvfp4:
-        print(table.readme_nvfp4(results.read(cases.RECORD).cells, cases.NVFP4_FIXTURES))
+        print(table.readme_nvfp4(results.LOADS.read().cells, cases.NVFP4_FIXTURES))
         return 0
     if given.readme or given.readme_families:
         form = table.readme if given.readme else table.readme_families
-        print(form(results.read(cases.RECORD).cells, cases.CI_FIXTURES[0]))
+        print(form(results.LOADS.read().cells, cases.CI_FIXTURES[0]))
         return 0
     if given.amx:
         os.environ["LOADER_MATRIX_AMX"] = "1"  # the drivers' environments have it, too
     selection = select(given)
     whole = given.record and not (given.engine or given.fixture or given.profile or given.ci)
-    nothing = records.Record[Any]("", [])
-    recorded = nothing if whole else results.read(cases.RECORD)
-    generated = nothing if whole else results.read_generations(cases.GENERATION)
     cells, generation = run(Runner(selection, given.jobs), selection, given.jobs)
-    generation = compared(generation, generated.cells)
+    generation = compared(generation, [] if whole else results.GENERATIONS.read().cells)
     show(table.aligned, cells, generation)
+    status = results.LOADS.check(cells) if given.ci else 0
     if given.record:
-        recorded = records.merged(recorded, cells, results.order)
-        generated = records.merged(generated, generation, results.order_of_generations)
-        records.write(cases.RECORD, results.SCHEMA, recorded)
-        records.write(cases.GENERATION, 1, generated)
-        show(table.markdown, recorded.cells, generated.cells)
-    if not given.ci:
-        return 0
-    lines = records.differences(cells, recorded.cells, results.differs)
-    print("\n".join(lines) or f"all {len(cells)} cells are as recorded on {recorded.date}")
-    return 1 if lines else 0
+        recorded, generated = results.LOADS.add(cells, anew=whole), results.GENERATIONS.add(generation, anew=whole)
+        show(records.markdown, recorded.cells, generated.cells)
+    return status
 
 
 def show(form: Callable[[Any, Any], str], cells: list[Cell], generation: list[Generation]) -> None:

@@ -7,10 +7,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Any
+from dataclasses import dataclass
 
+import records
 from engines.driver import Unavailable
 from engines.known import find_engine
 
@@ -19,18 +19,38 @@ from loader_matrix.matrix import Runner, Selection
 
 ENGINE = find_engine("vllm==0.32.0")
 FIXTURES = [name for name in cases.NVFP4_FIXTURES if not name.startswith("modelopt")]
-RECORD = cases.REPOSITORY / "tests" / "nvfp4_outputs.json"
 
 
-def run() -> list[dict[str, Any]]:
-    """A row for each fixture and profile: errors by layer and partition."""
+@dataclass(frozen=True)
+class Cell:
+    """By layer and partition, how far the outputs are off."""
+
+    fixture: str
+    profile: str
+    outcome: str
+    errors: dict[str, dict[str, float]]
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return (self.fixture, self.profile)
+
+
+def _order(cell: Cell) -> tuple[int, int]:
+    return FIXTURES.index(cell.fixture), cases.NVFP4_PROFILES.index(cell.profile)
+
+
+BOOK = records.Book(cases.REPOSITORY / "tests" / "nvfp4_outputs.json", 1, Cell, _order)
+
+
+def run() -> list[Cell]:
+    """A cell for each fixture and profile: errors by layer and partition."""
     selection = Selection((ENGINE,), tuple(FIXTURES), cases.NVFP4_PROFILES, extras=False)
     loads = selection.loads()
     rows = []
     for (_, fixture, profile, _), results in Runner(selection, 1).run("outputs_vllm", loads).items():
         if isinstance(results, Unavailable) or "outputs" not in results[0]:
             raise SystemExit(f"{fixture}, {profile}: {results}")
-        rows.append({"fixture": fixture, "profile": profile, "errors": worst(results[0]["outputs"])})
+        rows.append(Cell(fixture, profile, "runs", worst(results[0]["outputs"])))
     return rows
 
 
@@ -44,23 +64,23 @@ def worst(outputs: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """A line for each layer of each row."""
+def markdown(cells: list[Cell]) -> str:
+    """A line for each layer of each cell."""
     lines: list[tuple[str, ...]] = []
-    for row in rows:
-        for layer, errors in row["errors"].items():
+    for cell in cells:
+        for layer, errors in cell.errors.items():
             figures = ", ".join(f"{part} {table.figure(error)}" for part, error in errors.items())
-            lines.append((row["fixture"], layer, row["profile"], figures))
+            lines.append((cell.fixture, layer, cell.profile, figures))
     lines.sort(key=lambda line: (FIXTURES.index(line[0]), line[1], cases.NVFP4_PROFILES.index(line[2])))
-    return table.markdown(("fixture", "layer", "profile", "outputs off by"), lines)
+    return records.markdown(("fixture", "layer", "profile", "outputs off by"), lines)
 
 
 def main(words: list[str]) -> None:
     """Run, or with `--readme` only print what is recorded."""
-    rows = json.loads(RECORD.read_text()) if words == ["--readme"] else run()
+    cells = BOOK.read().cells if words == ["--readme"] else run()
     if words == ["--record"]:
-        RECORD.write_text("[\n" + ",\n".join(f"  {json.dumps(row)}" for row in rows) + "\n]\n")
-    print(markdown(rows))
+        BOOK.add(cells, anew=True)
+    print(markdown(cells))
 
 
 if __name__ == "__main__":

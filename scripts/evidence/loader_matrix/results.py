@@ -27,15 +27,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import records
 from engines.driver import Results, Unavailable
 
-from loader_matrix.cases import ORIGINAL
+from loader_matrix.cases import GENERATION, ORIGINAL, RECORD
 
-SCHEMA = 2
 Error = dict[str, str]
 KEY = ("engine", "version", "fixture", "profile", "ranks")
 
@@ -82,9 +80,6 @@ class Generation:
     @property
     def key(self) -> tuple[Any, ...]:
         return (self.engine, self.version, self.fixture, self.profile)
-
-
-Record = records.Record[Cell]
 
 
 def rounded(value: float) -> float | str:
@@ -178,26 +173,12 @@ def differs(now: Cell, recorded: Cell) -> str | None:
     return f"differs from the record in {', '.join(fields)}" if fields else None
 
 
-def read(path: Path) -> Record:
-    """The recorded matrix; an empty one where there is none of this schema."""
-    return records.read(path, SCHEMA, Cell)
+def _order(entry: Cell | Generation) -> tuple[Any, ...]:
+    """Few ranks first; by fixture, engine, version as numbers; the original before what it is converted to."""
+    ranks = entry.ranks if isinstance(entry, Cell) else 1
+    version = records.numbers(entry.version)
+    return ranks, entry.fixture, entry.engine, version, entry.profile != ORIGINAL, entry.profile
 
 
-def read_generations(path: Path) -> records.Record[Generation]:
-    """What was generated; as above."""
-    return records.read(path, 1, Generation)
-
-
-def order(cell: Cell) -> tuple[Any, ...]:
-    """Of the cells in the record."""
-    return (cell.ranks, cell.fixture, *_order(cell))
-
-
-def order_of_generations(each: Generation) -> tuple[Any, ...]:
-    """Of the generations in theirs."""
-    return (each.fixture, *_order(each))
-
-
-def _order(entry: Cell | Generation) -> tuple[str, list[int], bool, str]:
-    """By engine, version as numbers, and the original before what it is converted to."""
-    return entry.engine, records.numbers(entry.version), entry.profile != ORIGINAL, entry.profile
+LOADS = records.Book(RECORD, 2, Cell, _order, differs)
+GENERATIONS = records.Book(GENERATION, 1, Generation, _order)

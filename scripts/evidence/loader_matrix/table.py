@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from typing import Any
 
+import records
 from engines.known import ENGINES
 
 from loader_matrix.cases import NVFP4_FIXTURES, ORIGINAL, PROFILES
@@ -118,22 +117,12 @@ def aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _escaped(entry: Any) -> str:
-    return str(entry).replace("|", "\\|").replace("<", "&lt;")
-
-
-def markdown(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [header, tuple("---" for _ in header), *rows]
-    return "\n".join(f"| {' | '.join(_escaped(entry) for entry in row)} |" for row in lines)
-
-
 def readme(cells: list[Cell], fixture: str) -> str:
     """The README's table: a row for each engine, a column for each profile, the errors of q, k, v, z in each cell."""
     chosen = {(_loader(c), c.profile): c for c in _shown(cells) if c.fixture == fixture}
     engines = sorted({engine for engine, _ in chosen}, key=_by_version)
     rows = [(engine, *(_brief(chosen.get((engine, profile))) for profile in SHOWN)) for engine in engines]
-    return markdown(("engine", *SHOWN), rows)
+    return records.markdown(("engine", *SHOWN), rows)
 
 
 def _shown(cells: list[Cell]) -> list[Cell]:
@@ -175,7 +164,7 @@ def readme_families(cells: list[Cell], but: str) -> str:
             mended = f"{_all(after[best])}{profile}" if best else "raises"
             entries.append(f"{original} → {mended}" if original != "raises" or best else "raises")
         rows.append((fixture, *entries))
-    return markdown(("fixture", *engines), rows)
+    return records.markdown(("fixture", *engines), rows)
 
 
 def readme_nvfp4(cells: list[Cell], fixtures: Sequence[str]) -> str:
@@ -190,7 +179,7 @@ def readme_nvfp4(cells: list[Cell], fixtures: Sequence[str]) -> str:
             layers = ["raises"] * len(PARTITIONS)
         experts = cell.others.get("experts.w13") or cell.others.get("experts.gate_up_proj")
         rows.append((cell.fixture, cell.profile, _loader(cell), *layers, figure(experts["error"]) if experts else "-"))
-    return markdown(("fixture", "profile", "engine", *PARTITIONS, "experts"), rows)
+    return records.markdown(("fixture", "profile", "engine", *PARTITIONS, "experts"), rows)
 
 
 def _all(cell: Cell) -> str:
@@ -204,4 +193,4 @@ def _all(cell: Cell) -> str:
 
 def _by_version(engine: str) -> tuple[str, list[int]]:
     name, version = engine.split(" ")
-    return name, [int(number) for number in re.findall(r"[0-9]+", version)]
+    return name, records.numbers(version)

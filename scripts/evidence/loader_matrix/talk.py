@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import sys
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ import records
 from engines.driver import Results, Unavailable
 from engines.known import Engine, find_engine
 
-from loader_matrix import cases, table
+from loader_matrix import cases
 from loader_matrix.cases import ORIGINAL
 from loader_matrix.matrix import Load, Runner, Selection
 
@@ -28,8 +27,6 @@ PROFILES = {
 }
 #: What vLLM 0.19.1 makes of it is in memory that nothing has filled, and so another thing each time.
 LEFT_OUT = ("0.19.1", "talk-nvfp4")
-RECORD = cases.TALKING / "record.json"
-SCHEMA = 1
 SHOWN = 32  # bytes of the text, in a table
 
 
@@ -46,6 +43,19 @@ class Cell:
     nats: float | None = None
     text: str | None = None
     error: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        return (self.engine, self.version, self.fixture, self.profile)
+
+
+def _order(each: Cell) -> tuple[int, int, int]:
+    versions = [engine.version for engine in ENGINES]
+    places = list(PROFILES).index(each.fixture), PROFILES[each.fixture].index(each.profile)
+    return places[0], versions.index(each.version), places[1]
+
+
+BOOK = records.Book(cases.TALKING / "record.json", 1, Cell, _order)
 
 
 def cell(load: Load, found: Results) -> Cell:
@@ -92,7 +102,7 @@ def readme(found: list[Cell]) -> str:
         nats = "-" if each.nats is None else f"{each.nats:.4f}"
         engine = f"{each.engine} {each.version}"
         lines.append((each.fixture, engine, each.profile, nats, perplexity(each.nats), _said(each, 80)))
-    return table.markdown(head, lines)
+    return records.markdown(head, lines)
 
 
 def _said(each: Cell, length: int) -> str:
@@ -107,15 +117,15 @@ def first(found: list[Cell]) -> str:
         for name, profile in (("original", ORIGINAL), ("converted", "dynamic")):
             each = by_key[engine.version, profile]
             lines.append((f"{each.engine} {each.version}", name, perplexity(each.nats), _said(each, SHOWN)))
-    return table.markdown(("engine", "checkpoint", "perplexity", "goes on"), lines)
+    return records.markdown(("engine", "checkpoint", "perplexity", "goes on"), lines)
 
 
 def main(words: list[str]) -> None:
     """Run and print, or print what is recorded."""
     recorded = words in (["--readme"], ["--first"])
-    found = records.read(RECORD, SCHEMA, Cell).cells if recorded else run()
+    found = BOOK.read().cells if recorded else run()
     if words == ["--record"]:
-        records.write(RECORD, SCHEMA, records.Record(datetime.date.today().isoformat(), found))
+        BOOK.add(found, anew=True)
     print(first(found) if words == ["--first"] else readme(found))
 
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import records
 from click.testing import CliRunner
-from engines.driver import Unavailable
-from engines.envs import HOME, environment
+from engines.driver import Results, Unavailable
+from engines.envs import HOME, Environment, environment
 from engines.known import Engine
+from engines.process import Checkpoint, Process
 from environments import Failed, source
 from loader_matrix.cases import ORIGINAL
 
-from other_consumers import record, table
+from other_consumers import table
 from other_consumers.cases import (
     CONSUMERS,
     CONVERSIONS,
@@ -27,59 +28,72 @@ from other_consumers.cases import (
     LLAMA_CPP,
     LLAMA_CPP_SOURCE,
     PROFILES,
-    RECORD,
     fixtures,
     truth,
 )
-from other_consumers.record import Cell
+from other_consumers.record import BOOK, Cell
 from rewrite.cli.commands import main as rewrite
 
-LIMIT = 1800  # seconds for a consumer
-Tasks = list[dict[str, Any]]
+
+@dataclass(frozen=True)
+class Case:
+    """A fixture and a profile: what is read, or the error with which `rewrite convert` refuses."""
+
+    fixture: str
+    profile: str
+    made: Checkpoint | dict[str, str]
 
 
-def converted(fixture: str, profile: str, folder: Path) -> dict[str, Any]:
-    """The task of one checkpoint; with its result, where `rewrite convert` refuses."""
-    named = {"fixture": fixture, "profile": profile}
-    checkpoint = FIXTURES / fixture
+def converted(fixture: str, profile: str, folder: Path) -> Case:
+    """The checkpoint."""
+    source = out = FIXTURES / fixture
+    label = f"{fixture}-{profile.replace(', ', '-').replace(' ', '-')}"
     if profile != ORIGINAL:
-        checkpoint, options = folder / f"{fixture}-{profile.replace(', ', '-').replace(' ', '-')}", CONVERSIONS[profile]
-        done = CliRunner().invoke(rewrite, ["convert", *options, "--json", str(FIXTURES / fixture), str(checkpoint)])
+        out = folder / label
+        done = CliRunner().invoke(rewrite, ["convert", *CONVERSIONS[profile], "--json", str(source), str(out)])
         if done.exit_code:
             said = json.loads(done.stdout)["error"]
             message = said if isinstance(said, str) else "; ".join(str(each) for each in said.values())
-            error = {
-                "type": "refused",
-                "message": message.replace(str(FIXTURES.parents[1]) + "/", "")[:240],
-                "where": "",
-            }
-            return {**named, "result": {"outcome": "refused", "error": error}}
-    return {**named, "checkpoint": str(checkpoint), "truth": str(truth(fixture, profile, checkpoint))}
+            message = message.replace(str(FIXTURES.parents[1]) + "/", "")[:240]
+            return Case(fixture, profile, {"type": "refused", "message": message, "where": ""})
+    return Case(fixture, profile, Checkpoint(label, out, truth(fixture, profile, out)))
 
 
-def consume(consumer: Engine, tasks: Tasks, folder: Path) -> list[Cell]:
+def consume(consumer: Engine, cases: Sequence[Case], folder: Path) -> list[Cell]:
     """The cells of one consumer."""
-    file = folder / f"{consumer.name}.json"
-    file.write_text(json.dumps([task for task in tasks if "result" not in task]))
-    log = HOME / "logs" / f"other-{consumer.name}.log"
-    reason = f"the process ended without a result; see logs/{log.name}"
+    ready = [each.made for each in cases if isinstance(each.made, Checkpoint)]
     try:
-        where = environment(consumer)
-        arguments = []
-        if consumer == LLAMA_CPP:
-            arguments = [source(HOME / "llama.cpp-source", where.python, LLAMA_CPP_SOURCE) / "vendor" / "llama.cpp"]
-        module = f"other_consumers.drive_{consumer.name.replace('.', '_').replace('-', '_')}"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w") as output:
-            where.run(module, file, *arguments, stdout=output, stderr=subprocess.STDOUT, timeout=LIMIT)
-    except (Unavailable, Failed, subprocess.TimeoutExpired) as failure:
-        reason = str(failure)[:240]
-    nothing = {"outcome": "not run", "error": {"type": "not run", "message": reason, "where": ""}}
-    done = {(task["fixture"], task["profile"]): task.get("result", nothing) for task in json.loads(file.read_text())}
-    results = [(task, task.get("result") or done[task["fixture"], task["profile"]]) for task in tasks]
-    return [
-        Cell(consumer.name, consumer.version, task["fixture"], task["profile"], **result) for task, result in results
-    ]
+        process = Process(consumer, _environment(consumer), f"other_consumers.drive_{_module(consumer)}")
+        with closing(process):
+            found = iter(process.load(ready, folder))
+    except (Unavailable, Failed) as failure:
+        found = iter([Unavailable(str(failure)[:240])] * len(ready))
+    cells = []
+    for each in cases:
+        if isinstance(each.made, Checkpoint):
+            result = _result(next(found))
+        else:
+            result = {"outcome": "refused", "error": each.made}
+        cells.append(Cell(consumer.name, consumer.version, each.fixture, each.profile, **result))
+    return cells
+
+
+def _module(consumer: Engine) -> str:
+    return consumer.name.replace(".", "_").replace("-", "_")
+
+
+def _environment(consumer: Engine) -> Environment:
+    where = environment(consumer)
+    if consumer != LLAMA_CPP:
+        return where
+    own = source(HOME / "llama.cpp-source", where.python, LLAMA_CPP_SOURCE) / "vendor" / "llama.cpp"
+    return replace(where, variables=where.variables | {"LLAMA_CPP": str(own)})
+
+
+def _result(found: Results) -> dict[str, Any]:
+    if isinstance(found, Unavailable):
+        return {"outcome": "not run", "error": {"type": "not run", "message": str(found), "where": ""}}
+    return {"outcome": "not run", "error": found[0]["fault"]} if "fault" in found[0] else found[0]
 
 
 def show(cells: Sequence[Cell]) -> None:
@@ -106,16 +120,16 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--readme", action="store_true", help="only print the README's table from the record")
     given = parser.parse_args(words)
     if given.readme:
-        print(table.readme(record.read(RECORD).cells))
+        print(table.readme(BOOK.read().cells))
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        tasks = [converted(name, profile, folder) for name in given.fixture or fixtures() for profile in PROFILES]
+        asked = [converted(name, profile, folder) for name in given.fixture or fixtures() for profile in PROFILES]
         wanted = given.consumer or list(CONSUMERS)
-        cells = [cell for name in wanted for cell in consume(CONSUMERS[name], tasks, folder)]
+        cells = [cell for name in wanted for cell in consume(CONSUMERS[name], asked, folder)]
     show(cells)
     if given.record:
-        records.write(RECORD, record.SCHEMA, records.merged(record.read(RECORD), cells, record.order))
+        BOOK.add(cells)
     return int(any(cell.outcome == "not run" for cell in cells))
 
 

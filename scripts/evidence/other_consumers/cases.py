@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from engines.known import Engine
-from loader_matrix.cases import FIXTURES, ORIGINAL, REPOSITORY, fixtures, is_own_truth
+from loader_matrix.cases import FIXTURES, ORIGINAL, fixtures, is_own_truth
 
-RECORD = REPOSITORY / "tests" / "other_consumers.json"
 #: What `rewrite convert` is told. ModelOpt's Llama alone has scales of a KV cache; the others are the same without.
 CONVERSIONS = {
     "exact": ("--profile", "exact", "--groups", "all"),
@@ -24,7 +23,7 @@ LLAMA_CPP_SOURCE = "llama-cpp-python==0.3.36"
 MLX_LM = Engine("mlx-lm", "0.32.2", ("mlx-lm==0.32.2", "mlx==0.32.4", "mlx-cpu==0.32.4"))
 CONSUMERS = {each.name: each for each in (LLAMA_CPP, MLX_LM)}
 
-__all__ = ["CONSUMERS", "CONVERSIONS", "FIXTURES", "PROFILES", "RECORD", "fixtures", "truth"]
+__all__ = ["CONSUMERS", "CONVERSIONS", "FIXTURES", "PROFILES", "fixtures", "truth"]
 
 
 def truth(fixture: str, profile: str, checkpoint: Path) -> Path:

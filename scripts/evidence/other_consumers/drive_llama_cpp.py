@@ -2,15 +2,14 @@
 
 Replaced: the step that stores the vocabulary, as the fixtures' tokenizers are too small to be one that llama.cpp knows.
 `--no-mtp` is given to models that might have layers for several tokens, as the fixtures have none. F32 is asked for, so
-that nothing is rounded but by the reading.
-
-    python -m other_consumers.drive_llama_cpp TASKS FOLDER_OF_LLAMA_CPP
+that nothing is rounded but by the reading. LLAMA_CPP is the folder of its source.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 
 from other_consumers.driver import Arrays, run
 
-SOURCE = Path(sys.argv[2]).resolve()
+SOURCE = Path(os.environ["LLAMA_CPP"])
 _WITH_MTP = ("Qwen3_5", "Qwen3Next")
 
 
@@ -41,7 +40,7 @@ def _without_vocabulary(model: Any, base: Any) -> None:
 
 
 def main() -> None:
-    """Convert and read back all tasks."""
+    """Convert and read back all checkpoints."""
     converter = _converter()
     gguf = importlib.import_module("gguf")
     if not Path(str(gguf.__file__)).is_relative_to(SOURCE):

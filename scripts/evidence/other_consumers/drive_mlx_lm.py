@@ -1,7 +1,4 @@
-"""Loads checkpoints with MLX-LM's own `load_model`, on CPU. Nothing is replaced.
-
-python -m other_consumers.drive_mlx_lm TASKS
-"""
+"""Loads checkpoints with MLX-LM's own `load_model`, on CPU. Nothing is replaced."""
 
 from __future__ import annotations
 

@@ -1,13 +1,7 @@
-"""What the drivers share. A driver runs inside a consumer's environment and reads all its checkpoints, in one process.
-
-The file of tasks that it gets is a JSON list; it adds `result` to each and writes the list again after each, so that
-a consumer that ends the process leaves what came before.
-"""
+"""What the drivers share. A driver runs inside a consumer's environment."""
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -15,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from engines.driver import described
+from engines import driver
+from engines.driver import Job, Result, described
 
 from other_consumers.reference import write_reference
 
 Arrays = dict[str, "np.ndarray[Any, np.dtype[np.float32]]"]
-Result = dict[str, Any]
 
 
 def compared(found: Arrays, wanted: Arrays) -> Result:
@@ -44,17 +38,19 @@ def _error(found: Any, wanted: Any) -> float:
     return float(np.linalg.norm(found.astype(np.float64) - wanted) / (size or 1.0))
 
 
-def judge(read: Callable[[Path], Arrays], task: dict[str, str], packages: tuple[str, ...], folder: Path) -> Result:
+def judge(
+    read: Callable[[Path], Arrays], truth: Path, checkpoint: Path, packages: tuple[str, ...], folder: Path
+) -> Result:
     """What the consumer makes of one checkpoint. Broad excepts: whatever it raises is the result."""
     reference = folder / "reference"
-    write_reference(Path(task["truth"]), Path(task["checkpoint"]), reference)
+    write_reference(truth, checkpoint, reference)
     try:
         wanted = read(reference)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         return {"outcome": "unknown model", "error": described(error, packages)}
     try:
-        found = read(Path(task["checkpoint"]))
+        found = read(checkpoint)
     except (Exception, SystemExit) as error:
         traceback.print_exc()
         return {"outcome": "raises", "error": described(error, packages)}
@@ -62,11 +58,10 @@ def judge(read: Callable[[Path], Arrays], task: dict[str, str], packages: tuple[
 
 
 def run(read: Callable[[Path], Arrays], packages: tuple[str, ...]) -> None:
-    """Judge every task of the file that the command line names."""
-    path = Path(sys.argv[1])
-    tasks = json.loads(path.read_text())
-    for task in tasks:
-        print(f"== {task['fixture']} {task['profile']}", flush=True)
+    """Judge every checkpoint."""
+
+    def measure(_: None, job: Job) -> Result:
         with tempfile.TemporaryDirectory() as folder:
-            task["result"] = judge(read, task, packages, Path(folder))
-        path.write_text(json.dumps(tasks))
+            return judge(read, job.truth, job.model, packages, Path(folder))
+
+    driver.run(packages, None, lambda _: None, measure)

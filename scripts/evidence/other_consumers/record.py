@@ -16,13 +16,11 @@ cells    one for each consumer, version, fixture and profile:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import records
+from loader_matrix.cases import REPOSITORY
 
 from other_consumers.cases import PROFILES
-
-SCHEMA = 1
 
 
 @dataclass(frozen=True)
@@ -45,14 +43,8 @@ class Cell:
         return (self.consumer, self.version, self.fixture, self.profile)
 
 
-Record = records.Record[Cell]
-
-
-def read(path: Path) -> Record:
-    """The record; an empty one where there is none of this schema."""
-    return records.read(path, SCHEMA, Cell)
-
-
-def order(cell: Cell) -> tuple[str | int, ...]:
-    """Of the cells in the record."""
+def _order(cell: Cell) -> tuple[str | int, ...]:
     return (*cell.key[:3], PROFILES.index(cell.profile))
+
+
+BOOK = records.Book(REPOSITORY / "tests" / "other_consumers.json", 1, Cell, _order)

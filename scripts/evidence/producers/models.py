@@ -81,20 +81,24 @@ def _moe(sizes: Geometry) -> dict[str, Any]:
     }
 
 
-def _vision(sizes: Geometry) -> dict[str, Any]:
+def vision(hidden: int, width: int) -> dict[str, Any]:
     """The smallest vision tower that still has every kind of layer; 8-pixel patches keep its input projection small."""
     return {
         "depth": 1,
-        "hidden_size": sizes.vision_hidden,
-        "intermediate_size": sizes.vision_hidden * 2,
+        "hidden_size": width,
+        "intermediate_size": width * 2,
         "num_heads": 2,
         "patch_size": 8,
-        "out_hidden_size": sizes.hidden,
+        "out_hidden_size": hidden,
         "num_position_embeddings": 16,
     }
 
 
-def _vision_tokens() -> dict[str, Any]:
+def _tower(sizes: Geometry) -> dict[str, Any]:
+    return vision(sizes.hidden, sizes.vision_hidden)
+
+
+def vision_tokens() -> dict[str, Any]:
     """The ids of the four vision tokens, in the tokenizer's order."""
     keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
     return {key: BYTES + 1 + i for i, key in enumerate(keys)}
@@ -117,12 +121,20 @@ def _qwen_moe_text(sizes: Geometry) -> PreTrainedModel:
 
 
 def _qwen(sizes: Geometry) -> PreTrainedModel:
-    settings = {"text_config": _dense(sizes), "vision_config": _vision(sizes), **_vision_tokens()}
+    settings = {
+        "text_config": _dense(sizes),
+        "vision_config": vision(sizes.hidden, sizes.vision_hidden),
+        **vision_tokens(),
+    }
     return _made("Qwen3_5", settings, kind="ForConditionalGeneration")
 
 
 def _qwen_moe(sizes: Geometry) -> PreTrainedModel:
-    settings = {"text_config": _moe(sizes), "vision_config": _vision(sizes), **_vision_tokens()}
+    settings = {
+        "text_config": _moe(sizes),
+        "vision_config": vision(sizes.hidden, sizes.vision_hidden),
+        **vision_tokens(),
+    }
     return _made("Qwen3_5Moe", settings, kind="ForConditionalGeneration")
 
 
@@ -135,7 +147,7 @@ def _next(sizes: Geometry) -> PreTrainedModel:
 def _minicpm(sizes: Geometry) -> PreTrainedModel:
     """MiniCPM-V 4.6: Qwen3.5's text model under a vision tower of its own, the smallest that has every kind of layer.
     Its tower merges windows of four patches after one of its blocks, so the merger is four times as wide as a block."""
-    vision = {
+    tower = {
         "hidden_size": sizes.vision_hidden,
         "intermediate_size": sizes.vision_hidden,
         "num_hidden_layers": 1,
@@ -143,9 +155,9 @@ def _minicpm(sizes: Geometry) -> PreTrainedModel:
         "image_size": 32,
         "patch_size": 8,
     }
-    tokens = {name: each for name, each in _vision_tokens().items() if name in ("image_token_id", "video_token_id")}
+    tokens = {name: each for name, each in vision_tokens().items() if name in ("image_token_id", "video_token_id")}
     text = transformers.Qwen3_5TextConfig(**_dense(sizes))
-    settings = {"text_config": text, "vision_config": vision, "image_size": 32, "insert_layer_id": 0, **tokens}
+    settings = {"text_config": text, "vision_config": tower, "image_size": 32, "insert_layer_id": 0, **tokens}
     return _made("MiniCPMV4_6", settings, kind="ForConditionalGeneration")
 
 
@@ -154,9 +166,9 @@ def _headed(family: str, sizes: Geometry, **more: Any) -> PreTrainedModel:
     return _made(family, _plain(sizes) | {"head_dim": sizes.head_dim, **more})
 
 
-def _phi3(sizes: Geometry) -> PreTrainedModel:
-    """qkv_proj and gate_up_proj stored fused; its config has no head_dim."""
-    return _made("Phi3", _plain(sizes))
+def _headless(family: str, sizes: Geometry) -> PreTrainedModel:
+    """Phi-3, whose qkv_proj and gate_up_proj are stored fused, and Granite: configs without head_dim."""
+    return _made(family, _plain(sizes))
 
 
 def _deepseek(sizes: Geometry, ranks: tuple[int, int], expert: int, **more: Any) -> PreTrainedModel:
@@ -179,6 +191,26 @@ def _deepseek(sizes: Geometry, ranks: tuple[int, int], expert: int, **more: Any)
     return _made("DeepseekV3", _plain(sizes) | latent | more)
 
 
+def _gemma(sizes: Geometry) -> PreTrainedModel:
+    """Gemma 3, text only: norms around each block, and norms of q and k."""
+    settings = _plain(sizes) | {
+        "head_dim": sizes.head_dim,
+        "sliding_window": 128,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    del settings["rope_parameters"]
+    return _made("Gemma3", settings, config="Gemma3TextConfig")
+
+
+def _qwen_vl(sizes: Geometry) -> PreTrainedModel:
+    """Qwen3-VL with its vision tower."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 4, 4], "mrope_interleaved": True}
+    text = _plain(sizes) | {"head_dim": sizes.head_dim, "rope_parameters": rope}
+    tower = vision(sizes.hidden, sizes.vision_hidden) | {"deepstack_visual_indexes": [0]}
+    settings = {"text_config": text, "vision_config": tower, **vision_tokens()}
+    return _made("Qwen3VL", settings, kind="ForConditionalGeneration")
+
+
 #: Engines do not load DeepSeek-V3 without the keys of the router (vLLM), the frequency of such layers and YaRN (SGLang
 #: on CPU), which the published configs have.
 _PUBLISHED = {
@@ -197,6 +229,17 @@ _PUBLISHED = {
     },
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+#: GLM 4.5: a dense layer, then one with experts and a shared one.
+_GLM = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 1,
+    "n_group": 1,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "use_qk_norm": True,
+}
 _ZOO, _SMALL = geometry.PLAIN, geometry.SMALL_PLAIN
 
 #: Those with a size in front are of the fixtures, the others of the zoo.
@@ -209,7 +252,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "qwen3_next": partial(_next, geometry.MOE),
     "llama": partial(_headed, "Llama", _ZOO),
     "llama-tied": partial(_headed, "Llama", _ZOO, tie_word_embeddings=True),
-    "phi3": partial(_phi3, _ZOO),
+    "phi3": partial(_headless, "Phi3", _ZOO),
     "qwen3": partial(_headed, "Qwen3", _ZOO),
     "qwen3_moe": partial(_headed, "Qwen3Moe", _ZOO, **_EXPERTS),
     "mixtral": partial(_headed, "Mixtral", _ZOO, num_local_experts=4, num_experts_per_tok=2),
@@ -223,8 +266,13 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "tiny-qwen3_next": partial(_next, geometry.TINY),
     "tiny-minicpmv4_6": partial(_minicpm, geometry.TINY_VISION),
     "small-llama": partial(_headed, "Llama", _SMALL),
-    "small-phi3": partial(_phi3, _SMALL),
+    "small-phi3": partial(_headless, "Phi3", _SMALL),
     "small-deepseek_v3": partial(_deepseek, _SMALL, (32, 64), 32, **_PUBLISHED),
+    "small-granite": partial(_headless, "Granite", _SMALL),
+    "small-gemma3": partial(_gemma, _SMALL),
+    "small-qwen3_vl": partial(_qwen_vl, _SMALL),
+    "small-glm4_moe": partial(_headed, "Glm4Moe", _SMALL, **_GLM),
+    "small-mixtral": partial(_headed, "Mixtral", _SMALL, num_local_experts=4, num_experts_per_tok=2),
 }
 
 

@@ -1,4 +1,4 @@
-"""Quantizes the trained model with llm-compressor, to FP8 and to NVFP4. Run by make.sh in the fixtures' environment.
+"""Quantizes the trained model with llm-compressor, to FP8 and to NVFP4. Runs in the environment of the fixtures.
 
 The text model gets a vision tower, the smallest there is and untrained: vLLM up to 0.26 loads no Qwen3.5 without one.
 """
@@ -9,12 +9,12 @@ import argparse
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
 from llmcompressor import oneshot
 from llmcompressor.modifiers.quantization import QuantizationModifier
+from producers.models import vision, vision_tokens
 from safetensors.torch import load_file
 from transformers import GenerationConfig, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
@@ -26,23 +26,13 @@ from talk.tokenizer import byte_tokenizer
 SCHEMES = {"talk-fp8": "FP8", "talk-nvfp4": "NVFP4"}
 IGNORE = ("lm_head", "re:.*in_proj_a$", "re:.*in_proj_b$", "re:.*visual.*")
 SAMPLES, SAMPLE_BYTES = 64, 256
-VISION = {
-    "depth": 1,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_heads": 2,
-    "patch_size": 8,
-    "out_hidden_size": SETTINGS["hidden_size"],
-    "num_position_embeddings": 16,
-}
-TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 
 
 def with_vision(trained: Path) -> Qwen3_5ForConditionalGeneration:
     """The trained text model beside a vision tower, in BF16."""
     torch.manual_seed(0)
-    ids: dict[str, Any] = {name: BYTES + 1 + number for number, name in enumerate(TOKENS)}
-    config = Qwen3_5Config(text_config=SETTINGS, vision_config=VISION, tie_word_embeddings=False, **ids)
+    tower = vision(SETTINGS["hidden_size"], 32)
+    config = Qwen3_5Config(text_config=SETTINGS, vision_config=tower, tie_word_embeddings=False, **vision_tokens())
     model = Qwen3_5ForConditionalGeneration(config).bfloat16()
     model.eval()
     weights = {_renamed(name): tensor for name, tensor in load_file(trained / "model.safetensors").items()}

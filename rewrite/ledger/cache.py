@@ -1,0 +1,65 @@
+"""The scales of an FP8 KV cache: one number each for k and v of every attention layer, or none anywhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from rewrite.ledger.fault import Fault
+from rewrite.quantization.dialects.quark import Quark
+from rewrite.quantization.kv_cache import is_kv_cache_scale
+from rewrite.quantization.model import Model
+
+_DROP = "`rewrite convert IN OUT --kv-scales drop` leaves the cache unquantized"
+_WHICH = re.compile(r"(?:.*\.)?([kv])(?:_proj\.output)?_scale")
+
+
+def cache_faults(model: Model) -> Iterator[Fault]:
+    checkpoint = model.checkpoint
+    partners: dict[str, dict[str, str]] = {}
+    for form, names in checkpoint.alike.items():
+        for kind, (_, shape) in form.tensors.items():
+            if not is_kv_cache_scale(f"{form.pattern}.{kind}"):
+                continue
+            if shape not in ((), (1,)) and not _is_by_head(model):
+                found = f"{list(shape)}"
+                yield Fault("kv-scale-shape", f"{names[0]}.{kind}", found, "() or [1]", _DROP, len(names))
+            which = _WHICH.fullmatch(f"{form.pattern}.{kind}")
+            for name in names if which else ():
+                partners.setdefault(_attention(name), {})[which[1]] = f"{name}.{kind}"  # type: ignore[index]
+    for own in partners.values():
+        if len(own) == 1:
+            (one, name), *_ = own.items()
+            other = "v" if one == "k" else "k"
+            yield Fault("kv-scale-alone", name, f"{one} without {other}", "one for k and one for v", _DROP)
+    if not partners and states_kv_cache(model):
+        yield Fault("kv-no-scale", _where(model), "", "k_scale and v_scale of every attention layer", _DROP)
+
+
+def states_kv_cache(model: Model) -> bool:
+    """Whether a config says that engines must quantize the KV cache by stored scales."""
+    for dialect in filter(None, (model.dialect, model.second_dialect)):
+        value = dialect.value
+        if isinstance(dialect, Quark):
+            if dialect.kv_cache_fp8:
+                return True
+            continue
+        scheme = value.get("kv_cache_scheme")
+        dynamic = isinstance(scheme, dict) and bool(scheme.get("dynamic"))
+        if (scheme and not dynamic) or value.get("kv_cache_quant_algo") == "FP8":
+            return True
+    return False
+
+
+def _is_by_head(model: Model) -> bool:
+    """llm-compressor's ``strategy: attn_head``: a scale for each head, where the config says so."""
+    scheme = model.dialect.value.get("kv_cache_scheme")
+    return isinstance(scheme, dict) and scheme.get("strategy") == "attn_head"
+
+
+def _where(model: Model) -> str:
+    return "config.json: quantization_config" if model.dialect.value else "hf_quant_config.json"
+
+
+def _attention(module: str) -> str:
+    return re.sub(r"\.(?:[kv]_proj|attn)$", "", module)

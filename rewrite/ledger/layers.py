@@ -1,0 +1,188 @@
+"""What is wrong in the layers: their tensors against what the config says of them. Headers and config only.
+
+What is alike is looked at once: a checkpoint has 300,000 tensors and a few dozen kinds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from rewrite.checkpoint.forms import Form
+from rewrite.ledger.fault import AGAIN, Code, Fault
+from rewrite.ledger.formats import FORMATS, SCALE_NAMES, Format, Scale
+from rewrite.ledger.names import LINEARS, is_mtp, is_router, is_vision
+from rewrite.quantization.architectures import text_config
+from rewrite.quantization.dialects.other import Other
+from rewrite.quantization.dialects.quark import Quark
+from rewrite.quantization.dtypes import FP8_DTYPES
+from rewrite.quantization.groups import WEIGHTS, is_table
+from rewrite.quantization.model import Kind, Model
+from rewrite.quantization.scheme import Scheme
+
+#: Families whose own format keeps the experts of a layer in one tensor with three dimensions (vLLM ``step3p5.py``,
+#: ``llama4.py``, ``gpt_oss.py``).
+_STACKED = ("step3p5", "step3p7", "step3_text", "llama4", "llama4_text", "gpt_oss")
+_EXPERTS = re.compile(r"(?:.*\.)?(?:experts|moe)(?:\.\w+)?")
+_DEQUANTIZE = "`rewrite convert IN OUT --profile dequantized` writes plain weights"
+_SPECULATIVE = "leave these layers out: only speculative decoding needs them, and it fails or garbles"
+_LABELS = ("label", "no-scale", "scale-shape", "no-input-scale", "no-role")
+_REPAIRED = "`rewrite convert IN OUT` lists these layers in ignore"
+
+
+def layer_faults(model: Model) -> Iterator[Fault]:
+    """Layers whose tensors are not those that their scheme asks for, and tensors that belong to no layer."""
+    yield from _no_config(model)
+    text = text_config(model.checkpoint.config.value)
+    for kind in model.kinds:
+        of_mtp = is_mtp(kind.names[0], text)
+        for fault in _of_kind(kind, model):
+            yield replace(fault, code="mtp-label", next=_SPECULATIVE) if of_mtp and fault.code in _LABELS else fault
+    for form, names in model.checkpoint.alike.items():
+        yield from _of_form(form, names, model)
+
+
+def _no_config(model: Model) -> Iterator[Fault]:
+    """FP8 weights of a model whose config was lost: nobody multiplies with their scales."""
+    quantized = [kind for kind in model.kinds if kind.first.fp8]
+    if isinstance(model.dialect, Other) and not model.dialect.value and quantized:
+        found = f"{sum(len(kind.names) for kind in quantized):,} layers in {quantized[0].first.weight.dtype}"
+        yield Fault("no-config", quantized[0].names[0], found, "a quantization_config in config.json", _DEQUANTIZE)
+
+
+def _of_kind(kind: Kind, model: Model) -> Iterator[Fault]:
+    scheme, first, count = kind.first.scheme, kind.first, len(kind.names)
+    if isinstance(model.dialect, Other):
+        return
+    if first.plain:
+        yield from _plain(kind, model)
+    elif scheme is None and not is_table(kind.form.pattern):
+        # Other formats beside the one that a config states were never seen; FP8 that it leaves alone was.
+        found = f"{first.weight.dtype} weights"
+        yield Fault("label", kind.names[0], found, "what the config says: not quantized", AGAIN, count)
+    elif scheme is not None and scheme.format in FORMATS:
+        yield from _stored(kind, scheme, model)
+    yield from _without_role(kind)
+    if not first.plain and is_router(kind.form.pattern):
+        yield Fault(
+            "router", kind.names[0], f"{first.weight.dtype} weights", "a router in the dtype of the model", AGAIN, count
+        )
+
+
+def _without_role(kind: Kind) -> Iterator[Fault]:
+    """Scales beside a weight whose format has none of that name: engines look them up and find no place."""
+    scheme, weight = kind.first.scheme, kind.first.weight
+    forms = FORMATS.get(scheme.format, ()) if scheme is not None and not kind.first.plain else ()
+    if not forms and not kind.first.plain:
+        return  # a format that is not read
+    name = weight.name.rpartition(".")[2]
+    named = {each for form in forms if name in form.weights for scale in form.scales for each in scale.names}
+    for odd in sorted(SCALE_NAMES.difference(named, ("scale",)).intersection(kind.form.tensors)):
+        expected = f"the scales of {scheme.text}" if scheme and forms else "no scale beside plain weights"
+        yield Fault("no-role", f"{kind.names[0]}.{odd}", odd, expected, AGAIN, len(kind.names))
+
+
+def plain_layers(model: Model) -> Iterator[str]:
+    """The layers that the config quantizes and that are stored plain."""
+    for kind in model.kinds:
+        if kind.first.plain and kind.first.scheme is not None and _is_linear(kind, model):
+            yield from kind.names
+
+
+def _plain(kind: Kind, model: Model) -> Iterator[Fault]:
+    """Plain weights of a layer that the config quantizes: engines make scales up, or cast the weights."""
+    scheme = kind.first.scheme
+    if scheme is None or not _is_linear(kind, model):
+        return
+    expected = f"what the config says: {scheme.text}"
+    found = f"{kind.first.weight.dtype} weights"
+    mtp = [name for name in kind.names if is_mtp(name, text_config(model.checkpoint.config.value))]
+    others = [name for name in kind.names if name not in set(mtp)] if mtp else kind.names
+    if mtp:
+        hint = f"{_REPAIRED}; else speculative decoding, which alone loads them, fails or garbles"
+        yield Fault("mtp-format", mtp[0], found, expected, hint, len(mtp))
+    if others:
+        fused = _fused_name(others[0], model)
+        code: Code = "fused-name" if fused is not None and model.dialect.scheme(fused) is None else "plain-layer"
+        yield Fault(code, others[0], found, expected, _REPAIRED, len(others))
+
+
+def _is_linear(kind: Kind, model: Model) -> bool:
+    """Whether engines are sure to quantize it. Not: embeddings, heads, routers, vision towers (several of them do not
+    look these up), and what no format and no family has a name for."""
+    pattern = kind.form.pattern
+    if is_table(pattern) or is_router(pattern) or is_vision(pattern) or pattern.endswith("head"):
+        return False
+    if pattern.startswith("mtp."):
+        return True
+    own = pattern.rpartition(".")[2]
+    if own in LINEARS or any(own in group.layer.modules for group in model.groups.whole):
+        return True
+    others = [other.form.pattern.rpartition(".")[2] for other in model.kinds if not other.first.plain]
+    return own in others or not others
+
+
+def _fused_name(name: str, model: Model) -> str | None:
+    groups = (group for group in model.groups.whole if len(group.modules) > 1)
+    return next((group.name for group in groups if any(module.name == name for module in group.modules)), None)
+
+
+def _stored(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault]:
+    """A quantized layer against the table of formats."""
+    weight = kind.first.weight
+    name, count, where = weight.name.rpartition(".")[2], len(kind.names), kind.names[0]
+    form = _format_of(name, weight.dtype, scheme)
+    if form is None:
+        found = f"{name} of dtype {weight.dtype}"
+        yield Fault("label", where, found, f"what the config says: {scheme.text}", AGAIN, count)
+        return
+    size = form.size(weight.dtype, weight.shape)
+    for scale in form.scales:
+        if isinstance(model.dialect, Quark) and scheme.format == "NVFP4":
+            return  # its names for these scales are not known
+        yield from _scale(scale, kind, scheme, size)
+
+
+def _format_of(name: str, dtype: str, scheme: Scheme) -> Format | None:
+    return next((form for form in FORMATS[scheme.format] if dtype in form.weights.get(name, ())), None)
+
+
+def _scale(scale: Scale, kind: Kind, scheme: Scheme, size: tuple[int, ...]) -> Iterator[Fault]:
+    tensors, where, count = kind.form.tensors, kind.names[0], len(kind.names)
+    name = next((each for each in scale.names if each in tensors), None)
+    if name is None:
+        if scale.needed(scheme):
+            code: Code = "no-input-scale" if scale.role == "input" else "no-scale"
+            found = "none" if scale.role == "input" else f"no {scale.names[0]}"
+            yield Fault(code, where, found, f"{scale.names[0]} of {scheme.text}", AGAIN, count)
+        return
+    dtype, shape = tensors[name]
+    weight = kind.first.weight
+    if dtype not in scale.dtypes or not scale.fits(shape, size, scheme):
+        found = f"{weight.dtype} weight {list(weight.shape)} with {name} {dtype} {list(shape)}"
+        expected = f"{scale.shape}, {scheme.text}, in {' or '.join(sorted(scale.dtypes))}"
+        yield Fault("scale-shape", where, found, expected, AGAIN, count)
+
+
+def _of_form(form: Form, names: Sequence[str], model: Model) -> Iterator[Fault]:
+    """Scales without a weight, weights without any scale, and what is quantized and no matrix."""
+    stored, shards = form.tensors, model.checkpoint.tensors
+    if not any(weight in stored for weight in WEIGHTS):
+        for kind in stored:
+            if kind in SCALE_NAMES and kind != "scale":
+                info = shards[f"{names[0]}.{kind}"]
+                yield Fault("orphan-scale", f"{info.shard}: {info.name}", "", "its weight", AGAIN, len(names))
+    for kind, (dtype, shape) in stored.items():
+        if dtype in FP8_DTYPES and len(shape) > 2 and not _is_stacked(form, model):
+            info = shards[f"{names[0]}.{kind}"]
+            what = "experts in one tensor" if _EXPERTS.fullmatch(form.pattern) else "no engine reads it"
+            found, expected = f"{list(shape)}, {what}", "FP8 weights of linear layers only"
+            hint = "leave it out (*conv1d*), or store experts one by one, and quantize the model again"
+            yield Fault("no-matrix", f"{info.shard}: {info.name}", found, expected, hint, len(names))
+
+
+def _is_stacked(form: Form, model: Model) -> bool:
+    family = str(text_config(model.checkpoint.config.value).get("model_type"))
+    of_experts = _EXPERTS.fullmatch(form.pattern) is not None
+    return of_experts and (family in _STACKED or model.model_type in _STACKED)

@@ -1,0 +1,234 @@
+"""What is wrong in the values of scales: each is finite, positive, and of a size that trained weights have.
+
+Scales of one number, of rows and of large blocks are read as they are, 4,096 at a time: there may be 300,000, and
+hardly ever a bad one. Block scales of FP4 are a ninth of a checkpoint: up to 64 MiB of them are read, then of each
+its beginning.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
+from math import inf
+from statistics import median
+
+from rewrite.checkpoint.forms import Form
+from rewrite.checkpoint.header import TensorInfo
+from rewrite.ledger.fault import CALIBRATE, Fault
+from rewrite.ledger.formats import WEIGHT_SCALES
+from rewrite.quantization.dtypes import PLAIN_DTYPES, decode
+from rewrite.quantization.model import Model
+from rewrite.quantization.scales import PLAUSIBLE, bad_values
+
+_AT_ONCE = 4096
+_BLOCK_BYTES = 64 << 20  # of block scales, of a checkpoint that is at hand
+_REMOTE_BYTES = 4 << 20  # of one that is not
+_MAX_RUN = 1 << 20  # what a checkpoint reads of a tensor at most
+_LARGEST_WEIGHT = 1e5  # weights of 1e5 have no model; activations of 1e5 do not fit F16
+_FP8, _NVFP4 = 448.0, 448.0 * 6  # the largest code, and the largest code with the largest block scale
+_FAR = 512  # layers that are alike differ by less than 100
+_ENOUGH = 4  # neighbors that say what is usual
+_LOOKS = 16  # blocks with a scale of zero whose codes are looked at
+_NOT_SET = "probably never set by calibration"
+
+
+#: Values and tensors by the pattern of their modules and the last part of their names.
+_Alike = dict[tuple[str, str], tuple[list[float], list[TensorInfo]]]
+
+
+def value_faults(model: Model) -> tuple[Fault, ...]:
+    return (*_floats(model), *_blocks(model))
+
+
+def _floats(model: Model) -> Iterator[Fault]:
+    """The sign of scales of integers does not count: AutoRound makes some negative on purpose (-8 to 7 is not
+    even)."""
+    integers = {name for kind in model.kinds if _is_integer(kind.first.scheme) for name in kind.names}
+    checkpoint = model.checkpoint
+    read = checkpoint.read_tensors(i for i in checkpoint.tensors_like(_is_scale) if i.dtype in PLAIN_DTYPES)
+    alike: _Alike = defaultdict(lambda: ([], []))
+    wrong: set[str] = set()
+    while some := list(islice(read, _AT_ONCE)):
+        for dtype, divides in sorted({(info.dtype, info.name.endswith(_DIVISORS)) for info, _ in some}):
+            own = [each for each in some if (each[0].dtype, each[0].name.endswith(_DIVISORS)) == (dtype, divides)]
+            values = decode(dtype, b"".join([raw for _, raw in own]), own[0][0].name)
+            low, high = (1 / _USUAL, 1 / PLAUSIBLE[0]) if divides else (PLAUSIBLE[0], _USUAL)
+            if not all(low <= value <= high for value in values):
+                for info, raw in own:
+                    found = decode(dtype, raw, info.name)
+                    is_signed = info.name.rpartition(".")[0] in integers
+                    bad = [*_bad_value(info, tuple(map(abs, found)) if is_signed else found, model)]
+                    wrong |= {info.name for _ in bad}
+                    yield from bad
+            _collect(own, values, checkpoint.forms, alike)
+    for (_, kind), (numbers, infos) in alike.items():
+        yield from (fault for info, fault in _far_off(kind, numbers, infos, model) if info.name not in wrong)
+
+
+def _bad_value(info: TensorInfo, values: tuple[float, ...], model: Model) -> Iterator[Fault]:
+    where, kind = f"{info.shard}: {info.name}", info.name.rpartition(".")[2]
+    if bad := bad_values(values):
+        yield Fault("scale-value", where, f"{bad[0]}{_and_more(bad)}", "finite and above 0", CALIBRATE)
+        return
+    is_inverse = kind in _DIVISORS
+    factor = _NVFP4 if _is_global(info, model) else _FP8
+    sizes = [factor / value if is_inverse else factor * value for value in values]
+    low, high = (_NVFP4 * PLAUSIBLE[0], _LARGEST_WEIGHT) if factor == _NVFP4 else _bounds(kind)
+    odd = [value for value, size in zip(values, sizes, strict=True) if not low <= size <= high]
+    if not odd:
+        return
+    meant = factor * odd[0] if is_inverse else factor / odd[0]
+    if factor == _NVFP4 and 1e-6 <= meant <= _LARGEST_WEIGHT:
+        word = "divisor" if is_inverse else "multiplier"
+        found = f"{odd[0]:.3g}, a {word}: numbers up to {sizes[values.index(odd[0])]:.3g}"
+        yield Fault("scale-inverse", where, found, f"its reciprocal gives {meant:.3g}", CALIBRATE)
+    else:
+        yield Fault(
+            "scale-value", where, f"{odd[0]:.3g}{_and_more(odd)}: {_NOT_SET}", "what training leads to", CALIBRATE
+        )
+
+
+_DIVISORS = ("weight_global_scale", "input_global_scale")
+_OF_WEIGHTS = (*WEIGHT_SCALES, "weight_scale_2", "weight_global_scale")
+_USUAL = _LARGEST_WEIGHT / _NVFP4  # what is not above this needs no second look, but for divisors
+
+
+def _bounds(kind: str) -> tuple[float, float]:
+    if kind in WEIGHT_SCALES:
+        return _FP8 * PLAUSIBLE[0], _LARGEST_WEIGHT
+    return _FP8 * PLAUSIBLE[0], _FP8 * PLAUSIBLE[1]
+
+
+def _is_global(info: TensorInfo, model: Model) -> bool:
+    """Of NVFP4, to multiply a whole matrix with, or its input."""
+    module, _, kind = info.name.rpartition(".")
+    if kind in (*_DIVISORS, "weight_scale_2"):
+        return True
+    return kind == "input_scale" and f"{module}.weight_scale_2" in model.checkpoint.tensors
+
+
+def _collect(
+    own: Sequence[tuple[TensorInfo, bytes]], values: tuple[float, ...], forms: Mapping[str, Form], alike: _Alike
+) -> None:
+    """The scales of one number by what is alike, so that there are 100,000 small steps and no more."""
+    place = 0
+    for info, _ in own:
+        shape = info.shape
+        if shape in ((), (1,)):
+            module, _, kind = info.name.rpartition(".")
+            found = alike[forms[module].pattern, kind]
+            found[0].append(values[place])
+            found[1].append(info)
+            place += 1
+        else:
+            place += info.numel
+
+
+def _far_off(
+    kind: str, values: Sequence[float], infos: Sequence[TensorInfo], model: Model
+) -> Iterator[tuple[TensorInfo, Fault]]:
+    """A scale that is far from those of layers that are alike, which are near each other."""
+    if len(values) <= _ENOUGH or 0 < max(values) < min(values) * _FAR:
+        return
+    usual = median(values)
+    far = [(i, v) for i, v in zip(infos, values, strict=True) if not usual / _FAR < v < usual * _FAR]
+    if len(far) * 4 > len(values) or not PLAUSIBLE[0] < usual < PLAUSIBLE[1]:
+        return
+    for info, value in far:
+        if not 0 < value < inf:
+            continue  # found already
+        is_small = (value < usual) != (kind in _DIVISORS)
+        if is_small and (kind not in _OF_WEIGHTS or _is_empty(info, model)):
+            continue  # a layer of zeros, or one whose input calibration never saw
+        found, expected = f"{value:.3g}", f"about {usual:.3g}, as in {len(values) - len(far):,} layers like it"
+        yield info, Fault("scale-size", f"{info.shard}: {info.name}", found, expected, CALIBRATE)
+
+
+def _is_empty(scale: TensorInfo, model: Model) -> bool:
+    """Whether the beginning of the weight of a scale is nothing but zeros."""
+    module, tensors = scale.name.rpartition(".")[0], model.checkpoint.tensors
+    weight = tensors.get(f"{module}.weight") or tensors.get(f"{module}.weight_packed")
+    if weight is None:
+        return True
+    (_, raw), *_ = model.checkpoint.read_tensors([_part(weight, 0, min(weight.nbytes, 4096))])
+    return not raw.strip(b"\0\x80\x88\x08")
+
+
+def _blocks(model: Model) -> Iterator[Fault]:
+    """Block scales of one byte: E4M3 of NVFP4, powers of two of the MX formats."""
+    infos = [info for info in model.checkpoint.tensors_like(_may_be_blocks) if _is_block(info)]
+    total = sum(info.nbytes for info in infos)
+    budget = _BLOCK_BYTES if model.checkpoint.storage.readers == 1 else _REMOTE_BYTES
+    limit = max(budget // max(len(infos), 1), 16) if total > budget else budget
+    whole = {info.name: info for info in infos}
+    pieces = (piece for info in infos for piece in _pieces(info, min(info.nbytes, limit)))
+    for info, raw in model.checkpoint.read_tensors(pieces):
+        yield from _in_block(whole[info.name], info.start - whole[info.name].start, raw, model)
+    if total > budget:
+        found = f"{limit:,} bytes of each of {len(infos):,} tensors"
+        yield Fault("block-sample", infos[0].name, found, f"{total:,} bytes", "--weights reads all of them")
+
+
+def _in_block(info: TensorInfo, start: int, raw: bytes, model: Model) -> Iterator[Fault]:
+    where, expected = f"{info.shard}: {info.name}", "finite and above 0"
+    if info.dtype != "F8_E4M3":
+        if nans := raw.count(b"\xff"):
+            yield Fault("scale-value", where, f"NaN{_times(nans)}", expected, CALIBRATE)
+        return
+    if nans := raw.count(b"\x7f") + raw.count(b"\xff"):
+        yield Fault("scale-value", where, f"NaN{_times(nans)}", expected, CALIBRATE)
+    if negative := len(raw.translate(None, _NOT_NEGATIVE)):
+        yield Fault("scale-value", where, f"less than 0{_times(negative)}", expected, CALIBRATE)
+    zeros = raw.count(b"\0") + raw.count(b"\x80")
+    if zeros and _has_codes(info, start, raw, model):
+        yield Fault("scale-value", where, f"0.0{_times(zeros)}, of blocks that have codes", expected, CALIBRATE)
+
+
+_NOT_NEGATIVE = bytes([*range(0x81), 0xFF])
+
+
+def _has_codes(info: TensorInfo, start: int, raw: bytes, model: Model) -> bool:
+    """Whether a block with a scale of zero has weights: it may be the padding of a matrix. 16 weights, 8 bytes."""
+    module, tensors = info.name.rpartition(".")[0], model.checkpoint.tensors
+    weight = tensors.get(f"{module}.weight_packed") or tensors.get(f"{module}.weight")
+    if weight is None or weight.nbytes != info.nbytes * 8:
+        return False
+    zeros = islice((i for i, byte in enumerate(raw) if byte in (0, 0x80)), _LOOKS)
+    codes = (_part(weight, (start + i) * 8, 8) for i in zeros)
+    return any(raw.strip(b"\0\x80\x88\x08") for _, raw in model.checkpoint.read_tensors(codes))
+
+
+def _pieces(info: TensorInfo, length: int) -> Iterator[TensorInfo]:
+    yield from (_part(info, at, min(_MAX_RUN, length - at)) for at in range(0, length, _MAX_RUN))
+
+
+def _part(info: TensorInfo, start: int, length: int) -> TensorInfo:
+    """Some bytes of a tensor, by its name."""
+    begin = info.start + start
+    return info._replace(shape=(length,), start=begin, end=begin + length)
+
+
+def _times(count: int) -> str:
+    return f" ({count:,} times)" if count > 1 else ""
+
+
+def _and_more(values: list[float]) -> str:
+    return f" and {len(values) - 1} more" if len(values) > 1 else ""
+
+
+def _is_integer(scheme: object) -> bool:
+    return str(getattr(scheme, "format", "")).startswith("INT")
+
+
+def _is_scale(name: str) -> bool:
+    return name.endswith(("_scale", "_scale_inv", "_scale_2"))
+
+
+def _may_be_blocks(name: str) -> bool:
+    return name.endswith((".weight_scale", ".scale", "_scales"))
+
+
+def _is_block(info: TensorInfo) -> bool:
+    is_power = info.dtype == "F8_E8M0" or (info.dtype == "U8" and not info.name.endswith(".scale"))
+    return len(info.shape) >= 2 and (info.dtype == "F8_E4M3" or is_power)

@@ -1,0 +1,90 @@
+"""What engines make of what is wrong in a checkpoint. Which engine, and since when: versions.py.
+
+A fault of which nothing is known makes an outcome "not known", whatever the groups are; those of :data:`HARMLESS` do
+not touch the weights that are served.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rewrite.ledger.fault import Code, Fault
+from rewrite.ledger.names import is_vision
+from rewrite.loaders.outcome import SENTINEL, Outcome
+
+#: What comes of a fault; None: what is known is about other cases of it.
+OfFault = Callable[[Fault], Outcome | None]
+
+#: MTP layers are loaded for speculative decoding only; engines take 1.0 where a cache has no scale; groups and
+#: families are judged elsewhere; all engines but transformers pass the status over.
+HARMLESS: frozenset[Code] = frozenset(
+    (
+        *("mtp-format", "mtp-label", "mtp-missing", "kv-no-scale", "status", "block-sample"),
+        *("group-in-part", "architecture", "no-config", "weights"),
+    )
+)
+
+
+def not_known(fault: Fault) -> Outcome | None:
+    """Towers beside the language model were not run."""
+    if fault.code in HARMLESS or is_vision(fault.where.rpartition(": ")[2]):
+        return None
+    return Outcome("not known", fault.what)
+
+
+def plain_weights_are_cast(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run: it casts BF16 weights to FP8 without a word, and takes scales that nothing has set."""
+    if "float8" not in fault.expected and "FP8" not in fault.expected:
+        return None
+    return Outcome("garbled", f"casts the plain weights of {fault.where} to FP8", (), SENTINEL)
+
+
+def router_has_no_scale(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run: ValueError, no parameter ``mlp.gate.input_scale``."""
+    return Outcome("fails to load", f"has no place for the scales of {fault.where}")
+
+
+def nan_is_refused(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run: RuntimeError, "weight_scale ... still NaN", of block scales of NVFP4."""
+    if not fault.found.startswith("NaN"):
+        return None
+    return Outcome("fails to load", f"refuses NaN among the block scales of {_tensor(fault)}")
+
+
+def unset_scale_is_taken(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run: it loads NVFP4 layers and experts without ``weight_scale_2`` or ``input_scale``."""
+    if "NVFP4" not in fault.expected:
+        return None
+    return Outcome("garbled", f"takes a scale of {fault.where} from memory that nothing has filled", (), SENTINEL)
+
+
+def fp8_is_no_nvfp4(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run: AssertionError in ``load_merged_column_weight``."""
+    if "NVFP4" not in fault.expected or "F8" not in fault.found:
+        return None
+    return Outcome("fails to load", f"takes the FP8 weights of {fault.where} for packed ones (AssertionError)")
+
+
+def stacked_experts_are_refused(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run: IndexError in ``routed_experts.py``."""
+    return Outcome("fails to load", f"cannot split {_tensor(fault)}") if "experts" in fault.found else None
+
+
+def v_needs_k(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run: ``assert layer.k_scale > 0.0``."""
+    return (
+        Outcome("fails to load", "finds a v_scale and no k_scale (AssertionError)")
+        if fault.found.startswith("v ")
+        else None
+    )
+
+
+def codes_are_served(fault: Fault) -> Outcome | None:
+    """transformers 5.17.0 was run (its issue #47145): it serves codes as weights where the status is ``frozen``."""
+    if fault.found != "frozen":
+        return Outcome("not known", fault.what)
+    return Outcome("garbled", "serves codes as weights: quantization_status is frozen", (), SENTINEL)
+
+
+def _tensor(fault: Fault) -> str:
+    return fault.where.rpartition(": ")[2]

@@ -1,0 +1,348 @@
+"""Kinds of faults that people report: what inspect says, what engines make of it, and that the repair repairs."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rewrite
+from rewrite.errors import Refused
+from rewrite.loaders.outcome import Outcome
+from tests.ledger.test_table import Tensors, changed, codes
+from tests.support import edit_json
+
+LLAMA, MOE = "llmcompressor-llama", "llmcompressor-qwen3_5-moe"
+NEXT, FP4, KV = "llmcompressor-qwen3_next", "modelopt-qwen3_5-moe-nvfp4", "modelopt-llama"
+
+
+def edited(folder: Path, **changes: Any) -> Path:
+    """With other members of the quantization part of config.json; None removes one."""
+    value = json.loads((folder / "config.json").read_text())["quantization_config"]
+    edit_json(
+        folder / "config.json", quantization_config={k: v for k, v in {**value, **changes}.items() if v is not None}
+    )
+    return folder
+
+
+def same(_tensors: Tensors) -> None:
+    """Nothing changes."""
+
+
+def plain(*parts: str, keep: bool = False) -> Callable[[Tensors], None]:
+    """Layers of these names stored in BF16, without scales."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.rpartition(".")[0].endswith(parts)]:
+            _, shape, _ = tensors[name]
+            if name.endswith(".weight"):
+                tensors[name] = ("BF16", shape, struct.pack("<H", 0x3C00) * (shape[0] * shape[1]))
+            elif name.endswith("_scale") and not keep:
+                del tensors[name]
+
+    return change
+
+
+def outcome(folder: Path, engine: str, selection: rewrite.Selection = "all") -> Outcome:
+    """Of the newest versions."""
+    return [row for row in rewrite.inspect_checkpoint(folder, selection=selection).rows if row.engine.name == engine][
+        -1
+    ].as_is
+
+
+def repaired(folder: Path, out: Path, **how: Any) -> Path:
+    """Converted, and verified."""
+    manifest = rewrite.convert(folder, out, **how)
+    assert manifest.changed
+    verified = rewrite.verify(folder, out, device="cpu")
+    assert verified.ok, [check.problems for check in verified.checks]
+    return out
+
+
+@pytest.mark.parametrize("profile", ["exact", "portable", "bf16"])
+def test_frozen(profile: str, tmp_path: Path) -> None:
+    """transformers issue #47145: it serves codes as weights. Every profile states it as compressed."""
+    folder = edited(changed(LLAMA, tmp_path, same), quantization_status="frozen")
+    assert codes(folder) == ["status"]
+    assert outcome(folder, "transformers").kind == "garbled"
+    assert outcome(folder, "vLLM", "qkvz").kind == "exact"
+    out = repaired(folder, tmp_path / "out", profile=profile)
+    assert codes(out) == []
+    assert outcome(out, "transformers").kind == "exact"
+
+
+@pytest.mark.parametrize("name", [LLAMA, NEXT])
+def test_plain_layers_that_the_config_quantizes(name: str, tmp_path: Path) -> None:
+    """vLLM issue #40252: ignore has other names than the shards. vLLM casts them without a word."""
+    parts = ("q_proj", "k_proj", "v_proj") if name == LLAMA else ("in_proj_qkvz", "in_proj_ba")
+    folder = changed(name, tmp_path, plain(*parts))
+    if name == NEXT:
+        ignore = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
+        split = [f"model.layers.0.linear_attn.in_proj_{part}" for part in ("qkv", "z", "b", "a")]
+        edited(folder, ignore=[*(entry for entry in ignore if "in_proj_ba" not in entry), *split])
+    assert codes(folder) == ["plain-layer"]
+    assert outcome(folder, "vLLM").kind == "garbled"
+    assert outcome(folder, "SGLang").kind == "not known"
+    out = repaired(folder, tmp_path / "out")
+    assert codes(out) == []
+    assert outcome(out, "vLLM", "qkvz").kind == "exact"
+
+
+def test_an_old_config_of_plain_weights(tmp_path: Path) -> None:
+    """Somebody dequantized all of it and left the config."""
+    folder = changed(LLAMA, tmp_path, plain("_proj"))
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert (fault.code, fault.count) == ("plain-layer", 14)
+    out = repaired(folder, tmp_path / "out")
+    assert codes(out) == [] and outcome(out, "vLLM").kind == "exact"
+
+
+def test_ignore_has_the_fused_name_only(tmp_path: Path) -> None:
+    """Engines that do not fuse look for the names of the parts."""
+    folder = changed(LLAMA, tmp_path, plain("q_proj", "k_proj", "v_proj"))
+    edited(folder, ignore=["lm_head", *(f"model.layers.{i}.self_attn.qkv_proj" for i in (0, 1))])
+    assert codes(folder) == ["fused-name"]
+    assert outcome(folder, "transformers").kind == "not known"
+    assert codes(repaired(folder, tmp_path / "out")) == []
+
+
+def test_a_router_in_fp8(tmp_path: Path) -> None:
+    """llm-compressor issue #2714: vLLM has no place for its scales. dequantized repairs it, the others refuse."""
+
+    def change(tensors: Tensors) -> None:
+        name = "model.layers.0.mlp.gate"
+        _, shape, _ = tensors[f"{name}.weight"]
+        tensors[f"{name}.weight"] = ("F8_E4M3", shape, b"\x38" * (shape[0] * shape[1]))
+        for scale in ("weight_scale", "input_scale"):
+            tensors[f"{name}.{scale}"] = ("BF16", (1,), struct.pack("<f", 0.02)[2:])
+
+    folder = changed(MOE, tmp_path, change)
+    ignore = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
+    edited(folder, ignore=[entry for entry in ignore if entry != "model.layers.0.mlp.gate"])
+    assert codes(folder) == ["router"]
+    assert outcome(folder, "vLLM").kind == "fails to load"
+    with pytest.raises(Refused, match="quantized router"):
+        rewrite.convert(folder, tmp_path / "no")
+    assert codes(repaired(folder, tmp_path / "out", profile="dequantized")) == []
+
+
+def test_experts_in_one_fp8_tensor(tmp_path: Path) -> None:
+    """vLLM: IndexError."""
+
+    def change(tensors: Tensors) -> None:
+        tensors["model.layers.0.mlp.experts.gate_up_proj"] = ("F8_E4M3", (4, 64, 64), bytes(4 * 64 * 64))
+
+    folder = changed(MOE, tmp_path, change)
+    assert codes(folder) == ["no-matrix"]
+    assert outcome(folder, "vLLM").kind == "fails to load"
+    with pytest.raises(Refused, match="no matrix"):
+        rewrite.convert(folder, tmp_path / "no")
+
+
+def test_a_config_of_another_format(tmp_path: Path) -> None:
+    """ModelOpt issue #868: the config says NVFP4, the tensors are FP8. What convert refuses, inspect lists."""
+    folder = changed("modelopt-qwen3_5-moe", tmp_path, same)
+    for file in ("config.json", "hf_quant_config.json"):
+        (folder / file).write_text((folder / file).read_text().replace('"FP8"', '"NVFP4"'))
+    assert "label" in codes(folder)
+    assert outcome(folder, "vLLM").kind == "fails to load"
+    with pytest.raises(Refused, match="disagree"):
+        rewrite.convert(folder, tmp_path / "no")
+
+
+@pytest.mark.parametrize(("gone", "kind"), [("k", "fails to load"), ("v", "not known")])
+def test_half_of_the_scales_of_a_cache(gone: str, kind: str, tmp_path: Path) -> None:
+    """vLLM issue #46264: a v_scale without a k_scale."""
+    name = f"model.layers.0.self_attn.{gone}_proj.{gone}_scale"
+    folder = changed(KV, tmp_path, lambda tensors: tensors.__delitem__(name))
+    assert codes(folder) == ["kv-scale-alone"]
+    assert outcome(folder, "vLLM", "qkvz").kind == kind
+    with pytest.raises(Refused, match="without its partner"):
+        rewrite.convert(folder, tmp_path / "no")
+    assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0, -1.0])
+def test_scales_of_a_cache_are_numbers(value: float, tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors["model.layers.0.self_attn.k_proj.k_scale"] = ("F32", (), struct.pack("<f", value))
+
+    folder = changed(KV, tmp_path, change)
+    assert codes(folder) == ["scale-value"]
+    assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
+
+
+def test_scales_of_a_cache_are_one_number(tmp_path: Path) -> None:
+    """Per channel: engines have one place."""
+
+    def change(tensors: Tensors) -> None:
+        tensors["model.layers.0.self_attn.k_proj.k_scale"] = ("F32", (64,), struct.pack("<f", 0.01) * 64)
+
+    folder = changed(KV, tmp_path, change)
+    assert codes(folder) == ["kv-scale-shape"]
+    assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
+
+
+def test_a_cache_that_is_stated_and_has_no_scales(tmp_path: Path) -> None:
+    """Engines take 1.0: NemoClaw issue #7899."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith((".k_scale", ".v_scale"))]:
+            del tensors[name]
+
+    folder = changed(KV, tmp_path, change)
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert fault.code == "kv-no-scale" and "--kv-scales drop" in fault.next
+    assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
+
+
+def mtp(tensors: Tensors) -> None:
+    """A layer for multi-token prediction, in BF16."""
+    for name in ("fc", "layers.0.self_attn.q_proj", "layers.0.mlp.down_proj"):
+        tensors[f"mtp.{name}.weight"] = ("BF16", (64, 64), bytes(64 * 64 * 2))
+    tensors["mtp.norm.weight"] = ("BF16", (64,), bytes(128))
+
+
+def test_mtp_layers_that_are_plain(tmp_path: Path) -> None:
+    """vLLM PR #38650: in BF16, and not among the excluded modules."""
+    folder = changed(FP4, tmp_path, mtp)
+    assert codes(folder) == ["mtp-format"]
+    assert codes(repaired(folder, tmp_path / "out")) == []
+
+
+def test_mtp_layers_that_are_promised(tmp_path: Path) -> None:
+    """A note: only speculative decoding needs them."""
+    folder = changed(FP4, tmp_path, same)
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit_json(folder / "config.json", text_config={**text, "mtp_num_hidden_layers": 1})
+    found = rewrite.inspect_checkpoint(folder)
+    assert found.findings == () and [note.code for note in found.notes] == ["mtp-missing"]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "code", "kind"),
+    [
+        ("layers.1.mlp.experts.2.down_proj.input_scale", "no-input-scale", "garbled"),
+        ("layers.2.self_attn.o_proj.weight_scale_2", "no-scale", "garbled"),
+    ],
+)
+def test_nvfp4_that_lacks_a_scale(tensor: str, code: str, kind: str, tmp_path: Path) -> None:
+    """vLLM issue #45212, PR #54444: it loads them, and takes what memory held."""
+    folder = changed(FP4, tmp_path, lambda t: t.__delitem__(f"model.language_model.{tensor}"))
+    assert codes(folder) == [code]
+    assert outcome(folder, "vLLM", "qkvz").kind == kind
+    with pytest.raises(Refused):
+        rewrite.convert(folder, tmp_path / "no")
+
+
+def test_nan_among_block_scales(tmp_path: Path) -> None:
+    """ModelOpt issue #1633: vLLM raises."""
+
+    def change(tensors: Tensors) -> None:
+        name = "model.language_model.layers.2.self_attn.o_proj.weight_scale"
+        dtype, shape, raw = tensors[name]
+        tensors[name] = (dtype, shape, raw[:7] + b"\x7f" + raw[8:-1] + b"\xff")
+
+    folder = changed(FP4, tmp_path, change)
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert fault.what == "a scale of NaN (2 times)"
+    assert outcome(folder, "vLLM", "qkvz").kind == "fails to load"
+
+
+def test_fp8_weights_without_a_config(tmp_path: Path) -> None:
+    """unsloth issue #4919: the config was stripped. dequantized goes by the shapes of the scales."""
+    folder = changed(LLAMA, tmp_path, same)
+    edit_json(folder / "config.json", quantization_config=None)
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert fault.code == "no-config" and "--profile dequantized" in fault.next
+    assert codes(repaired(folder, tmp_path / "out", profile="dequantized")) == []
+
+
+def test_names_of_mistral(tmp_path: Path) -> None:
+    """vLLM issue #38818: activation_scale, and a weight_scale_inv of one value, which is no inverse."""
+
+    def change(tensors: Tensors) -> None:
+        for name in list(tensors):
+            new = name.replace(".weight_scale", ".weight_scale_inv").replace(".input_scale", ".activation_scale")
+            tensors[new] = tensors.pop(name)
+
+    folder = changed("llmcompressor-llama", tmp_path, change)
+    config = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+    edit_json(folder / "config.json", quantization_config={**config, "modules_to_not_convert": ["lm_head"]})
+    assert codes(folder) == []
+    with pytest.raises(Refused, match="Mistral"):
+        rewrite.convert(folder, tmp_path / "no", profile="portable")
+    assert codes(repaired(folder, tmp_path / "out", profile="dequantized")) == []
+
+
+def test_modelopt_without_its_method(tmp_path: Path) -> None:
+    """ModelOpt 0.31 wrote no quant_method, and groups without targets."""
+    folder = changed(KV, tmp_path, same)
+    edited(folder, quant_method=None, config_groups={"group_0": {"weights": {"num_bits": 8, "type": "float"}}})
+    assert rewrite.inspect_checkpoint(folder).dialect == "modelopt"
+    assert codes(folder) == []
+
+
+def test_mixed_precision_that_names_all_experts_of_a_layer(tmp_path: Path) -> None:
+    """``...mlp.experts`` in quantized_layers; W4A16_NVFP4 has no scale of the input, and no engine was run with it."""
+    folder = changed(FP4, tmp_path, _without_input_scales)
+    tensors = rewrite.open_checkpoint(folder).tensors
+    modules = {name.removesuffix(".weight_scale_2") for name in tensors if name.endswith(".weight_scale_2")}
+    named = {name.rpartition(".experts.")[0] + ".experts" if ".experts." in name else name for name in modules}
+    layers = {name: {"quant_algo": "W4A16_NVFP4", "group_size": 16} for name in named}
+    edited(folder, quant_algo="MIXED_PRECISION", quantized_layers=layers, config_groups=None)
+    (folder / "hf_quant_config.json").unlink()
+    found = rewrite.inspect_checkpoint(folder)
+    assert found.schemes == {"W4A16_NVFP4 weights": len(modules)}
+    assert codes(folder) == []
+    assert {row.as_is.kind for row in found.rows if row.engine.name != "transformers"} <= {"not known", "fails to load"}
+    assert not any("w4afp8" in row.as_is.detail for row in found.rows)
+
+
+def _without_input_scales(tensors: Tensors) -> None:
+    for name in [name for name in tensors if name.endswith(".input_scale")]:
+        del tensors[name]
+
+
+def test_experts_without_a_gate(tmp_path: Path) -> None:
+    """Nemotron-H: up and down, nothing is joined."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if ".experts." in name and ".gate_proj." in name]:
+            del tensors[name]
+
+    found = rewrite.inspect_checkpoint(changed(MOE, tmp_path, change), selection="all")
+    assert not [group for group in found.groups if group.experts]
+
+
+def test_mtp_layers_in_another_format(tmp_path: Path) -> None:
+    """FP8 where the config says NVFP4. Other engines than those that draft do not load them."""
+
+    def change(tensors: Tensors) -> None:
+        tensors["mtp.layers.0.mlp.down_proj.weight"] = ("F8_E4M3", (64, 64), bytes(64 * 64))
+        tensors["mtp.layers.0.mlp.down_proj.weight_scale"] = ("F32", (), struct.pack("<f", 0.01))
+
+    folder = changed(FP4, tmp_path, change)
+    assert codes(folder) == ["mtp-label"]
+    assert outcome(folder, "vLLM", "qkvz").kind == "exact"
+
+
+def test_a_scale_that_a_layer_has_no_place_for(tmp_path: Path) -> None:
+    """The weights of one layer were dequantized, its scale was left; another layer has a scale of another dialect."""
+
+    def change(tensors: Tensors) -> None:
+        plain("layers.0.self_attn.o_proj", keep=True)(tensors)
+        tensors["model.layers.1.self_attn.o_proj.weight_scale_2"] = ("F32", (), struct.pack("<f", 0.01))
+
+    folder = edited(changed(LLAMA, tmp_path, change))
+    ignore = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
+    edited(folder, ignore=[*ignore, "model.layers.0.self_attn.o_proj"])
+    found = rewrite.inspect_checkpoint(folder).findings
+    assert {fault.where.rpartition(".")[2] for fault in found} == {"weight_scale", "input_scale", "weight_scale_2"}
+    assert {fault.code for fault in found} == {"no-role"}
+    with pytest.raises(Refused, match="no place"):
+        rewrite.convert(folder, tmp_path / "no")

@@ -1,0 +1,215 @@
+"""Each format against each check: none is looked at less than another."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from collections.abc import Callable, Iterator
+from math import isnan, prod
+from pathlib import Path
+
+import pytest
+
+import rewrite
+from rewrite.ledger.formats import FORMATS, Format, Scale
+from rewrite.ledger.ledger import faults
+from rewrite.quantization.model import interpret
+from tests.support import FIXTURES, raw_tensors, write_shard
+from tests.zoo.rebuild import rebuild
+
+Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
+
+#: A checkpoint of each format, as a producer wrote it: a fixture, or an entry of the zoo.
+SOURCES = {
+    "FP8": ("llmcompressor-llama", "model.layers.0.self_attn.o_proj"),
+    "FP8 by blocks": ("autoround-fp8-block-qwen3_5-text", "model.layers.0.mlp.down_proj"),
+    "NVFP4 packed": ("llmcompressor-qwen3_5-nvfp4", "model.language_model.layers.0.mlp.down_proj"),
+    "NVFP4": ("modelopt-qwen3_5-moe-nvfp4", "model.language_model.layers.2.self_attn.o_proj"),
+    "NVFP4 experts": ("modelopt-qwen3_5-moe-nvfp4", "model.language_model.layers.1.mlp.experts.2.down_proj"),
+    "MXFP4": ("llmc-mxfp4-qwen3_5-text", "model.layers.0.mlp.down_proj"),
+    "INT8": ("llmc-w8a8-qwen3_5-vl", "model.language_model.layers.0.mlp.down_proj"),
+    "INT4": ("llmc-w4a16-qwen3_5-text", "model.layers.0.mlp.down_proj"),
+}
+
+
+def source(name: str, tmp_path: Path) -> Path:
+    if (FIXTURES / name).is_dir():
+        return FIXTURES / name
+    folder = tmp_path / name
+    return folder if folder.exists() else rebuild(name, folder)
+
+
+def changed(name: str, tmp_path: Path, change: Callable[[Tensors], None]) -> Path:
+    """A copy in one shard, with other tensors."""
+    folder = source(name, tmp_path)
+    tensors = {n: (dtype, shape, raw) for n, (_, dtype, shape, raw) in raw_tensors(folder).items()}
+    change(tensors)
+    out = tmp_path / "changed"
+    out.mkdir()
+    for file in ("config.json", "hf_quant_config.json"):
+        if (folder / file).exists():
+            shutil.copy(folder / file, out)
+    write_shard(out / "model.safetensors", tensors, format="pt")
+    return out
+
+
+def codes(folder: Path) -> list[str]:
+    model = interpret(rewrite.open_checkpoint(folder))
+    return [fault.code for fault in faults(model, model.select("all"))]
+
+
+def format_of(kind: str, tmp_path: Path) -> tuple[str, str, Format]:
+    """Checkpoint, module, and what its format stores."""
+    name, module = SOURCES[kind]
+    model = interpret(rewrite.open_checkpoint(source(name, tmp_path)))
+    scheme, weight = model.modules[module].scheme, model.modules[module].weight
+    assert scheme is not None
+    (form,) = [f for f in FORMATS[scheme.format] if weight.name.rpartition(".")[2] in f.weights]
+    return name, module, form
+
+
+def stored(tensors: Tensors, module: str, form: Format) -> Iterator[tuple[Scale, str]]:
+    """The scales of a module that are there."""
+    for scale in form.scales:
+        for each in scale.names:
+            if f"{module}.{each}" in tensors:
+                yield scale, f"{module}.{each}"
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_what_producers_write_has_no_fault(kind: str, tmp_path: Path) -> None:
+    name, _ = SOURCES[kind]
+    assert not [code for code in codes(source(name, tmp_path)) if code != "mtp-missing"]
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_each_scale_must_be_there(kind: str, tmp_path: Path) -> None:
+    name, module, form = format_of(kind, tmp_path)
+    tensors = {n: t[1:] for n, t in raw_tensors(source(name, tmp_path)).items()}
+    own = list(stored(tensors, module, form))
+    assert own
+    for number, (scale, full) in enumerate(own):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        found = codes(changed(name, folder, lambda t, full=full: t.__delitem__(full)))  # type: ignore[misc]
+        assert ("no-input-scale" if scale.role == "input" else "no-scale") in found, full
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_each_scale_must_fit(kind: str, tmp_path: Path) -> None:
+    """Another dtype, which no format has for its scales."""
+    name, module, form = format_of(kind, tmp_path)
+    tensors = {n: t[1:] for n, t in raw_tensors(source(name, tmp_path)).items()}
+    for number, (_, full) in enumerate(stored(tensors, module, form)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+
+        def change(t: Tensors, full: str = full) -> None:
+            t[full] = ("I64", (3, 1, 1), bytes(24))
+
+        assert "scale-shape" in codes(changed(name, folder, change)), full
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("value", [float("nan"), 0.0, float("inf")])
+def test_each_scale_must_be_a_number(value: float, kind: str, tmp_path: Path) -> None:
+    """Of powers of two NaN only: they have no zero and no infinity; of E4M3 no infinity."""
+    name, module, form = format_of(kind, tmp_path)
+    tensors = {n: t[1:] for n, t in raw_tensors(source(name, tmp_path)).items()}
+    for number, (scale, full) in enumerate(stored(tensors, module, form)):
+        dtype, shape, raw = tensors[full]
+        if (dtype == "U8" and not isnan(value)) or (dtype == "F8_E4M3" and value == float("inf")):
+            continue
+        code = {"F8_E4M3": b"\x7f" if isnan(value) else b"\0", "U8": b"\xff"}
+        first = code.get(dtype) or struct.pack("<f", value)[2 if dtype == "BF16" else 0 :]
+        folder = tmp_path / str(number)
+        folder.mkdir()
+
+        def change(t: Tensors, full: str = full, new: bytes = first + raw[len(first) :]) -> None:
+            t[full] = (*t[full][:2], new)
+
+        assert "scale-value" in codes(changed(name, folder, change)), (scale.role, full, shape)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_each_weight_must_be_what_the_config_says(kind: str, tmp_path: Path) -> None:
+    """Weights of another dtype; plain ones; and none at all."""
+    name, module, form = format_of(kind, tmp_path)
+    full = next(
+        f"{module}.{each}" for each in form.weights if f"{module}.{each}" in raw_tensors(source(name, tmp_path))
+    )
+
+    def other(t: Tensors) -> None:
+        t[full] = ("I16", t[full][1], bytes(2 * prod(t[full][1])))
+
+    def plain(t: Tensors) -> None:
+        for key in [key for key in t if key.startswith(f"{module}.")]:
+            del t[key]
+        t[f"{module}.weight"] = ("BF16", (64, 64), bytes(64 * 64 * 2))
+
+    def none(t: Tensors) -> None:
+        del t[full]
+
+    for number, (change, code) in enumerate(((other, "label"), (plain, "plain-layer"), (none, "orphan-scale"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert code in codes(changed(name, folder, change)), code
+
+
+@pytest.mark.parametrize("kind", ["NVFP4 packed", "NVFP4", "NVFP4 experts"])
+@pytest.mark.parametrize("role", ["global", "input"])
+def test_the_reciprocal_of_a_global_scale(role: str, kind: str, tmp_path: Path) -> None:
+    """Divisors in ModelOpt's dialect, multipliers in compressed-tensors': weights are off by 1e8."""
+    name, module, form = format_of(kind, tmp_path)
+    (scale,) = [scale for scale in form.scales if scale.role == role]
+    full = f"{module}.{scale.names[0]}"
+
+    def change(t: Tensors) -> None:
+        (value,) = struct.unpack("<f", t[full][2])
+        t[full] = (*t[full][:2], struct.pack("<f", 1 / value))
+
+    assert codes(changed(name, tmp_path, change)) == ["scale-inverse"]
+
+
+def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
+    """A thousand times as large as in the layers that are alike; a layer of zeros may have any."""
+    name = "modelopt-qwen3_5-moe"
+    module = "model.language_model.layers.1.mlp.experts.2.down_proj"
+
+    def larger(t: Tensors, factor: float = 1000) -> None:
+        (value,) = struct.unpack("<f", t[f"{module}.weight_scale"][2])
+        t[f"{module}.weight_scale"] = ("F32", (), struct.pack("<f", value * factor))
+
+    def smaller(t: Tensors) -> None:
+        larger(t, 1e-4)
+
+    def empty(t: Tensors) -> None:
+        smaller(t)
+        t[f"{module}.weight"] = (*t[f"{module}.weight"][:2], bytes(len(t[f"{module}.weight"][2])))
+
+    for number, (change, found) in enumerate(((larger, ["scale-size"]), (smaller, ["scale-size"]), (empty, []))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert codes(changed(name, folder, change)) == found
+
+
+def test_blocks_of_zeros_may_have_a_scale_of_zero(tmp_path: Path) -> None:
+    """Where their codes are zero, too: a matrix that was padded."""
+    name, module, _ = format_of("NVFP4", tmp_path)
+
+    def padded(t: Tensors) -> None:
+        scale, weight = t[f"{module}.weight_scale"], t[f"{module}.weight"]
+        t[f"{module}.weight_scale"] = (*scale[:2], b"\0" + scale[2][1:])
+        t[f"{module}.weight"] = (*weight[:2], bytes(8) + weight[2][8:])
+
+    assert codes(changed(name, tmp_path, padded)) == []
+
+
+def test_every_code_is_in_the_json_of_inspect(tmp_path: Path) -> None:
+    """Programs go by the code."""
+    name, module, _ = format_of("FP8", tmp_path)
+    found = rewrite.inspect_checkpoint(changed(name, tmp_path, lambda t: t.__delitem__(f"{module}.weight_scale")))
+    (fault,) = json.loads(json.dumps(found.to_json()))["findings"]
+    assert (fault["code"], fault["count"]) == ("no-scale", 1)
+    assert fault["where"] == module and fault["expected"] and fault["next"]

@@ -179,6 +179,7 @@ def inspect(
 @click.option("--create-pr", is_flag=True, help="Make a pull request; OUT is a model on the hub.")
 @endpoint_option
 @json_option
+@verbose_option
 @quiet_option
 def convert(
     source: str,
@@ -189,6 +190,7 @@ def convert(
     create_pr: bool,
     verified_first: bool,
     as_json: bool,
+    verbose: bool,
     quiet: bool,
     asked: Asked,
     platform: str,
@@ -213,7 +215,7 @@ def convert(
             show(
                 lambda: converted.planned(plan, reports.headline_of(checkpoint)),
                 lambda: named("plan", plan.to_json()),
-                as_json=as_json, quiet=quiet,
+                as_json=as_json, quiet=quiet, verbose=verbose,
             )  # fmt: skip
             return
         check = CheckBefore(out, asked, platform, workers) if verified_first else None
@@ -226,7 +228,7 @@ def convert(
         show(
             lambda: converted.converted(manifest, out, time.monotonic() - started),
             lambda: named("convert", {**manifest.to_json(), **({"verification": found.to_json()} if found else {})}),
-            as_json=as_json, quiet=quiet,
+            as_json=as_json, quiet=quiet, verbose=verbose,
         )  # fmt: skip
         if found is not None and not as_json:
             show(lambda: verified.page(found, brief=True), dict, as_json=False, quiet=quiet)
@@ -236,7 +238,7 @@ for command in (split_run.plan, split_run.run, split_run.finish, trying.try_):
     main.add_command(command)
 
 
-@main.command(short_help="Prove that OUT is IN, converted.", cls=Recorded)
+@main.command(short_help="Prove that OUT is IN converted, and who serves it.", cls=Recorded)
 @click.argument("source", metavar="IN", type=_ADDRESS)
 @click.argument("out", metavar="OUT", type=_ADDRESS)
 @click.option("--device", default="auto", show_default=True, help="Where to multiply: auto, cpu, cuda or cuda:N.")

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
@@ -25,9 +26,13 @@ from rewrite.schemas import named
 
 class Address(click.Path):
     """A directory, or where else a checkpoint lies: ``org/name`` stays text, as a path would lose a slash of
-    ``hf://``."""
+    ``hf://``. Where a file of it is named that is to be read, its directory is meant."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        path = Path(value)
+        if param is not None and param.name != "out" and path.is_file():
+            show_message(f"note: {value} is a file: its folder {path.parent} is taken")
+            return str(path.parent)
         return value if "://" in value else str(super().convert(value, param, ctx))
 
 

@@ -294,7 +294,7 @@ def test_another_endpoint(s3: S3Stub, source: Path, monkeypatch: pytest.MonkeyPa
 
 def test_within_a_store_the_store_copies(s3: S3Stub, source: Path, local: dict[str, bytes]) -> None:
     """The same bytes as a local conversion, byte for byte; what went through here is little, by the server's count."""
-    result = run("convert", "s3://models/in", "s3://models/out", "--json")
+    result = run("convert", "s3://models/in", "s3://models/out", "--profile", "exact", "--json")
     assert result.exit_code == 0, result.output
     counted = json.loads(result.stdout)["bytes"]
     data = [r for r in s3.requests if r.method == "PUT" and b"<?xml" not in r.body[:5]]
@@ -306,6 +306,24 @@ def test_within_a_store_the_store_copies(s3: S3Stub, source: Path, local: dict[s
     assert exists("out.rewrite-complete")
     assert not exists("out.rewrite-started")
     assert uploads() == 0
+
+
+def test_an_output_is_verified_before_anybody_can_open_it(s3: S3Stub, source: Path) -> None:
+    """When it is looked at, neither config.json nor the mark is there; what is not verified never gets them."""
+    there: list[bool] = []
+
+    def look(_: rewrite.Storage, out: rewrite.Storage) -> None:
+        there.extend(exists(f"out{name}") for name in ("/config.json", "/model.safetensors.index.json"))
+        assert rewrite.open_checkpoint(out).tensors.keys() == rewrite.open_checkpoint(source).tensors.keys()
+        raise rewrite.StorageError("not as promised")
+
+    with pytest.raises(StorageError, match="not as promised"):
+        rewrite.convert("s3://models/in", "s3://models/out", check=look)
+    assert there == [False, False]
+    assert not any(exists(name) for name in ("out/config.json", "out.rewrite-complete"))
+    result = run("convert", "s3://models/in", "s3://models/out", "--profile", "exact", "--verify")
+    assert (result.exit_code, exists("out.rewrite-complete")) == (0, True), result.output
+    assert "Not checked: nothing." in " ".join(result.stdout.split())
 
 
 def test_config_comes_last(s3: S3Stub, source: Path) -> None:

@@ -57,7 +57,7 @@ def report(found: Verification, source: Side, out: Side, profile: str, run: Run,
 
 
 def _page(found: Verification, names: Names, name: str, sections: tuple[Section, ...], trial: Tried | None) -> Page:
-    failed, left_out = found.failed, left_out_of(found, names)
+    failed, left_out = [clean(each) for each in found.failed], left_out_of(found, names)
     word = "FAILED" if failed else "VERIFIED IN PART" if left_out else "VERIFIED"
     sentence = f"{name} FAILED: {', '.join(failed)}." if failed else f"{name} is verified."
     if left_out:
@@ -71,7 +71,7 @@ def _page(found: Verification, names: Names, name: str, sections: tuple[Section,
 def closing(found: Verification) -> Iterator[Cell]:
     """The verdict for a terminal: after the path one word, and what it is not about."""
     yield whole(found.out) + ("" if found.failed else " is")
-    yield Colored("FAILED", f": {', '.join(found.failed)}.") if found.failed else Colored("verified", ".")
+    yield Colored("FAILED", f": {', '.join(map(clean, found.failed))}.") if found.failed else Colored("verified", ".")
     yield from answers(found)
 
 

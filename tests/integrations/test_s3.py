@@ -356,7 +356,7 @@ def test_between_here_and_there(s3: S3Stub, source: Path, vl: Path, tmp_path: Pa
 def test_verify_reads_buckets(s3: S3Stub, source: Path, vl: Path, tmp_path: Path) -> None:
     """On both sides, and finds a byte that differs."""
     rewrite.convert("s3://models/in", "s3://models/out")
-    assert run("verify", "s3://models/in", "s3://models/out", "-q").stdout == "s3://models/out is verified.\n"
+    assert run("verify", "s3://models/in", "s3://models/out", "-q").stdout.startswith("s3://models/out is verified.")
     assert run("verify", vl, "s3://models/out", "-q").exit_code == 0
     key = next(f"out/{name}" for name in download("out") if name.endswith(".safetensors"))
     data = bytearray(s3_module._client().get_object(Bucket="models", Key=key)["Body"].read())

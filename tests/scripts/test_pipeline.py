@@ -60,7 +60,7 @@ def test_github(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "last", "code"),
     [
-        ({"PROFILE": "partition"}, "Inspect", 1),
+        ({"PROFILE": "partition"}, "Verify", 1),
         ({"LOADER": "sglang@0.5.9"}, "Inspect", 1),
         ({"IN": "no"}, "Convert", 4),
     ],

@@ -98,8 +98,8 @@ def choose(
     chosen = Chosen(_named(found, set(engines), lambda _: True), platform or "loading only")
     rows = [row for row in found.rows if row.engine in set(engines)]
     profile = _least_change(found, rows)
-    if profile is None:
-        return Choice(LEAST_CHANGE[0], chosen, ())  # all of them refuse, and so the planner will
+    if profile is None or (advice.needed and advice.profile is None and LEAST_CHANGE[0] in found.refusals):
+        return Choice(LEAST_CHANGE[0], chosen, ())  # refused, and so it will be by the planner, who says why
     if advice.needed and advice.profile is None:
         (name, versions, outcome), *_ = _outcomes(found, rows, AS_IT_IS)
         raise Unsupported(

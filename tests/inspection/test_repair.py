@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 import rewrite
 from rewrite.cli.commands import main
 from rewrite.inspection.advice import Advice, advise, repair_command
+from rewrite.loaders.outcome import Outcome
 from tests.support import FIXTURES
 
 NAMES = sorted(path.parent.name for path in FIXTURES.glob("*/config.json"))
@@ -62,7 +63,7 @@ def test_the_command_that_is_named_repairs(name: str, groups: str, tmp_path: Pat
         assert left.needed == bool(affected)
 
 
-def _rounds(outcome: rewrite.Outcome) -> bool:
+def _rounds(outcome: Outcome) -> bool:
     """What a conversion costs cannot be seen in OUT alone."""
     return outcome.detail.startswith("the conversion rounds")
 

@@ -597,7 +597,7 @@ def test_two_conversions_to_one_place(s3: S3Stub, source: Path) -> None:
 def test_in_parts(s3: S3Stub, source: Path, local: dict[str, bytes], tmp_path: Path) -> None:
     """As in a directory: nothing is there before the last step, which may run again. The plan has no credentials."""
     path = tmp_path / "plan.json"
-    assert run("plan", "s3://models/in", "s3://models/out", "--output", path).exit_code == 0
+    assert run("plan", "--profile", "exact", "s3://models/in", "s3://models/out", "--output", path).exit_code == 0
     assert not [secret for secret in SECRETS if secret in path.read_text()]
     assert run("run", path, "--part", "0/2").exit_code == 0
     result = run("finish", path)

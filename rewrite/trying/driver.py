@@ -12,6 +12,7 @@ standard error. Verdicts are not made here: this file measures.
 
 from __future__ import annotations
 
+import abc
 import bisect
 import contextlib
 import dataclasses
@@ -483,7 +484,7 @@ class Loaded:
         return [(names, place) for names, place in self.recorder.writes.get(name, ()) if names]
 
 
-class Engine:
+class Engine(abc.ABC):
     """What this file needs of an engine. ``replaced`` says which parts of it are stood in for, on a CPU."""
 
     name = ""
@@ -498,14 +499,14 @@ class Engine:
         self.phase = "starting"
         self._up = False
 
+    @abc.abstractmethod
     def start(self) -> str:
         """Import the engine; its version."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load(self, folder: Path, dtype: str, weights: Weights | None, *, finish: bool) -> Loaded:
         """Load a model: from ``weights`` where they are given, else from the folder's files; ``finish``: prepare them
         for the kernels as well."""
-        raise NotImplementedError
 
     def stage(self, count: int, *_: Any) -> tuple[int, int]:
         """Stands in for the engine's own split of a model into pipeline stages: this one has ``layers``."""

@@ -15,9 +15,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from rewrite import schemas
+from rewrite.api import open_checkpoint
 from rewrite.cli.commands import main
 from rewrite.errors import UsageError
-from rewrite.trying import driver, engine, verdict
+from rewrite.trying import driver, engine, selection, verdict
 from rewrite.trying.engine import EngineError
 from tests.support import unfolded
 from tests.trying import fake
@@ -401,3 +402,21 @@ def test_verify_tries_both(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tm
 def test_one_rank_after_the_other(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(monkeypatch, checkpoint, "--tensor-parallel", "2", "--json", "--quiet")
     assert [each["rank"] for each in json.loads(done.stdout)["trials"]] == [0, 1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_loaded_at_once_are_counted_not_bytes(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    def pack(held: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in held if name.endswith("proj.weight")]:
+            held[name] = torch.zeros(fake.ROWS, fake.COLUMNS // 2, dtype=torch.uint8)
+
+    if packed:
+        fake.change(checkpoint, pack)
+    layer = len(fake.PARTS) * (fake.ROWS * fake.COLUMNS + 2) + fake.COLUMNS
+    monkeypatch.setattr(selection, "_AT_ONCE", 2 * layer - 1)
+    chosen = selection.select(open_checkpoint(checkpoint), "all")
+    assert chosen is not None and chosen.runs == ((0, 0), (1, 1))
+    monkeypatch.setattr(selection, "_AT_ONCE", 2 * layer)
+    assert selection.select(open_checkpoint(checkpoint), "all") is None

@@ -1043,7 +1043,7 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
     folder = Path(request["checkpoint"])
     result: Result = {
         "layers": [], "unused": [], "unfilled": {}, "twice": {}, "meaningless": {}, "failure": None, "operators": 0,
-        "communicated": False, "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
+        "communicated": False, "words": None, "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
     }  # fmt: skip
     runs = (request.get("runs") if engine.splits else None) or [None]
     result["whole"] = runs == [None]
@@ -1056,6 +1056,7 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
             result["failure"] = None
             _one_run(engine, source, result, functools.partial(_tell, tell, named), partly=run is not None)
             gc.collect()
+            result["words"] = None if source.vocabulary is None else [WORDS, source.vocabulary]
             if not result["failure"] or source.vocabulary is None:
                 break  # else the cut may be why it fails: once more, with all words
         if result["failure"]:

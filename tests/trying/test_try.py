@@ -204,6 +204,13 @@ def test_of_a_large_vocabulary_the_first_words_are_loaded(large: Path) -> None:
     assert "lm_head" not in {row["module"] for row in result_of(large)["layers"]}  # all at once: as it lies there
 
 
+def test_how_many_words_were_loaded_is_said(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "1 of 2 layers, 1,024 of 3,000 words" in unfolded(run(monkeypatch, large, "--layers", "1").stdout)
+    document = json.loads(run(monkeypatch, large, "--layers", "1", "--json", "--quiet").stdout)
+    jsonschema.validate(document, schemas.schema("try"), jsonschema.Draft202012Validator)
+    assert document["trials"][0]["words"] == [driver.WORDS, 3000]
+
+
 def test_an_engine_that_needs_all_words_gets_them(large: Path) -> None:
     result = result_of(large, "needs all words", stack="model.layers", runs=[[1, 1]])
     assert verdict.judge(result).kind == "exact"

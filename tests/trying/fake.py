@@ -71,17 +71,19 @@ class Model(nn.Module):
     def __init__(self, dtype: torch.dtype | None, stages: tuple[int, int], count: int, fault: str, words: int) -> None:
         super().__init__()
         if words:
-            self.lm_head = nn.Module()
-            self.lm_head.weight = nn.Parameter(torch.empty(words, COLUMNS, dtype=dtype or torch.bfloat16))
+            head: Any = nn.Module()
+            head.weight = nn.Parameter(torch.empty(words, COLUMNS, dtype=dtype or torch.bfloat16))
+            self.lm_head = head
         self.layers = nn.ModuleList(Layer(dtype) if stages[0] <= n < stages[1] else nn.Identity() for n in range(count))
         self.fault = fault
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name, tensor in weights:
             if name == "lm_head.weight":
-                if self.lm_head.weight.shape != tensor.shape:
+                weight: Any = self.lm_head.weight
+                if weight.shape != tensor.shape:
                     raise ValueError(f"{name}: found {list(tensor.shape)}")
-                self.lm_head.weight.data.copy_(tensor)
+                weight.data.copy_(tensor)
                 continue
             _, _, number, *rest = name.split(".")
             layer: Any = self.layers[int(number)]

@@ -344,7 +344,7 @@ def test_report_and_json(vl: Path, tmp_path: Path) -> None:
     assert value["ok"] is True
     assert len(value["numbers"]) == 12
     text = (tmp_path / "report.md").read_text()
-    assert text.startswith("# Verification of out\n\n**out is verified.**")
+    assert text.startswith("# Verification of out\n\n**out is verified. Bytes: as the conversion promises.")
     rows = [line for line in text.splitlines() if line.startswith("| model.language_model.")]
     assert len(rows) == 12 + 3  # partitions with their errors, groups of IN with their scales
     assert str(tmp_path) not in text

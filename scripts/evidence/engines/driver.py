@@ -59,6 +59,10 @@ class Task:
         """The file of one rank's result."""
         return Path(self.folder) / f"{rank}.json"
 
+    def done(self) -> bool:
+        """Whether every rank has a result."""
+        return all(self.out(rank).exists() for rank in range(self.ranks))
+
     def imported(self) -> Path:
         """Names of the modules that loading the first rank imported."""
         return Path(self.folder) / "imported"

@@ -6,6 +6,7 @@ import json
 import select
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,17 @@ class Checkpoint:
 
 
 class Process:
-    """``driver``: the module that runs inside. One that ended is started again for the next batch."""
+    """``driver``: the module that runs inside.
+
+    A process that ended in a batch (for want of memory, say) is started again, once, for what is left of that batch.
+    """
 
     def __init__(self, engine: Engine, where: Environment, driver: str, *, quiet: bool = False) -> None:
         self._engine, self._where, self._driver, self._quiet = engine, where, driver, quiet
         self._name = f"{driver.rpartition('.')[2]}-{engine.slug}"
         self._process: subprocess.Popen[str] | None = None
         self._batches = 0
+        self._ended = ""  # how the last process ended
 
     def load(self, checkpoints: Sequence[Checkpoint], folder: Path) -> list[Results]:
         """Each checkpoint's results, one for each rank; or why there are none. ``folder`` takes the files."""
@@ -47,10 +52,13 @@ class Process:
             log = LOGS / f"{self._name}-{each.label}.log"
             log.unlink(missing_ok=True)
             tasks.append(Task(each.label, str(each.model), str(each.truth), str(own), str(log), each.ranks))
-        batch = folder / f"{self._name}-{self._batches}.json"
-        Batch(self._engine.version, str(LOGS / f"{self._name}.log"), tuple(tasks)).write(batch)
-        self._run(batch, LIMIT * (len(tasks) + 1))
-        return [_results(task) for task in tasks]
+        for again in ("", "-again"):
+            left = tuple(task for task in tasks if not task.done())
+            batch = folder / f"{self._name}-{self._batches}{again}.json"
+            Batch(self._engine.version, str(LOGS / f"{self._name}.log"), left).write(batch)
+            if self._run(batch, LIMIT * (len(left) + 1)):
+                break
+        return [_results(task, self._ended) for task in tasks]
 
     def close(self) -> None:
         """End the process."""
@@ -58,27 +66,28 @@ class Process:
             self._process.communicate()
             self._process = None
 
-    def _run(self, batch: Path, limit: float) -> None:
-        """Checkpoints without a result say so, whatever became of the process."""
+    def _run(self, batch: Path, limit: float) -> bool:
+        """Whether the process lived through the batch, or was ended here for taking too long."""
         if self._process is None or self._process.poll() is not None:
             self._process = self._where.start(self._driver, stderr=subprocess.DEVNULL if self._quiet else None)
         ends = self._process.stdin, self._process.stdout
         if ends[0] is None or ends[1] is None:
             raise RuntimeError("the process has no pipes")
-        try:
+        with suppress(BrokenPipeError):
             ends[0].write(f"{batch}\n")
             ends[0].flush()
-        except BrokenPipeError:
-            self._process = None
-            return
-        if select.select([ends[1]], [], [], limit)[0]:
-            ends[1].readline()  # empty, if the process ended
-        else:
+        in_time = bool(select.select([ends[1]], [], [], limit)[0])
+        if in_time and ends[1].readline():
+            return True
+        if not in_time:
             self._process.kill()
+        self._ended = f"the process ended (exit code {self._process.wait()})"
+        self._process = None
+        return not in_time
 
 
-def _results(task: Task) -> Results:
-    outs = [task.out(rank) for rank in range(task.ranks)]
-    if not all(out.exists() for out in outs):
-        return Unavailable(f"the process ended without a result; see {HOME.name}/logs/{Path(task.log).name}")
-    return [dict(json.loads(out.read_text())) for out in outs]
+def _results(task: Task, ended: str) -> Results:
+    if not task.done():
+        why = ended or "the process of this checkpoint ended"
+        return Unavailable(f"{why} without a result; see {HOME.name}/logs/{Path(task.log).name}")
+    return [dict(json.loads(task.out(rank).read_text())) for rank in range(task.ranks)]

@@ -77,7 +77,7 @@ class Process:
             ends[0].write(f"{batch}\n")
             ends[0].flush()
         in_time = bool(select.select([ends[1]], [], [], limit)[0])
-        if in_time and ends[1].readline():
+        if in_time and ends[1].readline() == f"{batch}\n":
             return True
         if not in_time:
             self._process.kill()

@@ -93,7 +93,8 @@ class Search:
         self.count = Count()
         self._survey = survey
         self._processes = {spec: _process(spec) for spec in engines}
-        self._threads = ThreadPoolExecutor(max(1, len(engines)))
+        # a thread for each engine: a process answers one question at a time
+        self._threads = {spec: ThreadPoolExecutor(1) for spec in engines}
 
     def run(self, sources: Iterable[Source], profiles: Sequence[str] | None = None) -> Iterator[Problem]:
         """Every disagreement. While engines load some of the checkpoints, the next are made."""
@@ -111,7 +112,8 @@ class Search:
         """End the engines."""
         for process in self._processes.values():
             process.close()
-        self._threads.shutdown()
+        for threads in self._threads.values():
+            threads.shutdown()
 
     def shows(self, problem: Problem, recipes: Sequence[Recipe]) -> list[bool]:
         """Whether each recipe shows the same disagreement: of the same profile, by the same engine or command."""
@@ -136,13 +138,15 @@ class _Chunk:
         self._tried = [_attempt(source, folder, engines, profiles) for source in sources]
         self._loads: dict[str, tuple[list[Trial], Future[list[Cell]]]] = {}
 
-    def send(self, threads: ThreadPoolExecutor, processes: Mapping[str, Process], *, survey: bool) -> None:
+    def send(
+        self, threads: Mapping[str, ThreadPoolExecutor], processes: Mapping[str, Process], *, survey: bool
+    ) -> None:
         """Let every engine load what can be judged, each of the same bytes once."""
         folder = Path(self._disk.name)
         for spec, process in processes.items():
             own = [t for t in self._trials() if _is_loaded(t.predictions[spec], survey=survey)]
             once = list({trial.digest: trial for trial in reversed(own)}.values())[::-1]
-            self._loads[spec] = once, threads.submit(_load, spec, process, once, folder)
+            self._loads[spec] = once, threads[spec].submit(_load, spec, process, once, folder)
 
     def problems(self, count: Count) -> Iterator[Problem]:
         """Wait for the engines, and judge. The checkpoints are gone then."""

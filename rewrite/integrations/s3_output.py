@@ -8,6 +8,7 @@ are written with ``If-None-Match: *``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,8 +18,17 @@ from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from rewrite.checkpoint.storage import FileId
 from rewrite.errors import StorageError, UsageError
 from rewrite.integrations.remote import RemoteStorage
-from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage
-from rewrite.integrations.s3_write import ObjectWriter, Record, Records, Upload, check_kept, pending, refuse_uploads
+from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage, agree, seal
+from rewrite.integrations.s3_write import (
+    READERS,
+    ObjectWriter,
+    Record,
+    Records,
+    Upload,
+    check_kept,
+    pending,
+    refuse_uploads,
+)
 from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts
 from rewrite.writing.output import Output, Step, exists, some
@@ -39,7 +49,7 @@ class S3Output(Output):
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         found, ours = self._objects(), {name: record.tag for name, record in self._own_records().items()}
-        return [job for job in jobs if found.get(job.name) != FileId(job.size, 0, ours.get(job.name, ""))]
+        return [job for job in jobs if not agree(found.get(job.name), FileId(job.size, 0, ours.get(job.name, "")))]
 
     def writer(self) -> ObjectWriter:
         return ObjectWriter(self.source, self._records)
@@ -59,7 +69,7 @@ class S3Output(Output):
                 data = texts[name].encode()
                 self._records.note(name, tag=self._bucket.put(self._place.key(name), data))
                 counts += ByteCounts(written=len(data))
-        found, records = self._objects(), self._own_records()
+        found, records = self._sealed(self.stamped.files), self._own_records()
         for name, size in self.stamped.files.items():
             check_kept(found.get(name), FileId(size, 0, records[name].tag), f"{self._place}/{name}")
         self._refuse_strangers()
@@ -183,7 +193,7 @@ class S3Output(Output):
 
     def _mark(self, found: dict[str, FileId]) -> bytes:
         """What the mark of a complete output says."""
-        return self._digest + "".join(f"{found[name].tag}  {name}\n" for name in sorted(found)).encode()
+        return self._digest + "".join(f"{found[name].tag.split()[0]}  {name}\n" for name in sorted(found)).encode()
 
     def _name(self, key: str) -> str:
         return key.removeprefix(self._place.key(""))
@@ -196,6 +206,14 @@ class S3Output(Output):
 
     def _objects(self) -> dict[str, FileId]:
         return dict(self._bucket.objects(self._place))
+
+    def _sealed(self, names: Iterable[str]) -> dict[str, FileId]:
+        """Those that are there, with their checksums, which no list says."""
+        with ThreadPoolExecutor(READERS) as pool:
+            found = zip(
+                names, pool.map(lambda name: self._bucket.head(self._place.key(name), seal), names), strict=True
+            )
+            return {name: file for name, file in found if file is not None}
 
 
 def _began(record: Record | None, upload: str) -> bool:

@@ -106,12 +106,18 @@ def seal(answer: Mapping[str, Any], where: str) -> str:
 
 
 def agree(found: FileId | None, expected: FileId | None) -> bool:
-    """Whether sizes and ETags are the same, and the checksums where both have one. That of an object put together from
-    parts is made of theirs, and ends with their number: it cannot be compared with one of the bytes."""
+    """Whether sizes and ETags are the same, and the checksums where there are two."""
     if found is None or expected is None or found.size != expected.size:
         return False
-    (tag, _, digest), (expected_tag, _, other) = found.tag.partition(" "), expected.tag.partition(" ")
-    return tag == expected_tag and (digest == other or not (digest and other) or ("-" in digest) != ("-" in other))
+    same_tag = found.tag.partition(" ")[0] == expected.tag.partition(" ")[0]
+    return same_tag and (found.tag == expected.tag or not summed(found.tag, expected.tag))
+
+
+def summed(*seals: str) -> bool:
+    """Whether all have a checksum, of the same kind: that of an object put together is made of those of its parts, and
+    ends with their number."""
+    digests = [each.partition(" ")[2] for each in seals]
+    return all(digests) and len({"-" in digest for digest in digests}) == 1
 
 
 def md5(data: bytes) -> str:

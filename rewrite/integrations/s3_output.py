@@ -18,7 +18,7 @@ from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from rewrite.checkpoint.storage import FileId
 from rewrite.errors import StorageError, UsageError
 from rewrite.integrations.remote import RemoteStorage
-from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage, agree, seal
+from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage, agree, seal, summed
 from rewrite.integrations.s3_write import (
     READERS,
     ObjectWriter,
@@ -72,6 +72,7 @@ class S3Output(Output):
         found, records = self._sealed(self.stamped.files), self._own_records()
         for name, size in self.stamped.files.items():
             check_kept(found.get(name), FileId(size, 0, records[name].tag), f"{self._place}/{name}")
+        counts += ByteCounts(unsummed=sum(not summed(found[name].tag, records[name].tag) for name in found))
         self._refuse_strangers()
         with suppress(Precondition):  # a run beside this one was faster: the same bytes
             self._bucket.put(self._place.beside(COMPLETE), self._mark(found), IfNoneMatch="*")

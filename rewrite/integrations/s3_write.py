@@ -259,12 +259,14 @@ class Upload:
     def expected(self) -> str:
         """The seal of the object: an ETag, where those of its parts are MD5 sums (a run beside this one may have made
         it), and a checksum, where the store says those of all parts."""
-        tags, digests = zip(*(self.tags[number].partition(" ")[::2] for number in sorted(self.tags)), strict=True)
+        parts = [self.tags[number].partition(" ") for number in sorted(self.tags)]
         try:
-            tag = hashlib.md5(b"".join(map(bytes.fromhex, tags)), usedforsecurity=False).hexdigest() + f"-{len(tags)}"
+            tags = b"".join(bytes.fromhex(tag) for tag, _, _ in parts)
+            tag = f"{hashlib.md5(tags, usedforsecurity=False).hexdigest()}-{len(parts)}"
         except ValueError:
             tag = ""
-        digest = sha256(b"".join(map(base64.b64decode, digests))) + f"-{len(tags)}" if all(digests) else ""
+        digests = b"".join(base64.b64decode(digest) for _, _, digest in parts)
+        digest = f"{sha256(digests)}-{len(parts)}" if all(digest for _, _, digest in parts) else ""
         return f"{tag} {digest}".rstrip()
 
     @property

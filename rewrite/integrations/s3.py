@@ -13,11 +13,12 @@ import hashlib
 import importlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from rewrite.checkpoint.checkpoint import is_inside
 from rewrite.checkpoint.storage import FileId, Listing
@@ -29,6 +30,8 @@ _ADDRESS = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9])(?:/(.*)
 _CONNECTIONS = 32
 ATTEMPTS = 5
 _READ_TIMEOUT = 300  # seconds: a store may copy 5 GiB before it answers
+_READERS = 16
+_T = TypeVar("_T")
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -128,6 +131,12 @@ def md5(data: bytes) -> str:
 def sha256(data: bytes) -> str:
     """As stores say it."""
     return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+def at_once(do: Callable[..., _T], *these: Iterable[Any]) -> list[_T]:
+    """Several requests at a time."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(do, *these))
 
 
 class Bucket:

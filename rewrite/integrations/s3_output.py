@@ -8,7 +8,6 @@ are written with ``If-None-Match: *``.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,17 +17,8 @@ from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
 from rewrite.checkpoint.storage import FileId
 from rewrite.errors import StorageError, UsageError
 from rewrite.integrations.remote import RemoteStorage
-from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage, agree, seal, summed
-from rewrite.integrations.s3_write import (
-    READERS,
-    ObjectWriter,
-    Record,
-    Records,
-    Upload,
-    check_kept,
-    pending,
-    refuse_uploads,
-)
+from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage, agree, at_once, seal, summed
+from rewrite.integrations.s3_write import ObjectWriter, Record, Records, Upload, check_kept, pending, refuse_uploads
 from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts
 from rewrite.writing.output import Output, Step, exists, some
@@ -69,13 +59,15 @@ class S3Output(Output):
                 data = texts[name].encode()
                 self._records.note(name, tag=self._bucket.put(self._place.key(name), data))
                 counts += ByteCounts(written=len(data))
-        found, records = self._sealed(self.stamped.files), self._own_records()
-        for name, size in self.stamped.files.items():
-            check_kept(found.get(name), FileId(size, 0, records[name].tag), f"{self._place}/{name}")
-        counts += ByteCounts(unsummed=sum(not summed(found[name].tag, records[name].tag) for name in found))
+        records = self._own_records()
+        expected = {name: FileId(size, 0, records[name].tag) for name, size in self.stamped.files.items()}
+        found = at_once(lambda name: self._bucket.head(self._place.key(name), seal), expected)
+        for name, file in zip(expected, found, strict=True):
+            kept = check_kept(file, expected[name], f"{self._place}/{name}")
+            counts += ByteCounts(unsummed=int(not summed(kept.tag, expected[name].tag)))
         self._refuse_strangers()
         with suppress(Precondition):  # a run beside this one was faster: the same bytes
-            self._bucket.put(self._place.beside(COMPLETE), self._mark(found), IfNoneMatch="*")
+            self._bucket.put(self._place.beside(COMPLETE), self._mark(expected), IfNoneMatch="*")
         self._tidy_up()
         return counts
 
@@ -207,14 +199,6 @@ class S3Output(Output):
 
     def _objects(self) -> dict[str, FileId]:
         return dict(self._bucket.objects(self._place))
-
-    def _sealed(self, names: Iterable[str]) -> dict[str, FileId]:
-        """Those that are there, with their checksums, which no list says."""
-        with ThreadPoolExecutor(READERS) as pool:
-            found = zip(
-                names, pool.map(lambda name: self._bucket.head(self._place.key(name), seal), names), strict=True
-            )
-            return {name: file for name, file in found if file is not None}
 
 
 def _began(record: Record | None, upload: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from rewrite.checkpoint.storage import FileId, Storage
 from rewrite.errors import StorageError, UsageError
 from rewrite.integrations.remote import RemoteStorage
-from rewrite.integrations.s3 import SCHEME, Bucket, Missing, Place, S3Storage, Unsupported, agree, seal, sha256
+from rewrite.integrations.s3 import SCHEME, Bucket, Missing, Place, S3Storage, Unsupported, agree, at_once, seal, sha256
 from rewrite.integrations.s3_parts import MAX_PART, MIN_PART, CopyPart, PutParts, Run, numbered_sizes, plan_parts
 from rewrite.planning.jobs import Job, ShardPlan
 from rewrite.planning.manifest import ByteCounts
@@ -27,7 +27,6 @@ from rewrite.writing.tasks import Writer
 
 _AT_ONCE = 8  # parts of an object
 _NOTED = 5.0  # seconds between two notes of an upload: what a killed run may have to do again
-READERS = 16
 _SUMS = {"ChecksumAlgorithm": "SHA256"}  # for what the store puts together: it computes them
 
 
@@ -70,13 +69,11 @@ class Records:
         """Those of this plan and of earlier ones."""
         start = Place(self.bucket.name, self.key("").rstrip("/"))
         found = dict(self.bucket.objects(start))
-        with ThreadPoolExecutor(READERS) as pool:
-            read = zip(found, pool.map(self.read, found, found.values()), strict=True)
-            return {name: record for name, record in read if record is not None}
+        read = zip(found, at_once(self.read, found, found.values()), strict=True)
+        return {name: record for name, record in read if record is not None}
 
     def clear(self, names: Iterable[str]) -> None:
-        with ThreadPoolExecutor(READERS) as pool:
-            list(pool.map(self.bucket.delete, map(self.key, names)))
+        at_once(self.bucket.delete, map(self.key, names))
 
 
 @dataclass(frozen=True)
@@ -232,13 +229,14 @@ class NoSums(StorageError):
     """The store wants a checksum of each part, and says none of those that it copies (LocalStack)."""
 
 
-def check_kept(found: FileId | None, expected: FileId | None, where: str) -> None:
-    """That the store has the object, or the part, that was written. Raises :class:`NotKept`."""
-    if not agree(found, expected):
+def check_kept(found: FileId | None, expected: FileId | None, where: str) -> FileId:
+    """The object, or the part, that was written, as the store has it. Raises :class:`NotKept`."""
+    if found is None or not agree(found, expected):
         raise NotKept(
             "The store has not kept what was written", where=where, expected=told(expected), found=told(found),
             hint="run the same command again; if it stays so, somebody else writes here or the store is at fault",
         )  # fmt: skip
+    return found
 
 
 @dataclass
@@ -270,7 +268,7 @@ class Upload:
         return f"{tag} {digest}".rstrip()
 
     @property
-    def _named(self) -> dict[str, str]:
+    def _named(self) -> dict[str, Any]:
         return {"Key": self.records.place.key(self.name), "UploadId": self.id}
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
@@ -311,16 +309,19 @@ class Upload:
         found = self.parts()
         for number in sorted(expected.keys() | found.keys()):
             check_kept(found.get(number), expected.get(number), f"{self.where}, part {number}")
-        parts = [_completed(number, *self.tags[number].split(" ")) for number in sorted(self.tags)]
         tag, _, digest = self.expected.partition(" ")
         try:
-            answer = self.call("complete_multipart_upload", MultipartUpload={"Parts": parts})
+            answer = self.call("complete_multipart_upload", MultipartUpload={"Parts": list(map(self._part, expected))})
         except Unsupported:
             if digest or not self.records.bucket.sums:
                 raise
             raise NoSums("The store says no checksum of parts that it copies", where=self.where) from None
         made = str(answer.get("ETag") or tag).strip('"')  # Ceph 16 says none here
         return f"{made} {digest}".rstrip()
+
+    def _part(self, number: int) -> dict[str, Any]:
+        tag, _, digest = self.tags[number].partition(" ")
+        return {"PartNumber": number, "ETag": f'"{tag}"', **({"ChecksumSHA256": digest} if digest else {})}
 
     def abort(self) -> None:
         """Throw the parts away: they cost money. One that cannot be aborted is left to the next run."""
@@ -342,10 +343,6 @@ def refuse_uploads(place: Place, keys: Iterable[str]) -> None:
             hint="choose another prefix; or, if nobody needs them, abort these uploads "
             "(aws s3api list-multipart-uploads, abort-multipart-upload)",
         )  # fmt: skip
-
-
-def _completed(number: int, tag: str, digest: str = "") -> dict[str, Any]:
-    return {"PartNumber": number, "ETag": f'"{tag}"', **({"ChecksumSHA256": digest} if digest else {})}
 
 
 def _copy_source(source: S3Storage, job: Job) -> dict[str, str]:

@@ -75,10 +75,10 @@ class S3Stub(Server):
         if request.method == "POST" and begun is not None and begun.metadata.get("x-amz-checksum-algorithm"):
             for part in re.findall(r"<Part>.*?</Part>", request.body.decode(), re.DOTALL):
                 number = int(re.findall(r"<PartNumber>(\d+)<", part)[0])
-                stated = re.findall(r"<ChecksumSHA256>([^<]*)<", part)
-                if not stated:
+                told = re.findall(r"<ChecksumSHA256>([^<]*)<", part)
+                if not told:
                     return _refused("InvalidRequest", f"The checksum was missing for part {number} in the request.")
-                if stated[0] != _sum(begun.parts[number].value):
+                if told[0] != _sum(begun.parts[number].value):
                     return _refused("InvalidPart", "One or more of the specified parts could not be found.")
         return None
 

@@ -169,10 +169,11 @@ class ObjectWriter(Writer):
         if ours is None or ours.upload:
             refuse_uploads(self.records.place, [key] if begun else [])
         self.records.note(job.name)
+        asked = self.records.bucket.sums
         answer = self.records.bucket.call("create_multipart_upload", upload.where, _SUMS, Key=key)
         if not isinstance(answer.get("UploadId"), str):
             raise StorageError("The store answers without an upload", where=upload.where)
-        upload = Upload(self.records, job.name, answer["UploadId"])
+        upload = Upload(self.records, job.name, answer["UploadId"], asked)
         self.records.note(job.name, upload=upload.id)
         for other, of in pending(self.records.bucket, key):  # begun by a request whose answer was lost
             if of == key and other != upload.id:
@@ -246,6 +247,7 @@ class Upload:
     records: Records
     name: str
     id: str
+    asked: bool = True  # for checksums, as far as we know
     tags: dict[int, str] = field(default_factory=dict)
     noted: float = field(default_factory=time.monotonic)
 
@@ -313,7 +315,7 @@ class Upload:
         try:
             answer = self.call("complete_multipart_upload", MultipartUpload={"Parts": list(map(self._part, expected))})
         except Unsupported:
-            if digest or not self.records.bucket.sums:
+            if digest or not self.asked:
                 raise
             raise NoSums("The store says no checksum of parts that it copies", where=self.where) from None
         made = str(answer.get("ETag") or tag).strip('"')  # Ceph 16 says none here

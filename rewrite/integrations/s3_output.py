@@ -11,18 +11,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
-from rewrite.checkpoint.storage import FileId
+from rewrite.checkpoint.storage import FileId, Listing
 from rewrite.errors import StorageError, UsageError
 from rewrite.integrations.remote import RemoteStorage
-from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage, agree, at_once, seal, summed
+from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage, agree, at_once, seal, sha256, summed
 from rewrite.integrations.s3_write import ObjectWriter, Record, Records, Upload, check_kept, pending, refuse_uploads
 from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts
 from rewrite.writing.output import Output, Step, exists, some
-from rewrite.writing.overlay import Overlay
 
 STARTED, COMPLETE = ".rewrite-started", ".rewrite-complete"
 
@@ -80,7 +79,7 @@ class S3Output(Output):
             if job.name in self.last:
                 with self.source.open(job.name) as file:
                     files[job.name] = file.read(0, job.size)
-        self.check_output(Overlay(S3Storage(str(self._place)), files))
+        self.check_output(Unopened(str(self._place), files))
 
     @property
     def traffic(self) -> ByteCounts:
@@ -199,6 +198,24 @@ class S3Output(Output):
 
     def _objects(self) -> dict[str, FileId]:
         return dict(self._bucket.objects(self._place))
+
+
+class Unopened(S3Storage):
+    """An output whose last, small files only this process has, read as it will be."""
+
+    def __init__(self, address: str, files: Mapping[str, bytes]) -> None:
+        self._files = files
+        super().__init__(address)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self._files)
+
+    def list_files(self) -> Listing:
+        found, new = super().list_files(), {name: FileId(len(d), 0, sha256(d)) for name, d in self._files.items()}
+        return Listing(dict(sorted({**found.files, **new}.items())), found.passed_over)
+
+    def fetch(self, name: str, start: int, end: int) -> bytes:
+        return self._files[name][start:end] if name in self._files else super().fetch(name, start, end)
 
 
 def _began(record: Record | None, upload: str) -> bool:

@@ -1,7 +1,8 @@
 """A prefix of an S3 bucket as a storage, and the calls that write to one. Needs boto3, the extra ``s3``.
 
 Endpoint, region, profile and credentials are boto3's: ``AWS_ENDPOINT_URL``, ``AWS_PROFILE``, ``~/.aws``, and so on.
-Servers differ in what they check, so nothing is taken for granted: sizes and ETags are compared here.
+Servers differ in what they check, so nothing is taken for granted: sizes, ETags and, where they have them, SHA-256
+checksums are compared here.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import hashlib
 import importlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, TypeVar
 
 from rewrite.checkpoint.checkpoint import is_inside
 from rewrite.checkpoint.storage import FileId, Listing
@@ -28,6 +30,9 @@ _ADDRESS = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9.-]{1,61}[A-Za-z0-9])(?:/(.*)
 _CONNECTIONS = 32
 ATTEMPTS = 5
 _READ_TIMEOUT = 300  # seconds: a store may copy 5 GiB before it answers
+_READERS = 16
+_T = TypeVar("_T")
+_NONE: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ def _client_of(_process: int) -> Any:
     settings = config.Config(
         max_pool_connections=_CONNECTIONS, connect_timeout=10, read_timeout=_READ_TIMEOUT,
         retries={"mode": "standard", "max_attempts": ATTEMPTS},
-        # Servers other than AWS refuse the trailers of the newer checksums; Content-MD5 is sent instead.
+        # Servers other than AWS refuse the trailers of the newer checksums; ours travel as headers, beside Content-MD5.
         request_checksum_calculation="when_required", response_checksum_validation="when_required",
     )  # fmt: skip
     client = boto3.session.Session().client("s3", config=settings)
@@ -86,12 +91,61 @@ def _client_of(_process: int) -> Any:
     return client
 
 
+#: What an answer says that the bytes of an object are.
+Tag = Callable[[Mapping[str, Any], str], str]
+
+
+def etag(answer: Mapping[str, Any], where: str) -> str:
+    """Without its quotation marks: Ceph sends them in lists of parts, and not when it has copied one."""
+    tag = str(answer.get("ETag") or "").strip('"')
+    if not tag:
+        raise StorageError("The store answers without an ETag", where=where)
+    return tag
+
+
+def seal(answer: Mapping[str, Any], where: str) -> str:
+    """ETag and, where the store says it, SHA-256."""
+    return f"{etag(answer, where)} {answer.get('ChecksumSHA256') or ''}".strip()
+
+
+def agree(found: FileId | None, expected: FileId | None) -> bool:
+    """Whether sizes and ETags are the same, and the checksums where there are two."""
+    if found is None or expected is None or found.size != expected.size:
+        return False
+    same_tag = found.tag.partition(" ")[0] == expected.tag.partition(" ")[0]
+    return same_tag and (found.tag == expected.tag or not summed(found.tag, expected.tag))
+
+
+def summed(*seals: str) -> bool:
+    """Whether all have a checksum, of the same kind: that of an object put together is made of those of its parts, and
+    ends with their number."""
+    digests = [each.partition(" ")[2] for each in seals]
+    return all(digests) and len({"-" in digest for digest in digests}) == 1
+
+
+def md5(data: bytes) -> str:
+    """For Content-MD5."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+def sha256(data: bytes) -> str:
+    """As stores say it."""
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+def at_once(do: Callable[..., _T], *these: Iterable[Any]) -> list[_T]:
+    """Several requests at a time."""
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(do, *these))
+
+
 class Bucket:
     """The calls on one bucket, with their errors as ours and their bytes counted."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.traffic = Traffic()
+        self.sums = True  # asks for checksums, until the store refuses them: Backblaze B2, Cloudflare R2
         self._small: dict[tuple[str, str], bytes] = {}  # small objects that were read, by key and ETag
         with _errors(f"{SCHEME}{name}"):
             self._s3 = _client()
@@ -99,11 +153,25 @@ class Bucket:
     def __reduce__(self) -> tuple[type[Bucket], tuple[str]]:
         return type(self), (self.name,)  # another process has a client, and a count, of its own
 
-    def call(self, method: str, where: str, **arguments: Any) -> dict[str, Any]:
-        """Any method of the client. Raises :class:`StorageError`, or :class:`Precondition`."""
+    def call(self, method: str, where: str, sums: Mapping[str, str] = _NONE, **arguments: Any) -> dict[str, Any]:
+        """Any method of the client; ``sums``: its arguments that have to do with checksums.
+
+        Raises :class:`StorageError`, or :class:`Precondition`.
+        """
+        asked = sums if self.sums else _NONE
         self.traffic.count(requests=1)
-        with _errors(where):
-            return dict(getattr(self._s3, method)(Bucket=self.name, **arguments))
+        try:
+            with _errors(where):
+                return dict(getattr(self._s3, method)(Bucket=self.name, **arguments, **asked))
+        except Unsupported:
+            if not asked:
+                raise
+        self.sums = False
+        try:
+            return self.call(method, where, **arguments)
+        except StorageError:
+            self.sums = True  # that was not the reason
+            raise
 
     def pages(self, method: str, where: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """All pages of a listing."""
@@ -122,13 +190,14 @@ class Bucket:
                 if name and not (name.endswith("/") and not found.size):
                     yield name, found
 
-    def head(self, key: str) -> FileId | None:
-        """Size and ETag of an object; None where there is none."""
+    def head(self, key: str, tag: Tag = etag) -> FileId | None:
+        """Size and ETag of an object, or ``tag`` of the answer; None where there is none."""
+        where = f"{SCHEME}{self.name}/{key}"
         try:
-            found = self.call("head_object", f"{SCHEME}{self.name}/{key}", Key=key)
+            found = self.call("head_object", where, {"ChecksumMode": "ENABLED"} if tag is seal else _NONE, Key=key)
         except Missing:
             return None
-        return _identity(found, "ContentLength", f"{SCHEME}{self.name}/{key}")
+        return _identity(found, "ContentLength", where, tag)
 
     def get(self, key: str, start: int, end: int, tag: str) -> bytes:
         """Bytes of an object that is still the one with this ETag. A connection that breaks is tried again."""
@@ -171,11 +240,15 @@ class Bucket:
         return self._small[key, found.tag]
 
     def put(self, key: str, data: bytes, **conditions: str) -> str:
-        """A small object, all at once. Its ETag."""
-        where = f"{SCHEME}{self.name}/{key}"
-        answer = self.call("put_object", where, Key=key, Body=data, ContentMD5=md5(data), **conditions)
+        """A small object, all at once. Its seal."""
+        return self.send("put_object", f"{SCHEME}{self.name}/{key}", data, Key=key, **conditions)
+
+    def send(self, method: str, where: str, data: bytes, **arguments: Any) -> str:
+        """Bytes, with their sums: the store refuses what arrives with others. Their seal."""
+        digest = sha256(data)
+        answer = self.call(method, where, {"ChecksumSHA256": digest}, Body=data, ContentMD5=md5(data), **arguments)
         self.traffic.count(sent=len(data))
-        return etag(answer, where)
+        return f"{etag(answer, where)} {digest}"
 
     def delete(self, key: str) -> None:
         self.call("delete_object", f"{SCHEME}{self.name}/{key}", Key=key)
@@ -226,6 +299,10 @@ class Missing(StorageError):
     """There is no such object, bucket or upload."""
 
 
+class Unsupported(StorageError):
+    """The store may know nothing of what was asked for."""
+
+
 def changed(where: str, expected: str, found: str) -> StorageError:
     return StorageError(
         "An object changed while it was read", where=where, expected=f"ETag {expected}", found=f"ETag {found}",
@@ -233,24 +310,11 @@ def changed(where: str, expected: str, found: str) -> StorageError:
     )  # fmt: skip
 
 
-def _identity(entry: Mapping[str, Any], size: str, where: str) -> FileId:
+def _identity(entry: Mapping[str, Any], size: str, where: str, tag: Tag = etag) -> FileId:
     """What an answer says that an object is: its size, under this key, and its ETag."""
     if not entry.get("ETag") or type(entry.get(size)) is not int:
         raise StorageError("The store answers without size or ETag", where=where)
-    return FileId(entry[size], 0, etag(entry, where))
-
-
-def etag(answer: Mapping[str, Any], where: str) -> str:
-    """Without its quotation marks: Ceph sends them in lists of parts, and not when it has copied one."""
-    tag = str(answer.get("ETag") or "").strip('"')
-    if not tag:
-        raise StorageError("The store answers without an ETag", where=where)
-    return tag
-
-
-def md5(data: bytes) -> str:
-    """For Content-MD5: the server refuses what arrives with other bytes."""
-    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+    return FileId(entry[size], 0, tag(entry, where))
 
 
 #: What to do about the codes that a store answers with.
@@ -263,6 +327,9 @@ _HINTS = {
     "RequestTimeTooSkewed": "set the clock of this machine: it is not that of the store", "RequestExpired": _RENEW,
     "AuthorizationHeaderMalformed": _ELSEWHERE, "IllegalLocationConstraintException": _ELSEWHERE,
 }  # fmt: skip
+#: How stores refuse a header that they do not know. To HEAD they answer without a code; 403 where a key of KMS may not
+#: be used.
+_UNSUPPORTED = frozenset({"InvalidArgument", "InvalidRequest", "NotImplemented", "501"})
 _BY_STATUS = {301: _ELSEWHERE, 307: _ELSEWHERE, 401: _CREDENTIALS, 403: _CREDENTIALS, 429: _LATER, 503: _LATER}
 
 
@@ -279,11 +346,11 @@ def _errors(where: str) -> Iterator[None]:
 
 def _as_ours(error: Exception, where: str) -> StorageError:
     response = getattr(error, "response", None)
-    kind = type(error).__name__
+    name = type(error).__name__
     if not isinstance(response, dict):
-        hint = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "Credential" in kind else None
-        hint = "set AWS_REGION" if "Region" in kind else hint
-        return StorageError("The store cannot be reached", where=where, found=kind, hint=hint)
+        hint = "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if "Credential" in name else None
+        hint = "set AWS_REGION" if "Region" in name else hint
+        return StorageError("The store cannot be reached", where=where, found=name, hint=hint)
     status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     code = str(response.get("Error", {}).get("Code"))
     if status in (412, 409) and code in ("PreconditionFailed", "412", "ConditionalRequestConflict"):
@@ -291,4 +358,6 @@ def _as_ours(error: Exception, where: str) -> StorageError:
     if status == 404:
         return Missing("There is no such object, bucket or upload", where=where, found=code)
     hint = _HINTS.get(code, _BY_STATUS.get(status))
-    return StorageError("The store refuses the request", where=where, found=f"HTTP status {status}, {code}", hint=hint)
+    bare = getattr(error, "operation_name", "") == "HeadObject" and status in (400, 403)
+    kind = Unsupported if bare or code in _UNSUPPORTED else StorageError
+    return kind("The store refuses the request", where=where, found=f"HTTP status {status}, {code}", hint=hint)

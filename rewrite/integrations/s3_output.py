@@ -11,18 +11,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rewrite.checkpoint.checkpoint import CONFIG_NAME, INDEX_NAME
-from rewrite.checkpoint.storage import FileId
+from rewrite.checkpoint.storage import FileId, Listing
 from rewrite.errors import StorageError, UsageError
 from rewrite.integrations.remote import RemoteStorage
-from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage
+from rewrite.integrations.s3 import Bucket, Place, Precondition, S3Storage, agree, at_once, seal, sha256, summed
 from rewrite.integrations.s3_write import ObjectWriter, Record, Records, Upload, check_kept, pending, refuse_uploads
 from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts
 from rewrite.writing.output import Output, Step, exists, some
-from rewrite.writing.overlay import Overlay
 
 STARTED, COMPLETE = ".rewrite-started", ".rewrite-complete"
 
@@ -39,7 +38,7 @@ class S3Output(Output):
 
     def missing(self, jobs: Iterable[Job]) -> list[Job]:
         found, ours = self._objects(), {name: record.tag for name, record in self._own_records().items()}
-        return [job for job in jobs if found.get(job.name) != FileId(job.size, 0, ours.get(job.name, ""))]
+        return [job for job in jobs if not agree(found.get(job.name), FileId(job.size, 0, ours.get(job.name, "")))]
 
     def writer(self) -> ObjectWriter:
         return ObjectWriter(self.source, self._records)
@@ -59,12 +58,15 @@ class S3Output(Output):
                 data = texts[name].encode()
                 self._records.note(name, tag=self._bucket.put(self._place.key(name), data))
                 counts += ByteCounts(written=len(data))
-        found, records = self._objects(), self._own_records()
-        for name, size in self.stamped.files.items():
-            check_kept(found.get(name), FileId(size, 0, records[name].tag), f"{self._place}/{name}")
+        records = self._own_records()
+        expected = {name: FileId(size, 0, records[name].tag) for name, size in self.stamped.files.items()}
+        found = at_once(lambda name: self._bucket.head(self._place.key(name), seal), expected)
+        for name, file in zip(expected, found, strict=True):
+            kept = check_kept(file, expected[name], f"{self._place}/{name}")
+            counts += ByteCounts(unsummed=int(not summed(kept.tag, expected[name].tag)))
         self._refuse_strangers()
         with suppress(Precondition):  # a run beside this one was faster: the same bytes
-            self._bucket.put(self._place.beside(COMPLETE), self._mark(found), IfNoneMatch="*")
+            self._bucket.put(self._place.beside(COMPLETE), self._mark(expected), IfNoneMatch="*")
         self._tidy_up()
         return counts
 
@@ -77,7 +79,7 @@ class S3Output(Output):
             if job.name in self.last:
                 with self.source.open(job.name) as file:
                     files[job.name] = file.read(0, job.size)
-        self.check_output(Overlay(S3Storage(str(self._place)), files))
+        self.check_output(Unopened(str(self._place), files))
 
     @property
     def traffic(self) -> ByteCounts:
@@ -183,7 +185,7 @@ class S3Output(Output):
 
     def _mark(self, found: dict[str, FileId]) -> bytes:
         """What the mark of a complete output says."""
-        return self._digest + "".join(f"{found[name].tag}  {name}\n" for name in sorted(found)).encode()
+        return self._digest + "".join(f"{found[name].tag.split()[0]}  {name}\n" for name in sorted(found)).encode()
 
     def _name(self, key: str) -> str:
         return key.removeprefix(self._place.key(""))
@@ -196,6 +198,24 @@ class S3Output(Output):
 
     def _objects(self) -> dict[str, FileId]:
         return dict(self._bucket.objects(self._place))
+
+
+class Unopened(S3Storage):
+    """An output whose last, small files only this process has, read as it will be."""
+
+    def __init__(self, address: str, files: Mapping[str, bytes]) -> None:
+        self._files = files
+        super().__init__(address)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self._files)
+
+    def list_files(self) -> Listing:
+        found, new = super().list_files(), {name: FileId(len(d), 0, sha256(d)) for name, d in self._files.items()}
+        return Listing(dict(sorted({**found.files, **new}.items())), found.passed_over)
+
+    def fetch(self, name: str, start: int, end: int) -> bytes:
+        return self._files[name][start:end] if name in self._files else super().fetch(name, start, end)
 
 
 def _began(record: Record | None, upload: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from rewrite.checkpoint.storage import FileId, Storage
 from rewrite.errors import StorageError, UsageError
 from rewrite.integrations.remote import RemoteStorage
-from rewrite.integrations.s3 import SCHEME, Bucket, Missing, Place, S3Storage, etag, md5
+from rewrite.integrations.s3 import SCHEME, Bucket, Missing, Place, S3Storage, Unsupported, agree, at_once, seal, sha256
 from rewrite.integrations.s3_parts import MAX_PART, MIN_PART, CopyPart, PutParts, Run, numbered_sizes, plan_parts
 from rewrite.planning.jobs import Job, ShardPlan
 from rewrite.planning.manifest import ByteCounts
@@ -26,12 +27,12 @@ from rewrite.writing.tasks import Writer
 
 _AT_ONCE = 8  # parts of an object
 _NOTED = 5.0  # seconds between two notes of an upload: what a killed run may have to do again
-_READERS = 16
+_SUMS = {"ChecksumAlgorithm": "SHA256"}  # for what the store puts together: it computes them
 
 
 @dataclass
 class Record:
-    """What we know of one file, as we made it: its ETag once it is complete, before that the upload and its parts.
+    """What we know of one file, as we made it: its seal once it is complete, before that the upload and its parts.
 
     A record with neither says that an upload is about to begin.
     """
@@ -39,7 +40,7 @@ class Record:
     plan: str
     tag: str = ""
     upload: str = ""
-    parts: dict[str, str] = field(default_factory=dict)  # ETags by number: all that is kept of an upload
+    parts: dict[str, str] = field(default_factory=dict)  # seals by number: all that is kept of an upload
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,11 @@ class Records:
         """Those of this plan and of earlier ones."""
         start = Place(self.bucket.name, self.key("").rstrip("/"))
         found = dict(self.bucket.objects(start))
-        with ThreadPoolExecutor(_READERS) as pool:
-            read = zip(found, pool.map(self.read, found, found.values()), strict=True)
-            return {name: record for name, record in read if record is not None}
+        read = zip(found, at_once(self.read, found, found.values()), strict=True)
+        return {name: record for name, record in read if record is not None}
 
     def clear(self, names: Iterable[str]) -> None:
-        with ThreadPoolExecutor(_READERS) as pool:
-            list(pool.map(self.bucket.delete, map(self.key, names)))
+        at_once(self.bucket.delete, map(self.key, names))
 
 
 @dataclass(frozen=True)
@@ -110,10 +109,10 @@ class ObjectWriter(Writer):
         self._check_source(source, job)
         key, where = self.records.place.key(job.name), f"{self.records.place}/{job.name}"
         copied = self.records.bucket.call(
-            "copy_object", where, Key=key, CopySource=_copy_source(source, job),
+            "copy_object", where, _SUMS, Key=key, CopySource=_copy_source(source, job),
             CopySourceIfMatch=f'"{job.source.tag}"',
         )  # fmt: skip
-        tag = etag(copied.get("CopyObjectResult", {}), where)
+        tag = seal(copied.get("CopyObjectResult", {}), where)
         try:
             self._check_source(source, job)
         except StorageError:
@@ -139,7 +138,11 @@ class ObjectWriter(Writer):
             upload.note()
             tag = upload.complete(sizes)
         except Missing:  # no upload: a run beside this one has completed it, or thrown it away
-            tag = upload.expected_tag
+            tag = upload.expected
+        except NoSums:  # then without
+            upload.abort()
+            self.records.bucket.sums = False
+            return self._multipart(source, job, advance)
         except (SourceChanged, NotKept):
             upload.abort()  # of no use to anybody
             raise
@@ -159,17 +162,18 @@ class ObjectWriter(Writer):
         upload = Upload(self.records, job.name, ours.upload if ours else "")
         if ours is not None and ours.upload in begun:
             upload.tags.update({
-                number: part.tag for number, part in upload.parts().items()
-                if FileId(sizes.get(number, 0), 0, ours.parts.get(str(number), "")) == part
+                number: ours.parts[str(number)] for number, part in upload.parts().items()
+                if agree(part, FileId(sizes.get(number, 0), 0, ours.parts.get(str(number), "")))
             })  # fmt: skip
             return upload
         if ours is None or ours.upload:
             refuse_uploads(self.records.place, [key] if begun else [])
         self.records.note(job.name)
-        answer = self.records.bucket.call("create_multipart_upload", upload.where, Key=key)
+        asked = self.records.bucket.sums
+        answer = self.records.bucket.call("create_multipart_upload", upload.where, _SUMS, Key=key)
         if not isinstance(answer.get("UploadId"), str):
             raise StorageError("The store answers without an upload", where=upload.where)
-        upload = Upload(self.records, job.name, answer["UploadId"])
+        upload = Upload(self.records, job.name, answer["UploadId"], asked)
         self.records.note(job.name, upload=upload.id)
         for other, of in pending(self.records.bucket, key):  # begun by a request whose answer was lost
             if of == key and other != upload.id:
@@ -212,12 +216,9 @@ class ObjectWriter(Writer):
         check_unchanged(source.bucket.head(source.place.key(job.name)), job.source, f"{source}/{job.name}")
 
     def _done(self, job: Job, tag: str) -> None:
-        """Size and ETag of what was written (rclone answers 200 and stores nothing of a copied part), noted as ours."""
-        check_kept(
-            self.records.bucket.head(self.records.place.key(job.name)),
-            FileId(job.size, 0, tag),
-            f"{self.records.place}/{job.name}",
-        )
+        """Size and seal of what was written (rclone answers 200 and stores nothing of a copied part), noted as ours."""
+        found = self.records.bucket.head(self.records.place.key(job.name), seal)
+        check_kept(found, FileId(job.size, 0, tag), f"{self.records.place}/{job.name}")
         self.records.note(job.name, tag=tag)
 
 
@@ -225,22 +226,28 @@ class NotKept(StorageError):
     """The store has other bytes than those that it was given."""
 
 
-def check_kept(found: FileId | None, expected: FileId | None, where: str) -> None:
-    """That the store has the object, or the part, that was written. Raises :class:`NotKept`."""
-    if found != expected:
+class NoSums(StorageError):
+    """The store wants a checksum of each part, and says none of those that it copies (LocalStack)."""
+
+
+def check_kept(found: FileId | None, expected: FileId | None, where: str) -> FileId:
+    """The object, or the part, that was written, as the store has it. Raises :class:`NotKept`."""
+    if found is None or not agree(found, expected):
         raise NotKept(
             "The store has not kept what was written", where=where, expected=told(expected), found=told(found),
             hint="run the same command again; if it stays so, somebody else writes here or the store is at fault",
         )  # fmt: skip
+    return found
 
 
 @dataclass
 class Upload:
-    """A multipart upload: nothing of it is an object before it is complete. ``tags``: ETags of the parts by number."""
+    """A multipart upload: nothing of it is an object before it is complete. ``tags``: seals of the parts by number."""
 
     records: Records
     name: str
     id: str
+    asked: bool = True  # for checksums, as far as we know
     tags: dict[int, str] = field(default_factory=dict)
     noted: float = field(default_factory=time.monotonic)
 
@@ -249,40 +256,45 @@ class Upload:
         return f"{self.records.place}/{self.name}"
 
     @property
-    def expected_tag(self) -> str:
-        """The ETag of the object, where those of its parts are MD5 sums: a run beside this one may have made it."""
+    def expected(self) -> str:
+        """The seal of the object: an ETag, where those of its parts are MD5 sums (a run beside this one may have made
+        it), and a checksum, where the store says those of all parts."""
+        parts = [self.tags[number].partition(" ") for number in sorted(self.tags)]
         try:
-            whole = b"".join(bytes.fromhex(self.tags[number]) for number in sorted(self.tags))
+            tags = b"".join(bytes.fromhex(tag) for tag, _, _ in parts)
+            tag = f"{hashlib.md5(tags, usedforsecurity=False).hexdigest()}-{len(parts)}"
         except ValueError:
-            return ""
-        return f"{hashlib.md5(whole, usedforsecurity=False).hexdigest()}-{len(self.tags)}"
+            tag = ""
+        digests = b"".join(base64.b64decode(digest) for _, _, digest in parts)
+        digest = f"{sha256(digests)}-{len(parts)}" if all(digest for _, _, digest in parts) else ""
+        return f"{tag} {digest}".rstrip()
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        return {"Key": self.records.place.key(self.name), "UploadId": self.id}
 
     def call(self, method: str, **arguments: Any) -> dict[str, Any]:
-        key = self.records.place.key(self.name)
-        return self.records.bucket.call(method, self.where, Key=key, UploadId=self.id, **arguments)
+        return self.records.bucket.call(method, self.where, **self._named, **arguments)
 
     def parts(self) -> dict[int, FileId]:
-        """Size and ETag of the parts that the store has."""
-        key = self.records.place.key(self.name)
-        pages = self.records.bucket.pages("list_parts", self.where, Key=key, UploadId=self.id)
-        return {
-            p["PartNumber"]: FileId(p["Size"], 0, etag(p, self.where)) for page in pages for p in page.get("Parts", [])
-        }
+        """Size and seal of the parts that the store has."""
+        pages = self.records.bucket.pages("list_parts", self.where, **self._named)
+        found = (part for page in pages for part in page.get("Parts", []))
+        return {part["PartNumber"]: FileId(part["Size"], 0, seal(part, self.where)) for part in found}
 
     def copy(self, part: CopyPart, source: dict[str, str], tag: str) -> None:
         answer = self.call(
             "upload_part_copy", PartNumber=part.number, CopySource=source, CopySourceIfMatch=f'"{tag}"',
             CopySourceRange=f"bytes={part.start}-{part.start + part.size - 1}",
         )  # fmt: skip
-        self._made(part.number, answer.get("CopyPartResult", {}))
+        self._made(part.number, seal(answer.get("CopyPartResult", {}), self.where))
 
     def put(self, number: int, data: bytes) -> None:
-        answer = self.call("upload_part", PartNumber=number, Body=data, ContentMD5=md5(data))
-        self.records.bucket.traffic.count(sent=len(data))
-        self._made(number, answer)
+        tag = self.records.bucket.send("upload_part", self.where, data, PartNumber=number, **self._named)
+        self._made(number, tag)
 
-    def _made(self, number: int, answer: dict[str, Any]) -> None:
-        self.tags[number] = etag(answer, self.where)
+    def _made(self, number: int, tag: str) -> None:
+        self.tags[number] = tag
         if time.monotonic() - self.noted > _NOTED:
             self.note()
 
@@ -294,14 +306,24 @@ class Upload:
         )
 
     def complete(self, sizes: dict[int, int]) -> str:
-        """Make the object, if the store has every part with its size and ETag. Its ETag."""
+        """Make the object, if the store has every part with its size and seal. The seal of the object."""
         expected = {number: FileId(size, 0, self.tags[number]) for number, size in sizes.items()}
         found = self.parts()
         for number in sorted(expected.keys() | found.keys()):
             check_kept(found.get(number), expected.get(number), f"{self.where}, part {number}")
-        parts = [{"PartNumber": number, "ETag": f'"{self.tags[number]}"'} for number in sorted(self.tags)]
-        answer = self.call("complete_multipart_upload", MultipartUpload={"Parts": parts})
-        return str(answer.get("ETag") or self.expected_tag).strip('"')  # Ceph 16 says none here
+        tag, _, digest = self.expected.partition(" ")
+        try:
+            answer = self.call("complete_multipart_upload", MultipartUpload={"Parts": list(map(self._part, expected))})
+        except Unsupported:
+            if digest or not self.asked:
+                raise
+            raise NoSums("The store says no checksum of parts that it copies", where=self.where) from None
+        made = str(answer.get("ETag") or tag).strip('"')  # Ceph 16 says none here
+        return f"{made} {digest}".rstrip()
+
+    def _part(self, number: int) -> dict[str, Any]:
+        tag, _, digest = self.tags[number].partition(" ")
+        return {"PartNumber": number, "ETag": f'"{tag}"', **({"ChecksumSHA256": digest} if digest else {})}
 
     def abort(self) -> None:
         """Throw the parts away: they cost money. One that cannot be aborted is left to the next run."""

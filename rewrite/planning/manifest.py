@@ -114,6 +114,7 @@ class ByteCounts:
     kept: int = 0  # complete since an earlier run that was interrupted
     read: int = 0  # over a network, by this machine; what a store copies by itself is not read
     sent: int | None = 0  # over a network, by this machine; None: nobody has counted it
+    unsummed: int = 0  # files that the store has no checksum of: size and ETag are all that was compared at the end
 
     def __add__(self, other: ByteCounts) -> ByteCounts:
         return ByteCounts(
@@ -123,11 +124,12 @@ class ByteCounts:
             self.kept + other.kept,
             self.read + other.read,
             None if self.sent is None or other.sent is None else self.sent + other.sent,
+            self.unsummed + other.unsummed,
         )
 
     def to_json(self) -> dict[str, int | None]:
         """Without what came over no network."""
-        network = ("read", "sent")
+        network = ("read", "sent", "unsummed")
         return {key: count for key, count in asdict(self).items() if key not in network or count != 0}
 
 

@@ -92,6 +92,8 @@ def _how(counts: ByteCounts | None) -> str:
     ways = f"{nbytes(counts.shared)} shared, {nbytes(counts.copied)} copied, {nbytes(counts.written)} written"
     sent = "what was sent was not counted" if counts.sent is None else f"{nbytes(counts.sent)} sent"
     network = f"; over the network: {nbytes(counts.read)} read, {sent}"
+    unsummed = f"; no checksum from the store of {count(counts.unsummed, 'file')}: only size and ETag were compared"
+    network += unsummed if counts.unsummed else ""
     return f"; {ways}{kept}{network if counts.read or counts.sent != 0 else ''}"
 
 

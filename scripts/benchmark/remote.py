@@ -1,4 +1,5 @@
-"""How many bytes of a checkpoint in a bucket, or on the hub, go over the network: the client's own count.
+"""How many bytes of a checkpoint in a bucket, or on the hub, go over the network, by the client's own count; and the
+seconds, of which the servers of the tests, in this very process, take most.
 
 S3 is moto, or the server of ``REWRITE_S3_ENDPOINT`` (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY); the hub is that of
 the tests, whose large files the genuine Xet client keeps in a directory. Every output is compared with that of a local
@@ -8,6 +9,7 @@ conversion, byte for byte.
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,12 +30,22 @@ _CHUNK = 8 << 20
 
 @dataclass(frozen=True)
 class Moved:
-    """One command: bytes ``read`` and ``sent`` of ``size``."""
+    """One command: bytes ``read`` and ``sent`` of ``size``, seconds by the clock and of the processor."""
 
     command: str
     read: int
     sent: int
     size: int
+    seconds: tuple[float, float]
+
+
+def _now() -> tuple[float, float]:
+    return time.monotonic(), time.process_time()
+
+
+def _since(began: tuple[float, float]) -> tuple[float, float]:
+    now = _now()
+    return now[0] - began[0], now[1] - began[1]
 
 
 def measure(source: Path, work: Path) -> list[Moved]:
@@ -47,9 +59,18 @@ def measure(source: Path, work: Path) -> list[Moved]:
 
 def report(moved: list[Moved]) -> list[str]:
     """A row for each command."""
-    rows = [[m.command, f"{m.read:,}", f"{m.sent:,}", f"{100 * (m.read + m.sent) / m.size:.4f} %"] for m in moved]
-    size = f"{moved[0].size:,}"
-    return list(table([["command", "bytes read", "bytes sent", f"of {size}"], *rows], right=range(1, 4)))
+    rows = [
+        [
+            m.command,
+            f"{m.read:,}",
+            f"{m.sent:,}",
+            f"{100 * (m.read + m.sent) / m.size:.4f} %",
+            *map("{:.2f}".format, m.seconds),
+        ]
+        for m in moved
+    ]
+    head = ["command", "bytes read", "bytes sent", f"of {moved[0].size:,}", "seconds", "processor"]
+    return list(table([head, *rows], right=range(1, 6)))
 
 
 @contextmanager
@@ -84,14 +105,16 @@ def _in_bucket(source: Path, local: Path, bucket: str) -> Iterator[Moved]:
     client = s3._client()
     for path in source.iterdir():
         client.upload_file(str(path), bucket, f"in/{path.name}")
+    began = _now()
     storage = S3Storage(f"s3://{bucket}/in")
     rewrite.inspect_checkpoint(storage)
     size = sum(file.size for file in storage.list_files().files.values())
-    yield Moved("inspect s3://…", storage.traffic.read, storage.traffic.sent, size)
+    yield Moved("inspect s3://…", storage.traffic.read, storage.traffic.sent, size, _since(began))
+    began = _now()
     counts = rewrite.convert(f"s3://{bucket}/in", f"s3://{bucket}/out").counts
     assert counts is not None
     assert counts.sent is not None
-    yield Moved("convert s3://… s3://…", counts.read, counts.sent, size)
+    yield Moved("convert s3://… s3://…", counts.read, counts.sent, size, _since(began))
     for path in local.iterdir():
         body = client.get_object(Bucket=bucket, Key=f"out/{path.name}")["Body"]
         _compare(path, body.iter_chunks(_CHUNK), "s3://")
@@ -118,13 +141,14 @@ def _on_hub(source: Path, work: Path) -> Iterator[Moved]:
         api = HfApi(endpoint=url)
         api.create_repo("org/model")
         api.upload_folder(repo_id="org/model", folder_path=source)
+        began = _now()
         storage: Any = rewrite.open_storage("hf://org/model")
         rewrite.inspect_checkpoint(storage)
         size = sum(file.size for file in storage.list_files().files.values())
-        yield Moved("inspect hf://…", storage.traffic.read, storage.traffic.sent, size)
-        before = cas.size
+        yield Moved("inspect hf://…", storage.traffic.read, storage.traffic.sent, size, _since(began))
+        before, began = cas.size, _now()
         rewrite.convert(source, "hf://me/out")
-        yield Moved("convert IN hf://… (Xet)", 0, cas.size - before, size)
+        yield Moved("convert IN hf://… (Xet)", 0, cas.size - before, size, _since(began))
         for path in (work / "local").iterdir():
             _compare(path, _pieces(stub, path.name), "hf://")
 

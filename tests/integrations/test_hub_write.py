@@ -16,7 +16,7 @@ import rewrite
 from rewrite import schemas
 from rewrite.cli.commands import main
 from rewrite.errors import RewriteError, StorageError, UsageError
-from tests.servers.http import Fault
+from tests.servers.http import Fault, Request
 from tests.servers.hub import HubStub, make_file
 from tests.servers.s3 import S3Stub
 from tests.support import edit_json, in_one_shard, tree
@@ -216,6 +216,20 @@ def test_a_source_that_changes_meanwhile(hub: HubStub, copy: Path) -> None:
     with pytest.raises(StorageError, match="changed while it was converted"):
         planned.publish(2)
     assert on_hub(hub, "me/fixed") == {}
+
+
+def test_a_push_just_before_our_commit(hub: HubStub, text: Path) -> None:
+    """Ours is refused by the hub, and nothing of theirs is lost."""
+
+    def push(request: Request) -> None:
+        if request.path == "/api/models/me/fixed/commit/main" and len(hub.models["me/fixed"]) == 1:
+            hub.commit("me/fixed", {"theirs.txt": make_file(b"theirs", False)})
+
+    hub.misbehave = push
+    result = run("convert", text, "hf://me/fixed")
+    assert result.exit_code == 4
+    assert "HTTP status 412" in result.stderr
+    assert on_hub(hub, "me/fixed") == {"theirs.txt": b"theirs"}
 
 
 def test_what_makes_no_sense(hub: HubStub, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

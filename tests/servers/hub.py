@@ -256,6 +256,8 @@ class HubStub(Server):
         files = dict(base.files)
         for line in map(json.loads, request.body.splitlines()):
             value: dict[str, Any] = line["value"]
+            if line["key"] == "header" and value.get("parentCommit", base.id) != base.id:
+                return Reply(412, b'{"error": "A commit has happened since."}')
             if line["key"] == "file":
                 files[value["path"]] = make_file(base64.b64decode(value["content"]), False)
             elif line["key"] == "lfsFile":

@@ -1,13 +1,17 @@
-"""An S3 server (moto) behind a proxy that counts, and that misbehaves when it is told to."""
+"""An S3 server (moto) behind a proxy that counts, that knows checksums as AWS does, and that misbehaves when it is told
+to."""
 
 from __future__ import annotations
 
 import importlib
+import re
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from http.client import HTTPConnection
-from typing import Any
-from urllib.parse import quote
+from typing import Any, Literal
+from urllib.parse import parse_qs, quote
 
 from tests.servers.http import Reply, Request, Server
 
@@ -15,11 +19,17 @@ _HOP = frozenset({"connection", "transfer-encoding", "content-length", "server",
 
 
 class S3Stub(Server):
-    """A proxy in front of moto, which checks no signatures."""
+    """A proxy in front of moto, which checks no signatures.
+
+    ``sums``: what it makes of SHA-256 checksums. "all", as AWS; "ignored", as Ceph 16; "refused", as Backblaze B2 did
+    and Cloudflare R2 does; "copies without", as LocalStack. What it says of an object, or a part, is that of the bytes
+    that it has at that moment.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self._port = 0
+        self.sums: Literal["all", "ignored", "refused", "copies without"] = "all"
 
     @contextmanager
     def running(self) -> Iterator[str]:
@@ -39,7 +49,58 @@ class S3Stub(Server):
         boto3: Any = importlib.import_module("boto3")
         return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self._port}")
 
+    def stored(self, key: str) -> Any:
+        """The object of moto itself, whose bytes (``value``) can be changed behind its ETag."""
+        return _bucket().keys[key]
+
+    def part(self, upload: str, number: int) -> Any:
+        """A part, as :meth:`stored`."""
+        return _bucket().multiparts[upload].parts[number]
+
     def answer(self, request: Request) -> Reply:
+        if self.sums == "ignored":
+            return self._passed(request)
+        asked = [name for name in request.headers if name.startswith("x-amz-checksum-")]
+        if self.sums == "refused" and asked:
+            return _refused("InvalidArgument", f"Unsupported header '{asked[0]}' received for this API call.")
+        return self._refuse(request) or self._summed(request, self._passed(request))
+
+    def _refuse(self, request: Request) -> Reply | None:
+        """Bytes that are not those of their checksum; an object whose parts are named without theirs."""
+        stated = request.headers.get("x-amz-checksum-sha256")
+        if stated and stated != _sum(request.body):
+            return _refused("BadDigest", "The SHA256 you specified did not match the calculated checksum.")
+        upload = _upload(request)
+        begun = _bucket().multiparts.get(upload) if upload else None
+        if request.method == "POST" and begun is not None and begun.metadata.get("x-amz-checksum-algorithm"):
+            for part in re.findall(r"<Part>.*?</Part>", request.body.decode(), re.DOTALL):
+                number = int(re.findall(r"<PartNumber>(\d+)<", part)[0])
+                told = re.findall(r"<ChecksumSHA256>([^<]*)<", part)
+                if not told:
+                    return _refused("InvalidRequest", f"The checksum was missing for part {number} in the request.")
+                if told[0] != _sum(begun.parts[number].value):
+                    return _refused("InvalidPart", "One or more of the specified parts could not be found.")
+        return None
+
+    def _summed(self, request: Request, reply: Reply) -> Reply:
+        """The answer, with the checksum of what the store has now."""
+        upload = _upload(request)
+        if reply.status >= 300 or request.method not in ("PUT", "GET", "HEAD"):
+            return reply
+        if upload and "x-amz-copy-source" in request.headers and self.sums != "copies without":
+            part = self.part(upload, int(parse_qs(request.query)["partNumber"][0]))
+            reply.body = reply.body.replace(b"</CopyPartResult>", _element(part.value) + b"</CopyPartResult>")
+        elif upload and request.method == "GET":
+            parts = {str(number): part for number, part in _bucket().multiparts[upload].parts.items()}
+            reply.body = re.sub(
+                rb"<PartNumber>(\d+)</PartNumber>", lambda m: m[0] + _element(parts[m[1].decode()].value), reply.body
+            )
+        elif request.method == "HEAD" and "x-amz-checksum-mode" in request.headers:
+            reply.headers = {k: v for k, v in reply.headers.items() if not k.lower().startswith("x-amz-checksum-")}
+            reply.headers["x-amz-checksum-sha256"] = _of_object(_bucket().keys[request.path.split("/", 2)[2]])
+        return reply
+
+    def _passed(self, request: Request) -> Reply:
         connection = HTTPConnection("127.0.0.1", self._port)
         path = quote(request.path) + (f"?{request.query}" if request.query else "")
         connection.request(request.method, path, request.body, dict(request.headers))
@@ -50,3 +111,37 @@ class S3Stub(Server):
             headers["Content-Length"] = found.getheader("Content-Length") or "0"
         connection.close()
         return Reply(found.status, body, headers)
+
+
+def _bucket() -> Any:
+    backends: Any = importlib.import_module("moto.s3.models").s3_backends
+    return backends["123456789012"]["aws"].buckets["models"]
+
+
+def _upload(request: Request) -> str | None:
+    return parse_qs(request.query).get("uploadId", [None])[0]
+
+
+def _sum(data: bytes) -> str:
+    return b64encode(sha256(data).digest()).decode()
+
+
+def _of_object(key: Any) -> str:
+    """That of its bytes or, where it was put together, that of those of its parts."""
+    data = key.value
+    if key.multipart is None:
+        return _sum(data)
+    sums, start = b"", 0
+    for number in key.multipart.partlist:
+        size = key.multipart.parts[number].size
+        sums, start = sums + sha256(data[start : start + size]).digest(), start + size
+    return f"{_sum(sums)}-{len(key.multipart.partlist)}"
+
+
+def _element(data: bytes) -> bytes:
+    return f"<ChecksumSHA256>{_sum(data)}</ChecksumSHA256>".encode()
+
+
+def _refused(code: str, message: str) -> Reply:
+    text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    return Reply(400, text.encode(), {"Content-Type": "application/xml"})

@@ -62,7 +62,9 @@ def _verdict(found: Inspection, affected: Sequence[Row], unknown: Sequence[str])
         said = [f"Not known: what {who_make(unknown)} of it.", *said]
     if affected:
         verb = "do" if len(affected) > 1 else "does"
-        wrong = f"{count(len(affected), 'range')} of engine versions {verb} not serve it right."
+        named = [f"{row.engine.name} {row.engine.versions}" for row in affected]
+        which = " and ".join(named) if len(named) < 3 else count(len(named), "range") + " of engine versions"
+        wrong = f"{which} {verb} not serve it right."
         return "AFFECTED", "bad", " ".join([wrong, *said])
     if unknown:
         return "NOT KNOWN", "part", " ".join(said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rewrite.loaders.outcome import merged
 from rewrite.report import engines, measured, scales, tried
@@ -142,9 +143,12 @@ def _engines(found: Verification) -> Section:
         "that `--for` or `--platform` asked for."
     )
     kernels = engines.kernel_table(rows)
-    table = engines.side_by_side(rows, "Before and after", note)
-    tables = (table, *([kernels] if kernels else []), engines.source_table(rows))
-    return Section(title, tables=tables)
+    asked, others = [row for row in rows if row.asked], [row for row in rows if not row.asked]
+    tables = [engines.side_by_side(asked or rows, "Before and after", note)]
+    if asked and others:  # what befalls them is no part of the verdict
+        aside = "The verdict is not about these."
+        tables.append(replace(engines.side_by_side(others, "Engines that were not asked for", aside), folded=True))
+    return Section(title, tables=(*tables, *([kernels] if kernels else []), engines.source_table(rows)))
 
 
 def _files(found: Verification) -> Section:

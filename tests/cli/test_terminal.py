@@ -146,7 +146,7 @@ def test_the_answer_fits_a_screen(name: str) -> None:
 def _is_copied(line: str, *places: Path) -> bool:
     """A path, a module, a command: one word but for spaces, or what is said right after a path."""
     words = line.split()
-    return len(words) == 1 or line.startswith("  rewrite convert ") or any(line.startswith(str(p)) for p in places)
+    return len(words) == 1 or line.startswith("  rewrite ") or any(line.startswith(str(p)) for p in places)
 
 
 # --- terminals
@@ -179,7 +179,8 @@ def on_a_terminal(
 def test_a_note_does_not_run_into_the_bar(tmp_path: Path) -> None:
     """The bar begins after what has to be known before anything is written."""
     text = on_a_terminal("convert", VL, tmp_path / "out", notes=True)
-    assert _CODE.sub("", text).startswith("note: profile exact") and "\nConverted" in text
+    assert _CODE.sub("", text).startswith("note: profile exact")
+    assert text.index("--profile dynamic.\n") < text.index("\x1b[?25l"), "the bar hides the cursor"
 
 
 def test_what_is_one_thing_is_not_broken() -> None:

@@ -70,7 +70,7 @@ def plan_written(plan: Plan, file: str) -> Page:
     size = f"{nbytes(plan.size)} in {count(len(plan.jobs), 'file')} that can be written in parts"
     what = _what_changes(plan.manifest) if plan.manifest.changed else "nothing to do, all files come along as they are"
     named = shlex.quote(file)  # a person copies these
-    runs = f"`rewrite run {named} --part I/N` for each I from 0 to N - 1"
+    runs = f"`rewrite run {named} --part 0/1` (on N machines 0/N, 1/N, ...)"
     return _page(
         f"{whole(file)}: {size}; {what}.", [_files(plan.manifest)], (f"Next: {runs}, then `rewrite finish {named}`.",)
     )

@@ -24,7 +24,7 @@ WIDTH = 80
 _NARROWEST = 40
 _GAP = 2  # between columns, and how far the rest of a row is indented under its labels
 _LEAST = 24  # columns that a wrapped last column must have: less is hard to read
-_WHOLE = re.compile(r"`[^`]*`|[\d,.]+ (?:bytes|[kMGT]B)\b|--[a-z]+(?:-[a-z]+)* [a-z]\w*")
+_WHOLE = re.compile(r"`[^`]*`|[\d,.]+ (?:bytes|[kMGT]B|shards?|tensors?)\b|--[a-z]+(?:-[a-z]+)* [a-z]\w*")
 _STYLES = {"good": "green", "part": "yellow", "bad": "red", "": ""}
 
 

@@ -35,8 +35,8 @@ def page(
     rows = [_row(row, found.shown_profiles) for row in found.rows]
     every = " with `--groups all`" if found.selection == "all" else ""
     sections = present(
-        _answer(found, rows, asked, advice, command, _conclusion(found, advice, sentence)),
         _findings(found),
+        _answer(found, rows, asked, advice, command, _conclusion(found, advice, sentence)),
         _worth_knowing(found),
         _every_engine(found, rows),
         scales.section(found.groups, "the checkpoint", f"{_JSON}{every} lists every group"),

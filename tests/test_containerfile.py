@@ -49,7 +49,8 @@ def test_it_is_built_and_converts(tmp_path: Path) -> None:
     if builder is None:
         pytest.skip("neither podman nor docker is there")
     base = said("^ARG BASE=(.*)$")
-    if subprocess.run([builder, "pull", "--quiet", base], capture_output=True, check=False).returncode:
+    having = ([builder, "image", "inspect", base], [builder, "pull", "--quiet", base])
+    if all(subprocess.run(each, capture_output=True, check=False).returncode for each in having):
         pytest.skip(f"{builder} cannot get {base}")
     built = [builder, "build", "--quiet", "--file", "Containerfile", "--tag", "rewrite-test", "."]
     subprocess.run(built, cwd=ROOT, check=True, capture_output=True)

@@ -41,7 +41,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(programs: Path, place: Path, *words: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    command = [programs / words[0], *words[1:]]
+    command = [str(programs / words[0]), *words[1:]]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=place, env=environment)
 
 

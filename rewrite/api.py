@@ -293,11 +293,13 @@ def _predict(
     must_run: Collection[Loader],
     asked: Collection[Loader],
 ) -> tuple[EngineChange, ...]:
-    """What every known loader makes of IN and OUT. Of those of ``must_run`` OUT must be computed with, too."""
+    """What every known loader makes of IN and OUT; nothing where there is no layer to judge. Of those of ``must_run``
+    OUT must be computed with, too."""
     models = [interpret(checkpoint) for checkpoint in (source, out)]
     views = [view_model(model, expected.selection) for model in models]
-    changes = (_change(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
-    return tuple(replace(change, asked=change.engine in asked) for change in changes)
+    changes = [_change(loader, views, expected, platform, loader in must_run) for loader in LOADERS]
+    judged = any(view.groups for view in views) or any(row.outcomes[OUT].kind != "exact" for row in changes)
+    return tuple(replace(change, asked=change.engine in asked) for change in changes) if judged else ()
 
 
 def _change(

@@ -39,9 +39,9 @@ from rewrite.cli.common import (
     verbose_option,
     workers_option,
 )
-from rewrite.cli.engines import asked_words, for_option, platform_option
+from rewrite.cli.engines import asked_words, for_option, made_for, platform_option
 from rewrite.cli.progress import Completed, progress_bar, reading_bar
-from rewrite.inspection.advice import advise, repair_command
+from rewrite.inspection.advice import advise, next_command, repair_command
 from rewrite.integrations import attestation
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.ledger.fault import SEVERITIES, Severity
@@ -65,13 +65,22 @@ class _Rows(click.ParamType[int | None]):
         return None if value is None or value == "all" else click.IntRange(1).convert(value, param, ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Its commands in the order in which they are used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(rewrite.__version__, "-V", "--version", prog_name="rewrite")
 def main() -> None:
     """Repair quantized model checkpoints offline.
 
     Inference engines fuse projections when they load a model. Where several partitions of a fused layer share one
     scale, some engines read it wrong. `convert` writes a checkpoint with an explicit scale for every partition.
+
+    Begin with: rewrite inspect CHECKPOINT. It names the command that repairs it.
     """
     gc.set_threshold(200_000)  # a checkpoint of 300,000 tensors is made of as many small objects, none of them a cycle
 
@@ -124,9 +133,9 @@ def inspect(
 ) -> None:
     """Say what CHECKPOINT is, and what engines make of its fused groups.
 
-    CHECKPOINT is a directory, or a model on the Hugging Face hub: org/name[@revision], hf://org/name. Reads headers,
-    config and scales only. Exits with 0 when no engine of --for is affected and nothing is wrong, else with 1: see
-    --fail-on.
+    CHECKPOINT is a directory, a model on the Hugging Face hub (org/name[@revision], hf://org/name) or lies in a bucket
+    (s3://bucket/prefix). Reads headers, config and scales only. Exits with 0 when no engine of --for is affected and
+    nothing is wrong, else with 1: see --fail-on.
     """
     as_json = as_json or form == "json"
     with reporting(as_json):
@@ -144,10 +153,12 @@ def inspect(
         advice, assumptions = advise(found, asked.engines), asked.assumptions(platform)
         place = reports.place_of(storage)
         words = asked_words(asked, platform)
-        command = repair_command(found, advice, *words, *endpoint_words(context))
+        options = (*words, *endpoint_words(context))
+        command = repair_command(found, advice, *options)
         if report_file is not None:
             run = reports.run_of(context, {"checkpoint": place.name}, assumptions)
-            published = repair_command(replace(found, path=place.name), advice, *words)
+            public = replace(found, path=place.name)
+            published = repair_command(public, advice, *words) or next_command(public, advice, *words)
             files.write(inspected.page(found, asked.engines, advice, published, place, run), report_file)
         for line in [*_traffic_lines(storage, found.nbytes), *assumptions]:
             say(line, quiet)
@@ -158,7 +169,10 @@ def inspect(
         else:
             said = {"advice": {**advice.to_json(), "command": command}, "assumptions": assumptions}
             show(
-                lambda: inspected.page(found, asked.engines, advice, command, replace(place, name=found.path)),
+                lambda: inspected.page(
+                    found, asked.engines, advice, command or next_command(found, advice, *options),
+                    replace(place, name=found.path),
+                ),
                 lambda: named("inspect", {**found.to_json(), **said, **_traffic(storage)}),
                 as_json=as_json, quiet=quiet, verbose=verbose,
             )  # fmt: skip
@@ -231,10 +245,6 @@ def convert(
             show(lambda: verified.page(found, brief=True), dict, as_json=False, quiet=quiet)
 
 
-for command in (split_run.plan, split_run.run, split_run.finish, trying.try_):
-    main.add_command(command)
-
-
 @main.command(short_help="Prove that OUT is IN converted, and who serves it.", cls=Recorded)
 @click.argument("source", metavar="IN", type=_ADDRESS)
 @click.argument("out", metavar="OUT", type=_ADDRESS)
@@ -288,6 +298,8 @@ def verify(
 ) -> None:
     """Prove that OUT is IN converted, and say whether the engines of --for serve it.
 
+    Without --for the engines are those that OUT was converted for, as its manifest says.
+
     Three answers: the bytes are what the conversion promises; the engines serve OUT, and none worse than IN; what was
     not checked. Exits with 0 when OUT is verified, 1 when one of the first two is not so, 3 when IN is refused. With
     --try also with 1 when the engine serves OUT wrong, and with 4 when nothing was learnt of it.
@@ -310,6 +322,10 @@ def verify(
             files.check(report_file)
         # Opened once: of a model on the hub all that follows speaks of one commit.
         storages = rewrite.open_storage(source), rewrite.open_storage(out)
+        if not asked.options:
+            asked, platform, notes = made_for(storages[1], platform)
+            for note in notes:
+                say(note, quiet)
         compared = None if report_file is None else reports.Compared(*storages, report_file)
         loader = asked.engines[-1] if asked.words else None
         with progress_bar(quiet) as bar, executor_of(cluster) as executor:
@@ -330,7 +346,7 @@ def verify(
         for line in assumptions:
             say(line, quiet)
         show(
-            lambda: verified.page(found, asked.engines, learnt, brief=quiet),
+            lambda: verified.page(found, learnt, brief=quiet),
             lambda: named("verify", {**found.to_json(), "assumptions": assumptions, "try": trial and trial.to_json()}),
             as_json=as_json, verbose=verbose,
         )  # fmt: skip
@@ -350,3 +366,7 @@ def _traffic_lines(storage: rewrite.Storage, size: int) -> list[str]:
         return []
     traffic = storage.traffic
     return [f"{nbytes(traffic.read)} of {nbytes(size)} read, in {count(traffic.requests, 'request')}"]
+
+
+for command in (trying.try_, split_run.plan, split_run.run, split_run.finish):
+    main.add_command(command)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from difflib import get_close_matches
+from textwrap import fill
 from typing import Any
 
 import click
 
 import rewrite
-from rewrite.loaders.asked import CARDS, Asked, ask_for
+from rewrite.cli.terminal import WIDTH
+from rewrite.loaders.asked import CARDS, NEWEST, Asked, ask_for, stated
+from rewrite.loaders.kernels import is_platform
+from rewrite.verification.expected import chosen_of
 
 
 def _asked(context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> Asked:
@@ -18,7 +22,24 @@ def _asked(context: click.Context, _option: click.Parameter, names: tuple[str, .
     try:
         return ask_for(names)
     except rewrite.UsageError as error:
-        raise click.BadParameter(str(error)) from None
+        raise click.UsageError(_folded(error), context) from None
+
+
+def _folded(error: rewrite.UsageError) -> str:
+    """To go after "Error: ", in lines of a terminal."""
+    hang = " " * len("  expected: ")
+    return "\n".join(fill(line, WIDTH, subsequent_indent=hang) for line in str(error).splitlines())
+
+
+def made_for(out: rewrite.Storage, platform: str | None) -> tuple[Asked, str | None, list[str]]:
+    """The engines and the platform that the conversion was for, by OUT's manifest, and a note of them; the default
+    where it does not say. ``platform``: the one that was named."""
+    engines, where = chosen_of(out)
+    asked = stated(engines)
+    on = platform or (where if is_platform(where) else rewrite.DEFAULT_PLATFORM)
+    if asked is None or (asked.engines, on) == (NEWEST.engines, rewrite.DEFAULT_PLATFORM):
+        return NEWEST, platform, []
+    return asked, on, [f"judged for {', '.join(engines)} on {on.replace(',', ', ')}, as the manifest of OUT says"]
 
 
 def asked_words(asked: Asked, platform: str) -> tuple[str, ...]:
@@ -45,9 +66,10 @@ class _Platform(click.Choice[str]):
         name = value.replace(" ", "").replace("-", "").lower()
         if name not in self.choices:
             near = get_close_matches(name, self.choices, 1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            cards = f"{', '.join(rewrite.PLATFORMS)}; or a card: {', '.join(CARDS)}"
-            self.fail(f"{value!r} is not known.{meant} Known: {cards}.", param, ctx)
+            known = f"{', '.join(rewrite.PLATFORMS)}; or a card: {', '.join(CARDS)}"
+            hint = f"did you mean {near[0]}?" if near else None
+            error = rewrite.UsageError("Unknown platform", expected=known, found=value, hint=hint)
+            raise click.UsageError(_folded(error), ctx)
         return str(CARDS.get(name, name))
 
 

@@ -26,8 +26,11 @@ def progress_bar(quiet: bool) -> Iterator[Bar]:
         rich.DownloadColumn(),
         rich.TransferSpeedColumn(),
     )
-    with rich.Progress(*columns, rich.TimeRemainingColumn(), console=Console(stderr=True), transient=True) as shown:
+    shown = rich.Progress(*columns, rich.TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+    try:
         yield Bar(shown)
+    finally:
+        shown.stop()
 
 
 @contextmanager
@@ -49,11 +52,13 @@ class Bar:
         self.show: rewrite.Progress | None = None if shown is None else self._show
 
     def _show(self, done: int, total: int) -> None:
+        self._shown.start()  # not before: notes are printed until then, and would run into it
         self._shown.update(self._task, completed=done, total=total or None)
 
     def name(self, doing: str) -> None:
         """Say what is done from now on."""
         if self._shown is not None:
+            self._shown.start()
             self._shown.update(self._task, description=doing)
 
 

@@ -24,6 +24,7 @@ WIDTH = 80
 _NARROWEST = 40
 _GAP = 2  # between columns, and how far the rest of a row is indented under its labels
 _LEAST = 24  # columns that a wrapped last column must have: less is hard to read
+_WHOLE = re.compile(r"`[^`]*`|[\d,.]+ (?:bytes|[kMGT]B|shards?|tensors?)\b|--[a-z]+(?:-[a-z]+)* [a-z]\w*")
 _STYLES = {"good": "green", "part": "yellow", "bad": "red", "": ""}
 
 
@@ -76,7 +77,7 @@ def _section(section: Section, width: int, *, notes: bool = False) -> list[Text]
         said = _wrap(_text(table.note), width, 2) if notes and table.note else []
         lines += [*head, *said, *table_lines(table, width, head=notes or table.numbers is not None)]
     lines += [line for sentence in section.lines for line in _wrap(_text(sentence), width, 2)]
-    return [*lines, *([_text(f"  {section.command}")] if section.command else [])]
+    return [*lines, *([Text(f"  {printable(section.command)}")] if section.command else [])]
 
 
 def table_lines(table: Table, width: int, *, head: bool = True) -> list[Text]:
@@ -121,6 +122,7 @@ def _row(row: Sequence[Text], widths: Sequence[int], numbers: int) -> list[Text]
         lines[0].append_text(first)
         lines += [Text(" " * start) + line for line in rest]
     lines[0].rstrip()
+    lines[0].plain = lines[0].plain.replace(JOINT, " ")
     return lines
 
 
@@ -148,8 +150,8 @@ def _wrap(text: Text, width: int, hang: int) -> list[Text]:
 
 
 def _text(cell: Cell) -> Text:
-    """Printable; what stands in backticks is one word."""
-    joined = re.sub("`[^`]*`", lambda found: found[0].replace(" ", JOINT), str(cell))
+    """Printable; what stands in backticks is one word, and so are `1.91 MB` and `--profile exact`."""
+    joined = _WHOLE.sub(lambda found: found[0].replace(" ", JOINT), str(cell))
     text = Text(JOINT.join(map(printable, joined.split(JOINT))))
     if isinstance(cell, Colored):
         text.stylize(_STYLES[cell.tone], 0, len(printable(cell.word)))

@@ -101,7 +101,9 @@ def choose(
     chosen = Chosen(_named(found, set(engines), lambda _: True), platform or "loading only")
     rows = [row for row in found.rows if row.engine in set(engines)]
     profile = _least_change(found, rows)
-    if profile is None or (advice.needed and advice.profile is None and LEAST_CHANGE[0] in found.refusals):
+    idle = profile in planned and not planned[profile].changes.any
+    unsure = advice.profile is None if advice.needed else bool(advice.unknown) and idle
+    if profile is None or (unsure and LEAST_CHANGE[0] in found.refusals):
         return Choice(LEAST_CHANGE[0], chosen)  # refused, and so it will be by the planner, who says why
     if advice.needed and advice.profile is None:
         (name, versions, outcome), *_ = _outcomes(found, rows, AS_IT_IS)
@@ -118,10 +120,24 @@ def repair_command(inspection: Inspection, advice: Advice, *options: str) -> str
     name cannot be shown. ``options`` are added: those that name the engines. None where no profile is advised."""
     if advice.profile is None:
         return None
-    source = inspection.path if inspection.path.isprintable() else "IN"
     groups = ("--groups", "all") if inspection.selection == "all" else ()
+    return _command("convert", inspection, "OUT", *groups, *options)
+
+
+def next_command(inspection: Inspection, advice: Advice, *options: str) -> str | None:
+    """Where nothing is to be repaired: what tells more, if anything does. ``options`` as of :func:`repair_command`."""
+    if advice.needed or inspection.findings:
+        return None
+    if advice.unknown:  # an engine is started with a directory only
+        return None if "://" in inspection.path else _command("try", inspection, "--engine", "PYTHON")
+    unjudged = not inspection.groups and inspection.selection == "qkvz"
+    return _command("inspect", inspection, "--groups", "all", *options) if unjudged else None
+
+
+def _command(name: str, inspection: Inspection, *words: str) -> str:
+    source = inspection.path if inspection.path.isprintable() else "IN"
     place = f"./{source}" if source.startswith("-") else source
-    return shlex.join(["rewrite", "convert", place, "OUT", *groups, *options])
+    return shlex.join(["rewrite", name, place, *words])
 
 
 def _least_change(inspection: Inspection, rows: Sequence[Row]) -> str | None:
@@ -155,9 +171,14 @@ def _outcomes(inspection: Inspection, rows: Sequence[Row], state: str) -> list[t
     return [(name, versions, outcome) for name, versions, outcome in found if outcome is not None]
 
 
+def who_make(engines: Sequence[str]) -> str:
+    """What goes on "what ... of it"."""
+    return f"{', '.join(engines)} {'make' if len(engines) > 1 else 'makes'}"
+
+
 def _unknown(advice: Advice) -> Iterator[str]:
     if advice.unknown:
-        yield f"not known: what {', '.join(advice.unknown)} makes of IN, and of OUT"
+        yield f"not known: what {who_make(advice.unknown)} of IN, and of OUT"
 
 
 def _faults(inspection: Inspection) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -25,6 +25,8 @@ CARDS = {
 _NAMES = {loader.name.lower(): loader.name for loader in LOADERS}
 _DEFAULT = ("vLLM", "SGLang")
 _WANTED = re.compile(r"\s*([\w-]+)\s*(?:(@|==|>=)\s*(\d[\w.+-]*))?\s*", re.ASCII)
+
+_STATED = re.compile(r"(\w+) (\d[\w.]*)(?:(\+)| to (\d[\w.]*))?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,25 @@ def ask_for(names: tuple[str, ...]) -> Asked:
     pairs = [_find(name) for name in names]
     options = tuple(word for name in names for word in ("--for", name.strip()))
     return Asked(tuple(row for _, rows in pairs for row in rows), tuple(word for word, _ in pairs), options)
+
+
+def stated(ranges: Iterable[str]) -> Asked | None:
+    """The engines of such words as `vLLM 0.27.0+`, which a manifest has; None where one of them is not known."""
+    rows: list[Loader] = []
+    for words in ranges:
+        found = _STATED.fullmatch(words)
+        own = tuple(_within(*found.groups())) if found else ()
+        if not own:
+            return None
+        rows += own
+    return Asked(tuple(rows), tuple(dict.fromkeys(row.name for row in rows))) if rows else None
+
+
+def _within(name: str, first: str, newest: str | None, last: str | None) -> Iterator[Loader]:
+    for row in LOADERS:
+        ends = newest or (row.last is not None and version_key(row.last) <= version_key(last or first))
+        if row.name == name and version_key(first) <= version_key(row.first) and ends:
+            yield row
 
 
 def _find(wanted: str) -> tuple[str, tuple[Loader, ...]]:

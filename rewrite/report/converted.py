@@ -14,7 +14,10 @@ from rewrite.quantization.kv_cache import kv_cache_scales
 from rewrite.report.page import Cell, Colored, Page, Section, Table, clean, number, whole
 from rewrite.wording import count, nbytes
 
-_NOTHING = "Nothing to do: no fused group shares a scale."
+
+def _nothing(manifest: Manifest) -> str:
+    layer = "fused" if manifest.selection == "all" else "in_proj_qkvz"
+    return f"Nothing to do: no {layer} layer shares a scale."
 
 
 def _page(headline: str, sections: Iterable[Section] = (), closing: tuple[Cell, ...] = ()) -> Page:
@@ -26,7 +29,7 @@ def planned(plan: Plan, headline: str) -> Page:
     manifest = plan.manifest
     notes = Section("Notes", tuple(f"note: {note}" for note in (*choice(manifest), *manifest.notes)), brief=True)
     if not manifest.changed:
-        return _page(headline, [notes], (f"{_NOTHING} The output would equal the input.",))
+        return _page(headline, [notes], (f"{_nothing(manifest)} The output would equal the input.",))
     kinds = Counter(group.name.rpartition(".")[2] for group in manifest.groups)
     layers = ", ".join(f"{number:,} {name}" for name, number in kinds.items())
     groups = Section("Scales", tables=tuple(_group_tables(manifest.groups)))
@@ -58,7 +61,7 @@ def converted(manifest: Manifest, out: str, seconds: float) -> Page:
     size = nbytes(sum(file.size for file in manifest.files))
     how = f"{seconds:.1f} s{_how(manifest.counts)}"
     if not manifest.changed:
-        return _page("", (), (f"{_NOTHING} {whole(out)} equals the input ({size}, {how}).",))
+        return _page("", (), (f"{_nothing(manifest)} {whole(out)} equals the input ({size}, {how}).",))
     private = ("A new model on the hub is private until you change that on its page.",)
     said = (f"{whole(out)}: {size} in {how}.", *(private if out.startswith("hf://") else ()))
     what = Colored("Converted", f": {_what_changes(manifest)}.")
@@ -70,7 +73,7 @@ def plan_written(plan: Plan, file: str) -> Page:
     size = f"{nbytes(plan.size)} in {count(len(plan.jobs), 'file')} that can be written in parts"
     what = _what_changes(plan.manifest) if plan.manifest.changed else "nothing to do, all files come along as they are"
     named = shlex.quote(file)  # a person copies these
-    runs = f"`rewrite run {named} --part I/N` for each I from 0 to N - 1"
+    runs = f"`rewrite run {named} --part 0/1` (on N machines 0/N, 1/N, ...)"
     return _page(
         f"{whole(file)}: {size}; {what}.", [_files(plan.manifest)], (f"Next: {runs}, then `rewrite finish {named}`.",)
     )

@@ -64,8 +64,10 @@ def side_by_side(rows: Sequence[Row], title: str, note: str) -> Table:
         last = row.outcomes[states[-1]]
         return (*(outcome_cell(row.outcomes[s], by_layer) for s in states), clean(last.detail))
 
-    lines = tuple((name, versions, *cells) for name, versions, cells in merged(rows, say))
-    return Table(title, ("engine", "versions", *states, f"why {states[-1]}"), lines, note, labels=2)
+    lines = [(name, versions, *cells) for name, versions, cells in merged(rows, say)]
+    columns = ("engine", "versions", *states, f"why {states[-1]}")
+    shown = len(columns) if any(line[-1] for line in lines) else -1
+    return Table(title, columns[:shown], tuple(line[:shown] for line in lines), note, labels=2)
 
 
 def kernel_table(rows: Sequence[Row]) -> Table | None:

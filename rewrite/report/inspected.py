@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from rewrite.inspection.advice import Advice
+from rewrite.inspection.advice import Advice, who_make
 from rewrite.inspection.inspection import Inspection
 from rewrite.loaders.outcome import AS_IT_IS, Row, merged
 from rewrite.loaders.ranges import Engine
@@ -35,8 +35,8 @@ def page(
     rows = [_row(row, found.shown_profiles) for row in found.rows]
     every = " with `--groups all`" if found.selection == "all" else ""
     sections = present(
-        _answer(found, rows, asked, advice, command, "" if advice.needed else sentence),
         _findings(found),
+        _answer(found, rows, asked, advice, command, _conclusion(found, advice, sentence)),
         _worth_knowing(found),
         _every_engine(found, rows),
         scales.section(found.groups, "the checkpoint", f"{_JSON}{every} lists every group"),
@@ -59,10 +59,12 @@ def _verdict(found: Inspection, affected: Sequence[Row], unknown: Sequence[str])
     faults = f"{count(len(found.findings), 'fault')} in the checkpoint itself."
     said = [faults] if found.findings else []
     if unknown:
-        said = [f"Not known: what {', '.join(unknown)} makes of it.", *said]
+        said = [f"Not known: what {who_make(unknown)} of it.", *said]
     if affected:
         verb = "do" if len(affected) > 1 else "does"
-        wrong = f"{count(len(affected), 'range')} of engine versions {verb} not serve it right."
+        named = [f"{row.engine.name} {row.engine.versions}" for row in affected]
+        which = " and ".join(named) if len(named) < 3 else count(len(named), "range") + " of engine versions"
+        wrong = f"{which} {verb} not serve it right."
         return "AFFECTED", "bad", " ".join([wrong, *said])
     if unknown:
         return "NOT KNOWN", "part", " ".join(said)
@@ -73,8 +75,22 @@ def _verdict(found: Inspection, affected: Sequence[Row], unknown: Sequence[str])
     return "NOT AFFECTED", "good", "None of the engines that were asked for is affected."
 
 
+def _conclusion(found: Inspection, advice: Advice, sentence: str) -> Iterable[str]:
+    """The advice, or the verdict but for what the lines around it say."""
+    if advice.needed:
+        return _advice(advice)
+    if advice.unknown:
+        return () if found.findings or "://" in found.path else ("Your own engine can tell; PYTHON is its Python:",)
+    return (sentence,)
+
+
 def _answer(
-    found: Inspection, rows: Sequence[Row], asked: Sequence[Engine], advice: Advice, command: str | None, sentence: str
+    found: Inspection,
+    rows: Sequence[Row],
+    asked: Sequence[Engine],
+    advice: Advice,
+    command: str | None,
+    conclusion: Iterable[str],
 ) -> Section:
     """What the engines make of it that were asked for, and what helps. The command is last: a person copies it."""
     schemes = [f"{count(number, 'linear layer')}: {clean(text)}" for text, number in found.schemes.items()]
@@ -84,7 +100,7 @@ def _answer(
         "What engines make of it",
         (*schemes[:3], *more),
         tables=(engines.answer(rows, AS_IT_IS, asked),) if judged else (),
-        lines=(*_costs(found), *_others(rows, asked), *([sentence] if sentence else _advice(advice))),
+        lines=(*_costs(found), *_others(found, rows, asked), *conclusion),
         command=command or "",
         brief=True,
     )
@@ -100,7 +116,7 @@ def _costs(found: Inspection) -> Iterator[str]:
         )
 
 
-def _others(rows: Sequence[Row], asked: Sequence[Engine]) -> Iterator[str]:
+def _others(found: Inspection, rows: Sequence[Row], asked: Sequence[Engine]) -> Iterator[str]:
     """What the answer leaves out, in a sentence."""
 
     def say(row: Row) -> str:
@@ -109,12 +125,14 @@ def _others(rows: Sequence[Row], asked: Sequence[Engine]) -> Iterator[str]:
     left_out = [f"{name} {versions} ({kind})" for name, versions, kind in merged(rows, say) if kind]
     if left_out:
         yield f"Not asked for: {', '.join(left_out)}."
+    if found.groups and found.selection == "qkvz":
+        yield "Not judged: fused layers other than in_proj_qkvz; --groups all judges them."
 
 
 def _advice(advice: Advice) -> Iterator[str]:
     others = " or ".join(clean(each.text) for each in advice.alternatives)
     if advice.unknown:
-        yield f"Not known: what {', '.join(advice.unknown)} makes of it, converted or not."
+        yield f"Not known: what {who_make(advice.unknown)} of it, converted or not."
     if advice.profile is None:
         yield f"No profile repairs this{f': use {others}' if others else ''}."
         return

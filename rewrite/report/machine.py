@@ -49,7 +49,7 @@ def results(found: Inspection, asked: Sequence[Engine]) -> Iterator[Result]:
 
 def sarif(found: Inspection, asked: Sequence[Engine], command: str | None) -> dict[str, Any]:
     """SARIF 2.1.0. ``command`` is what repairs it."""
-    fix = "" if command is None else f" Repaired by: {command}"
+    fix = "" if command is None else f". Repaired by: {command}"
     rules = [{"id": each, "shortDescription": {"text": _RULES[each]}} for each in SEVERITIES]
     said = [
         {

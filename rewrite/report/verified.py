@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 
 from rewrite.loaders.outcome import merged
-from rewrite.loaders.ranges import Engine
 from rewrite.report import engines, measured, scales, tried
 from rewrite.report.checkpoints import Side, facts_of
 from rewrite.report.names import Names
@@ -17,17 +17,14 @@ from rewrite.wording import count
 _JSON = "`rewrite verify IN OUT --json`"
 
 
-def page(found: Verification, asked: Sequence[Engine] = (), trial: Tried | None = None, *, brief: bool = False) -> Page:
+def page(found: Verification, trial: Tried | None = None, *, brief: bool = False) -> Page:
     """For a terminal: without what is read beside the verification, with the paths of this machine. ``brief``: the
-    closing line only. ``asked``: the engines that the answer is about; ``trial``: of one that was started."""
+    closing line only. ``trial``: of an engine that was started."""
     names = Names({})
     if brief:
         return _page(found, names, found.out, (), trial)
-    answer = engines.answer(found.loaders, OUT, asked) if found.loaders and asked else None
-    served = Section("What engines make of OUT", tables=(answer,), brief=True) if answer else None
     sections = (
         _checks(found, names),
-        served,
         *_tried(trial, names),
         measured.section(found),
         _engines(found),
@@ -60,7 +57,8 @@ def _page(found: Verification, names: Names, name: str, sections: tuple[Section,
     failed, left_out = [clean(each) for each in found.failed], found.not_checked
     word = "FAILED" if failed else "VERIFIED IN PART" if left_out else "VERIFIED"
     tone: Tone = "bad" if failed else "part" if left_out else "good"
-    verdict = Colored("FAILED", f": {', '.join(failed)}.") if failed else Colored("verified", ".")
+    in_part = " in part." if left_out else "."
+    verdict = Colored("FAILED", f": {', '.join(failed)}.") if failed else Colored("verified", in_part)
     said: tuple[Cell, ...] = (verdict, *answers(found, names))
     is_ = "" if failed else " is"
     in_engine = () if trial is None else (tried.in_short(trial),)
@@ -74,7 +72,8 @@ def answers(found: Verification, names: Names) -> Iterator[str]:
     promised = "as the conversion promises" if found.bytes_ok else "not as the conversion promises"
     rounded = f", which rounded weights by up to {found.rounded:.1%}" if found.bytes_ok and found.rounded else ""
     yield f"Bytes: {promised}{rounded}."
-    yield f"Engines: {', '.join(_served(found)) or 'not known'}."
+    unjudged = any(check.summary == found.nothing_judged for check in found.checks)
+    yield f"Engines: {', '.join(_served(found)) or (found.nothing_judged if unjudged else 'not known')}."
     yield f"Not checked: {', '.join(left_out_of(found, names)) or 'nothing'}."
 
 
@@ -84,7 +83,7 @@ def _served(found: Verification) -> Iterator[str]:
     kinds = [(f"{name} {versions}", kind) for name, versions, kind in said if kind]
     exact = [engine for engine, kind in kinds if kind == "exact"]
     if exact:
-        yield f"{', '.join(exact)} {'serve' if len(exact) > 1 else 'serves'} it exactly"
+        yield f"{', '.join(exact)} {'serve' if len(exact) > 1 else 'serves'} its {found.layers} layers exactly"
     yield from (f"{engine} {kind}" for engine, kind in kinds if kind != "exact")
     if found.loaders and not kinds:
         yield "no known one was named" if found.bytes_ok and ENGINES not in found.failed else "some read it worse"
@@ -97,7 +96,7 @@ def left_out_of(found: Verification, names: Names) -> list[str]:
 def _checks(found: Verification, names: Names) -> Section:
     rows = tuple(check_row(check, names) for check in found.checks)
     problems = tuple(
-        (clean(check.name), clean("; ".join(map(str.strip, names.hide(problem).splitlines()))))
+        (clean(check.name), clean("; ".join(" ".join(line.split()) for line in names.hide(problem).splitlines())))
         for check in found.checks
         for problem in check.problems
     )
@@ -144,9 +143,12 @@ def _engines(found: Verification) -> Section:
         "that `--for` or `--platform` asked for."
     )
     kernels = engines.kernel_table(rows)
-    table = engines.side_by_side(rows, "Before and after", note)
-    tables = (table, *([kernels] if kernels else []), engines.source_table(rows))
-    return Section(title, tables=tables)
+    asked, others = [row for row in rows if row.asked], [row for row in rows if not row.asked]
+    tables = [engines.side_by_side(asked or rows, "Before and after", note)]
+    if asked and others:  # what befalls them is no part of the verdict
+        aside = "The verdict is not about these."
+        tables.append(replace(engines.side_by_side(others, "Engines that were not asked for", aside), folded=True))
+    return Section(title, tables=(*tables, *([kernels] if kernels else []), engines.source_table(rows)))
 
 
 def _files(found: Verification) -> Section:

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from rewrite.checkpoint.bounded_json import read_members
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
-from rewrite.errors import Refused
+from rewrite.checkpoint.storage import Storage
+from rewrite.errors import Refused, StorageError
 from rewrite.promise import Promise
 from rewrite.quantization.architectures import FusedLayer
 from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
@@ -167,6 +168,17 @@ def profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
         return "exact", "qkvz", False
     selection: Selection = "all" if stated["selection"] == "all" else "qkvz"
     return stated["profile"], selection, stated.get("kv_scales") == "dropped"
+
+
+def chosen_of(out: Storage) -> tuple[tuple[str, ...], str]:
+    """The engines that OUT was made for, and the platform, by its manifest; none where nobody noted any."""
+    try:
+        stated = read_members(out, MANIFEST_NAME, ("chosen",)).get("chosen")
+    except (Refused, StorageError):
+        return (), ""
+    if not isinstance(stated, dict) or not isinstance(engines := stated.get("for"), list):
+        return (), ""
+    return tuple(map(str, engines)), str(stated.get("platform"))
 
 
 def _plain_layers(source: Checkpoint) -> frozenset[str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from rewrite.loaders.outcome import Row
+from rewrite.quantization.groups import Selection
 from rewrite.verification.sample import DEFAULT_ROWS
 
 IN, OUT = "IN", "OUT"
@@ -122,6 +123,16 @@ class Verification:
     numbers: tuple[PartitionNumbers, ...]
     loaders: tuple[EngineChange, ...]  # empty when OUT cannot be opened
     digests: Mapping[str, str] | None = None  # SHA-256 of each file of OUT, of the bytes that were compared
+    selection: Selection = "qkvz"  # the fused layers that engines are judged by
+
+    @property
+    def layers(self) -> str:
+        """What engines are judged by, to go before "layer"."""
+        return "fused" if self.selection == "all" else "in_proj_qkvz"
+
+    @property
+    def nothing_judged(self) -> str:
+        return f"no {self.layers} layer, so nothing was judged"
 
     @property
     def ok(self) -> bool:

@@ -98,7 +98,7 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
             digest=request.digest, workers=request.workers, progress=request.progress, executor=request.executor,
         )  # fmt: skip
         checks.add(check_untouched(before, after, expected, reading))
-    result = replace(result, digests=reading.digests if reading else None)
+    result = replace(result, digests=reading.digests if reading else None, selection=expected.selection)
     if not comparable:
         # Not skipped: what could not be compared has not been shown to be equal.
         checks.add(
@@ -125,7 +125,7 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
     except Refused as error:  # --weights-only: nobody has read the config of OUT yet
         checks.add(judge(ENGINES, [str(error)], ""))
         return replace(result, checks=checks.done, numbers=numbers)
-    checks.add(_check_engines(rows, expected, settings.platform))
+    checks.add(_check_engines(rows, expected, settings.platform) if rows else skip(ENGINES, result.nothing_judged))
     return replace(result, checks=checks.done, numbers=numbers, loaders=rows)
 
 

@@ -28,6 +28,7 @@ from rewrite.verification.expected import Expected, has_blocks, is_block, is_kv_
 from rewrite.verification.record import record_problems
 from rewrite.verification.result import Check, judge
 from rewrite.verification.stated import stated_problems
+from rewrite.wording import count
 
 
 def check_structure(source: Checkpoint, out: Checkpoint, expected: Expected, *, configs: bool = True) -> Check:
@@ -48,7 +49,7 @@ def check_structure(source: Checkpoint, out: Checkpoint, expected: Expected, *, 
         *(_quantization_left(out) if expected.promise.nothing_quantized else ()),
     ]
     agree = "index, headers and config agree" if configs else "index and headers agree"
-    summary = f"{len(out.shards)} shards, {len(out.tensors)} tensors; {agree}"
+    summary = f"{count(len(out.shards), 'shard')}, {count(len(out.tensors), 'tensor')}; {agree}"
     return judge("structure", problems, summary, "" if configs else "what the config says of layers")
 
 
@@ -78,7 +79,7 @@ def _seen_by_stock_reader(shard: Shard, path: str) -> Iterator[str]:
 
 
 def _same_tensors(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator[str]:
-    for name in out.tensors.keys() - source.tensors.keys() - set(expected.renamed.values()):
+    for name in sorted(out.tensors.keys() - source.tensors.keys() - set(expected.renamed.values())):
         yield f"{name}: not in the source"
     for name, old in source.tensors.items():
         new = out.tensors.get(expected.renamed.get(name, name))

@@ -81,7 +81,43 @@ def test_what_is_not_known_has_a_line_of_its_own(copy: Path, tmp_path: Path) -> 
     made = run("convert", source, tmp_path / "out", *words)
     assert "note: not known: what SGLang 0.5.18 to 0.5.22 makes of IN, and of OUT" in unfolded(made.stderr)
     alone = run("inspect", source, "--for", "sglang@0.5.22")
-    assert (alone.exit_code, "Not known" in alone.stdout) == (0, True)
+    assert (alone.exit_code, "SGLang 0.5.18 to 0.5.22  not known" in alone.stdout) == (0, True)
+    assert alone.stdout.endswith(f"\n  rewrite try {source} --engine PYTHON\n")
+
+
+def test_what_is_not_known_for_a_fault_is_not_copied_as_if_it_were_well(copy: Path, tmp_path: Path) -> None:
+    """A layer that would be repaired has a scale that is NaN, so that engines are not known to need anything."""
+    replace_tensor(copy, "model.layers.0.linear_attn.in_proj_qkv.weight_scale", b"\xc0\x7f")
+    result = run("convert", copy, tmp_path / "out")
+    assert (result.exit_code, "found:    nan" in result.stderr) == (3, True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_is_about_those_whom_the_conversion_was_for(tmp_path: Path) -> None:
+    """Unless somebody names others."""
+    run("convert", VL, tmp_path / "out", "--for", "sglang@0.5.14", "--platform", "h100")
+    found = run("verify", VL, tmp_path / "out")
+    assert "note: judged for SGLang 0.5.12 to 0.5.14 on sm90, as the manifest of OUT says" in unfolded(found.stderr)
+    assert "Engines: SGLang 0.5.12 to 0.5.14 serves its in_proj_qkvz layers exactly." in unfolded(found.stdout)
+    named = run("verify", VL, tmp_path / "out", "--for", "vllm")
+    assert "judged for" not in named.stderr and "Engines: vLLM 0.17.0+ serves" in unfolded(named.stdout)
+
+
+@pytest.mark.parametrize("engine", ["Other 1.0+", "vLLM", "vLLM 9.9.9"])
+def test_a_manifest_that_names_nobody_who_is_known_gets_the_default(engine: str, tmp_path: Path) -> None:
+    run("convert", VL, tmp_path / "out", "--for", "sglang@0.5.14")
+    edit_json(tmp_path / "out" / "rewrite_manifest.json", chosen={"for": [engine], "platform": "cuda"})
+    assert "Engines: vLLM 0.27.0+, SGLang 0.5.23+" in unfolded(run("verify", VL, tmp_path / "out").stdout)
+
+
+def test_where_no_layer_is_judged_no_engine_serves_it_exactly(tmp_path: Path) -> None:
+    """Its other fused layers lose precision."""
+    source = FIXTURES / "llmcompressor-llama"
+    found = unfolded(run("verify", source, source).stdout)
+    assert "is verified in part." in found and "Engines: no in_proj_qkvz layer, so nothing was judged." in found
+    looked = run("inspect", source)
+    assert looked.stdout.endswith(f"Try --groups all.\n  rewrite inspect {source} --groups all\n")
+    assert run("inspect", source, "--groups", "all").exit_code == 1
 
 
 def test_plan_chooses_as_convert_does(tmp_path: Path) -> None:

@@ -146,19 +146,22 @@ def test_the_answer_fits_a_screen(name: str) -> None:
 def _is_copied(line: str, *places: Path) -> bool:
     """A path, a module, a command: one word but for spaces, or what is said right after a path."""
     words = line.split()
-    return len(words) == 1 or line.startswith("  rewrite convert ") or any(line.startswith(str(p)) for p in places)
+    return len(words) == 1 or line.startswith("  rewrite ") or any(line.startswith(str(p)) for p in places)
 
 
 # --- terminals
 
 
-def on_a_terminal(*words: str | Path, columns: int = 80, environment: Mapping[str, str] | None = None) -> str:
-    """What the command writes to a terminal of that width."""
+def on_a_terminal(
+    *words: str | Path, columns: int = 80, environment: Mapping[str, str] | None = None, notes: bool = False
+) -> str:
+    """What the command writes to a terminal of that width, with ``notes`` on stderr, too."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     clean = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM")}
     child = subprocess.Popen(
-        [sys.executable, "-m", "rewrite", *map(str, words)], stdout=theirs, stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "rewrite", *map(str, words)],
+        stdout=theirs, stderr=theirs if notes else subprocess.DEVNULL,
         env={**clean, "TERM": "xterm", "PYTHONPATH": str(README.parent), **(environment or {})},
     )  # fmt: skip
     os.close(theirs)
@@ -171,6 +174,24 @@ def on_a_terminal(*words: str | Path, columns: int = 80, environment: Mapping[st
     os.close(ours)
     child.wait(timeout=30)
     return read.decode().replace("\r\n", "\n")
+
+
+def test_a_note_does_not_run_into_the_bar(tmp_path: Path) -> None:
+    """The bar begins after what has to be known before anything is written."""
+    text = on_a_terminal("convert", VL, tmp_path / "out", notes=True)
+    assert _CODE.sub("", text).startswith("note: profile exact")
+    assert text.index("--profile dynamic.\n") < text.index("\x1b[?25l"), "the bar hides the cursor"
+
+
+def test_what_is_one_thing_is_not_broken() -> None:
+    """A number and its unit, an option and its value; a command that is shown has its spaces."""
+    text = "For all of them use --profile dynamic, or --groups all, which takes 1.95 MB and no more than 2,000 bytes."
+    for width in range(24, 60):
+        shown_text = plain(paragraph(text, width))
+        assert shown_text.split() == text.split()
+        assert not re.search(r"(--profile|--groups|1.95|2,000)\n", shown_text)
+    command = Page("", "", "", "", "", (Section("", command="rewrite inspect IN --groups all", brief=True),))
+    assert plain(page_lines(command, 40)) == "  rewrite inspect IN --groups all"
 
 
 def piped(*words: str | Path, **environment: str) -> str:

@@ -30,7 +30,7 @@ def test_one_step_converts_and_verifies(tmp_path: Path) -> None:
         .rstrip()
         .endswith(
             f"{tmp_path / 'out'} is verified. Bytes: as the conversion promises. "
-            "Engines: vLLM 0.27.0+, SGLang 0.5.23+ serve it exactly. Not checked: nothing."
+            "Engines: vLLM 0.27.0+, SGLang 0.5.23+ serve its in_proj_qkvz layers exactly. Not checked: nothing."
         )
     )
     run("convert", TEXT, tmp_path / "two")

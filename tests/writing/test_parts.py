@@ -370,7 +370,8 @@ def test_the_commands(text: Path, tmp_path: Path, whole: dict[str, bytes]) -> No
     plan, out = tmp_path / "plan.json", tmp_path / "out"
     result = run("plan", text, out, "--output", plan, "--profile", "exact")
     assert result.exit_code == 0
-    assert f"Next: `rewrite run {plan} --part I/N`" in unfolded(result.stdout)
+    steps = f"Next: `rewrite run {plan} --part 0/1` (on N machines 0/N, 1/N, ...), then `rewrite finish {plan}`."
+    assert steps in unfolded(result.stdout)
     assert run("finish", plan).exit_code == 4
     assert run("run", plan, "--part", "0/2").stdout.startswith("Part 0/2: ")
     result = run("run", plan, "--part", "1/2", "--json")

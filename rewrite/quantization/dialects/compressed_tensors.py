@@ -425,12 +425,12 @@ def _scheme(group: dict[str, Any], name: str) -> Scheme | None:
     if not isinstance(weights, dict) or not isinstance(inputs, dict | None):
         raise ConfigError("A scheme is not an object", where=f"{_WHERE}.config_groups.{name}", found=group)
     activations: Activations = "none" if inputs is None else "dynamic" if inputs.get("dynamic") else "static"
-    kind, bits, strategy = (_word(weights.get(key)) for key in ("type", "num_bits", "strategy"))
+    form, strategy = _format(weights), _word(weights.get("strategy"))
     return Scheme(
-        _format(weights),
+        form,
         _LAYOUTS.get(strategy),
         activations,
-        f"{kind}{bits} weights per {strategy}, {activations} activations",
+        f"{form} weights per {strategy.replace('_', ' ')}, {activations} activations",
         _stated(group),
         inputs is not None and inputs.get("strategy") == "token",
         block_shape(weights.get("block_structure")),

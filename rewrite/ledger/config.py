@@ -8,6 +8,7 @@ from rewrite.ledger.fault import Fault
 from rewrite.ledger.names import is_mtp, mtp_layers
 from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.dialects.fp8 import Fp8
 from rewrite.quantization.model import Model
 
 _ANY = "`rewrite convert IN OUT` states it as compressed, with any profile"
@@ -20,6 +21,9 @@ def config_faults(model: Model) -> Iterator[Fault]:
         if packed and status not in ("compressed", None):
             where = "config.json: quantization_config.quantization_status"
             yield Fault("status", where, str(status)[:80], "compressed", _ANY)
+    if isinstance(model.dialect, Fp8) and "activation_scheme" not in model.dialect.value:
+        where = "config.json: quantization_config.activation_scheme"
+        yield Fault("no-activations", where, "no such key", "static or dynamic", "state it as the model was quantized")
     yield from _mtp(model)
 
 

@@ -18,7 +18,10 @@ Code = Literal[
     "scale-size",
     "scale-inverse",
     "no-role",
+    "scale-name",
+    "missing",
     "no-config",
+    "no-activations",
     "status",
     "router",
     "no-matrix",
@@ -47,6 +50,9 @@ TITLES: Mapping[Code, str] = {
     "scale-value": "a scale of",
     "scale-size": "a scale that is probably wrong",
     "scale-inverse": "a scale that is probably the reciprocal of what is meant",
+    "scale-name": "a scale whose name engines do not look for",
+    "missing": "a part of the model is not stored",
+    "no-activations": "the config does not say how activations are quantized",
     "no-config": "FP8 weights, and no config says how they are quantized",
     "status": "quantization_status is not compressed",
     "router": "a quantized router: engines build it as a plain layer",
@@ -70,7 +76,7 @@ NOTES: frozenset[Code] = frozenset({"mtp-missing", "block-sample"})
 REFUSED: frozenset[Code] = frozenset(
     (
         *("label", "no-scale", "scale-shape", "no-input-scale", "no-role", "router", "no-matrix"),
-        *("plain-layer", "fused-name", "mtp-format", "mtp-label", "kv-scale-alone", "kv-scale-shape"),
+        *("plain-layer", "fused-name", "mtp-format", "mtp-label", "kv-scale-alone", "kv-scale-shape", "missing"),
     )
 )
 
@@ -89,6 +95,7 @@ _SEVERITY: Mapping[Code, Severity] = {
     "scale-value": "garbled",
     "scale-size": "garbled",
     "scale-inverse": "garbled",
+    "missing": "garbled",
     "weights": "garbled",
     "architecture": "garbled",
     "no-config": "garbled",

@@ -11,9 +11,13 @@ from dataclasses import replace
 
 from rewrite.checkpoint.forms import Form
 from rewrite.ledger.fault import AGAIN, Code, Fault
-from rewrite.ledger.formats import FORMATS, SCALE_NAMES, Format, Scale
+from rewrite.ledger.formats import FORMATS, FP8, SCALE_NAMES, Format, Scale
 from rewrite.ledger.names import LINEARS, is_mtp, is_router, is_vision
 from rewrite.quantization.architectures import text_config
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.dialects.fp8 import Fp8
+from rewrite.quantization.dialects.modelopt import ModelOpt
+from rewrite.quantization.dialects.modelopt_mixed import ModelOptMixed
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.dtypes import FP8_DTYPES
@@ -65,6 +69,8 @@ def _of_kind(kind: Kind, model: Model) -> Iterator[Fault]:
     elif scheme is not None and scheme.format in FORMATS:
         yield from _stored(kind, scheme, model)
     yield from _without_role(kind)
+    if scheme is not None and scheme.format == "FP8" and not first.plain:
+        yield from _by_another_name(kind, scheme, model)
     if not first.plain and is_router(kind.form.pattern):
         yield Fault(
             "router", kind.names[0], f"{first.weight.dtype} weights", "a router in the dtype of the model", AGAIN, count
@@ -85,6 +91,26 @@ def _without_role(kind: Kind) -> Iterator[Fault]:
     for odd in sorted(SCALE_NAMES.difference(named, ("scale",)).intersection(kind.form.tensors)):
         expected = f"the scales of {scheme.text}" if scheme and forms else "no scale beside plain weights"
         yield Fault("no-role", f"{kind.names[0]}.{odd}", odd, expected, AGAIN, len(kind.names))
+
+
+def _by_another_name(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault]:
+    """Engines look for ``weight_scale`` and, of static activations, ``input_scale``; with ``quant_method: fp8`` for
+    ``weight_scale_inv`` of blocks, and for Mistral's two names in Mistral's models. vLLM 0.32.0 raises on any other."""
+    names = {"weight_scale", "input_scale"} if scheme.activations == "static" else {"weight_scale"}
+    if isinstance(model.dialect, Fp8):
+        if scheme.layout == "block":
+            names = {"weight_scale_inv", "scale"}
+        elif "mistral" in str(model.checkpoint.config.value.get("model_type")):
+            names |= {"weight_scale_inv", "activation_scale"}
+    elif scheme.layout == "block" or not isinstance(model.dialect, (CompressedTensors, ModelOpt, ModelOptMixed)):
+        return
+    for own in ([name for name in scale.names if name in kind.form.tensors] for scale in FP8.scales):
+        if len(own) != 1 or own[0] in names:  # two are another fault
+            continue
+        odd = own[0]
+        expected = f"{' and '.join(sorted(names))} of {scheme.text}"
+        hint = "`rewrite convert IN OUT --profile dequantized` leaves no scale; or export the model again"
+        yield Fault("scale-name", f"{kind.names[0]}.{odd}", odd, expected, hint, len(kind.names))
 
 
 def plain_layers(model: Model) -> Iterator[str]:

@@ -8,6 +8,7 @@ from rewrite.ledger.cache import cache_faults
 from rewrite.ledger.config import config_faults
 from rewrite.ledger.fault import Fault, merged
 from rewrite.ledger.layers import layer_faults
+from rewrite.ledger.missing import missing_faults
 from rewrite.ledger.values import value_faults
 from rewrite.quantization.groups import FusedGroup, find_lookalikes
 from rewrite.quantization.model import Model
@@ -20,7 +21,8 @@ def faults(model: Model, groups: Iterable[FusedGroup] = ()) -> tuple[Fault, ...]
 
 def header_faults(model: Model) -> tuple[Fault, ...]:
     """Those that headers and config show: no scale is read."""
-    return tuple(merged([*layer_faults(model), *config_faults(model), *cache_faults(model)]))
+    found = (layer_faults(model), config_faults(model), cache_faults(model), missing_faults(model))
+    return tuple(merged(fault for some in found for fault in some))
 
 
 def group_faults(model: Model, groups: Iterable[FusedGroup]) -> Iterator[Fault]:

@@ -73,6 +73,25 @@ def stacked_experts_are_refused(fault: Fault) -> Outcome | None:
     return Outcome("fails to load", f"cannot split {_tensor(fault)}") if "experts" in fault.found else None
 
 
+def no_such_parameter(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run with ``weight_scale_inv`` and ``activation_scale`` of llama and Qwen3.5, and with an
+    ``input_scale`` beside dynamic activations: it has no parameter of that name, and raises. Not of blocks."""
+    if "per block" in fault.expected:
+        return None
+    return Outcome("fails to load", f"has no place for {_tensor(fault)}")
+
+
+def key_is_needed(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: ValueError, "Cannot find any of ['activation_scheme']"."""
+    return Outcome("fails to load", f"needs {fault.where.rpartition('.')[2]} in config.json")
+
+
+def nothing_fills_it(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run without a layer, a norm, a linear layer and an output head of llama: they
+    load the rest, and say nothing."""
+    return Outcome("garbled", f"never fills {_tensor(fault)}", (), SENTINEL)
+
+
 def v_needs_k(fault: Fault) -> Outcome | None:
     """vLLM 0.32.0 was run: ``assert layer.k_scale > 0.0``."""
     return (

@@ -56,8 +56,11 @@ from rewrite.loaders.of_faults import (
     codes_are_served,
     fp8_is_no_nvfp4,
     is_beside,
+    key_is_needed,
     nan_is_refused,
+    no_such_parameter,
     not_known,
+    nothing_fills_it,
     plain_weights_are_cast,
     router_has_no_scale,
     stacked_experts_are_refused,
@@ -190,7 +193,7 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("transformers", "5.23.0", None, _IN_CT, scalars_are_refused, "core_model_loading.py"),
 )
 
-#: What comes of faults of a checkpoint. The versions that were run: 0.32.0 of vLLM, 5.17.0 of transformers.
+#: What comes of faults of a checkpoint. The versions that were run: vLLM 0.32.0, SGLang 0.5.23, transformers 5.17.0.
 OF_FAULTS: tuple[Fact[Code, OfFault], ...] = (
     Fact("vLLM", "0.27.0", None, "plain-layer", plain_weights_are_cast, "issue #40252"),
     Fact("vLLM", "0.27.0", None, "router", router_has_no_scale, "llm-compressor issue #2714"),
@@ -200,6 +203,11 @@ OF_FAULTS: tuple[Fact[Code, OfFault], ...] = (
     Fact("vLLM", "0.27.0", None, "label", fp8_is_no_nvfp4, "ModelOpt issue #868"),
     Fact("vLLM", "0.27.0", None, "no-matrix", stacked_experts_are_refused, "routed_experts.py"),
     Fact("vLLM", "0.27.0", None, "kv-scale-alone", v_needs_k, "issue #46264"),
+    Fact("vLLM", "0.27.0", None, "scale-name", no_such_parameter, "run: 0.32.0"),
+    Fact("vLLM", "0.27.0", None, "no-activations", key_is_needed, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, "no-activations", key_is_needed, "run: 0.5.23"),
+    Fact("vLLM", "0.27.0", None, "missing", nothing_fills_it, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, "missing", nothing_fills_it, "run: 0.5.23"),
     Fact("transformers", "5.17.0", None, "status", codes_are_served, "issue #47145"),
 )
 

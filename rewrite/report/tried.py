@@ -126,6 +126,9 @@ def _reasons(tried: Tried) -> Iterator[Cell]:
         if each.reasons and each.kind in AFFECTED:
             yield f"{clean(each.module)}: {clean('; '.join(each.reasons))}."
     for trial in tried.after or tried.before:
+        if empty := trial.verdict.empty:
+            more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+            yield f"The checkpoint has nothing, or not enough, for {clean(empty[0])}{more}: the engine never fills it."
         yield from (f"Not known: {clean(reason)}." for reason in trial.verdict.unlearnt[:3])
         if len(trial.verdict.unlearnt) > 3:
             yield f"{len(trial.verdict.unlearnt) - 3} more are not known: {_JSON} lists them."

@@ -498,6 +498,25 @@ class Loaded:
 
     model: torch.nn.Module
     recorder: Recorder | None
+    missing: Sequence[str] = ()  # what the engine itself found nothing for
+
+    def empty(self) -> dict[str, tuple[int, int]]:
+        """Parameters that the checkpoint has nothing for, or not enough: elements never filled, all of them. The end of
+        a vocabulary is padding."""
+        held = dict(self.model.named_parameters(remove_duplicate=False))
+        if self.recorder is None:
+            return {name: (held[name].numel(),) * 2 for name in self.missing if name in held}
+        found = {}
+        for name, (missing, _, count) in self.recorder.coverage.items():
+            module = self.model.get_submodule(name.rpartition(".")[0])
+            if missing and (missing == count or not hasattr(module, "org_vocab_size")):
+                found[name] = missing, count
+        return found
+
+    def filled(self) -> set[str]:
+        return (
+            {name for name, (missing, *_) in self.recorder.coverage.items() if not missing} if self.recorder else set()
+        )
 
     def writes(self, name: str, held: torch.Tensor) -> Sequence[tuple[frozenset[str], Place]]:
         """What was written into a parameter from the checkpoint; without a recorder: all of it, matrix by matrix."""
@@ -984,12 +1003,14 @@ class Transformers(Engine):
         self.phase = "reading weights"
         if weights is not None:
             options |= {"config": config, "state_dict": dict(weights)}
-        model = kind.from_pretrained(None if weights is not None else folder, **options)
+        model, found = kind.from_pretrained(
+            None if weights is not None else folder, output_loading_info=True, **options
+        )
         if finish:  # scales of any shape are taken, and found out about in the first forward pass
             self.phase = "computing"
             with torch.no_grad():
                 module("copy").deepcopy(model)(input_ids=torch.arange(10, 20, device=model.device)[None])
-        return Loaded(model, None)
+        return Loaded(model, None, sorted(found["missing_keys"]))
 
 
 ENGINES: dict[str, type[Engine]] = {each.package: each for each in (Vllm, Sglang, Transformers)}
@@ -1043,8 +1064,9 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
     """Load and compare ``checkpoint``; of the layers of ``stack`` those of ``runs``: first and last ones."""
     folder = Path(request["checkpoint"])
     result: Result = {
-        "layers": [], "unused": [], "unfilled": {}, "twice": {}, "meaningless": {}, "failure": None, "operators": 0,
-        "communicated": False, "words": None, "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
+        "layers": [], "unused": [], "unfilled": {}, "twice": {}, "empty": {}, "meaningless": {}, "failure": None,
+        "operators": 0, "communicated": False, "words": None,
+        "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
     }  # fmt: skip
     runs = (request.get("runs") if engine.splits else None) or [None]
     result["whole"] = runs == [None]
@@ -1101,8 +1123,33 @@ def _one_run(engine: Engine, source: Checkpoint, result: Result, tell: Callable[
     tell("comparing")
     clock = time.monotonic()
     result["layers"] += compare(loaded, plain, source, getattr(torch, dtype))
+    if not source.meaningless:  # those are left out of the plain model
+        held = loaded.filled()  # tables of words are left out of the plain model, too
+        empty = {name: some for name, some in plain.empty().items() if name not in held}
+        result["empty"] |= _with_neighbors(empty, [name for name, _ in plain.model.named_parameters()])
     _provenance(loaded, plain, source, result)
     result["seconds"]["compare"] += time.monotonic() - clock
+
+
+def _with_neighbors(empty: Result, names: Sequence[str]) -> Result:
+    """Those that other layers have something for, or the rest of their own layer has. Engines also build modules that
+    a model does not have at all (SGLang: the deepstack mergers of Qwen3-VL for Qwen3.5)."""
+
+    def place(name: str) -> str:
+        return re.sub(r"\d+", "N", name)
+
+    full = [name for name in names if name not in empty]
+    places, parts = {place(name) for name in full}, {name[:at] for name in full for at in _dots(name)}
+    return {
+        name: some
+        for name, some in empty.items()
+        if place(name) in places or name.rpartition(".")[0].rpartition(".")[0] in parts
+    }
+
+
+def _dots(name: str) -> list[int]:
+    """Where each module ends that a parameter lies in; first the model."""
+    return [0, *(at for at, letter in enumerate(name) if letter == ".")]
 
 
 def _provenance(loaded: Loaded, plain: Loaded, source: Checkpoint, result: Result) -> None:

@@ -47,12 +47,14 @@ class LayerVerdict:
 
 @dataclass(frozen=True)
 class Verdict:
-    """``failure`` is the loader's own exception, where the checkpoint was refused."""
+    """``failure`` is the loader's own exception, where the checkpoint was refused. ``empty``: parameters of the engine
+    that the checkpoint has nothing for, quantized or not."""
 
     kind: str
     layers: tuple[LayerVerdict, ...]
     unlearnt: tuple[str, ...]
     failure: Mapping[str, Any] | None = None
+    empty: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -78,7 +80,10 @@ def judge(result: Mapping[str, Any]) -> Verdict:
             "The engine holds no layer of this checkpoint", where=f"{result['engine']} {result['version']}",
             hint="nothing was learnt of the checkpoint; --layers all looks at all layers",
         )  # fmt: skip
-    return Verdict(next(kind for kind in ORDER if kind in kinds), layers, unlearnt)
+    empty = tuple(sorted(result["empty"]))
+    if empty:
+        kinds.add(UNFILLED)
+    return Verdict(next(kind for kind in ORDER if kind in kinds), layers, unlearnt, empty=empty)
 
 
 def _refusal(result: Mapping[str, Any]) -> Verdict:

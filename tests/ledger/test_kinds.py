@@ -273,6 +273,8 @@ def test_names_of_mistral(tmp_path: Path) -> None:
     folder = changed("llmcompressor-llama", tmp_path, change)
     config = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
     edit_json(folder / "config.json", quantization_config={**config, "modules_to_not_convert": ["lm_head"]})
+    assert codes(folder) == ["scale-name", "scale-name"]  # of llama, which has no such names
+    edit_json(folder / "config.json", model_type="mistral3")
     assert codes(folder) == []
     with pytest.raises(Refused, match="Mistral"):
         rewrite.convert(folder, tmp_path / "no", profile="portable")
@@ -408,3 +410,80 @@ def test_many_plain_experts_are_one_pattern(tmp_path: Path) -> None:
     out = repaired(folder, tmp_path / "out")
     value = json.loads((out / "config.json").read_text())["quantization_config"]["ignore"]
     assert codes(out) == [] and len(value) == len(ignored) + 3
+
+
+def renamed(old: str, new: str) -> Callable[[Tensors], None]:
+    def change(tensors: Tensors) -> None:
+        for name in [n for n in tensors if n.endswith(f".{old}")]:
+            tensors[name.removesuffix(old) + new] = tensors.pop(name)
+
+    return change
+
+
+def without(*parts: str) -> Callable[[Tensors], None]:
+    """Tensors with one of these in their names are lost."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [n for n in tensors if any(part in n for part in parts)]:
+            del tensors[name]
+
+    return change
+
+
+@pytest.mark.parametrize("name", [LLAMA, KV, "fp8-qwen3_5-vl"])
+@pytest.mark.parametrize(("old", "new"), [("weight_scale", "weight_scale_inv"), ("input_scale", "activation_scale")])
+def test_scales_by_the_names_of_another_dialect(old: str, new: str, name: str, tmp_path: Path) -> None:
+    """vLLM 0.32.0 was run: it has no parameter of that name. SGLang passes some over, which was not looked into."""
+    folder = changed(name, tmp_path, renamed(old, new))
+    assert set(codes(folder)) - {"mtp-missing", "kv-no-scale"} == {"scale-name"}
+    assert outcome(folder, "vLLM").kind == "fails to load"
+    assert outcome(folder, "SGLang").kind == "not known"
+    out = repaired(folder, tmp_path / "out", profile="dequantized")
+    assert outcome(out, "vLLM").kind == "exact"
+
+
+def test_names_of_mistral_in_its_own_models(tmp_path: Path) -> None:
+    """vLLM maps both (models/mistral3.py)."""
+    folder = changed("fp8-qwen3_5-vl", tmp_path, renamed("input_scale", "activation_scale"))
+    edit_json(folder / "config.json", model_type="mistral3")
+    assert "scale-name" not in codes(folder)
+
+
+def test_input_scales_beside_dynamic_activations(tmp_path: Path) -> None:
+    """vLLM 0.32.0 was run: "There is no module or parameter named ...input_scale"."""
+    folder = edited(changed("fp8-qwen3_5-vl", tmp_path, same), activation_scheme="dynamic")
+    assert "scale-name" in codes(folder)
+    assert outcome(folder, "vLLM").kind == "fails to load"
+    assert outcome(repaired(folder, tmp_path / "out", profile="portable", selection="all"), "vLLM").kind == "exact"
+
+
+def test_fp8_that_does_not_say_how_activations_are_quantized(tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: they need the key."""
+    folder = edited(changed("fp8-qwen3_5-vl", tmp_path, without("input_scale")), activation_scheme=None)
+    assert [code for code in codes(folder) if code != "mtp-missing"] == ["no-activations"]
+    assert outcome(folder, "vLLM").kind == outcome(folder, "SGLang").kind == "fails to load"
+
+
+@pytest.mark.parametrize(
+    ("parts", "where"),
+    [
+        (["layers.1."], "model.layers.1"),
+        (["layers.0.input_layernorm"], "model.layers.0.input_layernorm.weight"),
+        (["layers.0.self_attn.o_proj"], "model.layers.0.self_attn.o_proj.weight"),
+        (["lm_head"], "lm_head"),
+    ],
+)
+def test_a_part_of_the_model_is_not_stored(parts: list[str], where: str, tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: they load the rest without a word. No profile brings it back."""
+    folder = changed(LLAMA, tmp_path, without(*parts))
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert (fault.code, fault.where, fault.severity) == ("missing", where, "garbled")
+    assert outcome(folder, "vLLM").kind == outcome(folder, "SGLang").kind == "garbled"
+    with pytest.raises(Refused, match="not stored"):
+        rewrite.convert(folder, tmp_path / "out", profile="dequantized")
+
+
+def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
+    folder = changed(LLAMA, tmp_path, without("lm_head"))
+    edit_json(folder / "config.json", tie_word_embeddings=True)
+    assert codes(folder) == []

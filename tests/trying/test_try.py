@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import jsonschema
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
 
 from rewrite import schemas
 from rewrite.api import open_checkpoint
@@ -111,6 +113,65 @@ def test_mutations_of_a_checkpoint(checkpoint: Path, edit: Callable[[Any], Any],
     assert found.exit_code != 0
     assert kind in {found.kind, *(("not known",) if found.unlearnt else ())}
     assert says in " ".join([*found.unlearnt, str((found.failure or {}).get("message"))])
+
+
+@pytest.mark.parametrize(
+    ("lost", "empty"),
+    [
+        ("layers.1.", ["layers.1.attn.qkv_proj.weight", "layers.1.norm.weight"]),
+        ("layers.0.norm", ["layers.0.norm.weight"]),
+        (f"{K}.", ["layers.0.attn.qkv_proj.weight"]),
+    ],
+)
+def test_what_the_files_have_nothing_for_is_never_filled(checkpoint: Path, lost: str, empty: list[str]) -> None:
+    """A server is green with such a layer, and no tensor that is there says so. Without a recorder the engine's own
+    list of what it missed is taken."""
+
+    def lose(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if lost in name]:
+            del tensors[name]
+
+    fake.change(checkpoint, lose)
+    found = verdict.judge(result_of(checkpoint))
+    assert (found.kind, list(found.empty), found.exit_code) == ("never filled", empty, 1)
+
+
+@pytest.mark.parametrize(
+    ("empty", "alarms"),
+    [
+        (["visual.extra.0.norm.weight", "visual.extra.1.norm.weight"], False),  # SGLang builds them for no family
+        (["layers.1.norm.weight", "layers.1.attn.q.weight"], True),
+        (["layers.0.norm.weight", "layers.1.norm.weight"], True),
+        (["lm_head.weight"], True),
+    ],
+)
+def test_modules_that_a_model_does_not_have_are_no_alarm(empty: list[str], alarms: bool) -> None:
+    names = [f"layers.{n}.{part}.weight" for n in (0, 1) for part in ("norm", "attn.q")]
+    names += ["visual.extra.0.norm.weight", "visual.extra.1.norm.weight"]
+    names += ["visual.merger.weight", "norm.weight", "lm_head.weight"]
+    found = driver._with_neighbors(dict.fromkeys(empty, (1, 1)), names)
+    assert list(found) == (empty if alarms else [])
+
+
+def test_what_is_never_filled_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.change(checkpoint, lambda tensors: tensors.pop("model.layers.0.norm.weight"))
+    done = run(monkeypatch, checkpoint)
+    assert done.exit_code == 1
+    assert "nothing, or not enough, for layers.0.norm.weight: the engine never fills it." in unfolded(done.output)
+
+
+def test_a_model_of_transformers_that_lacks_a_tensor(tmp_path: Path) -> None:
+    """Its own list says so: it fills such parameters with random numbers."""
+    source, lost = (
+        Path(__file__).parents[1] / "fixtures" / "llmcompressor-llama",
+        "model.layers.1.input_layernorm.weight",
+    )
+    tensors = {name: t for shard in source.glob("*.safetensors") for name, t in load_file(shard).items()}
+    del tensors[lost]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    shutil.copy(source / "config.json", tmp_path)
+    model = driver.Transformers({}).load(tmp_path, "float32", None, finish=False)
+    assert dict(model.empty()) == {lost: (64, 64)}
 
 
 def test_refusal_missing_kernel_and_no_start_are_three_things(checkpoint: Path) -> None:

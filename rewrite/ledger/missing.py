@@ -1,0 +1,74 @@
+"""What a checkpoint lacks: layers that its config counts, a tensor that all layers like it have, the output head.
+
+Engines load what there is and serve the rest from memory that nothing has filled: vLLM 0.32.0 and SGLang 0.5.23 were
+run, and say nothing of it where the model is quantized.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+
+from rewrite.ledger.fault import Fault
+from rewrite.ledger.names import is_mtp, is_vision
+from rewrite.quantization.architectures import text_config
+from rewrite.quantization.model import Model
+
+_LAYER = re.compile(r"((?:.*?\.)?layers)\.(\d{1,5})\.(.+)")
+_WEIGHTS = frozenset(("weight", "weight_packed"))
+_HEADS = ("lm_head", "output", "head")
+_AGAIN = "download it, or export the model, again"
+_FEW = 2  # layers of another kind differ by more
+
+Stack = dict[int, set[str]]  # by the number of a layer: its weights
+
+
+def missing_faults(model: Model) -> Iterator[Fault]:
+    """Headers and config only."""
+    config = model.checkpoint.config.value
+    text = text_config(config)
+    prefix, stack = max(_stacks(model).items(), key=lambda each: len(each[1]), default=("", {}))
+    count = text.get("num_hidden_layers")
+    if stack and type(count) is int and 0 < count < 10**5:
+        if lost := [number for number in range(count) if number not in stack]:
+            expected = f"{count} layers, as config.json says"
+            yield Fault("missing", f"{prefix}.{lost[0]}", "no tensor of it", expected, _AGAIN, len(lost))
+        yield from _torn(prefix, {number: held for number, held in stack.items() if number < count})
+    untied = (text if "tie_word_embeddings" in text else config).get("tie_word_embeddings") is False
+    if stack and untied and _has_head(config.get("architectures")) and not _stored(model, _HEADS):
+        expected = "its weight: tie_word_embeddings is false"
+        yield Fault("missing", "lm_head", "no tensor of it", expected, _AGAIN)
+
+
+def _stacks(model: Model) -> dict[str, Stack]:
+    """The layers of the language model, and of whatever else has layers. Experts are counted elsewhere."""
+    found: dict[str, Stack] = defaultdict(lambda: defaultdict(set))
+    for form, names in model.checkpoint.alike.items():
+        if not _WEIGHTS.intersection(form.tensors) or ".experts." in form.pattern or is_vision(form.pattern):
+            continue
+        for name in names:
+            at = None if is_mtp(name, {}) else _LAYER.fullmatch(name)
+            if at is not None:
+                found[at[1]][int(at[2])].add(f"{at[3]}.weight")
+    return found
+
+
+def _torn(prefix: str, stack: Stack) -> Iterator[Fault]:
+    """A layer that is alone in having one or two tensors less than others have."""
+    kinds = Counter(map(frozenset, stack.values()))
+    for number, held in stack.items():
+        own = frozenset(held)
+        lost = min((other - own for other in kinds if own < other), key=len, default=frozenset())
+        if kinds[own] == 1 and 0 < len(lost) <= _FEW:
+            for name in sorted(lost):
+                yield Fault("missing", f"{prefix}.{number}.{name}", "no such tensor", "one, as in other layers", _AGAIN)
+
+
+def _has_head(architectures: object) -> bool:
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    return isinstance(first, str) and first.endswith(("ForCausalLM", "ForConditionalGeneration"))
+
+
+def _stored(model: Model, modules: tuple[str, ...]) -> bool:
+    return any(form.pattern.rpartition(".")[2] in modules for form in model.checkpoint.alike)

@@ -1,8 +1,8 @@
 """A family that no engine was run with: what can be said of it by the engines' source (the atlas).
 
-Which scale goes into which slot is decided by the classes of layers and by the code for a format, which all models of an
-engine share. So what was measured of a kind of layer and a format holds for another family, too, where its source says
-that it has layers of this kind, and nothing else was found in the checkpoint. Whatever is not seen is "not known".
+Which scale goes into which slot is decided by the classes of layers and by the code for a format, which all models of
+an engine share. So what was measured of a kind of layer and a format holds for another family, too, where its source
+says that it has layers of this kind, and nothing else was found in the checkpoint. Whatever is not seen is "not known".
 """
 
 from __future__ import annotations

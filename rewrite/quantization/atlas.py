@@ -1,6 +1,6 @@
 """The atlas: which layers each engine fuses in each model, as read from the engines' own source.
 
-``atlas.json`` is written by scripts/evidence/atlas. What an engine was *run* with is in ``rewrite/loaders/versions.py``.
+``atlas.json`` is written by scripts/evidence/atlas. What an engine was *run* with: ``rewrite/loaders/versions.py``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from rewrite.quantization.architectures import text_config
 
+NOT_SEEN = "not seen"  # the kind of a layer whose class was not found
 _FILE = Path(__file__).with_name("atlas.json")
 
 
@@ -46,6 +47,7 @@ class Source:
     inner: tuple[str, ...] = ()  # the same of the language model: what becomes of it was not seen
     names_seen: bool = True  # False: the engine renames what is stored by rules that were not seen
     whole: bool = True  # False: the language model is found in another way
+    alters: tuple[str, ...] = ()  # functions that cut or turn tensors before they are loaded
 
     def layer_of(self, parts: Iterable[str]) -> SourceLayer | None:
         """What becomes of exactly these parts."""
@@ -108,7 +110,7 @@ def _source(release: str, architecture: str, config: Mapping[str, Any]) -> Sourc
         version,
         architecture,
         file,
-        tuple(dict.fromkeys(_layer(*layer) for each in entries for layer in each["layers"])),
+        tuple(_layers(layer for each in entries for layer in each["layers"])),
         {name: kind for each in reversed(entries) for name, kind in each.get("linears", {}).items()},
         tuple(dict.fromkeys(tuple(names) for each in entries for names in each.get("experts", ()))),
         frozenset(name for each in entries for name in each.get("packed", ())),
@@ -117,8 +119,17 @@ def _source(release: str, architecture: str, config: Mapping[str, Any]) -> Sourc
         tuple(old for each in entries[1:] for old in each.get("inside", {})),
         not any(each.get("names_not_seen") for each in entries),
         whole,
+        tuple(name for each in entries for name in each.get("alters", ())),
     )
 
 
-def _layer(name: str, parts: list[str], kind: str, parents: list[str]) -> SourceLayer:
-    return SourceLayer(name, tuple(parts), kind, tuple(parents))
+def _layers(stated: Iterable[tuple[str, list[str], str, list[str]]]) -> Iterator[SourceLayer]:
+    """Of a model and its language model: the kind is what either says."""
+    found: dict[tuple[str, tuple[str, ...]], SourceLayer] = {}
+    for name, parts, kind, parents in stated:
+        new = SourceLayer(name, tuple(parts), kind, tuple(parents))
+        old = found.get((name, new.parts), new)
+        only = {*old.parents, *new.parents} if old.parents and new.parents else ()
+        known = new.kind if old.kind == NOT_SEEN else old.kind
+        found[name, new.parts] = SourceLayer(name, new.parts, known, tuple(sorted(only)))
+    yield from found.values()

@@ -1,4 +1,4 @@
-"""The fused layers of a checkpoint whose family no engine was run with: what the atlas says, where all parts are stored."""
+"""The fused layers of a family that no engine was run with: what the atlas says, where all parts are stored."""
 
 from __future__ import annotations
 

@@ -23,8 +23,11 @@ def vllm_models(package: Package) -> Iterator[tuple[str, Class | None]]:
                 if isinstance(key, ast.Constant) and isinstance(entry, ast.Tuple) and len(entry.elts) == 2:
                     module, cls = (ast.literal_eval(each) for each in entry.elts)
                     found = package.resolve(module if module.startswith("vllm.") else f"{_VLLM}.{module}", cls)
-                    is_class = found is not None and isinstance(found[1], ast.ClassDef)
-                    yield str(key.value), Class(package, found[0], found[1]) if found and is_class else None
+                    node = found[1] if found else None
+                    yield (
+                        str(key.value),
+                        Class(package, found[0], node) if found and isinstance(node, ast.ClassDef) else None,
+                    )
 
 
 def sglang_models(package: Package) -> Iterator[tuple[str, Class | None]]:

@@ -8,7 +8,7 @@ A table is known by its form, whatever its name is: rows ``(fused, stored, slot)
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from atlas.source import Class, Definition, Named, Package, find_class, find_definition
@@ -24,6 +24,19 @@ _KINDS = (  # of a class of layers, by its name; the first counts
     ("Replicated", "replicated"),
     ("RowParallel", "row"),
     ("ColumnParallel", "column"),
+)
+_TURNS = (
+    "view",
+    "reshape",
+    "transpose",
+    "permute",
+    "chunk",
+    "split",
+    "narrow",
+    "t",
+    "flatten",
+    "index_select",
+    "repeat",
 )
 _INNER = ("init_vllm_registered_model", "get_model_loader_for", "init_sglang_registered_model")
 
@@ -48,6 +61,7 @@ class Found:
     prefixes: dict[str, str] = field(default_factory=dict)  # of stored names, and what they become
     inside: dict[str, str] = field(default_factory=dict)  # other parts of stored names, and what they become
     inner: set[str] = field(default_factory=set)  # the language model is one of its own: its name, or "" by text_config
+    alters: set[str] = field(default_factory=set)  # functions that cut or turn a tensor before it is loaded
     unseen: dict[str, None] = field(default_factory=dict)  # what is computed
 
     def add(self, other: Found) -> None:
@@ -58,6 +72,7 @@ class Found:
         for name, parts in other.packed.items():
             self.packed.setdefault(name, parts)
         self.inner |= other.inner
+        self.alters |= other.alters
         self.unseen.update(other.unseen)
 
 
@@ -87,7 +102,8 @@ class Reader:
 
     def _definition(self, named: Named, node: Definition) -> tuple[Found, dict[Named, Definition]]:
         if named not in self._read:
-            found, names = Found(), {}
+            found = Found()
+            names: dict[Named, Definition] = {}
             for where, part in _parts(self.package, named, node):
                 _Visitor(self.package, where, found).visit(part)
                 names.update(_names(self.package, where.module, part))
@@ -144,6 +160,12 @@ class _Visitor(ast.NodeVisitor):
     found: Found
     _locals: dict[str, ast.expr] = field(default_factory=dict)
 
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        is_loading = any(word in node.name for word in ("load", "permute", "weight"))
+        if is_loading and any(_alters(each) for each in ast.walk(node)):
+            self.found.alters.add(f"{self.where.name}.{node.name}")
+        self.generic_visit(node)
+
     def visit_Assign(self, node: ast.Assign) -> None:
         self._assigned(node.targets, node.value)
 
@@ -157,7 +179,7 @@ class _Visitor(ast.NodeVisitor):
                 self._locals[target.id] = value
             if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Name) and target.value.id == "self":
                 self._made(target.attr, value)
-            if _is_entry(target, "packed_modules_mapping"):
+            if isinstance(target, ast.Subscript) and _last_name(target.value) == "packed_modules_mapping":
                 name, parts = _literal(target.slice), _literal(value)
                 if isinstance(name, str) and isinstance(parts, list):
                     self.found.packed.setdefault(name, parts)
@@ -177,7 +199,8 @@ class _Visitor(ast.NodeVisitor):
         for each in ast.walk(value):
             if isinstance(each, ast.Call):
                 called: ast.expr = each.func
-                options = [called, *([self._locals[called.id]] if _is_local(called, self._locals) else [])]
+                local = self._locals.get(called.id) if isinstance(called, ast.Name) else None
+                options = [called, *([local] if local is not None else [])]
                 for named in (n for o in options for n in ast.walk(o) if isinstance(n, ast.Name | ast.Attribute)):
                     if "Linear" in _last_name(named):
                         self.found.kinds.setdefault(attribute, set()).add(self._kind(named))
@@ -248,12 +271,15 @@ class _Visitor(ast.NodeVisitor):
         return _short(self.package, self.where)
 
 
-def _is_local(node: ast.expr, names: Iterable[str]) -> bool:
-    return isinstance(node, ast.Name) and node.id in names
-
-
-def _is_entry(target: ast.expr, of: str) -> bool:
-    return isinstance(target, ast.Subscript) and _last_name(target.value) == of
+def _alters(node: ast.AST) -> bool:
+    """``loaded_weight.view(…)``, ``torch.cat(…)``."""
+    if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+        return False
+    root: ast.AST = node.func.value
+    while isinstance(root, ast.Attribute | ast.Call | ast.Subscript):
+        root = root.func if isinstance(root, ast.Call) else root.value
+    of_torch = _last_name(root) == "torch" and node.func.attr in ("cat", "stack", "concat", "chunk", "split")
+    return of_torch or (node.func.attr in _TURNS and "weight" in _last_name(root) and root is not node.func)
 
 
 def _last_name(node: ast.AST) -> str:
@@ -343,9 +369,8 @@ def _attribute(package: Package, owner: Class, value: ast.expr, name: str) -> tu
     if not isinstance(value, ast.Attribute) or value.attr != name:
         return None
     other = find_class(package, owner.named.module, value.value)
-    return next(
-        ((each, each.attributes[name]) for each in (other.order if other else ()) if name in each.attributes), None
-    )
+    order = other.order if other else ()
+    return next(((each, each.attributes[name]) for each in order if name in each.attributes), None)
 
 
 def _short(package: Package, named: Named) -> str:

@@ -10,17 +10,18 @@ from rewrite.loaders.versions import RUNS
 
 Json = Mapping[str, Any]
 _HEAD = """# The atlas: which layers engines fuse
-Printed by `scripts/evidence.sh atlas --page` from [atlas.json](../quantization/atlas.json), which `scripts/evidence.sh atlas`
-extracts from the engines' own Python files by their syntax trees: [how](../../scripts/evidence/atlas/README.md).
+Printed by `scripts/evidence.sh atlas --page` from [atlas.json](../quantization/atlas.json), which
+`scripts/evidence.sh atlas` extracts from the engines' own Python files by their syntax trees:
+[how](../../scripts/evidence/atlas/README.md).
 
-- **run**: the engine was run with the family (see [versions.py](versions.py)). What is predicted is held against the record.
-- **source**: the engine's source says what it fuses; it was not run. `inspect` computes an outcome by the rules that were
-  measured for the same kind of layer and format, and says so; where the source has code of its own, or anything was not
-  read, the outcome is "not known", with the layers named.
+- **run**: the engine was run with the family (see [versions.py](versions.py)). Predictions are held against the record.
+- **source**: the engine's source says what it fuses; it was not run. `inspect` computes an outcome by the rules that
+  were measured for the same kind of layer and format, and says so; where the source has code of its own, or anything
+  was not read, the outcome is "not known", with the layers named.
 - Anything else is "not known".
 
-`a = b + c`: the engine joins the stored modules b and c, in this order, to the layer a. `experts`: gate and up of each expert
-are joined; `experts (no gate)`: they are not. `text_config`: the language model is that of another line.
+`a = b + c`: the engine joins the stored modules b and c, in this order, to the layer a. `experts`: gate and up of each
+expert are joined; `experts (no gate)`: they are not. `text_config`: the language model is that of another line.
 
 """
 
@@ -33,7 +34,7 @@ def page(data: Json, not_seen: Json) -> str:
 
 
 def _counts(data: Json, not_seen: Json) -> Iterator[str]:
-    yield "| engine | families with a class | with fused layers or a language model of its own | run | not seen in full |"
+    yield "| engine | families | with fused layers, or a language model of its own | run | not seen in full |"
     yield "| --- | --- | --- | --- | --- |"
     for release, families in data["families"].items():
         models = [data["models"][number] for number, _ in families.values()]

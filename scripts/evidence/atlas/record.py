@@ -71,6 +71,7 @@ def model_entry(found: Found) -> tuple[Json, list[str]]:
         "prefixes": found.prefixes,
         "inside": found.inside,
         "inner": sorted(found.inner),
+        "alters": sorted(found.alters),
         "names_not_seen": any("hf_to_vllm_mapper" in each for each in unseen),
     }
     if not layers and not found.inner:
@@ -86,12 +87,12 @@ def _layers(found: Found, unseen: list[str]) -> Iterator[list[Any]]:
             slots = tables.setdefault(_owner(row), {}).setdefault(row.slot, [])
             slots.append(row.stored.rpartition(".")[2])
     merged: dict[tuple[str, tuple[str, ...]], set[str]] = {}
-    for (parent, name), slots in tables.items():
-        numbers = [number for slot in sorted(slots) for number in slot]
+    for (parent, name), table in tables.items():
+        numbers = [number for slot in sorted(table) for number in slot]
         if numbers != list(range(len(numbers))) or len(numbers) < 2:
-            unseen.append(f"{name}: slots {numbers} of {', '.join(p for parts in slots.values() for p in parts)}")
+            unseen.append(f"{name}: slots {numbers} of {', '.join(p for parts in table.values() for p in parts)}")
             continue
-        for parts in _variants([list(dict.fromkeys(slots[slot])) for slot in sorted(slots)]):
+        for parts in _variants([list(dict.fromkeys(table[slot])) for slot in sorted(table)]):
             if len(set(parts)) == len(parts):
                 merged.setdefault((name, parts), set()).add(parent)
     for name, packed in found.packed.items():  # no table: put together by code

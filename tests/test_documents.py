@@ -156,7 +156,8 @@ def commands_in_sentences(text: str) -> Iterator[list[str]]:
         words = shlex.split(span) if span.startswith("rewrite ") else []
         if len(words) > 1 and words[1] in main.commands:
             named = [word for word in words[2:] if word.isupper()]
-            yield [*words[1:], *([] if named else ["IN"] if words[1] == "inspect" else ["IN", "OUT"])]
+            taken = sum(isinstance(each, click.Argument) for each in main.commands[words[1]].params)
+            yield [*words[1:], *([] if named else ["IN", "OUT"][:taken])]
 
 
 def wrong_calls(text: str) -> list[str]:

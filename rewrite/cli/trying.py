@@ -14,7 +14,7 @@ import rewrite
 from rewrite.checkpoint.local import io_errors
 from rewrite.cli import reports
 from rewrite.cli.command_line import Recorded
-from rewrite.cli.common import json_option, quiet_option, reporting, say, show, verbose_option
+from rewrite.cli.common import Address, json_option, quiet_option, reporting, say, show, verbose_option
 from rewrite.cli.terminal import show_message
 from rewrite.errors import UsageError
 from rewrite.report import files, tried
@@ -63,12 +63,12 @@ def question_of(given: dict[str, Any]) -> Question:
 
 
 @click.command("try", short_help="Let an engine load CHECKPOINT, and compare.", cls=Recorded)
-@click.argument("checkpoint", metavar="CHECKPOINT", type=click.Path(exists=True, file_okay=False))
+@click.argument("checkpoint", metavar="CHECKPOINT", type=Address(file_okay=False))
 @engine_options
 @click.option(
     "--against",
     metavar="OUT",
-    type=click.Path(exists=True, file_okay=False),
+    type=Address(file_okay=False),
     help="Try OUT, too, which is CHECKPOINT converted.",
 )
 @click.option(
@@ -116,9 +116,6 @@ def try_(
 def try_both(found: rewrite.Verification, question: Question, quiet: bool) -> Tried | EngineError:
     """IN and OUT of a verification in the engine. The verification is worth showing where nothing was learnt, too: an
     error is returned."""
-    for each in (found.source, found.out):
-        if not Path(each).is_dir():
-            raise UsageError("An engine is tried with directories only", found=each, hint="download the model first")
     try:
         both = try_checkpoint(found.source, question, found.out, found, progress(quiet))
     except EngineError as error:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 
 from rewrite.checkpoint.local import LocalDirectory
 from rewrite.checkpoint.storage import Storage
 from rewrite.errors import StorageError, UsageError
+
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")  # org/name or org/name@revision
 
 #: What users may pass: a directory, ``org/name[@revision]``, ``hf://…``, or a storage of their own.
 Address = str | os.PathLike[str] | Storage
@@ -28,11 +29,9 @@ def scheme_of(address: Address) -> str | None:
     scheme = found[1].lower()
     if scheme not in ("hf", "s3"):
         raise UsageError(
-            _REFUSED.get(scheme, "Unknown kind of address"),
-            expected="a directory, hf://org/name or s3://bucket/prefix",
-            found=f"{scheme}://",
-            hint="copy the checkpoint to a directory first",
-        )
+            _REFUSED.get(scheme, "Unknown kind of address"), expected="a directory, hf://org/name or s3://bucket/prefix",
+            found=f"{scheme}://", hint="copy the checkpoint to a directory first",
+        )  # fmt: skip
     return scheme
 
 
@@ -53,13 +52,9 @@ def open_storage(address: Address) -> Storage:
         from rewrite.integrations.s3 import S3Storage
 
         return S3Storage(str(address))
-    path = Path(address)
-    if not os.path.lexists(path) and isinstance(address, str):
-        from rewrite.integrations import hub
-
-        if hub.is_name(address):
-            try:
-                return hub.open_hub(address)
-            except StorageError as error:
-                raise error.with_hint("there is no directory of this name here, either") from None
-    return LocalDirectory(path)
+    if isinstance(address, str) and not os.path.lexists(address) and HUB_NAME.fullmatch(address):
+        try:
+            return open_storage(f"hf://{address}")
+        except StorageError as error:
+            raise error.with_hint("there is no directory of this name here, either") from None
+    return LocalDirectory(address)

@@ -38,9 +38,7 @@ def _predicate(verification: Verification) -> dict[str, Any]:
         "out": _last(verification.out),
         "ok": verification.ok,
         "settings": asdict(verification.settings),
-        "checks": [
-            {"name": check.name, "verdict": check.verdict, "summary": check.summary} for check in verification.checks
-        ],
+        "checks": [{"name": c.name, "verdict": c.verdict, "summary": c.summary} for c in verification.checks],
         "notChecked": list(verification.not_checked),
         "loaders": [
             {

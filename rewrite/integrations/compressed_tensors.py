@@ -7,8 +7,8 @@ bytes as those of ``convert``; what else happens to the checkpoint is up to ``co
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+import torch
 from compressed_tensors.quantization import QuantizationConfig
 
 from rewrite.checkpoint.checkpoint import read_checkpoint
@@ -21,9 +21,6 @@ from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import interpret
 from rewrite.quantization.scheme import ChannelDialect, Layers
-
-if TYPE_CHECKING:
-    import torch
 
 
 class ExplicitScales:
@@ -82,16 +79,12 @@ class ExplicitScales:
         return name, self._expand(name, tensor) if name in self._rows else tensor
 
     def _expand(self, name: str, scale: torch.Tensor) -> torch.Tensor:
-        import torch
-
         rows = self._rows[name]
         values = scale.reshape(-1)
         if values.numel() not in (1, len(rows)):
             raise CheckpointError(
-                "A scale is not the one that was planned on",
-                where=name,
-                expected=f"1 or {len(rows)} values",
+                "A scale is not the one that was planned on", where=name, expected=f"1 or {len(rows)} values",
                 found=list(scale.shape),
-            )
-        each = [values[i if values.numel() > 1 else 0] for i in range(len(rows))]
-        return torch.cat([value.expand(count) for value, count in zip(each, rows, strict=True)]).reshape(-1, 1)
+            )  # fmt: skip
+        each = zip(values.expand(len(rows)), rows, strict=True)
+        return torch.cat([value.expand(count) for value, count in each]).reshape(-1, 1)

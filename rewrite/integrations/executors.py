@@ -22,18 +22,15 @@ def cluster(address: str) -> Iterator[Executor]:
     try:
         distributed: Any = importlib.import_module("distributed")
     except ImportError:
-        raise UsageError(
-            "A cluster needs the package `distributed`", found=address, hint="pip install 'rewrite[dask]'"
-        ) from None
+        hint = "pip install 'rewrite[dask]'"
+        raise UsageError("A cluster needs the package `distributed`", found=address, hint=hint) from None
     try:
         client = distributed.Client(address, timeout=_TIMEOUT)
     except (OSError, ValueError) as error:
         raise StorageError(
-            "The scheduler does not answer",
-            where=address,
+            "The scheduler does not answer", where=address, found=type(error).__name__,
             expected="the address of a Dask scheduler, such as tcp://host:8786",
-            found=type(error).__name__,
-        ) from None
+        ) from None  # fmt: skip
     with client:
         if not client.scheduler_info()["workers"]:
             raise StorageError("The cluster has no workers", where=address, hint="start some: `dask worker ADDRESS`")

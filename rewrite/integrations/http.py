@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from huggingface_hub import get_session
+
 from rewrite.errors import StorageError
 
 ATTEMPTS = 5
@@ -22,11 +24,11 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
 class Unavailable(Exception):
-    """Worth another try: ``reason`` says what happened, ``wait`` how long the server asked to wait."""
+    """Worth another try: it says what happened, ``wait`` how long the server asked to wait."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
-        self.reason, self.wait = reason, wait
+        self.wait = wait
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,6 @@ class Http:
     first_wait = 1.0  # seconds, then twice as long each time
 
     def __init__(self, timeout: float) -> None:
-        from huggingface_hub import get_session
-
         self._client: Any = get_session()
         self._timeout = timeout
         roots = [kind.__module__.partition(".")[0] for kind in type(self._client).__mro__]
@@ -68,11 +68,9 @@ class Http:
             except Unavailable as reason:
                 if attempt == ATTEMPTS:
                     raise StorageError(
-                        "The server does not answer as it should",
-                        where=where,
-                        found=f"{reason.reason}, {attempt} times",
+                        "The server does not answer as it should", where=where, found=f"{reason}, {attempt} times",
                         hint="try again later",
-                    ) from None
+                    ) from None  # fmt: skip
                 wait = self.first_wait * 2 ** (attempt - 1) if reason.wait is None else reason.wait
                 time.sleep(min(wait, _LONGEST_WAIT))
         raise AssertionError  # not reached
@@ -85,13 +83,11 @@ class Http:
                 if response.status_code in _BUSY:
                     raise Unavailable(f"HTTP status {response.status_code}", _retry_after(response.headers))
                 return self._answer(response, limit, span)
-        except self._errors.TooManyRedirects:
-            raise Unavailable("redirects without an end") from None
-        except self._errors.TimeoutException:
-            raise Unavailable("a time-out") from None
         except (self._errors.HTTPError, self._errors.InvalidURL) as error:
             # Only the kind: the text of these errors may hold an address with a signature.
-            raise Unavailable(f"a broken connection ({type(error).__name__})") from None
+            kind = f"a broken connection ({type(error).__name__})"
+            kind = "a time-out" if isinstance(error, self._errors.TimeoutException) else kind
+            raise Unavailable("redirects without an end" if "Redirects" in type(error).__name__ else kind) from None
 
     def _answer(self, response: Any, limit: int, span: tuple[int, int] | None) -> Answer:
         first = dict((response.history[0] if response.history else response).headers)

@@ -15,29 +15,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
 
+from huggingface_hub import constants, get_token, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import LocalEntryNotFoundError
+
 from rewrite.checkpoint.checkpoint import is_inside
 from rewrite.checkpoint.local import LocalDirectory, open_regular
 from rewrite.checkpoint.storage import FileId, Listing
 from rewrite.errors import CheckpointError, StorageError, UsageError
+from rewrite.integrations.addresses import HUB_NAME
 from rewrite.integrations.http import Answer, Http
 from rewrite.integrations.remote import RemoteStorage
 from rewrite.version import __version__
 
 SCHEME = "hf://"
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_LISTING = 64 << 20  # bytes of JSON
-
-
-def is_name(text: str) -> bool:
-    """Whether ``text`` looks like ``org/name`` or ``org/name@revision``."""
-    return _NAME.fullmatch(text) is not None
 
 
 def split(address: str) -> tuple[str, str | None]:
     """Name and revision of ``org/name@revision``, with or without ``hf://``. Raises :class:`UsageError`."""
     text = address.removeprefix(SCHEME).rstrip("/")
-    if not is_name(text):
+    if not HUB_NAME.fullmatch(text):
         raise UsageError("Not the name of a model on the hub", expected="org/name or org/name@revision", found=address)
     name, _, revision = text.partition("@")
     return name, revision or None
@@ -45,8 +43,6 @@ def split(address: str) -> tuple[str, str | None]:
 
 def open_hub(address: str) -> HubStorage | LocalDirectory:
     """The model ``org/name[@revision]``. With ``HF_HUB_OFFLINE``: what of it is in the cache."""
-    from huggingface_hub import constants
-
     name, revision = split(address)
     if constants.is_offline_mode():
         return _cached(name, revision)
@@ -54,17 +50,13 @@ def open_hub(address: str) -> HubStorage | LocalDirectory:
 
 
 def _cached(name: str, revision: str | None) -> LocalDirectory:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
     try:
         path = snapshot_download(name, revision=revision, local_files_only=True)
     except LocalEntryNotFoundError:
         raise StorageError(
-            "The model is not in the cache, and HF_HUB_OFFLINE is set",
-            where=SCHEME + name,
+            "The model is not in the cache, and HF_HUB_OFFLINE is set", where=SCHEME + name,
             hint="unset HF_HUB_OFFLINE, or pass a local directory",
-        ) from None
+        ) from None  # fmt: skip
     return Snapshot(path, name)
 
 
@@ -84,8 +76,6 @@ class HubStorage(RemoteStorage):
     """A model on the hub, at the commit that ``revision`` (None: main) was when it was opened."""
 
     def __init__(self, model: str, revision: str | None = None) -> None:
-        from huggingface_hub import constants
-
         super().__init__()
         self.model = model
         self._endpoint = constants.ENDPOINT.rstrip("/")
@@ -110,8 +100,6 @@ class HubStorage(RemoteStorage):
 
     def in_cache(self, name: str) -> Path | None:
         """Where the file lies in the cache of huggingface_hub, at this commit."""
-        from huggingface_hub import try_to_load_from_cache
-
         path = try_to_load_from_cache(self.model, name, revision=self.commit)
         if not isinstance(path, str) or Path(path).stat().st_size != self.identify(name).size:
             return None
@@ -157,14 +145,11 @@ class HubStorage(RemoteStorage):
         )  # fmt: skip
 
     def _get(self, url: str, name: str, headers: Mapping[str, str], span: tuple[int, int]) -> Answer:
-        self.traffic.count(requests=1)
         answer = self._http.get(url, headers, 0, f"{self}/{name}", span)
-        self.traffic.count(read=len(answer.body))
+        self.traffic.count(read=len(answer.body), requests=1)
         return answer
 
     def _authorization(self) -> dict[str, str]:
-        from huggingface_hub import constants, get_token
-
         token = None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
         agent = {"user-agent": f"rewrite/{__version__}"}
         return agent if token is None else {**agent, "authorization": f"Bearer {token}"}
@@ -172,10 +157,9 @@ class HubStorage(RemoteStorage):
     def _info(self, revision: str | None) -> dict[str, Any]:
         where = SCHEME + self.model + (f"@{revision}" if revision else "")
         url = f"{self._endpoint}/api/models/{self.model}/revision/{quote(revision or 'main', safe='')}?blobs=true"
-        self.traffic.count(requests=1)
         answer = self._http.get(url, self._authorization(), _MAX_LISTING, where)
         self._refuse(answer, where)
-        self.traffic.count(read=len(answer.body))
+        self.traffic.count(read=len(answer.body), requests=1)
         try:
             info = json.loads(answer.body)
             if _COMMIT.fullmatch(info["sha"]) and isinstance(info["siblings"], list):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
 from tqdm import tqdm
 
 from rewrite.errors import StorageError
@@ -16,8 +17,6 @@ from rewrite.progress import Counter, Progress
 
 def download(storage: HubStorage, workers: int, progress: Progress | None) -> Snapshot:
     """The directory of the model in the cache, complete. Files that lie there are not asked for again."""
-    from huggingface_hub import hf_hub_download
-
     files = storage.list_files().files
     counter = Counter(sum(file.size for file in files.values()), progress)
 
@@ -48,7 +47,6 @@ def download(storage: HubStorage, workers: int, progress: Progress | None) -> Sn
     found = Snapshot(str(root), storage.model)
     extra = found.list_files().files.keys() - files.keys()
     if root.name != storage.commit or extra:
-        raise StorageError(
-            "The cache holds another model", where=str(root), expected=storage.commit, found=sorted(extra)
-        )
+        where = str(root)
+        raise StorageError("The cache holds another model", where=where, expected=storage.commit, found=sorted(extra))
     return found

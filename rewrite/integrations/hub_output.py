@@ -17,6 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, constants
+
 from rewrite.checkpoint.local import LocalDirectory
 from rewrite.checkpoint.storage import FileId
 from rewrite.errors import StorageError, UsageError
@@ -79,8 +81,6 @@ class HubOutput(Output, Writer):
 
     def write(self, job: Job, advance: Advance) -> ByteCounts:
         """What the commit does for a file; its bytes are on the hub already when it is large."""
-        from huggingface_hub import CommitOperationCopy
-
         copied = job.size if isinstance(job, FileCopy) else 0
         written = job.size - copied
         if copied and isinstance(self.source, HubStorage) and len(job.source.tag) == 64:
@@ -115,8 +115,6 @@ class HubOutput(Output, Writer):
 
     @cached_property
     def _api(self) -> Any:
-        from huggingface_hub import HfApi, constants
-
         if constants.is_offline_mode():
             raise UsageError("The hub cannot be written to while HF_HUB_OFFLINE is set", where=self.out)
         return HfApi(endpoint=constants.ENDPOINT)
@@ -157,8 +155,6 @@ class HubOutput(Output, Writer):
 
     def _upload(self, job: Job) -> Any:
         """A large file is on the hub afterwards; a small one is part of the commit."""
-        from huggingface_hub import CommitOperationAdd
-
         with tempfile.TemporaryDirectory(prefix="rewrite-") as folder:
             path = self._whole(job, Path(folder) / "file")
             add = CommitOperationAdd(job.name, path if job.size > _SMALL else path.read_bytes())
@@ -178,8 +174,6 @@ class HubOutput(Output, Writer):
         return target
 
     def _commit(self) -> None:
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
         copies = any(map(is_copy, self._operations.values()))
         with hub_errors(self.out, CannotCopy if copies else StorageError):
             done = self._api.create_commit(

@@ -46,13 +46,6 @@ class RemoteStorage(ABC):
         self._kept_size = 0
         self._lock = Lock()
 
-    @property
-    @abstractmethod
-    def name(self) -> str: ...
-
-    @abstractmethod
-    def list_files(self) -> Listing: ...
-
     def identify(self, name: str) -> FileId:
         """What the file ``name`` is. Raises :class:`StorageError` where there is none."""
         try:

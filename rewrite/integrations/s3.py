@@ -72,18 +72,13 @@ def _client_of(_process: int) -> Any:
         config: Any = importlib.import_module("botocore.config")
     except ImportError:
         raise UsageError("S3 needs the package boto3", hint="pip install 'rewrite[s3]'") from None
-    client = boto3.session.Session().client(
-        "s3",
-        config=config.Config(
-            max_pool_connections=_CONNECTIONS,
-            connect_timeout=10,
-            read_timeout=_READ_TIMEOUT,
-            retries={"mode": "standard", "max_attempts": ATTEMPTS},
-            # Servers other than AWS refuse the trailers of the newer checksums; Content-MD5 is sent instead.
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        ),
-    )
+    settings = config.Config(
+        max_pool_connections=_CONNECTIONS, connect_timeout=10, read_timeout=_READ_TIMEOUT,
+        retries={"mode": "standard", "max_attempts": ATTEMPTS},
+        # Servers other than AWS refuse the trailers of the newer checksums; Content-MD5 is sent instead.
+        request_checksum_calculation="when_required", response_checksum_validation="when_required",
+    )  # fmt: skip
+    client = boto3.session.Session().client("s3", config=settings)
     # A redirect that does not say the region: botocore would ask for it, and be redirected again, without an end.
     headers: dict[str, str] = {}
     unknown = SimpleNamespace(status_code=200), {"ResponseMetadata": {"HTTPHeaders": headers}}
@@ -266,8 +261,7 @@ _RENEW = "get new credentials and run the same command again, what is complete i
 _HINTS = {
     "ExpiredToken": _RENEW, "ExpiredTokenException": _RENEW, "TokenRefreshRequired": _RENEW, "InvalidToken": _RENEW,
     "RequestTimeTooSkewed": "set the clock of this machine: it is not that of the store", "RequestExpired": _RENEW,
-    "PermanentRedirect": _ELSEWHERE, "TemporaryRedirect": _ELSEWHERE, "AuthorizationHeaderMalformed": _ELSEWHERE,
-    "IllegalLocationConstraintException": _ELSEWHERE, "SlowDown": _LATER, "ServiceUnavailable": _LATER,
+    "AuthorizationHeaderMalformed": _ELSEWHERE, "IllegalLocationConstraintException": _ELSEWHERE,
 }  # fmt: skip
 _BY_STATUS = {301: _ELSEWHERE, 307: _ELSEWHERE, 401: _CREDENTIALS, 403: _CREDENTIALS, 429: _LATER, 503: _LATER}
 

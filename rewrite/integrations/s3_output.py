@@ -1,14 +1,8 @@
 """A Plan carried out in a bucket: no reader of OUT sees half of it, and the same call resumes.
 
 A bucket has no rename. So the files that make a checkpoint come last: all shards and other files, then the index, then
-``config.json``, without which nothing opens it. Beside OUT lie small objects, the first and the last one of these
-written with ``If-None-Match: *``::
-
-    OUT.rewrite-started     while a conversion runs, or after it was killed: the digest of its plan. Whoever comes with
-                            the same plan goes on; whoever comes with another one is refused
-    OUT.rewrite-files/NAME  meanwhile: what we have written of each file, as ETags. Nothing else is kept
-    OUT.rewrite-complete    OUT is complete: for those who wait for it. Digest of the plan, ETag and name of each file.
-                            One that an earlier output left is removed first
+``config.json``, without which nothing opens it. What lies beside OUT: README.md. The claim and the mark of completion
+are written with ``If-None-Match: *``.
 """
 
 from __future__ import annotations

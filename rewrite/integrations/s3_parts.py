@@ -60,7 +60,7 @@ def plan_parts(job: Job, *, copies: bool) -> tuple[Run, ...]:
     """
     if job.size > MAX_OBJECT:
         raise ValueError(f"more than the {MAX_OBJECT} bytes of the largest object")
-    segments = [segment for segment in (_header(job.header), *job.segments) if segment.length]
+    segments = [segment for segment in (Fill(job.header, 1), *job.segments) if segment.length]
     shortest = sorted(
         (i for i, segment in enumerate(segments) if copies and isinstance(segment, Copy)),
         key=lambda i: segments[i].length,
@@ -89,10 +89,6 @@ def _plan(job: Job, segments: Sequence[Segment], copied: Iterable[int]) -> tuple
             planner.put(segment)
     planner.flush()
     return tuple(planner.runs)
-
-
-def _header(header: bytes) -> Fill:
-    return Fill(header, 1)
 
 
 @dataclass

@@ -84,22 +84,14 @@ class ObjectWriter(Writer):
     source: Storage
     records: Records
 
-    @property
-    def bucket(self) -> Bucket:
-        return self.records.bucket
-
-    @property
-    def place(self) -> Place:
-        return self.records.place
-
     def write(self, job: Job, advance: Advance) -> ByteCounts:
         """One file of the output. Where the source has changed meanwhile, there is no such object afterwards."""
         inside = self.source if isinstance(self.source, S3Storage) else None
-        key = self.place.key(job.name)
+        key = self.records.place.key(job.name)
         if inside is not None and not isinstance(job, ShardPlan) and job.size <= MAX_PART:
             tag, copied = self._copy_object(inside, job), job.size
         elif job.size < MIN_PART:
-            tag, copied = self.bucket.put(key, b"".join(streamed(job, self.source))), 0
+            tag, copied = self.records.bucket.put(key, b"".join(streamed(job, self.source))), 0
         else:
             return self._multipart(inside, job, advance)
         self._done(job, tag)
@@ -110,12 +102,14 @@ class ObjectWriter(Writer):
         alone = deepcopy(self)  # with counts of its own: whoever gathers the counts cannot see ours
         counts = alone.write(job, lambda _: None)
         read = alone.source.traffic.read if isinstance(alone.source, RemoteStorage) else 0
-        return counts + ByteCounts(read=read + alone.bucket.traffic.read, sent=alone.bucket.traffic.sent)
+        return counts + ByteCounts(
+            read=read + alone.records.bucket.traffic.read, sent=alone.records.bucket.traffic.sent
+        )
 
     def _copy_object(self, source: S3Storage, job: Job) -> str:
         self._check_source(source, job)
-        key, where = self.place.key(job.name), f"{self.place}/{job.name}"
-        copied = self.bucket.call(
+        key, where = self.records.place.key(job.name), f"{self.records.place}/{job.name}"
+        copied = self.records.bucket.call(
             "copy_object", where, Key=key, CopySource=_copy_source(source, job),
             CopySourceIfMatch=f'"{job.source.tag}"',
         )  # fmt: skip
@@ -124,7 +118,7 @@ class ObjectWriter(Writer):
             self._check_source(source, job)
         except StorageError:
             with suppress(StorageError):  # the error that led here is the one to tell
-                self.bucket.delete(key)
+                self.records.bucket.delete(key)
             raise
         return tag
 
@@ -132,7 +126,7 @@ class ObjectWriter(Writer):
         try:
             runs = plan_parts(job, copies=source is not None)
         except ValueError as error:
-            where = f"{self.place}/{job.name}"
+            where = f"{self.records.place}/{job.name}"
             raise UsageError("The object cannot be written", where=where, found=str(error)) from None
         sizes = numbered_sizes(runs)
         upload = self._begin(job, sizes)
@@ -159,9 +153,9 @@ class ObjectWriter(Writer):
 
     def _begin(self, job: Job, sizes: dict[int, int]) -> Upload:
         """The upload that our record names, with the parts that it names; else a new one."""
-        key, record = self.place.key(job.name), self.records.read(job.name)
+        key, record = self.records.place.key(job.name), self.records.read(job.name)
         ours = record if record is not None and record.plan == self.records.plan else None
-        begun = [upload for upload, of in pending(self.bucket, key) if of == key]
+        begun = [upload for upload, of in pending(self.records.bucket, key) if of == key]
         upload = Upload(self.records, job.name, ours.upload if ours else "")
         if ours is not None and ours.upload in begun:
             upload.tags.update({
@@ -170,14 +164,14 @@ class ObjectWriter(Writer):
             })  # fmt: skip
             return upload
         if ours is None or ours.upload:
-            refuse_uploads(self.place, [key] if begun else [])
+            refuse_uploads(self.records.place, [key] if begun else [])
         self.records.note(job.name)
-        answer = self.bucket.call("create_multipart_upload", upload.where, Key=key)
+        answer = self.records.bucket.call("create_multipart_upload", upload.where, Key=key)
         if not isinstance(answer.get("UploadId"), str):
             raise StorageError("The store answers without an upload", where=upload.where)
         upload = Upload(self.records, job.name, answer["UploadId"])
         self.records.note(job.name, upload=upload.id)
-        for other, of in pending(self.bucket, key):  # begun by a request whose answer was lost
+        for other, of in pending(self.records.bucket, key):  # begun by a request whose answer was lost
             if of == key and other != upload.id:
                 Upload(self.records, job.name, other).abort()
         return upload
@@ -219,7 +213,11 @@ class ObjectWriter(Writer):
 
     def _done(self, job: Job, tag: str) -> None:
         """Size and ETag of what was written (rclone answers 200 and stores nothing of a copied part), noted as ours."""
-        check_kept(self.bucket.head(self.place.key(job.name)), FileId(job.size, 0, tag), f"{self.place}/{job.name}")
+        check_kept(
+            self.records.bucket.head(self.records.place.key(job.name)),
+            FileId(job.size, 0, tag),
+            f"{self.records.place}/{job.name}",
+        )
         self.records.note(job.name, tag=tag)
 
 

@@ -17,6 +17,7 @@ Code = Literal[
     "scale-value",
     "scale-size",
     "scale-inverse",
+    "no-role",
     "no-config",
     "status",
     "router",
@@ -25,6 +26,7 @@ Code = Literal[
     "kv-scale-shape",
     "kv-no-scale",
     "mtp-format",
+    "mtp-label",
     "mtp-missing",
     "group-in-part",
     "architecture",
@@ -41,6 +43,7 @@ TITLES: Mapping[Code, str] = {
     "scale-shape": "a scale does not fit its weight",
     "no-input-scale": "static activations without an input_scale",
     "orphan-scale": "a scale without its weight",
+    "no-role": "a scale that its layer has no place for",
     "scale-value": "a scale of",
     "scale-size": "a scale that is probably wrong",
     "scale-inverse": "a global scale that is probably the reciprocal of what is meant",
@@ -52,6 +55,7 @@ TITLES: Mapping[Code, str] = {
     "kv-scale-shape": "a scale of the KV cache that is not one number",
     "kv-no-scale": "an FP8 KV cache is stated, and no scale of it is stored: engines take 1.0",
     "mtp-format": "the MTP layers are stored in another way than the config says",
+    "mtp-label": "the MTP layers are stored in another format than the config says",
     "mtp-missing": "the config promises MTP layers, and none are stored",
     "group-in-part": "quantized in part",
     "architecture": "unknown architecture",
@@ -64,7 +68,18 @@ NOTES: frozenset[Code] = frozenset({"mtp-missing", "block-sample"})
 
 #: What engines end with, or read as other numbers, and what no edit of a config mends: ``convert`` refuses it.
 REFUSED: frozenset[Code] = frozenset(
-    ("label", "no-scale", "scale-shape", "no-input-scale", "router", "no-matrix", "kv-scale-alone", "kv-scale-shape")
+    (
+        "label",
+        "mtp-label",
+        "no-role",
+        "no-scale",
+        "scale-shape",
+        "no-input-scale",
+        "router",
+        "no-matrix",
+        "kv-scale-alone",
+        "kv-scale-shape",
+    )
 )
 
 #: What only the values of scales show.
@@ -92,7 +107,11 @@ class Fault:
         title, number = TITLES[self.code], f" ({self.count:,} layers)" if self.count > 1 else ""
         if not title:
             return self.found
-        return f"{title} {self.found}" if self.code == "scale-value" else f"{title}{self._details}{number}"
+        return (
+            f"{title} {self.found}"
+            if self.code in ("scale-value", "architecture")
+            else f"{title}{self._details}{number}"
+        )
 
     @property
     def _details(self) -> str:

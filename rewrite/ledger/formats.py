@@ -128,12 +128,18 @@ MXFP8 = Format(
 )
 INT8 = Format(
     {"weight": frozenset({"I8"}), "weight_packed": frozenset({"I32"})},
-    (Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"),),
+    (
+        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"),
+        Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static),
+    ),
     {"I32": 4},
 )
 INT4 = Format(
     {"weight_packed": frozenset({"I32"}), "weight": frozenset({"I8", "U8", "I32"})},
-    (Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"),),
+    (
+        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"),
+        Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static),
+    ),
     {"I32": 8},
 )
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rewrite.checkpoint.forms import Form
 from rewrite.ledger.fault import AGAIN, Code, Fault
@@ -25,14 +26,19 @@ from rewrite.quantization.scheme import Scheme
 _STACKED = ("step3p5", "step3p7", "step3_text", "llama4", "llama4_text", "gpt_oss")
 _EXPERTS = re.compile(r"(?:.*\.)?(?:experts|moe)(?:\.\w+)?")
 _DEQUANTIZE = "`rewrite convert IN OUT --profile dequantized` writes plain weights"
+_SPECULATIVE = "leave these layers out: only speculative decoding needs them, and it fails or garbles"
+_LABELS = ("label", "no-scale", "scale-shape", "no-input-scale", "no-role")
 _REPAIRED = "`rewrite convert IN OUT` lists these layers in ignore"
 
 
 def layer_faults(model: Model) -> Iterator[Fault]:
     """Layers whose tensors are not those that their scheme asks for, and tensors that belong to no layer."""
     yield from _no_config(model)
+    text = text_config(model.checkpoint.config.value)
     for kind in model.kinds:
-        yield from _of_kind(kind, model)
+        of_mtp = is_mtp(kind.names[0], text)
+        for fault in _of_kind(kind, model):
+            yield replace(fault, code="mtp-label", next=_SPECULATIVE) if of_mtp and fault.code in _LABELS else fault
     for form, names in model.checkpoint.alike.items():
         yield from _of_form(form, names, model)
 
@@ -57,10 +63,24 @@ def _of_kind(kind: Kind, model: Model) -> Iterator[Fault]:
         yield Fault("label", kind.names[0], found, "what the config says: not quantized", AGAIN, count)
     elif scheme is not None and scheme.format in FORMATS:
         yield from _stored(kind, scheme, model)
+    yield from _without_role(kind)
     if not first.plain and is_router(kind.form.pattern):
         yield Fault(
             "router", kind.names[0], f"{first.weight.dtype} weights", "a router in the dtype of the model", AGAIN, count
         )
+
+
+def _without_role(kind: Kind) -> Iterator[Fault]:
+    """Scales beside a weight whose format has none of that name: engines look them up and find no place."""
+    scheme, weight = kind.first.scheme, kind.first.weight
+    forms = FORMATS.get(scheme.format, ()) if scheme is not None and not kind.first.plain else ()
+    if not forms and not kind.first.plain:
+        return  # a format that is not read
+    name = weight.name.rpartition(".")[2]
+    named = {each for form in forms if name in form.weights for scale in form.scales for each in scale.names}
+    for odd in sorted(SCALE_NAMES.difference(named, ("scale",)).intersection(kind.form.tensors)):
+        expected = f"the scales of {scheme.text}" if scheme and forms else "no scale beside plain weights"
+        yield Fault("no-role", f"{kind.names[0]}.{odd}", odd, expected, AGAIN, len(kind.names))
 
 
 def plain_layers(model: Model) -> Iterator[str]:
@@ -80,7 +100,8 @@ def _plain(kind: Kind, model: Model) -> Iterator[Fault]:
     mtp = [name for name in kind.names if is_mtp(name, text_config(model.checkpoint.config.value))]
     others = [name for name in kind.names if name not in set(mtp)] if mtp else kind.names
     if mtp:
-        yield Fault("mtp-format", mtp[0], found, expected, _REPAIRED, len(mtp))
+        hint = f"{_REPAIRED}; else speculative decoding, which alone loads them, fails or garbles"
+        yield Fault("mtp-format", mtp[0], found, expected, hint, len(mtp))
     if others:
         fused = _fused_name(others[0], model)
         code: Code = "fused-name" if fused is not None and model.dialect.scheme(fused) is None else "plain-layer"

@@ -7,11 +7,13 @@ its beginning.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from math import inf
 from statistics import median
 
+from rewrite.checkpoint.forms import Form
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.ledger.fault import CALIBRATE, Fault
 from rewrite.ledger.formats import WEIGHT_SCALES
@@ -31,12 +33,8 @@ _LOOKS = 16  # blocks with a scale of zero whose codes are looked at
 _NOT_SET = "probably never set by calibration"
 
 
-@dataclass(frozen=True)
-class _One:
-    """A scale of one number, of a layer."""
-
-    info: TensorInfo
-    value: float
+#: Values and tensors by the pattern of their modules and the last part of their names.
+_Alike = dict[tuple[str, str], tuple[list[float], list[TensorInfo]]]
 
 
 def value_faults(model: Model) -> tuple[Fault, ...]:
@@ -49,22 +47,23 @@ def _floats(model: Model) -> Iterator[Fault]:
     integers = {name for kind in model.kinds if _is_integer(kind.first.scheme) for name in kind.names}
     checkpoint = model.checkpoint
     read = checkpoint.read_tensors(i for i in checkpoint.tensors_like(_is_scale) if i.dtype in PLAIN_DTYPES)
-    alike: dict[str, list[_One]] = {}
+    alike: _Alike = defaultdict(lambda: ([], []))
     wrong: set[str] = set()
     while some := list(islice(read, _AT_ONCE)):
-        for dtype in sorted({info.dtype for info, _ in some}):
-            own = [(info, raw) for info, raw in some if info.dtype == dtype]
+        for dtype, divides in sorted({(info.dtype, info.name.endswith(_DIVISORS)) for info, _ in some}):
+            own = [each for each in some if (each[0].dtype, each[0].name.endswith(_DIVISORS)) == (dtype, divides)]
             values = decode(dtype, b"".join([raw for _, raw in own]), own[0][0].name)
-            if not all(PLAUSIBLE[0] <= value <= _USUAL for value in values):
+            low, high = (1 / _USUAL, 1 / PLAUSIBLE[0]) if divides else (PLAUSIBLE[0], _USUAL)
+            if not all(low <= value <= high for value in values):
                 for info, raw in own:
                     found = decode(dtype, raw, info.name)
                     is_signed = info.name.rpartition(".")[0] in integers
                     bad = [*_bad_value(info, tuple(map(abs, found)) if is_signed else found, model)]
                     wrong |= {info.name for _ in bad}
                     yield from bad
-            _collect(own, values, model, alike)
-    for neighbors in alike.values():
-        yield from _far_off([one for one in neighbors if one.info.name not in wrong], model)
+            _collect(own, values, checkpoint.forms, alike)
+    for (_, kind), (numbers, infos) in alike.items():
+        yield from (fault for info, fault in _far_off(kind, numbers, infos, model) if info.name not in wrong)
 
 
 def _bad_value(info: TensorInfo, values: tuple[float, ...], model: Model) -> Iterator[Fault]:
@@ -91,6 +90,7 @@ def _bad_value(info: TensorInfo, values: tuple[float, ...], model: Model) -> Ite
 
 
 _DIVISORS = ("weight_global_scale", "input_global_scale")
+_OF_WEIGHTS = (*WEIGHT_SCALES, "weight_scale_2", "weight_global_scale")
 _USUAL = _LARGEST_WEIGHT / _NVFP4  # what is not above this needs no second look, but for divisors
 
 
@@ -109,33 +109,40 @@ def _is_global(info: TensorInfo, model: Model) -> bool:
 
 
 def _collect(
-    own: Iterable[tuple[TensorInfo, bytes]], values: tuple[float, ...], model: Model, alike: dict[str, list[_One]]
+    own: Sequence[tuple[TensorInfo, bytes]], values: tuple[float, ...], forms: Mapping[str, Form], alike: _Alike
 ) -> None:
-    """The scales of one number by what is alike."""
-    forms, place = model.checkpoint.forms, 0
+    """The scales of one number by what is alike, so that there are 100,000 small steps and no more."""
+    place = 0
     for info, _ in own:
-        if info.numel == 1:
+        shape = info.shape
+        if shape in ((), (1,)):
             module, _, kind = info.name.rpartition(".")
-            if (value := values[place]) > 0:
-                alike.setdefault(f"{forms[module].pattern}.{kind}", []).append(_One(info, value))
-        place += info.numel
+            found = alike[forms[module].pattern, kind]
+            found[0].append(values[place])
+            found[1].append(info)
+            place += 1
+        else:
+            place += info.numel
 
 
-def _far_off(neighbors: list[_One], model: Model) -> Iterator[Fault]:
+def _far_off(
+    kind: str, values: Sequence[float], infos: Sequence[TensorInfo], model: Model
+) -> Iterator[tuple[TensorInfo, Fault]]:
     """A scale that is far from those of layers that are alike, which are near each other."""
-    if len(neighbors) <= _ENOUGH:
+    if len(values) <= _ENOUGH or 0 < max(values) < min(values) * _FAR:
         return
-    usual = median(each.value for each in neighbors)
-    far = [each for each in neighbors if not usual / _FAR < each.value < usual * _FAR]
-    if not far or len(far) * 4 > len(neighbors) or not PLAUSIBLE[0] < usual < PLAUSIBLE[1]:
+    usual = median(values)
+    far = [(i, v) for i, v in zip(infos, values, strict=True) if not usual / _FAR < v < usual * _FAR]
+    if len(far) * 4 > len(values) or not PLAUSIBLE[0] < usual < PLAUSIBLE[1]:
         return
-    kind = neighbors[0].info.name.rpartition(".")[2]
-    for one in far:
-        is_small = (one.value < usual) != (kind in _DIVISORS)
-        if is_small and (kind not in (*WEIGHT_SCALES, "weight_scale_2", *_DIVISORS[:1]) or _is_empty(one.info, model)):
+    for info, value in far:
+        if not 0 < value < inf:
+            continue  # found already
+        is_small = (value < usual) != (kind in _DIVISORS)
+        if is_small and (kind not in _OF_WEIGHTS or _is_empty(info, model)):
             continue  # a layer of zeros, or one whose input calibration never saw
-        found, expected = f"{one.value:.3g}", f"about {usual:.3g}, as in {len(neighbors) - len(far)} layers like it"
-        yield Fault("scale-size", f"{one.info.shard}: {one.info.name}", found, expected, CALIBRATE)
+        found, expected = f"{value:.3g}", f"about {usual:.3g}, as in {len(values) - len(far):,} layers like it"
+        yield info, Fault("scale-size", f"{info.shard}: {info.name}", found, expected, CALIBRATE)
 
 
 def _is_empty(scale: TensorInfo, model: Model) -> bool:

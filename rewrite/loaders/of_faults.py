@@ -19,7 +19,7 @@ OfFault = Callable[[Fault], Outcome | None]
 #: families are judged elsewhere; all engines but transformers pass the status over.
 HARMLESS: frozenset[Code] = frozenset(
     (
-        *("mtp-format", "mtp-missing", "kv-no-scale", "status", "block-sample"),
+        *("mtp-format", "mtp-label", "mtp-missing", "kv-no-scale", "status", "block-sample"),
         *("group-in-part", "architecture", "no-config", "weights"),
     )
 )

@@ -15,6 +15,7 @@ from rewrite.report.page import Colored, Page, Run, Section, Table, Tone, again,
 from rewrite.wording import count
 
 _JSON = "`rewrite inspect CHECKPOINT --json`"
+_MAX_HINTS = 5
 _NOTHING = {
     "qkvz": "No in_proj_qkvz layer here, so nothing was judged. Try --groups all.",
     "all": "No fused layer here, so nothing was judged.",
@@ -37,6 +38,7 @@ def page(
     sections = present(
         _answer(found, rows, asked, advice, command, "" if affected else sentence),
         _findings(found),
+        _worth_knowing(found),
         _every_engine(found, rows),
         scales.section(found.groups, "the checkpoint", f"{_JSON}{every} lists every group"),
         Section("What it is", tables=(_facts(found, place),)),
@@ -71,7 +73,7 @@ def _verdict(found: Inspection, affected: Sequence[Row]) -> tuple[str, Tone, str
     if unknown:
         return "NOT KNOWN", "part", " ".join(said)
     if found.findings:
-        return "FAULTS", "bad", f"{faults} No known engine can serve it right."
+        return "FAULTS", "bad", f"{faults} The engines that were asked for serve its layers all the same."
     if not found.groups:
         return "NOTHING TO JUDGE", "part", _NOTHING[found.selection]
     return "NOT AFFECTED", "good", "None of the engines that were asked for is affected."
@@ -138,7 +140,16 @@ def _findings(found: Inspection) -> Section | None:
         [(Colored("wrong"), clean(f.what), clean(f.where)) for f in found.findings], f"{_JSON} lists all `findings`"
     )
     table = Table("Faults", ("", "what", "where"), rows, cut, labels=2)
-    return Section("Wrong in the checkpoint", tables=(table,), brief=True)
+    hints = dict.fromkeys(clean(fault.next) for fault in found.findings if fault.next)
+    lines = tuple(f"What to do: {hint}." for hint in list(hints)[:_MAX_HINTS])
+    return Section("Wrong in the checkpoint", tables=(table,), lines=lines, brief=True)
+
+
+def _worth_knowing(found: Inspection) -> Section | None:
+    if not found.notes:
+        return None
+    text = (f"{clean(each.what)}. {clean(each.next)}." for each in found.notes)
+    return Section("Worth knowing", tuple(f"{line[:1].upper()}{line[1:]}" for line in text))
 
 
 def _every_engine(found: Inspection, rows: Sequence[Row]) -> Section | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rewrite.api import inspect_checkpoint, open_checkpoint, verify
-from rewrite.errors import RewriteError
+from rewrite.errors import RewriteError, UsageError
 from rewrite.inspection.advice import advise, repair_command
 from rewrite.inspection.inspection import Inspection
 from rewrite.loaders.versions import LOADERS, find_loaders
@@ -42,6 +42,9 @@ def try_checkpoint(
 
     Raises :class:`~rewrite.trying.engine.EngineError` where nothing was learnt.
     """
+    for each in filter(None, (source, against)):
+        if not Path(each).is_dir():
+            raise UsageError("An engine is tried with a directory", found=each, hint="download the model first")
     before = _ranks(source, question, progress)
     after = () if against is None else _ranks(against, question, progress)
     inspection = _inspection(source)

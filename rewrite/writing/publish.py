@@ -6,11 +6,7 @@ rename, so that a visible OUT is complete; the parent is synced after it, so tha
 parent is synced before the exchange as well, so that the old output never lies where the next run looks for new files,
 and after it before the old output is removed. tests/test_faults.py has a model of this that fails without any one sync.
 
-Beside OUT lie, while a conversion runs or after it was killed::
-
-    .OUT.rewrite-lock                held by the one converter that may work on OUT, or by all that write parts of it
-    .OUT.rewrite-<plan digest>/      staging: ``out/`` holds complete files, ``part-<n>`` those being written
-    .OUT.rewrite-swap/               with --overwrite: ``out/`` is about to be exchanged with OUT, or was
+What lies beside OUT while a conversion runs, or after it was killed: README.md.
 """
 
 from __future__ import annotations
@@ -151,9 +147,7 @@ def _check_apart(source: Path, out: Path) -> None:
     real_source, real_out = source.resolve(), out.resolve()
     if real_source == real_out or real_source in real_out.parents or real_out in real_source.parents:
         raise UsageError(
-            "Output and source overlap",
-            where=str(out),
+            "Output and source overlap", where=str(out), found=f"source {source}",
             expected="an output outside the source, and the source outside it",
-            found=f"source {source}",
             hint="convert into a new directory; the source is never changed",
-        )
+        )  # fmt: skip

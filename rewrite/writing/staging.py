@@ -76,11 +76,8 @@ def _open_locked(path: Path, out: Path, mode: int) -> int:
         os.close(fd)
         if not isinstance(error, BlockingIOError):
             raise
-        raise StorageError(
-            "Another conversion is writing this output",
-            where=str(out),
-            hint="wait for it to end, or choose another output",
-        ) from None
+        hint = "wait for it to end, or choose another output"
+        raise StorageError("Another conversion is writing this output", where=str(out), hint=hint) from None
     return fd
 
 

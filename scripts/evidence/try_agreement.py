@@ -96,16 +96,16 @@ def compared(result: dict[str, Any], cell: dict[str, Any]) -> Iterator[tuple[str
         yield ("agrees", "") if agrees else ("differs", f"{group['module']}: record {recorded}, try {seen}")
     worst = worst_of_kinds(result)
     for kind, other in cell["others"].items():
-        alone = float(other["error"])
+        stored = float(other["error"])
         if kind not in worst:
             yield "not compared", f"{kind}: no such module"
-        elif close(worst[kind], alone):
+        elif close(worst[kind], stored):
             yield "agrees", ""
-        elif result["engine"] == "transformers" and kind.startswith("experts.") and min(worst[kind], alone) > 0.2:
+        elif result["engine"] == "transformers" and kind.startswith("experts.") and min(worst[kind], stored) > 0.2:
             # gate and up of an expert are one matrix there: the record judges its halves, try the whole
-            yield "agrees in kind", f"{kind}: record {alone}, try {worst[kind]:.0f}"
+            yield "agrees in kind", f"{kind}: record {stored}, try {worst[kind]:.0f}"
         else:
-            yield "differs", f"{kind}: record {alone}, try {worst[kind]}"
+            yield "differs", f"{kind}: record {stored}, try {worst[kind]}"
 
 
 def worst_of_kinds(result: dict[str, Any]) -> dict[str, float]:

@@ -317,3 +317,32 @@ def test_experts_without_a_gate(tmp_path: Path) -> None:
 
     found = rewrite.inspect_checkpoint(changed(MOE, tmp_path, change), selection="all")
     assert not [group for group in found.groups if group.experts]
+
+
+def test_mtp_layers_in_another_format(tmp_path: Path) -> None:
+    """FP8 where the config says NVFP4. Other engines than those that draft do not load them."""
+
+    def change(tensors: Tensors) -> None:
+        tensors["mtp.layers.0.mlp.down_proj.weight"] = ("F8_E4M3", (64, 64), bytes(64 * 64))
+        tensors["mtp.layers.0.mlp.down_proj.weight_scale"] = ("F32", (), struct.pack("<f", 0.01))
+
+    folder = changed(FP4, tmp_path, change)
+    assert codes(folder) == ["mtp-label"]
+    assert outcome(folder, "vLLM", "qkvz").kind == "exact"
+
+
+def test_a_scale_that_a_layer_has_no_place_for(tmp_path: Path) -> None:
+    """The weights of one layer were dequantized, its scale was left; another layer has a scale of another dialect."""
+
+    def change(tensors: Tensors) -> None:
+        plain("layers.0.self_attn.o_proj", keep=True)(tensors)
+        tensors["model.layers.1.self_attn.o_proj.weight_scale_2"] = ("F32", (), struct.pack("<f", 0.01))
+
+    folder = edited(changed(LLAMA, tmp_path, change))
+    ignore = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
+    edited(folder, ignore=[*ignore, "model.layers.0.self_attn.o_proj"])
+    found = rewrite.inspect_checkpoint(folder).findings
+    assert {fault.where.rpartition(".")[2] for fault in found} == {"weight_scale", "input_scale", "weight_scale_2"}
+    assert {fault.code for fault in found} == {"no-role"}
+    with pytest.raises(Refused, match="no place"):
+        rewrite.convert(folder, tmp_path / "no")

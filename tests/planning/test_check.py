@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from rewrite import Unsupported
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.model import Model, interpret
 from tests.recipes import draw, make
-from tests.support import edit_json
+from tests.support import edit_json, write_shard
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "INT8": {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True},
@@ -22,6 +23,15 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "NVFP4": {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16, "symmetric": True},
 }
 STORED = {"INT8": ("weight", "I8", 1), "INT4": ("weight_packed", "I32", 8), "NVFP4": ("weight_packed", "U8", 2)}
+_ONE = b"\x80\x3f"  # in BF16
+SCALES = {
+    "INT8": {"model.layers.0.mlp.extra.weight_scale": ("BF16", (16, 1), _ONE * 16)},
+    "INT4": {"model.layers.0.mlp.extra.weight_scale": ("BF16", (16, 1), _ONE * 16)},
+    "NVFP4": {
+        "model.layers.0.mlp.extra.weight_scale": ("F8_E4M3", (16, 8), b"\x38" * 128),
+        "model.layers.0.mlp.extra.weight_global_scale": ("F32", (1,), struct.pack("<f", 1000)),
+    },
+}
 
 
 def mixed(directory: Path, kind: str) -> None:
@@ -32,16 +42,11 @@ def mixed(directory: Path, kind: str) -> None:
     value["config_groups"]["group_1"] = group
     edit_json(directory / "config.json", quantization_config=value)
     tensor, dtype, share = STORED[kind]
-    width = {"I32": 4}.get(dtype, 1)
-    shape = [16, 128 // share]
-    size = 16 * (128 // share) * width
-    name = f"model.layers.0.mlp.extra.{tensor}"
-    header = {name: {"dtype": dtype, "shape": shape, "data_offsets": [0, size]}}
-    raw = json.dumps(header).encode()
-    raw += b" " * (-len(raw) % 8)
-    (directory / "extra.safetensors").write_bytes(len(raw).to_bytes(8, "little") + raw + bytes(size))
+    size = 16 * (128 // share) * {"I32": 4}.get(dtype, 1)
+    tensors = {f"model.layers.0.mlp.extra.{tensor}": (dtype, (16, 128 // share), bytes(size)), **SCALES[kind]}
+    write_shard(directory / "extra.safetensors", tensors)
     index = json.loads((directory / "model.safetensors.index.json").read_text())
-    index["weight_map"][name] = "extra.safetensors"
+    index["weight_map"] |= dict.fromkeys(tensors, "extra.safetensors")
     edit_json(directory / "model.safetensors.index.json", weight_map=index["weight_map"])
 
 
@@ -104,7 +109,7 @@ def test_every_scheme_must_fit_its_tensors(copy: Path, tmp_path: Path) -> None:
     weights = {**group["weights"], "strategy": "channel"}
     value["config_groups"]["group_1"] = {**group, "targets": ["re:.*down_proj$"], "weights": weights}
     edit_json(copy / "config.json", quantization_config=value)
-    with pytest.raises(Unsupported, match="do not fit") as caught:
+    with pytest.raises(Unsupported, match="does not fit") as caught:
         rewrite.convert(copy, tmp_path / "out")
     assert str(caught.value.where).endswith("down_proj")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from rewrite.ledger.names import is_vision
 from rewrite.loaders.lookups import LOOKUPS, SGLANG, Lookup, misread
@@ -36,11 +37,17 @@ class BySource:
     misread: Mapping[Lookup, Outcome]
 
 
-def view_sources(model: Model) -> tuple[BySource, ...]:
-    """What each release that was read says of the model."""
-    sources = find_sources(model.checkpoint.config.value)
-    layers = tuple(_layers(model)) if sources else ()
-    return tuple(_view(source, model, layers) for source in sources)
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What each release that was read says of the model: looked up where no run says anything, once."""
+
+    model: Model
+
+    @cached_property
+    def said(self) -> tuple[BySource, ...]:
+        sources = find_sources(self.model.checkpoint.config.value)
+        layers = tuple(_layers(self.model)) if sources else ()
+        return tuple(_view(source, self.model, layers) for source in sources)
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,8 @@ def _not_known(source: Source, model: Model, layers: tuple[_Layers, ...]) -> Ite
         yield "looks layers of AMD Quark up by names that were not read"
     if source.file.endswith("deepseek_v2.py") and _lacks_router_bias(model):
         yield "may have no place for e_score_correction_bias: config.json lacks topk_method"
+    if source.alters:
+        yield f"changes tensors before it loads them, in code that was not read ({source.alters[0]})"
     yield from _not_matrices(model)
     for each in layers:
         if is_vision(each.kind.form.pattern):

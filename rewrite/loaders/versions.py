@@ -283,15 +283,18 @@ class Loader(Engine):
     def source_of(self, checkpoint: CheckpointView) -> BySource | None:
         """What is judged by where the family was not run: a release of these versions that was read, where one of them
         was run with this form in another family."""
-        found = (each for each in checkpoint.by_source if each.engine == self.name and self.covers(each.version))
         wanted = forms(checkpoint)
         is_run = any(fact.outcome is None and wanted <= set(fact.applies.forms) for fact in self.runs)
-        return next(found, None) if is_run else None
+        said = checkpoint.by_source.said if is_run and checkpoint.by_source is not None else ()
+        found = (each for each in said if each.engine == self.name and self.covers(each.version))
+        return next(found, None)
 
     def is_judged(self, checkpoint: CheckpointView) -> bool:
         """Whether anything is known of the family in this form: by runs, or by the engine's source."""
+        if self.was_run(checkpoint):
+            return True
         source = self.source_of(checkpoint)
-        return self.was_run(checkpoint) or (source is not None and source.unknown is None)
+        return source is not None and source.unknown is None
 
     def _by_source(self, checkpoint: CheckpointView) -> Outcome:
         form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))

@@ -9,7 +9,7 @@ from typing import Literal
 from rewrite.ledger.fault import VALUES, Fault
 from rewrite.ledger.ledger import faults, group_faults, header_faults
 from rewrite.loaders.blocks import BlockLayer, block_layers
-from rewrite.loaders.by_source import BySource, view_sources
+from rewrite.loaders.by_source import Sources
 from rewrite.loaders.experts import Experts, expert_layers, is_expert
 from rewrite.loaders.kernels import kernel_schemes
 from rewrite.loaders.lookups import Lookup, misread
@@ -95,7 +95,7 @@ class CheckpointView:
     fused_schemes: frozenset[str] = frozenset()  # of those among the groups
     weight_only_nvfp4: bool = False  # whether the config gives any module NVFP4 without quantized activations
     faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
-    by_source: tuple[BySource, ...] = ()  # what the releases that were read say of its family
+    by_source: Sources | None = None  # what the releases that were read say of its family
 
 
 def view_model(
@@ -148,7 +148,7 @@ def view_model(
         fused_schemes=kernel_schemes(fused, model.dialect.name),
         weight_only_nvfp4=any(_is_nvfp4(s := k.first.scheme) and s and s.activations == "none" for k in model.kinds),
         faults=wrong,
-        by_source=view_sources(model),
+        by_source=Sources(model),
     )
 
 

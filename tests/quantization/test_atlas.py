@@ -74,8 +74,12 @@ def test_the_language_model_of_another_config_is_added() -> None:
     (newest,) = [each for each in find_sources(config) if (each.engine, each.version) == ("vLLM", "0.32.0")]
     layer = newest.layer_of(("gate_proj", "up_proj"))
     assert newest.whole and layer is not None and layer.kind == "merged"
-    assert newest.served_name("model.language_model.layers.0.mlp.up_proj") == "language_model.model.layers.0.mlp.up_proj"
-    lost = find_sources({**config, "text_config": {"model_type": "made_up"}})
+    assert (
+        newest.served_name("model.language_model.layers.0.mlp.up_proj") == "language_model.model.layers.0.mlp.up_proj"
+    )
+    lost = find_sources(
+        {"architectures": ["Mistral3ForConditionalGeneration"], "text_config": {"model_type": "made_up"}}
+    )
     assert [each.whole for each in lost if each.engine == "vLLM"] == [False, False]
 
 
@@ -90,7 +94,9 @@ def test_only_where_all_parts_are_stored() -> None:
 
 def test_what_was_read_is_not_loaded_with_the_package() -> None:
     """Import time must not grow: 300 kB are read when a family is looked up, once."""
-    code = "import rewrite, rewrite.cli.commands; from rewrite.quantization import atlas; print(atlas._atlas.cache_info())"
+    code = (
+        "import rewrite, rewrite.cli.commands; from rewrite.quantization import atlas; print(atlas._atlas.cache_info())"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "currsize=0" in said
     assert len(releases()) >= 3

@@ -29,11 +29,11 @@ if current_platform.is_cuda():
 else:
     from .other import Attention
 
-class Fused(MergedColumnParallelLinear): ...
+class FusedLinear(MergedColumnParallelLinear): ...
 
 class MLP:
     def __init__(self):
-        self.gate_up_proj = Fused()
+        self.gate_up_proj = FusedLinear()
         self.down_proj = RowParallelLinear()
 
 class Base:

@@ -161,7 +161,9 @@ class _Visitor(ast.NodeVisitor):
     _locals: dict[str, ast.expr] = field(default_factory=dict)
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
-        is_loading = any(word in node.name for word in ("load", "permute", "weight"))
+        """Of the model's own functions: those of the shared classes of layers are the same for all."""
+        own = ".layers." not in self.where.module and not node.name.startswith("get_")
+        is_loading = own and any(word in node.name for word in ("load", "permute", "weight"))
         if is_loading and any(_alters(each) for each in ast.walk(node)):
             self.found.alters.add(f"{self.where.name}.{node.name}")
         self.generic_visit(node)

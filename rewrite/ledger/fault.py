@@ -46,7 +46,7 @@ TITLES: Mapping[Code, str] = {
     "no-role": "a scale that its layer has no place for",
     "scale-value": "a scale of",
     "scale-size": "a scale that is probably wrong",
-    "scale-inverse": "a global scale that is probably the reciprocal of what is meant",
+    "scale-inverse": "a scale that is probably the reciprocal of what is meant",
     "no-config": "FP8 weights, and no config says how they are quantized",
     "status": "quantization_status is not compressed",
     "router": "a quantized router: engines build it as a plain layer",
@@ -69,18 +69,26 @@ NOTES: frozenset[Code] = frozenset({"mtp-missing", "block-sample"})
 #: What engines end with, or read as other numbers, and what no edit of a config mends: ``convert`` refuses it.
 REFUSED: frozenset[Code] = frozenset(
     (
-        "label",
-        "mtp-label",
-        "no-role",
-        "no-scale",
-        "scale-shape",
-        "no-input-scale",
-        "router",
-        "no-matrix",
-        "kv-scale-alone",
-        "kv-scale-shape",
+        *("label", "no-scale", "scale-shape", "no-input-scale", "no-role", "router", "no-matrix"),
+        *("plain-layer", "fused-name", "mtp-format", "mtp-label", "kv-scale-alone", "kv-scale-shape"),
     )
 )
+
+#: What a gate can be set to, each with all before it: silent garbage; what does not load or run; a loss of precision;
+#: what is not known.
+Severity = Literal["garbled", "fails", "precision", "unknown"]
+SEVERITIES: tuple[Severity, ...] = ("garbled", "fails", "precision", "unknown")
+
+#: The worst that comes of a fault; of the others, that engines fail.
+_SEVERITY: Mapping[Code, Severity] = {
+    "scale-value": "garbled",
+    "scale-size": "garbled",
+    "scale-inverse": "garbled",
+    "weights": "garbled",
+    "architecture": "garbled",
+    "no-config": "garbled",
+    "kv-no-scale": "precision",
+}
 
 #: What only the values of scales show.
 VALUES: frozenset[Code] = frozenset({"scale-value", "scale-size", "scale-inverse", "block-sample"})
@@ -102,6 +110,10 @@ class Fault:
     count: int = 1
 
     @property
+    def severity(self) -> Severity:
+        return _SEVERITY.get(self.code, "fails")
+
+    @property
     def what(self) -> str:
         """In one sentence."""
         title, number = TITLES[self.code], f" ({self.count:,} layers)" if self.count > 1 else ""
@@ -121,6 +133,7 @@ class Fault:
         """For programs: ``what`` is for people and may change."""
         return {
             "code": self.code,
+            "severity": self.severity,
             "what": self.what,
             "where": self.where,
             "found": self.found,

@@ -49,12 +49,14 @@ from rewrite.loaders.obstacles import (
     scalars_are_refused,
     scales_are_left_out,
     scales_are_rounded,
+    vocabulary_has_no_scale,
     vocabulary_is_quantized,
 )
 from rewrite.loaders.of_faults import (
     OfFault,
     codes_are_served,
     fp8_is_no_nvfp4,
+    is_beside,
     nan_is_refused,
     not_known,
     plain_weights_are_cast,
@@ -173,6 +175,7 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("SGLang", "0.5.23", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
     Fact("vLLM", "0.17.0", None, _EVERY, blocks_are_torn, "fp8_utils.py: validate_fp8_block_shape"),
     Fact("vLLM", "0.17.0", None, Checkpoints(_DEEPSEEK), router_bias_is_not_stated, "0.32.0 models/deepseek_v2.py"),
+    Fact("vLLM", "0.17.0", None, _IN_CT, vocabulary_has_no_scale, "tests/zoo/engines.json"),
     Fact("SGLang", "0.5.9", None, _EVERY, blocks_are_torn_in_sglang, "fp8_utils.py, fp8.py"),
     Fact("SGLang", "0.5.9", None, _IN_CT, block_size_is_of_the_class, "read in 0.5.9 to 0.5.23"),
     Fact("SGLang", "0.5.9", None, Checkpoints(_NEXT), cache_scales_of_qwen3_next, "0.5.23 models/qwen3_next.py"),
@@ -337,6 +340,8 @@ class Loader(Engine):
 
     def of_fault(self, fault: Fault) -> Outcome | None:
         """What comes of a fault; None: nothing that is about the weights."""
+        if is_beside(fault):
+            return None
         known = (fact.outcome(fault) for fact in self.of_faults if fact.applies == fault.code)
         return next((outcome for outcome in known if outcome is not None), None) or not_known(fault)
 

@@ -86,7 +86,7 @@ def test_inspect_and_convert(named: Named, tmp_path: Path) -> None:
 
 def blocks(path: Path, rows: int) -> Path:
     """The FP8 layers with a scale for each block of so many rows and 32 columns, as DeepSeek-V3 stores them."""
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(path.glob("*.safetensors")):
         tensors |= load_file(shard)
         shard.unlink()

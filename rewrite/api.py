@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import TypedDict
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
+from rewrite.checkpoint.storage import Storage
 from rewrite.conversion import Conversion, absolute, address_of
 from rewrite.errors import UsageError
+from rewrite.inspection.advice import choose
 from rewrite.inspection.inspection import Inspection, inspect_model
 from rewrite.integrations.addresses import Address, open_storage, scheme_of
 from rewrite.ledger.fault import Fault
+from rewrite.loaders.asked import NEWEST
 from rewrite.loaders.kernels import DEFAULT_PLATFORM, PLATFORMS, is_platform
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, view_model
@@ -82,27 +87,41 @@ def _known_platform(platform: str | None) -> None:
 
 
 def make_plan(
-    checkpoint: Checkpoint, profile: str = "exact", selection: Selection = "qkvz", kv_scales: KvScales = "keep"
+    checkpoint: Checkpoint,
+    profile: str | None = "exact",
+    selection: Selection = "qkvz",
+    kv_scales: KvScales = "keep",
+    engines: Collection[Loader] = NEWEST.engines,
+    platform: str = DEFAULT_PLATFORM,
 ) -> Plan:
     """What :func:`convert` would do, as data. Raises as :func:`convert`; writes nothing."""
-    return planner.make_plan(interpret(checkpoint), profile, selection, kv_scales)
+    _known_platform(platform)
+    model = interpret(checkpoint)
+    if profile is not None:
+        return planner.make_plan(model, profile, selection, kv_scales)
+    choice = choose(model, selection, engines, platform)
+    return planner.make_plan(model, choice.profile, selection, kv_scales, choice.chosen, choice.notes)
 
 
-class Choice(TypedDict):
+class Wanted(TypedDict):
     """What a conversion is to make: arguments of :func:`make_plan`."""
 
-    profile: str
+    profile: str | None
     selection: Selection
     kv_scales: KvScales
+    engines: Collection[Loader]
+    platform: str
 
 
 def plan_conversion(
     src: Address,
     dst: str | os.PathLike[str],
     *,
-    profile: str = "exact",
+    profile: str | None = "exact",
     selection: Selection = "qkvz",
     kv_scales: KvScales = "keep",
+    engines: Collection[Loader] = NEWEST.engines,
+    platform: str = DEFAULT_PLATFORM,
     overwrite: bool = False,
     copy: bool = False,
     created: str | None = None,
@@ -113,7 +132,7 @@ def plan_conversion(
     """
     scheme_of(dst)  # refuses what is not written, before anything is read
     storage = open_storage(src)
-    plan = make_plan(open_checkpoint(storage), profile, selection, kv_scales)
+    plan = make_plan(open_checkpoint(storage), profile, selection, kv_scales, engines, platform)
     return Conversion(
         plan, address_of(storage), absolute(dst), overwrite, copy, created, create_pr=create_pr, storage=storage
     )
@@ -123,9 +142,11 @@ def convert(
     src: Address,
     dst: str | os.PathLike[str],
     *,
-    profile: str = "exact",
+    profile: str | None = "exact",
     selection: Selection = "qkvz",
     kv_scales: KvScales = "keep",
+    engines: Collection[Loader] = NEWEST.engines,
+    platform: str = DEFAULT_PLATFORM,
     workers: int = DEFAULT_WORKERS,
     overwrite: bool = False,
     copy: bool = False,
@@ -133,6 +154,8 @@ def convert(
     progress: Progress | None = None,
     executor: Executor | None = None,
     create_pr: bool = False,
+    on_plan: Callable[[Plan], object] | None = None,
+    check: Callable[[Storage, Storage], object] | None = None,
 ) -> Manifest:
     """Convert the checkpoint ``src`` into the new directory ``dst``, the new prefix ``s3://bucket/prefix`` or the model
     ``hf://org/name``, and say what changed.
@@ -140,27 +163,32 @@ def convert(
     ``src`` is what :func:`open_checkpoint` takes. Between two places of one store, the store copies what does not
     change. A model of the hub is downloaded through the cache of huggingface_hub. ``create_pr`` makes a pull request
     to an output on the hub.
-    ``profile`` is a key of :data:`PROFILES`; ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
+    ``profile`` is a key of :data:`PROFILES`; None: the one that makes ``src`` exact in ``engines`` on ``platform`` with
+    the least change, as :func:`inspect_checkpoint` and ``rewrite inspect`` advise; the manifest notes it.
+    ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
     ``kv_scales`` "drop" leaves out the scales of an FP8 KV cache; ``dequantized`` always does.
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
     written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared
     with ``src`` where the filesystem can; ``created`` is a time to note in the manifest; ``progress(done, total)`` is
     called with bytes. ``executor``, any of :mod:`concurrent.futures`, writes the files in place of threads: its workers
-    must see ``src`` and the parent of ``dst``. ``counts`` of the result says how many bytes were shared, copied and
-    written.
+    must see ``src`` and the parent of ``dst``. ``on_plan`` is called with the plan before anything is written,
+    and ``check`` with ``src`` and the complete output before anybody can see it: what it raises keeps it unpublished.
+    ``counts`` of the result says how many bytes were shared, copied and written.
 
     Raises :class:`rewrite.errors.Refused` for a checkpoint that cannot be converted with certainty (before anything is
     written), :class:`rewrite.errors.UsageError` for arguments that make no sense and
     :class:`rewrite.errors.StorageError` when reading or writing fails.
     """
-    what = Choice(profile=profile, selection=selection, kv_scales=kv_scales)
+    what = Wanted(profile=profile, selection=selection, kv_scales=kv_scales, engines=engines, platform=platform)
     conversion = plan_conversion(
         src, dst, **what, overwrite=overwrite, copy=copy,
         created=created, create_pr=create_pr,
     )  # fmt: skip
+    if on_plan is not None:
+        on_plan(conversion.plan)
     if executor is None:
         conversion = conversion.downloaded(workers, progress, partial(make_plan, **what))
-    return conversion.publish(workers, progress, executor)
+    return conversion.publish(workers, progress, executor, check)
 
 
 def publish_plan(
@@ -193,6 +221,7 @@ def verify(
     weights_only: bool = False,
     digest: bool = False,
     loader: Loader | None = None,
+    engines: Collection[Loader] | None = None,
     platform: str | None = None,
     workers: int = DEFAULT_WORKERS,
     progress: Progress | None = None,
@@ -211,15 +240,21 @@ def verify(
     :mod:`concurrent.futures`, reads the files and multiplies the groups: its workers must see both checkpoints, and
     have the ``device``.
 
-    ``loader`` is the one that serves ``dst`` (None: one with the fix); ``platform``, a key of :data:`PLATFORMS`, where
-    it does (None: CUDA). That loaders load ``dst`` and cannot compute with it fails the check only where ``loader`` or
-    ``platform`` was given: of that loader, or of all; else the report says so.
+    ``engines`` are those that ``dst`` is for: they must serve it on ``platform``, a key of :data:`PLATFORMS` (None:
+    CUDA), and none of them worse than ``src``. None: ``loader``, or no known engine may load it worse; with a
+    ``platform`` all must compute with it, too. ``loader`` is the one whose outputs are computed (None: one with the fix
+    of issue #38197).
 
     Raises :class:`rewrite.errors.Refused` for a source that does not add up, :class:`rewrite.errors.UsageError` for a
     device that is not there, or options that exclude each other, and :class:`rewrite.errors.StorageError` for a file
     that cannot be read or changes meanwhile. Whatever is wrong with ``dst`` is a failed check of the result.
     """
     _known_platform(platform)
+    if not weights_only and find_spec("torch") is None:
+        raise UsageError(
+            "Outputs are multiplied with torch, which is not installed", expected="torch",
+            hint="install it (README.md: Install), or compare weights only: --weights-only",
+        )  # fmt: skip
     from rewrite.verification.run import Request, choose_device, verify_storages  # numpy, perhaps torch
 
     if digest and quick:
@@ -238,8 +273,9 @@ def verify(
         weights_only=weights_only,
     )
     promises = {profile.name: profile.promise for profile in PROFILES.values()}
-    asked = (loader,) if loader else LOADERS if platform else ()
-    predict = partial(_predict, platform=settings.platform, must_run=asked)
+    asked = tuple(engines) if engines is not None else (loader,) if loader else ()
+    must_run = asked or (LOADERS if platform else ())
+    predict = partial(_predict, platform=settings.platform, must_run=must_run, asked=asked)
     request = Request(promises, predict, settings, digest, workers, progress, on_check or _nobody, executor)
     return verify_storages(open_storage(src), open_storage(dst), request)
 
@@ -249,12 +285,19 @@ def _nobody(_name: str, _check: Check | None) -> None:
 
 
 def _predict(
-    source: Checkpoint, out: Checkpoint, expected: Expected, *, platform: str, must_run: Collection[Loader]
+    source: Checkpoint,
+    out: Checkpoint,
+    expected: Expected,
+    *,
+    platform: str,
+    must_run: Collection[Loader],
+    asked: Collection[Loader],
 ) -> tuple[EngineChange, ...]:
     """What every known loader makes of IN and OUT. Of those of ``must_run`` OUT must be computed with, too."""
     models = [interpret(checkpoint) for checkpoint in (source, out)]
     views = [view_model(model, expected.selection) for model in models]
-    return tuple(_change(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
+    changes = (_change(loader, views, expected, platform, loader in must_run) for loader in LOADERS)
+    return tuple(replace(change, asked=change.engine in asked) for change in changes)
 
 
 def _change(
@@ -271,4 +314,7 @@ def _change(
         change = max(change, 1)  # also where IN does not run
     stopped = stops and runs_before.kind in ("exact", "loses precision")
     kernels = {state: loader.kernels(view, platform) for state, view in zip((IN, OUT), views, strict=True)}
-    return EngineChange(loader, {IN: old, OUT: running if stops else new}, kernels, judged, change, stops, stopped)
+    return EngineChange(
+        loader, {IN: old, OUT: running if stops else new}, kernels,
+        judged=judged, change=change, does_not_run=stops, stopped=stopped,
+    )  # fmt: skip

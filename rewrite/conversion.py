@@ -21,7 +21,7 @@ from rewrite.planning.manifest import ByteCounts, Manifest
 from rewrite.planning.plan import Plan
 from rewrite.progress import Progress
 from rewrite.version import __version__
-from rewrite.writing.output import Output
+from rewrite.writing.output import Check, Output
 from rewrite.writing.publish import DirectoryOutput
 
 _KIND = "rewrite conversion"
@@ -47,9 +47,15 @@ class Conversion:
     create_pr: bool = False
     storage: Storage | None = field(default=None, compare=False, repr=False)  # the source, where it is open already
 
-    def publish(self, workers: int, progress: Progress | None = None, executor: Executor | None = None) -> Manifest:
-        """All of it."""
-        return self._publication.publish(workers, progress, executor)
+    def publish(
+        self,
+        workers: int,
+        progress: Progress | None = None,
+        executor: Executor | None = None,
+        check: Check | None = None,
+    ) -> Manifest:
+        """All of it; ``check`` looks at the output before anybody else can see it."""
+        return replace(self._publication, check=check).publish(workers, progress, executor)
 
     def downloaded(
         self, workers: int, progress: Progress | None, make_plan: Callable[[Checkpoint], Plan]

@@ -57,6 +57,10 @@ class RewriteError(Exception):
         return ("where", self.where), ("expected", self.expected), ("found", self.found), ("next", self.hint)
 
 
+class NotVerified(RewriteError):
+    """What was written is not what it should be, and was not published."""
+
+
 class UsageError(RewriteError):
     """The arguments make no sense together, whatever the checkpoint holds."""
 

@@ -112,9 +112,14 @@ def read_checkpoint(storage: Storage) -> Checkpoint:
     listing = storage.list_files()
     files = listing.files
     if CONFIG_NAME not in files:
+        below = [name.removesuffix(f"/{CONFIG_NAME}") for name in files if name.endswith(f"/{CONFIG_NAME}")]
+        meant = f"did you mean {storage}/{below[0]}?" if below else "name the folder that holds config.json"
         raise CheckpointError(
-            f"{CONFIG_NAME} is missing", where=str(storage), hint="a checkpoint has a config.json beside its shards"
-        )
+            f"This is no checkpoint: {CONFIG_NAME} is missing", where=str(storage),
+            expected=f"{CONFIG_NAME} beside *.safetensors files",
+            found=", ".join(list(files)[:3]) + (" and more" if len(files) > 3 else "") if files else "an empty folder",
+            hint=meant,
+        )  # fmt: skip
     config = read_json(storage, CONFIG_NAME)
     index = read_json(storage, INDEX_NAME, INDEX_BOUND) if INDEX_NAME in files else None
     weight_map = None if index is None else _weight_map(index)

@@ -7,9 +7,10 @@ SIGINT and SIGTERM, as shells have them.
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import click
 import rewrite
 from rewrite.checkpoint.local import io_errors
 from rewrite.cli import cards, reports, split_run, trying
+from rewrite.cli.checked import CheckBefore
 from rewrite.cli.command_line import Recorded
 from rewrite.cli.common import (
     Address,
@@ -31,18 +33,20 @@ from rewrite.cli.common import (
     quiet_option,
     reporting,
     say,
+    say_all,
     show,
     show_error,
     verbose_option,
     workers_option,
 )
-from rewrite.cli.engines import for_option, platform_option
+from rewrite.cli.engines import asked_words, for_option, platform_option
 from rewrite.cli.progress import Completed, progress_bar, reading_bar
 from rewrite.inspection.advice import advise, repair_command
 from rewrite.integrations import attestation
 from rewrite.integrations.remote import RemoteStorage
+from rewrite.ledger.fault import SEVERITIES, Severity
 from rewrite.loaders.asked import Asked
-from rewrite.report import converted, files, inspected, verified
+from rewrite.report import converted, files, inspected, machine, verified
 from rewrite.schemas import named
 from rewrite.trying.engine import EngineError
 from rewrite.trying.trial import Question
@@ -80,9 +84,25 @@ def main() -> None:
 @click.option(
     "--weights", is_flag=True, help="Also read every weight: NaN codes, rows of zeros, codes that are too small."
 )
+@click.option(
+    "--fail-on",
+    "level",
+    type=click.Choice(SEVERITIES),
+    default="precision",
+    show_default=True,
+    help="Exit with 1 from this on: garbled output, engines that fail, lost precision, what is not known.",
+)
 @workers_option
 @reports.report_option("it")
 @endpoint_option
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "sarif", "junit"]),
+    default="text",
+    show_default=True,
+    help="Of what is printed; sarif and junit are for pipelines.",
+)
 @json_option
 @verbose_option
 @quiet_option
@@ -94,7 +114,9 @@ def inspect(
     platform: str,
     selection: rewrite.Selection,
     weights: bool,
+    level: Severity,
     workers: int,
+    form: str,
     report_file: Path | None,
     as_json: bool,
     verbose: bool,
@@ -103,8 +125,10 @@ def inspect(
     """Say what CHECKPOINT is, and what engines make of its fused groups.
 
     CHECKPOINT is a directory, or a model on the Hugging Face hub: org/name[@revision], hf://org/name. Reads headers,
-    config and scales only. Exits with 0 when no engine of --for is affected and nothing is wrong, else with 1.
+    config and scales only. Exits with 0 when no engine of --for is affected and nothing is wrong, else with 1: see
+    --fail-on.
     """
+    as_json = as_json or form == "json"
     with reporting(as_json):
         if report_file is not None:
             files.check(report_file)
@@ -122,21 +146,26 @@ def inspect(
             asked.assumptions(platform),
             reports.place_of(storage),
         )
-        command = repair_command(found, advice, *endpoint_words(context))
+        words = asked_words(asked, platform)
+        command = repair_command(found, advice, *words, *endpoint_words(context))
         if report_file is not None:
             run = reports.run_of(context, {"checkpoint": place.name}, assumptions)
-            published = repair_command(replace(found, path=place.name), advice)
+            published = repair_command(replace(found, path=place.name), advice, *words)
             files.write(inspected.page(found, asked.engines, advice, published, place, run), report_file)
         for line in [*_traffic_lines(storage, found.nbytes), *assumptions]:
             say(line, quiet)
-        said = {"advice": {**asdict(advice), "command": command}, "assumptions": assumptions}
+        if form in ("sarif", "junit") and not as_json:
+            documents = {"sarif": lambda: json.dumps(machine.sarif(found, asked.engines, command), indent=2)}
+            documents["junit"] = lambda: machine.junit(found, asked.engines, level)
+            click.echo(documents[form]())
+            sys.exit(int(found.fails_at(level, asked.engines)))
+        said = {"advice": {**advice.to_json(), "command": command}, "assumptions": assumptions}
         show(
             lambda: inspected.page(found, asked.engines, advice, command, replace(place, name=found.path)),
             lambda: named("inspect", {**found.to_json(), **said, **_traffic(storage)}),
             as_json=as_json, quiet=quiet, verbose=verbose,
         )  # fmt: skip
-        if found.affected(asked.engines) or found.findings:
-            sys.exit(1)
+        sys.exit(int(found.fails_at(level, asked.engines)))
 
 
 @main.command(short_help="Write IN, repaired, to the new directory OUT.")
@@ -144,9 +173,13 @@ def inspect(
 @click.option("--dry-run", is_flag=True, help="Show the plan; write nothing.")
 @workers_option
 @cluster_option
+@click.option(
+    "--verify", "verified_first", is_flag=True, help="Verify the output first; publish nothing that is not verified."
+)
 @click.option("--create-pr", is_flag=True, help="Make a pull request; OUT is a model on the hub.")
 @endpoint_option
 @json_option
+@verbose_option
 @quiet_option
 def convert(
     source: str,
@@ -155,11 +188,15 @@ def convert(
     workers: int,
     cluster: str | None,
     create_pr: bool,
+    verified_first: bool,
     as_json: bool,
+    verbose: bool,
     quiet: bool,
+    asked: Asked,
+    platform: str,
     **how: Any,
 ) -> None:
-    """Write the checkpoint IN to the new directory OUT, with an explicit scale for every partition.
+    """Write the checkpoint IN to the new directory OUT, repaired for the engines of --for.
 
     IN may also be a model on the Hugging Face hub (org/name, hf://org/name) or lie in a bucket (s3://bucket/prefix). So
     may OUT: hf://org/name, where a new model is made private, or s3://bucket/prefix.
@@ -172,31 +209,36 @@ def convert(
         started = time.monotonic()
         if dry_run:
             checkpoint = rewrite.open_checkpoint(source)
-            plan = rewrite.make_plan(checkpoint, how["profile"], how["selection"], how["kv_scales"])
+            plan = rewrite.make_plan(
+                checkpoint, how["profile"], how["selection"], how["kv_scales"], asked.engines, platform
+            )
             show(
                 lambda: converted.planned(plan, reports.headline_of(checkpoint)),
                 lambda: named("plan", plan.to_json()),
-                as_json=as_json, quiet=quiet,
+                as_json=as_json, quiet=quiet, verbose=verbose,
             )  # fmt: skip
             return
+        check = CheckBefore(out, asked, platform, workers) if verified_first else None
         with progress_bar(quiet) as bar, executor_of(cluster) as executor:
             manifest = rewrite.convert(
-                source, out, workers=workers, progress=bar.show, executor=executor, create_pr=create_pr, **how
-            )
-        for note in manifest.notes:
-            say(note, quiet)
+                source, out, workers=workers, progress=bar.show, executor=executor, create_pr=create_pr,
+                engines=asked.engines, platform=platform, on_plan=lambda plan: say_all(plan, quiet), check=check, **how,
+            )  # fmt: skip
+        found = None if check is None else check.result(source)
         show(
             lambda: converted.converted(manifest, out, time.monotonic() - started),
-            lambda: named("convert", manifest.to_json()),
-            as_json=as_json, quiet=quiet,
+            lambda: named("convert", {**manifest.to_json(), **({"verification": found.to_json()} if found else {})}),
+            as_json=as_json, quiet=quiet, verbose=verbose,
         )  # fmt: skip
+        if found is not None and not as_json:
+            show(lambda: verified.page(found, brief=True), dict, as_json=False, quiet=quiet)
 
 
 for command in (split_run.plan, split_run.run, split_run.finish, trying.try_):
     main.add_command(command)
 
 
-@main.command(short_help="Prove that OUT is IN, converted.", cls=Recorded)
+@main.command(short_help="Prove that OUT is IN converted, and who serves it.", cls=Recorded)
 @click.argument("source", metavar="IN", type=_ADDRESS)
 @click.argument("out", metavar="OUT", type=_ADDRESS)
 @click.option("--device", default="auto", show_default=True, help="Where to multiply: auto, cpu, cuda or cuda:N.")
@@ -247,10 +289,11 @@ def verify(
     quiet: bool,
     **how: Any,
 ) -> None:
-    """Prove that OUT is IN converted: sound, untouched elsewhere, the same weights, outputs as served.
+    """Prove that OUT is IN converted, and say whether the engines of --for serve it.
 
-    Exits with 0 when OUT is verified, 1 when a check fails, 3 when IN is refused. With --try also with 1 when the
-    engine serves OUT wrong, and with 4 when nothing was learnt of it.
+    Three answers: the bytes are what the conversion promises; the engines serve OUT, and none worse than IN; what was
+    not checked. Exits with 0 when OUT is verified, 1 when one of the first two is not so, 3 when IN is refused. With
+    --try also with 1 when the engine serves OUT wrong, and with 4 when nothing was learnt of it.
     """
     if digest is None:
         digest = (report_file is not None or attest_file is not None) and not how["quick"]
@@ -274,7 +317,8 @@ def verify(
         loader = asked.engines[-1] if asked.words else None
         with progress_bar(quiet) as bar, executor_of(cluster) as executor:
             found = rewrite.verify(
-                *storages, digest=digest, loader=loader, platform=platform, progress=bar.show,
+                *storages, digest=digest, loader=loader, engines=None if asked.every else asked.engines,
+                platform=platform, progress=bar.show,
                 on_check=completed.following(bar), executor=executor, **how,
             )  # fmt: skip
         trial = trying.try_both(found, question, quiet) if with_engine else None

@@ -10,22 +10,29 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import click
 
 import rewrite
+from rewrite.cli.engines import for_option, platform_option
 from rewrite.cli.terminal import show_message, show_page
+from rewrite.report import converted
 from rewrite.report.page import Page
 from rewrite.schemas import named
 
 
 class Address(click.Path):
     """A directory, or where else a checkpoint lies: ``org/name`` stays text, as a path would lose a slash of
-    ``hf://``."""
+    ``hf://``. Where a file of it is named that is to be read, its directory is meant."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        path = Path(value)
+        if param is not None and param.name != "out" and path.is_file():
+            show_message(f"note: {value} is a file: its folder {path.parent} is taken")
+            return str(path.parent)
         return value if "://" in value else str(super().convert(value, param, ctx))
 
 
@@ -50,9 +57,11 @@ _CONVERSION = (
     click.argument("source", metavar="IN", type=Address(file_okay=False)),
     click.argument("out", metavar="OUT", type=Address(file_okay=False)),
     click.option(
-        "--profile", type=click.Choice(list(rewrite.PROFILES)), default="exact", show_default=True,
-        help="Layout of OUT.",
+        "--profile", type=click.Choice(list(rewrite.PROFILES)),
+        help="Layout of OUT. Default: the one that serves the engines of --for with the least change.",
     ),
+    for_option,
+    platform_option(rewrite.DEFAULT_PLATFORM),
     groups_option,
     click.option(
         "--kv-scales", type=click.Choice(rewrite.KV_SCALES), default="keep", show_default=True,
@@ -131,6 +140,12 @@ def say(note: str, quiet: bool) -> None:
     """On stderr: stdout is for the result."""
     if not quiet:
         show_message(f"note: {note}")
+
+
+def say_all(plan: rewrite.Plan, quiet: bool) -> None:
+    """What has to be known of a conversion before anything is written: the profile that was chosen, and notes."""
+    for note in (*converted.choice(plan.manifest), *plan.manifest.notes):
+        say(note, quiet)
 
 
 def executor_of(cluster: str | None) -> AbstractContextManager[Executor | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 import click
@@ -13,11 +14,17 @@ from rewrite.loaders.asked import CARDS, Asked, ask_for
 
 def _asked(context: click.Context, _option: click.Parameter, names: tuple[str, ...]) -> Asked:
     if context.params.pop("every", False):
-        return Asked(rewrite.LOADERS)
+        return Asked(rewrite.LOADERS, options=("--all-engines",))
     try:
         return ask_for(names)
     except rewrite.UsageError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def asked_words(asked: Asked, platform: str) -> tuple[str, ...]:
+    """The options again, for a command that is shown."""
+    names = () if platform == rewrite.DEFAULT_PLATFORM else platform.split(",")
+    return (*asked.options, *(word for name in names for word in ("--platform", name)))
 
 
 def for_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -35,8 +42,13 @@ class _Platform(click.Choice[str]):
     """Kinds of cards by the names of the library, and single cards by those on their boxes."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        found = super().convert(value.replace(" ", "").replace("-", ""), param, ctx)
-        return CARDS.get(found, found)
+        name = value.replace(" ", "").replace("-", "").lower()
+        if name not in self.choices:
+            near = get_close_matches(name, self.choices, 1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            cards = f"{', '.join(rewrite.PLATFORMS)}; or a card: {', '.join(CARDS)}"
+            self.fail(f"{value!r} is not known.{meant} Known: {cards}.", param, ctx)
+        return str(CARDS.get(name, name))
 
 
 def platform_option(default: str | None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -17,13 +17,16 @@ from rewrite.cli.common import (
     json_option,
     quiet_option,
     reporting,
-    say,
+    say_all,
     show,
+    verbose_option,
     workers_option,
 )
 from rewrite.cli.progress import progress_bar
+from rewrite.loaders.asked import Asked
 from rewrite.report import converted
 from rewrite.schemas import named
+from rewrite.writing.tasks import part_of
 
 _PLAN = click.Path(path_type=Path, dir_okay=False)
 _out_argument = click.argument("out", metavar="[OUT]", type=Address(file_okay=False), required=False)
@@ -41,21 +44,31 @@ def _part(_context: click.Context, _option: click.Parameter, value: str) -> tupl
 @click.option("--output", type=_PLAN, required=True, metavar="FILE", help="Where the plan goes.")
 @endpoint_option
 @json_option
+@verbose_option
 @quiet_option
-def plan(source: str, out: str, output: Path, as_json: bool, quiet: bool, **how: Any) -> None:
+def plan(
+    source: str,
+    out: str,
+    output: Path,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    asked: Asked,
+    platform: str,
+    **how: Any,
+) -> None:
     """Plan the conversion of IN to OUT, for `run` and `finish`.
 
     IN and OUT must have the same paths wherever `run` and `finish` are called.
     """
     with reporting(as_json):
-        conversion = rewrite.plan_conversion(source, out, **how)
+        conversion = rewrite.plan_conversion(source, out, engines=asked.engines, platform=platform, **how)
         conversion.save(output)
-        for note in () if as_json else conversion.plan.manifest.notes:
-            say(note, quiet)
+        say_all(conversion.plan, quiet)
         show(
             lambda: converted.plan_written(conversion.plan, str(output)),
             lambda: named("plan", conversion.plan.to_json()),
-            as_json=as_json, quiet=quiet,
+            as_json=as_json, quiet=quiet, verbose=verbose,
         )  # fmt: skip
 
 
@@ -66,8 +79,11 @@ def plan(source: str, out: str, output: Path, as_json: bool, quiet: bool, **how:
 @workers_option
 @endpoint_option
 @json_option
+@verbose_option
 @quiet_option
-def run(plan_file: Path, out: str | None, part: tuple[int, int], workers: int, as_json: bool, quiet: bool) -> None:
+def run(
+    plan_file: Path, out: str | None, part: tuple[int, int], workers: int, as_json: bool, verbose: bool, quiet: bool
+) -> None:
     """Write part I of N of the files of a plan.
 
     Parts may run at the same time; a part that was killed may run again. All parts must have the same N. OUT appears
@@ -80,9 +96,11 @@ def run(plan_file: Path, out: str | None, part: tuple[int, int], workers: int, a
         with progress_bar(quiet) as bar:
             counts = conversion.run_part(*part, workers, bar.show)
         show(
-            lambda: converted.part_written(part, counts, time.monotonic() - started),
+            lambda: converted.part_written(
+                part, part_of(conversion.plan.jobs, *part), counts, time.monotonic() - started
+            ),
             lambda: named("part", {"part": list(part), "bytes": counts.to_json()}),
-            as_json=as_json, quiet=quiet,
+            as_json=as_json, quiet=quiet, verbose=verbose,
         )  # fmt: skip
 
 
@@ -91,8 +109,9 @@ def run(plan_file: Path, out: str | None, part: tuple[int, int], workers: int, a
 @_out_argument
 @endpoint_option
 @json_option
+@verbose_option
 @quiet_option
-def finish(plan_file: Path, out: str | None, as_json: bool, quiet: bool) -> None:
+def finish(plan_file: Path, out: str | None, as_json: bool, verbose: bool, quiet: bool) -> None:
     """Publish OUT, once all parts of a plan were run. May be run again.
 
     A plan with another OUT than the one given is refused; it has to be given where the plan replaces it.
@@ -104,5 +123,5 @@ def finish(plan_file: Path, out: str | None, as_json: bool, quiet: bool) -> None
         show(
             lambda: converted.converted(manifest, conversion.out, time.monotonic() - started),
             lambda: named("convert", manifest.to_json()),
-            as_json=as_json, quiet=quiet,
+            as_json=as_json, quiet=quiet, verbose=verbose,
         )  # fmt: skip

@@ -1,24 +1,30 @@
-"""Which profile serves all loaders and platforms that were asked for, with the least change."""
+"""Which profile serves the engines that were asked for with the least change: what `inspect` names, `convert` takes."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import groupby, takewhile
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import takewhile
+from typing import Any
 
-from rewrite.inspection.inspection import LEAST_CHANGE, Inspection
-from rewrite.loaders.outcome import Row
+from rewrite.errors import Unsupported
+from rewrite.inspection.inspection import LEAST_CHANGE, Inspection, inspect_model
+from rewrite.loaders.kernels import DEFAULT_PLATFORM
+from rewrite.loaders.outcome import AS_IT_IS, SERVED, Outcome, Row, gap, merged
 from rewrite.loaders.ranges import Engine
-
-_SERVED = ("exact", "loses precision")
+from rewrite.loaders.versions import Loader
+from rewrite.planning.manifest import Chosen
+from rewrite.quantization.groups import Selection
+from rewrite.quantization.model import Model
+from rewrite.wording import count
 
 
 @dataclass(frozen=True)
 class Alternative:
     """A range of versions of an engine that serves the checkpoint better as it is."""
 
-    loader: str
+    engine: str
     versions: str
     kind: str
     detail: str
@@ -26,51 +32,141 @@ class Alternative:
 
     @property
     def text(self) -> str:
-        """One sentence."""
+        """What goes on "use ..."."""
         names = dict.fromkeys(name.rpartition(".")[2] for name in self.partitions)
         said = self.kind if self.kind == "exact" else f"{self.kind}: {', '.join(names)}, {self.detail}"
-        return f"Without a conversion: {self.loader} {self.versions} ({said})."
+        return f"{self.engine} {self.versions.replace('+', ' or newer')} ({said})"
 
 
 @dataclass(frozen=True)
 class Advice:
-    """``profile`` is exact in every loader that was asked for, but in those of ``unserved``, in which no profile is.
-    None: no one profile is exact in all others, or none is needed. ``alternatives``: where not all versions of an
-    engine were asked for, others of it that are better without a conversion."""
+    """``needed``: an engine that was asked for is known not to serve the checkpoint exactly. ``profile`` makes it exact
+    in the most of them, and in all but ``unserved``, of which ``left`` says what they make of it then; None: none is
+    needed, or none makes it any better. ``unknown``: engines of which it is not known what they make of the checkpoint.
+    ``alternatives``: where not all versions of an engine were asked for, others of it that are better without a
+    conversion."""
 
     needed: bool
     profile: str | None = None
     unserved: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
     alternatives: tuple[Alternative, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """``loader`` is the old name of ``engine``."""
+        found = asdict(self)
+        found["alternatives"] = [{"loader": each["engine"], **each} for each in found["alternatives"]]
+        return found
 
-def advise(inspection: Inspection, loaders: Iterable[Engine]) -> Advice:
-    """For ``loaders``, on the platform of the inspection."""
-    chosen = set(loaders)
+
+def advise(inspection: Inspection, engines: Iterable[Engine]) -> Advice:
+    """For ``engines``, on the platform of the inspection."""
+    chosen = set(engines)
     rows = [row for row in inspection.rows if row.engine in chosen]
-    if all(row.as_is.kind == "exact" for row in rows):
-        return Advice(needed=False)
-    possible = [profile for profile in LEAST_CHANGE if profile not in inspection.refusals]
-    served = [row for row in rows if any(_exact(row, profile) for profile in possible)]
-    hurt = any(row.as_is.kind != "exact" for row in served)  # else a conversion repairs nothing
-    helped = (profile for profile in possible if hurt and all(_exact(row, profile) for row in served))
+    unknown = _named(inspection, chosen, lambda row: row.as_is.kind == "not known")
+    if not any(gap(row.as_is, row.as_is) for row in rows):
+        return Advice(needed=False, unknown=unknown)
+    best = _least_change(inspection, rows)
+    helps = best is not None and _gaps(rows, best) < _gaps(rows, AS_IT_IS)
+    state = best if best is not None and helps else AS_IT_IS
     return Advice(
         True,
-        next(helped, None),
-        tuple(_unserved(inspection, chosen, possible)),
+        best if helps else None,
+        _named(inspection, chosen, lambda row: gap(row.as_is, row.outcomes[state]) > 0),
+        tuple(_left(inspection, rows, state)) if helps else (),
+        unknown,
         tuple(_alternatives(inspection, chosen)),
     )
 
 
+@dataclass(frozen=True)
+class Choice:
+    """The profile that a conversion takes where nobody named one; ``notes`` say what it does not repair."""
+
+    profile: str
+    chosen: Chosen
+    notes: tuple[str, ...]
+
+
+def choose(
+    model: Model, selection: Selection, engines: Collection[Loader], platform: str | None = DEFAULT_PLATFORM
+) -> Choice:
+    """For ``engines`` on ``platform``. Raises :class:`Unsupported` where they need a repair and no profile is one."""
+    found = inspect_model(model, selection, platform=platform, enough_for=engines, at_least_one=True)
+    advice = advise(found, engines)
+    chosen = Chosen(_named(found, set(engines), lambda _: True), platform or "loading only")
+    rows = [row for row in found.rows if row.engine in set(engines)]
+    profile = _least_change(found, rows)
+    if profile is None:
+        return Choice(LEAST_CHANGE[0], chosen, ())  # all of them refuse, and so the planner will
+    if advice.needed and advice.profile is None:
+        (name, versions, outcome), *_ = _outcomes(found, rows, AS_IT_IS)
+        raise Unsupported(
+            "No profile repairs this for the engines that serve it", where=found.path, expected="an engine that reads "
+            "it right after a conversion", found=f"{name} {versions}: {_told(outcome)}",
+            hint="; ".join([*(f"use {each.text}" for each in advice.alternatives), "name a --profile to convert it"]),
+        )  # fmt: skip
+    return Choice(profile, chosen, (*advice.left, *_unknown(advice), *_faults(found)))
+
+
 def repair_command(inspection: Inspection, advice: Advice, *options: str) -> str | None:
     """What a person copies to repair the checkpoint, quoted for a shell; OUT is a place holder, and so is IN where its
-    name cannot be shown. ``options`` are added. None where no profile is advised: none is named that refuses."""
+    name cannot be shown. ``options`` are added: those that name the engines. None where no profile is advised."""
     if advice.profile is None:
         return None
     source = inspection.path if inspection.path.isprintable() else "IN"
     groups = ("--groups", "all") if inspection.selection == "all" else ()
     place = f"./{source}" if source.startswith("-") else source
-    return shlex.join(["rewrite", "convert", place, "OUT", "--profile", advice.profile, *groups, *options])
+    return shlex.join(["rewrite", "convert", place, "OUT", *groups, *options])
+
+
+def _least_change(inspection: Inspection, rows: Sequence[Row]) -> str | None:
+    """Of the profiles that are exact in the most engines, and least bad in the others, the one that changes least."""
+    planned = [name for name in LEAST_CHANGE if name in inspection.rows[0].outcomes]
+    return min(planned, key=lambda name: _gaps(rows, name), default=None)
+
+
+def _gaps(rows: Sequence[Row], state: str) -> tuple[int, list[int]]:
+    """How far the engines are from serving this state exactly: how many do not, and how badly, the worst first."""
+    gaps = [gap(row.as_is, row.outcomes[state]) for row in rows]
+    return sum(each > 0 for each in gaps), sorted(gaps, reverse=True)
+
+
+def _left(inspection: Inspection, rows: Sequence[Row], profile: str) -> Iterator[str]:
+    """What the conversion does not repair, or makes worse: engines of which the same is true in one sentence."""
+    engines: dict[str, list[str]] = {}
+    for name, versions, outcome in _outcomes(inspection, rows, profile):
+        of_these = [row for row in rows if row.engine.name == name and row.outcomes[profile] == outcome]
+        if any(gap(row.as_is, outcome) for row in of_these):
+            others = (p for p in inspection.rows[0].converted if p != profile)
+            exact = [p for p in others if not any(gap(row.as_is, row.outcomes[p]) for row in of_these)]
+            way = f"--profile {' or '.join(exact)} is exact there" if exact else "no profile is exact there"
+            engines.setdefault(f"{_told(outcome)}; {way}", []).append(f"{name} {versions}")
+    yield from (f"after the conversion {', '.join(names)}: {said}" for said, names in engines.items())
+
+
+def _outcomes(inspection: Inspection, rows: Sequence[Row], state: str) -> list[tuple[str, str, Outcome]]:
+    """Name, versions and outcome of ``rows``, neighboring version ranges of the same outcome as one."""
+    found = merged(inspection.rows, lambda row: row.outcomes[state] if row in rows else None)
+    return [(name, versions, outcome) for name, versions, outcome in found if outcome is not None]
+
+
+def _unknown(advice: Advice) -> Iterator[str]:
+    if advice.unknown:
+        yield f"not known: what {', '.join(advice.unknown)} makes of IN, and of OUT"
+
+
+def _faults(inspection: Inspection) -> Iterator[str]:
+    if inspection.findings:
+        first = inspection.findings[0]
+        faults = count(len(inspection.findings), "fault")
+        yield f"{faults} in the checkpoint itself, which no profile repairs; the first: {first.what} ({first.where})"
+
+
+def _told(outcome: Outcome) -> str:
+    names = ", ".join(dict.fromkeys(name.rpartition(".")[2] for name in outcome.partitions))
+    return f"{outcome.kind}{f': {names}' if names else ''}{f' ({outcome.detail})' if outcome.detail else ''}"
 
 
 def _alternatives(inspection: Inspection, chosen: Collection[Engine]) -> Iterator[Alternative]:
@@ -78,7 +174,7 @@ def _alternatives(inspection: Inspection, chosen: Collection[Engine]) -> Iterato
     does not load at all, or is not known, is no alternative."""
     for name in dict.fromkeys(row.engine.name for row in inspection.rows if row.engine in chosen):
         rows = [row for row in inspection.rows if row.engine.name == name]
-        others = [row for row in rows if row.engine not in chosen and row.as_is.kind in _SERVED]
+        others = [row for row in rows if row.engine not in chosen and row.as_is.kind in SERVED]
         worst = max(row.as_is.severity for row in rows if row.engine in chosen)
         least = min((row.as_is.severity for row in others), default=worst)
         if least < worst:
@@ -95,18 +191,7 @@ def _run_up_to(newest: Row, rows: Sequence[Row], chosen: Collection[Engine]) -> 
     return list(run)[::-1]
 
 
-def _unserved(inspection: Inspection, chosen: Collection[Engine], profiles: Collection[str]) -> Iterator[str]:
-    """The loaders that no profile is exact in, neighboring version ranges as one."""
-
-    def is_unserved(row: Row) -> bool:
-        return row.engine in chosen and not any(_exact(row, profile) for profile in profiles)
-
-    for (name, unserved), run in groupby(inspection.rows, lambda row: (row.engine.name, is_unserved(row))):
-        first, *rest = (row.engine for row in run)
-        if unserved:
-            yield f"{name} {(rest[-1] if rest else first).versions_from(first)}"
-
-
-def _exact(row: Row, profile: str) -> bool:
-    outcome = row.outcomes.get(profile)
-    return outcome is not None and outcome.kind == "exact"
+def _named(inspection: Inspection, chosen: Collection[Engine], is_meant: Callable[[Row], bool]) -> tuple[str, ...]:
+    """Those of the chosen engines that are meant, neighboring version ranges as one."""
+    found = merged(inspection.rows, lambda row: row.engine in chosen and is_meant(row))
+    return tuple(f"{name} {versions}" for name, versions, meant in found if meant)

@@ -10,9 +10,9 @@ from typing import Any
 from rewrite.checkpoint.bounded_json import read_members
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import Refused
-from rewrite.ledger.fault import NOTES, Fault
+from rewrite.ledger.fault import NOTES, SEVERITIES, Fault, Severity
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
-from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
+from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row, gap
 from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
@@ -26,6 +26,17 @@ _BEGIN = 1 << 16  # of a manifest: what a conversion costs stands at its begin
 
 #: By how much of a checkpoint each changes: scales only; activations of the fused layers, of all; weights; everything.
 LEAST_CHANGE = ("exact", "rescaled", "dynamic", "portable", "partition", "bf16", "dequantized")
+
+
+def severity_of(outcome: Outcome) -> Severity | None:
+    """Of what an engine makes of a checkpoint; None: it serves it exactly."""
+    return _SEVERITY.get(outcome.kind)
+
+
+_SEVERITY: Mapping[str, Severity] = {
+    "garbled": "garbled", "fails to load": "fails", "does not run": "fails", "loses precision": "precision",
+    "not known": "unknown",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -50,9 +61,15 @@ class Inspection:
     costs: dict[str, float] = field(default_factory=dict)  # of the conversion that made it: what a weight may be off by
 
     def affected(self, loaders: Iterable[Engine] = LOADERS) -> tuple[Row, ...]:
-        """The rows of ``loaders`` that do not serve the checkpoint exactly as it is."""
+        """The rows of ``loaders`` that are known not to serve the checkpoint exactly as it is."""
         chosen = set(loaders)
-        return tuple(row for row in self.rows if row.engine in chosen and row.as_is.kind != "exact")
+        return tuple(row for row in self.rows if row.engine in chosen and gap(row.as_is, row.as_is))
+
+    def fails_at(self, level: Severity, engines: Collection[Engine] = LOADERS) -> bool:
+        """Whether a gate that is set to ``level`` stops this for ``engines``."""
+        stopped = SEVERITIES[: SEVERITIES.index(level) + 1]
+        rows = (severity_of(row.as_is) for row in self.rows if row.engine in engines)
+        return any(each in stopped for each in (*rows, *(finding.severity for finding in self.findings)))
 
     @property
     def shown_profiles(self) -> list[str]:
@@ -77,7 +94,8 @@ class Inspection:
             "groups": [{**asdict(group), "spread": spread(group)} for group in self.groups],
             "findings": [fault.to_json() for fault in self.findings],
             "notes": [fault.to_json() for fault in self.notes],
-            "loaders": [_row_to_json(row, self.refusals) for row in self.rows],
+            "engines": (rows := [_row_to_json(row, self.refusals) for row in self.rows]),
+            "loaders": rows,
             "refusals": self.refusals,
             "costs": self.costs,
         }
@@ -91,17 +109,21 @@ def inspect_model(
     in_weights: Iterable[Fault] = (),
     profiles: Iterable[str] = PROFILES,
     enough_for: Collection[Loader] | None = None,
+    at_least_one: bool = False,
 ) -> Inspection:
     """Inspect a checkpoint. ``platform`` is where loaders compute with it; None: they load it only. ``in_weights`` is
     what was found by reading all weights; ``profiles`` are those that a conversion is planned with.
 
     ``enough_for``: plan no more of them than advice for these loaders needs: none where all of these are exact already,
-    else by the least change, up to the first that all of them are exact with. None: plan all.
+    else by the least change, up to the first that all of them are exact with. None: plan all. ``at_least_one``: plan
+    one also where none is needed.
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
     view = view_model(model, selection)
-    converted, refusals = _after_convert(model, view, selection, profiles, enough_for, platform)
+    needed = at_least_one or enough_for is None or not _all_exact(enough_for, view, view, platform)
+    some = profiles if enough_for is None else sorted(profiles, key=LEAST_CHANGE.index)
+    converted, refusals = _after_convert(model, view, selection, some if needed else (), enough_for, platform)
     states = {AS_IT_IS: _State(view, {}), **converted}
     rows = tuple(_row(loader, states, platform) for loader in LOADERS)
     found = [*view.faults, *in_weights]
@@ -176,23 +198,20 @@ def _after_convert(
     refuse."""
     views: dict[str, _State] = {}
     refusals: dict[str, str] = {}
-    if enough_for is not None:
-        profiles = sorted(profiles, key=LEAST_CHANGE.index)
-        if _all_exact(enough_for, view, platform):
-            return views, refusals
     for profile in profiles:
         try:
             after = views[profile] = _view_after(model, view, profile, selection)
         except Refused as refusal:
             refusals[profile] = refusal.what
             continue
-        if enough_for is not None and not after.losses and _all_exact(enough_for, after.view, platform):
+        if enough_for is not None and not after.losses and _all_exact(enough_for, view, after.view, platform):
             break
     return views, refusals
 
 
-def _all_exact(loaders: Iterable[Loader], view: CheckpointView, platform: str | None) -> bool:
-    return all(loader.serves(view, platform).kind == "exact" for loader in loaders)
+def _all_exact(loaders: Iterable[Loader], before: CheckpointView, after: CheckpointView, platform: str | None) -> bool:
+    """Of all that is known of ``loaders``."""
+    return not any(gap(loader.serves(before, platform), loader.serves(after, platform)) for loader in loaders)
 
 
 def _helps(row: Row, profile: str, others: Iterable[str]) -> bool:
@@ -220,9 +239,11 @@ def _count_schemes(model: Model) -> dict[str, int]:
 def _row_to_json(row: Row, refused: Iterable[str]) -> dict[str, Any]:
     kernels = {state: {card: list(names) for card, names in used.items()} for state, used in row.kernels.items()}
     return {
+        "engine": row.engine.name,
         "loader": row.engine.name,
         "versions": row.engine.versions,
         "source": row.engine.source,
+        "severity": severity_of(row.as_is),
         "as_is": asdict(row.as_is),
         "converted": {**dict.fromkeys(refused), **{name: asdict(each) for name, each in row.converted.items()}},
         "kernels": kernels.pop(AS_IT_IS, {}),

@@ -46,6 +46,11 @@ class HubOutput(Output, Writer):
     def publish(self, workers: int, progress: Progress | None = None, executor: Executor | None = None) -> Manifest:
         if executor is not None:
             raise UsageError("An output on the hub is one commit: one process makes it", where=self.out)
+        if self.check is not None:
+            raise UsageError(
+                "An output on the hub cannot be read before its commit", where=self.out, found="--verify",
+                hint="convert --verify to a directory and upload that; or --create-pr, and verify what it proposes",
+            )  # fmt: skip
         with _without_bars():
             return super().publish(workers, progress)
 

@@ -7,7 +7,7 @@ are written with ``If-None-Match: *``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,6 +22,7 @@ from rewrite.integrations.s3_write import ObjectWriter, Record, Records, Upload,
 from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts
 from rewrite.writing.output import Output, Step, exists, some
+from rewrite.writing.overlay import Overlay
 
 STARTED, COMPLETE = ".rewrite-started", ".rewrite-complete"
 
@@ -50,6 +51,8 @@ class S3Output(Output):
         counts, texts = ByteCounts(), self.stamped.texts_to_write
         jobs = {job.name: job for job in self.plan.jobs if job.name in self.last}
         for name in (*(name for name in texts if name not in self.last), *self.last):
+            if name == self.last[0]:  # all others are there: what is opened comes last, and is looked at before
+                self._check_unopened(texts)
             if name in jobs:
                 counts += self.writer().write(jobs[name], lambda _: None)
             elif name in texts:
@@ -64,6 +67,17 @@ class S3Output(Output):
             self._bucket.put(self._place.beside(COMPLETE), self._mark(found), IfNoneMatch="*")
         self._tidy_up()
         return counts
+
+    def _check_unopened(self, texts: Mapping[str, str]) -> None:
+        """The output as it will be, while nobody can open it."""
+        if self.check is None:
+            return
+        files = {name: texts[name].encode() for name in self.last if name in texts}
+        for job in self.plan.jobs:
+            if job.name in self.last:
+                with self.source.open(job.name) as file:
+                    files[job.name] = file.read(0, job.size)
+        self.check_output(Overlay(S3Storage(str(self._place)), files))
 
     @property
     def traffic(self) -> ByteCounts:

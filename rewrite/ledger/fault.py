@@ -73,6 +73,23 @@ REFUSED: frozenset[Code] = frozenset(
         *("plain-layer", "fused-name", "mtp-format", "mtp-label", "kv-scale-alone", "kv-scale-shape"),
     )
 )
+
+#: What a gate can be set to, each with all before it: silent garbage; what does not load or run; a loss of precision;
+#: what is not known.
+Severity = Literal["garbled", "fails", "precision", "unknown"]
+SEVERITIES: tuple[Severity, ...] = ("garbled", "fails", "precision", "unknown")
+
+#: The worst that comes of a fault; of the others, that engines fail.
+_SEVERITY: Mapping[Code, Severity] = {
+    "scale-value": "garbled",
+    "scale-size": "garbled",
+    "scale-inverse": "garbled",
+    "weights": "garbled",
+    "architecture": "garbled",
+    "no-config": "garbled",
+    "kv-no-scale": "precision",
+}
+
 #: What only the values of scales show.
 VALUES: frozenset[Code] = frozenset({"scale-value", "scale-size", "scale-inverse", "block-sample"})
 
@@ -91,6 +108,10 @@ class Fault:
     expected: str = ""
     next: str = ""
     count: int = 1
+
+    @property
+    def severity(self) -> Severity:
+        return _SEVERITY.get(self.code, "fails")
 
     @property
     def what(self) -> str:
@@ -112,6 +133,7 @@ class Fault:
         """For programs: ``what`` is for people and may change."""
         return {
             "code": self.code,
+            "severity": self.severity,
             "what": self.what,
             "where": self.where,
             "found": self.found,

@@ -29,10 +29,17 @@ _WANTED = re.compile(r"\s*([\w-]+)\s*(?:(@|==|>=)\s*(\d[\w.+-]*))?\s*", re.ASCII
 
 @dataclass(frozen=True)
 class Asked:
-    """The engines that a question is about, and the words that named them; no words: the default, or all."""
+    """The engines that a question is about, and the words that named them; no words: the default, or all. ``options``
+    ask for the same on a command line."""
 
     engines: tuple[Loader, ...]
     words: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+
+    @property
+    def every(self) -> bool:
+        """Whether no engine is meant more than others."""
+        return self.engines == LOADERS
 
     def assumptions(self, platform: str | None) -> list[str]:
         """What is assumed of versions that are newer than those that were run, or older than those that were run on the
@@ -57,7 +64,8 @@ def ask_for(names: tuple[str, ...]) -> Asked:
     if not names:
         return NEWEST
     pairs = [_find(name) for name in names]
-    return Asked(tuple(row for _, rows in pairs for row in rows), tuple(word for word, _ in pairs))
+    options = tuple(word for name in names for word in ("--for", name.strip()))
+    return Asked(tuple(row for _, rows in pairs for row in rows), tuple(word for word, _ in pairs), options)
 
 
 def _find(wanted: str) -> tuple[str, tuple[Loader, ...]]:

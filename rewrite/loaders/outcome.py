@@ -13,6 +13,9 @@ Kind = Literal["exact", "loses precision", "not known", "garbled", "does not run
 #: What is not known may be worse than a loss of precision. What does not run loads, and raises when it computes.
 SEVERITY: tuple[Kind, ...] = ("exact", "loses precision", "not known", "garbled", "does not run", "fails to load")
 
+#: What an engine serves without anybody having to know: not always to the bit.
+SERVED: tuple[Kind, ...] = ("exact", "loses precision")
+
 #: The magnitude of what engines create scale slots with (the least finite float32).
 SENTINEL = 3.4e38
 #: One rounding to e4m3 (three mantissa bits) moves a normal value by at most half a unit in the last place.
@@ -36,10 +39,17 @@ class Outcome:
     partitions: tuple[str, ...] = ()
     error: float = 0.0
     factors: tuple[tuple[str, float], ...] = ()
+    by_source: str = ""  # of a family that no engine was run with: where its fused layers were read
 
     @property
     def severity(self) -> int:
         return SEVERITY.index(self.kind)
+
+
+def gap(before: Outcome, after: Outcome) -> int:
+    """How far an engine is from serving a state of a checkpoint exactly: 0, it does; or as little is known of it as
+    was before, which is neither a fault nor a repair."""
+    return 0 if before.kind == after.kind == "not known" else after.severity
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from rewrite.loaders.behaviors import (
     slot_zero_only,
     split_by_sizes,
 )
+from rewrite.loaders.by_source import BySource
 from rewrite.loaders.facts import Fact, held
 from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN
 from rewrite.loaders.kernels import NOT_KNOWN, cards_of, judge, used
@@ -279,10 +280,36 @@ class Loader(Engine):
         """The worst over all groups, naming every partition that is affected that way."""
         run = next((fact for fact in self.runs if fact.applies.has(checkpoint)), None)
         if run is None:
-            form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
-            return Outcome("not known", f"not run with {checkpoint.model_type!r} in the form {form!r}")
-        if run.outcome is not None:
-            return run.outcome
+            return self._by_source(checkpoint)
+        return self._judge(checkpoint) if run.outcome is None else run.outcome
+
+    def source_of(self, checkpoint: CheckpointView) -> BySource | None:
+        """What is judged by where the family was not run: a release of these versions that was read, where one of them
+        was run with this form in another family."""
+        wanted = forms(checkpoint)
+        is_run = any(fact.outcome is None and wanted <= set(fact.applies.forms) for fact in self.runs)
+        said = checkpoint.by_source.said if is_run and checkpoint.by_source is not None else ()
+        found = (each for each in said if each.engine == self.name and self.covers(each.version))
+        return next(found, None)
+
+    def is_judged(self, checkpoint: CheckpointView) -> bool:
+        """Whether anything is known of the family in this form: by runs, or by the engine's source."""
+        if self.was_run(checkpoint):
+            return True
+        source = self.source_of(checkpoint)
+        return source is not None and source.unknown is None
+
+    def _by_source(self, checkpoint: CheckpointView) -> Outcome:
+        form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
+        why = f"not run with {checkpoint.model_type!r} in the form {form!r}"
+        source = self.source_of(checkpoint)
+        if source is None or source.unknown is not None:
+            return Outcome("not known", why if source is None else f"{why}; {self.name} {source.unknown}")
+        groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
+        outcome = self._judge(replace(checkpoint, groups=groups, misread=source.misread))
+        return outcome if outcome.kind == "not known" else replace(outcome, by_source=source.where)
+
+    def _judge(self, checkpoint: CheckpointView) -> Outcome:
         wrong = [outcome for fault in checkpoint.faults if (outcome := self.of_fault(fault)) is not None]
         if any(outcome.kind == "fails to load" for outcome in wrong):
             return _worst(wrong, checkpoint)
@@ -297,15 +324,17 @@ class Loader(Engine):
     def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
         """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""
         loaded = self.predict(checkpoint)
-        if platform is None or loaded.kind == "fails to load" or not self.was_run(checkpoint):
+        if platform is None or loaded.kind == "fails to load" or not self.is_judged(checkpoint):
             return loaded
         running = judge(self.name, (self.first, self.last), platform, checkpoint.kernel_schemes)
-        return loaded if running is None or running.severity <= loaded.severity else running
+        if running is None or running.severity <= loaded.severity:
+            return loaded
+        return replace(running, by_source=loaded.by_source)
 
     def kernels(self, checkpoint: CheckpointView, platform: str) -> Kernels:
         """What computes with the FP8 layers among the fused groups, for each card of ``platform``."""
         schemes = checkpoint.fused_schemes
-        if schemes and not self.was_run(checkpoint):
+        if schemes and not self.is_judged(checkpoint):
             return dict.fromkeys(cards_of(platform), (NOT_KNOWN,))
         return used(self.name, (self.first, self.last), platform, schemes)
 

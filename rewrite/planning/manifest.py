@@ -132,6 +132,17 @@ class ByteCounts:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """For whom a profile was chosen that nobody named: engines in ranges of versions, and where they compute."""
+
+    engines: tuple[str, ...]
+    platform: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"by": "rewrite", "for": list(self.engines), "platform": self.platform}
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The record of one conversion. ``groups`` is empty where no scale and no weight changed.
 
@@ -152,6 +163,7 @@ class Manifest:
     mended: tuple[Code, ...] = ()  # the faults of the config that were mended, by their codes
     tool_version: str = __version__
     created: str | None = None  # ISO 8601, only when asked for
+    chosen: Chosen | None = None  # None: whoever converted named the profile
     counts: ByteCounts | None = None
 
     @property
@@ -173,6 +185,7 @@ class Manifest:
         return {
             "tool": {"name": "rewrite", "version": self.tool_version},
             "profile": self.profile,
+            **({} if self.chosen is None else {"chosen": self.chosen.to_json()}),
             "selection": self.selection,
             "source": self.source,
             **created,
@@ -208,5 +221,6 @@ class Manifest:
             costs=value.get("costs", {}),
             tool_version=value["tool"]["version"],
             created=value.get("created"),
+            chosen=Chosen(tuple(value["chosen"]["for"]), value["chosen"]["platform"]) if "chosen" in value else None,
             counts=ByteCounts(**value["bytes"]) if "bytes" in value else None,
         )

@@ -12,7 +12,7 @@ from rewrite.ledger.fault import TITLES
 from rewrite.planning.check import check_plan, refuse_faults
 from rewrite.planning.jobs import FileCopy, ShardPlan, TextFile
 from rewrite.planning.kv_cache import without_kv_scales
-from rewrite.planning.manifest import Manifest, ManifestFile
+from rewrite.planning.manifest import Chosen, Manifest, ManifestFile
 from rewrite.planning.nvfp4 import repair, repair_notes
 from rewrite.planning.plan import Plan
 from rewrite.planning.preview import preview
@@ -72,9 +72,15 @@ def plan_changes(model: Model, profile: str, selection: Selection, kv_scales: Kv
 
 
 def make_plan(
-    model: Model, profile: str = "exact", selection: Selection = "qkvz", kv_scales: KvScales = "keep"
+    model: Model,
+    profile: str = "exact",
+    selection: Selection = "qkvz",
+    kv_scales: KvScales = "keep",
+    chosen: Chosen | None = None,
+    more_notes: Iterable[str] = (),
 ) -> Plan:
-    """Plan the conversion of a checkpoint.
+    """Plan the conversion of a checkpoint. ``chosen``, with ``more_notes``: for whom the profile was chosen, where
+    nobody named it.
 
     Raises :class:`rewrite.errors.Refused` for what cannot be converted with certainty, before anything is written.
     """
@@ -104,8 +110,9 @@ def make_plan(
         kv_scales="dropped" if "kv-no-scale" in changes.mended or any(kv_cache_scales(dropped)) else "kept",
         mended=changes.mended,
         renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
-        notes=tuple(_notes(model, checked, selection)),
+        notes=(*more_notes, *_notes(model, checked, selection)),
         files=_manifest_files(shards, copies, texts),
+        chosen=chosen,
     )
     return Plan(manifest, shards, copies, texts, checked.left_out)
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from rewrite.planning.jobs import Job
 from rewrite.planning.manifest import ByteCounts, GroupChange, Manifest
 from rewrite.planning.plan import Plan
 from rewrite.planning.profiles import PROFILES
 from rewrite.quantization.kv_cache import kv_cache_scales
-from rewrite.report.page import Cell, Colored, Page, Section, Table, number, whole
+from rewrite.report.page import Cell, Colored, Page, Section, Table, clean, number, whole
 from rewrite.wording import count, nbytes
 
 _NOTHING = "Nothing to do: no fused group shares a scale."
@@ -22,12 +24,33 @@ def _page(headline: str, sections: Iterable[Section] = (), closing: tuple[Cell, 
 def planned(plan: Plan, headline: str) -> Page:
     """What a conversion would do: the groups with the scale of each partition, and what is written."""
     manifest = plan.manifest
-    notes = Section("Notes", tuple(f"note: {note}" for note in manifest.notes), brief=True)
+    notes = Section("Notes", tuple(f"note: {note}" for note in (*choice(manifest), *manifest.notes)), brief=True)
     if not manifest.changed:
         return _page(headline, [notes], (f"{_NOTHING} The output would equal the input.",))
-    groups = Section("Scales", tables=tuple(_group_tables(manifest.groups)), brief=True)
+    kinds = Counter(group.name.rpartition(".")[2] for group in manifest.groups)
+    layers = ", ".join(f"{number:,} {name}" for name, number in kinds.items())
+    groups = Section("Scales", tables=tuple(_group_tables(manifest.groups)))
     size = f"{nbytes(plan.size)} ({nbytes(plan.shareable)} can be shared, not copied, where the filesystem can)"
-    return _page(headline, [notes, groups], (f"Would write {size}: {_what_changes(manifest)}.",))
+    more = (f"Fused layers that change: {layers}; -v lists their scales.",) if layers else ()
+    return _page(
+        headline, [notes, groups, _files(manifest)], (f"Would write {size}: {_what_changes(manifest)}.", *more)
+    )
+
+
+def _files(manifest: Manifest) -> Section:
+    """Every file of the output, where somebody asks."""
+    rows = tuple(
+        (clean(file.name), "rewritten" if file.rewritten else "as it was", nbytes(file.size)) for file in manifest.files
+    )
+    return Section("Files", tables=(Table("Files", ("file", "", "size"), rows, numbers=2),))
+
+
+def choice(manifest: Manifest) -> Iterator[str]:
+    """Which profile a conversion takes, for whom and why: one line, where nobody named it."""
+    chosen = manifest.chosen
+    if chosen is not None:
+        whom = f"{' and '.join(chosen.engines)} on {chosen.platform.replace(',', ', ')}"
+        yield f"profile {manifest.profile}, the least change for {whom}: {PROFILES[manifest.profile].summary}"
 
 
 def converted(manifest: Manifest, out: str, seconds: float) -> Page:
@@ -39,7 +62,7 @@ def converted(manifest: Manifest, out: str, seconds: float) -> Page:
     private = ("A new model on the hub is private until you change that on its page.",)
     said = (f"{whole(out)}: {size} in {how}.", *(private if out.startswith("hf://") else ()))
     what = Colored("Converted", f": {_what_changes(manifest)}.")
-    return _page("", [Section("", (what, *said), brief=True)])
+    return _page("", [Section("", (what, *said), brief=True), _files(manifest)])
 
 
 def plan_written(plan: Plan, file: str) -> Page:
@@ -48,13 +71,17 @@ def plan_written(plan: Plan, file: str) -> Page:
     what = _what_changes(plan.manifest) if plan.manifest.changed else "nothing to do, all files come along as they are"
     named = shlex.quote(file)  # a person copies these
     runs = f"`rewrite run {named} --part I/N` for each I from 0 to N - 1"
-    return _page(f"{whole(file)}: {size}; {what}.", (), (f"Next: {runs}, then `rewrite finish {named}`.",))
+    return _page(
+        f"{whole(file)}: {size}; {what}.", [_files(plan.manifest)], (f"Next: {runs}, then `rewrite finish {named}`.",)
+    )
 
 
-def part_written(part: tuple[int, int], counts: ByteCounts, seconds: float) -> Page:
+def part_written(part: tuple[int, int], jobs: Iterable[Job], counts: ByteCounts, seconds: float) -> Page:
     """The closing line of a part."""
     size = counts.shared + counts.copied + counts.written + counts.kept
-    return _page("", (), (f"Part {part[0]}/{part[1]}: {nbytes(size)} in {seconds:.1f} s{_how(counts)}.",))
+    rows = tuple((clean(job.name), nbytes(job.size)) for job in jobs)
+    files = Section("Files", tables=(Table("Files", ("file", "size"), rows, numbers=1),))
+    return _page("", [files], (f"Part {part[0]}/{part[1]}: {nbytes(size)} in {seconds:.1f} s{_how(counts)}.",))
 
 
 def _how(counts: ByteCounts | None) -> str:

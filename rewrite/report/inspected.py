@@ -31,12 +31,11 @@ def page(
     run: Run | None = None,
 ) -> Page:
     """``advice``, and the ``command`` that it comes to, are about the engines that were ``asked`` for."""
-    affected = found.affected(asked)
-    word, tone, sentence = _verdict(found, affected)
+    word, tone, sentence = _verdict(found, found.affected(asked), advice.unknown)
     rows = [_row(row, found.shown_profiles) for row in found.rows]
     every = " with `--groups all`" if found.selection == "all" else ""
     sections = present(
-        _answer(found, rows, asked, advice, command, "" if affected else sentence),
+        _answer(found, rows, asked, advice, command, "" if advice.needed else sentence),
         _findings(found),
         _worth_knowing(found),
         _every_engine(found, rows),
@@ -56,20 +55,15 @@ def _row(row: Row, profiles: Sequence[str]) -> Row:
     )
 
 
-def _verdict(found: Inspection, affected: Sequence[Row]) -> tuple[str, Tone, str]:
+def _verdict(found: Inspection, affected: Sequence[Row], unknown: Sequence[str]) -> tuple[str, Tone, str]:
     faults = f"{count(len(found.findings), 'fault')} in the checkpoint itself."
-    unknown = sum(row.as_is.kind == "not known" for row in affected)
-    wrong = len(affected) - unknown
     said = [faults] if found.findings else []
     if unknown:
-        said = [f"What {count(unknown, 'range')} of engine versions make of it is not known.", *said]
-    if wrong:
-        verb = "do" if wrong > 1 else "does"
-        return (
-            "AFFECTED",
-            "bad",
-            " ".join([f"{count(wrong, 'range')} of engine versions {verb} not serve it right.", *said]),
-        )
+        said = [f"Not known: what {', '.join(unknown)} makes of it.", *said]
+    if affected:
+        verb = "do" if len(affected) > 1 else "does"
+        wrong = f"{count(len(affected), 'range')} of engine versions {verb} not serve it right."
+        return "AFFECTED", "bad", " ".join([wrong, *said])
     if unknown:
         return "NOT KNOWN", "part", " ".join(said)
     if found.findings:
@@ -85,12 +79,12 @@ def _answer(
     """What the engines make of it that were asked for, and what helps. The command is last: a person copies it."""
     schemes = [f"{count(number, 'linear layer')}: {clean(text)}" for text, number in found.schemes.items()]
     more = [f"{len(schemes) - 3} more kinds of linear layers: -v lists them."] if len(schemes) > 3 else []
-    judged = found.groups or found.affected(asked)
+    judged = found.groups or advice.needed or advice.unknown
     return Section(
         "What engines make of it",
         (*schemes[:3], *more),
         tables=(engines.answer(rows, AS_IT_IS, asked),) if judged else (),
-        lines=(*_costs(found), *_others(rows, asked), *([sentence] if sentence else _advice(found, advice, command))),
+        lines=(*_costs(found), *_others(rows, asked), *([sentence] if sentence else _advice(advice))),
         command=command or "",
         brief=True,
     )
@@ -117,20 +111,17 @@ def _others(rows: Sequence[Row], asked: Sequence[Engine]) -> Iterator[str]:
         yield f"Not asked for: {', '.join(left_out)}."
 
 
-def _advice(found: Inspection, advice: Advice, command: str | None) -> Iterator[str]:
-    unserved = ", ".join(advice.unserved)
-    yield from (clean(each.text) for each in advice.alternatives)
-    if command is not None:
-        yield f"Repaired for {f'all but {unserved}' if unserved else 'all of these'}, with the least change, by:"
-    elif any(_helps(row) for row in found.rows):
-        none = f"No profile is exact in {unserved}." if unserved else "No one profile is exact in all of these."
-        yield f"{none} The table shows what each one gives."
-    else:
-        yield "No profile repairs this."
-
-
-def _helps(row: Row) -> bool:
-    return any(each.severity < row.as_is.severity for each in row.converted.values())
+def _advice(advice: Advice) -> Iterator[str]:
+    others = " or ".join(clean(each.text) for each in advice.alternatives)
+    if advice.unknown:
+        yield f"Not known: what {', '.join(advice.unknown)} makes of it, converted or not."
+    if advice.profile is None:
+        yield f"No profile repairs this{f': use {others}' if others else ''}."
+        return
+    yield from ([f"Without a conversion: {others}."] if others else [])
+    yield from (f"A{clean(each)[1:]}." for each in advice.left)
+    repaired = "Repaired in part" if advice.left else "Repaired"
+    yield f"{repaired} by profile {advice.profile} ({PROFILES[advice.profile].summary}):"
 
 
 def _findings(found: Inspection) -> Section | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from rewrite.loaders.outcome import merged
 from rewrite.loaders.ranges import Engine
 from rewrite.report import engines, measured, scales, tried
 from rewrite.report.checkpoints import Side, facts_of
 from rewrite.report.names import Names
 from rewrite.report.page import Cell, Colored, Page, Run, Section, Table, Tone, again, clean, limited, present, whole
 from rewrite.trying.tried import Tried
-from rewrite.verification.result import IN, NOT_OPENED, OUT, Check, Verification
+from rewrite.verification.result import ENGINES, IN, NOT_OPENED, OUT, Check, Verification
 from rewrite.wording import count
 
 _JSON = "`rewrite verify IN OUT --json`"
@@ -56,7 +57,7 @@ def report(found: Verification, source: Side, out: Side, profile: str, run: Run,
 
 
 def _page(found: Verification, names: Names, name: str, sections: tuple[Section, ...], trial: Tried | None) -> Page:
-    failed, left_out = _failed(found), left_out_of(found, names)
+    failed, left_out = found.failed, left_out_of(found, names)
     word = "FAILED" if failed else "VERIFIED IN PART" if left_out else "VERIFIED"
     sentence = f"{name} FAILED: {', '.join(failed)}." if failed else f"{name} is verified."
     if left_out:
@@ -69,15 +70,28 @@ def _page(found: Verification, names: Names, name: str, sections: tuple[Section,
 
 def closing(found: Verification) -> Iterator[Cell]:
     """The verdict for a terminal: after the path one word, and what it is not about."""
-    failed = _failed(found)
-    yield whole(found.out) + ("" if failed else " is")
-    yield Colored("FAILED", f": {', '.join(failed)}.") if failed else Colored("verified", ".")
-    if found.not_checked:
-        yield f"Not checked: {', '.join(found.not_checked)}."
+    yield whole(found.out) + ("" if found.failed else " is")
+    yield Colored("FAILED", f": {', '.join(found.failed)}.") if found.failed else Colored("verified", ".")
+    yield from answers(found)
 
 
-def _failed(found: Verification) -> list[str]:
-    return [clean(check.name) for check in found.checks if check.verdict == "FAILED"]
+def answers(found: Verification) -> Iterator[str]:
+    """The three answers, apart: what OUT is, who serves it, and what nobody looked at."""
+    yield f"Bytes: {'as the conversion promises' if found.bytes_ok else 'not as the conversion promises'}."
+    yield f"Engines: {', '.join(_served(found)) or 'not known'}."
+    yield f"Not checked: {', '.join(map(clean, found.not_checked)) or 'nothing'}."
+
+
+def _served(found: Verification) -> Iterator[str]:
+    """The engines that OUT is for, with what they make of it where that is less than exact."""
+    said = merged(found.loaders, lambda row: row.outcomes[OUT].kind if row.asked else None)
+    kinds = [(f"{name} {versions}", kind) for name, versions, kind in said if kind]
+    exact = [engine for engine, kind in kinds if kind == "exact"]
+    if exact:
+        yield f"{', '.join(exact)} {'serve' if len(exact) > 1 else 'serves'} it exactly"
+    yield from (f"{engine} {kind}" for engine, kind in kinds if kind != "exact")
+    if found.loaders and not kinds:
+        yield "no known one was named" if found.bytes_ok and ENGINES not in found.failed else "some read it worse"
 
 
 def left_out_of(found: Verification, names: Names) -> list[str]:
@@ -123,7 +137,7 @@ def _facts(found: Verification, source: Side, out: Side, profile: str) -> Table:
 def _engines(found: Verification) -> Section:
     title = "What engines make of it"
     if not found.loaders:
-        reason = next((check.summary for check in found.checks if check.name == "loaders"), "")
+        reason = next((check.summary for check in found.checks if check.name == ENGINES), "")
         return Section(title, (f"Not known: {clean(reason)}.",))
     rows = found.loaders
     note = (

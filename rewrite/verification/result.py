@@ -15,6 +15,7 @@ DEFAULT_TOKENS = 32
 #: The summary of the checks that were not made for it.
 NOT_OPENED = "OUT cannot be opened"
 CARD_REMARK = "; README.md has a card of rewrite, whose text was not checked"  # at the end of a summary
+ENGINES = "engines"  # the check of what engines make of OUT; the others are about its bytes
 _KEPT = 20  # problems kept of a check: a wrong config makes one for every module
 
 
@@ -80,8 +81,9 @@ class Settings:
 class EngineChange(Row):
     """What an engine makes of IN and OUT. ``judged``: whether the profile is made for it. ``change``: above 0, OUT is
     served worse than IN. ``does_not_run``: it loads OUT and cannot compute with it on the platform; ``stopped``: and it
-    can with IN."""
+    can with IN. ``asked``: it is one that OUT is for."""
 
+    asked: bool = False
     judged: bool = True
     change: int = 0
     does_not_run: bool = False
@@ -91,8 +93,10 @@ class EngineChange(Row):
         before, after = self.outcomes[IN], self.outcomes[OUT]
         kernels = {state: {card: list(names) for card, names in used.items()} for state, used in self.kernels.items()}
         return {
+            "engine": self.engine.name,
             "loader": self.engine.name,
             "versions": self.engine.versions,
+            "asked": self.asked,
             "judged": self.judged,
             "before": before.kind,
             "after": after.kind,
@@ -101,6 +105,7 @@ class EngineChange(Row):
             "partitions": list(after.partitions),
             "does_not_run": self.does_not_run,
             "stopped": self.stopped,
+            "by_source": after.by_source,
             "kernels_before": kernels.get(IN, {}),
             "kernels_after": kernels.get(OUT, {}),
         }
@@ -120,7 +125,17 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        return all(check.verdict != "FAILED" for check in self.checks)
+        return not self.failed
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The checks that failed."""
+        return tuple(check.name for check in self.checks if check.verdict == "FAILED")
+
+    @property
+    def bytes_ok(self) -> bool:
+        """Whether OUT is what the conversion promises, whoever serves it."""
+        return set(self.failed) <= {ENGINES}
 
     @property
     def not_checked(self) -> tuple[str, ...]:
@@ -136,7 +151,8 @@ class Verification:
             "settings": asdict(self.settings),
             "checks": [asdict(check) for check in self.checks],
             "numbers": [asdict(numbers) for numbers in self.numbers],
-            "loaders": [row.to_json() for row in self.loaders],
+            "engines": (rows := [row.to_json() for row in self.loaders]),
+            "loaders": rows,
             "digests": None if self.digests is None else dict(self.digests),
         }
 

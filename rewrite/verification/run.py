@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.storage import Storage
 from rewrite.errors import Refused, StorageError, UsageError
+from rewrite.loaders.outcome import SERVED, merged
 from rewrite.progress import Progress
 from rewrite.promise import Promise
 from rewrite.quantization.groups import FusedGroup, Partition, find_groups
@@ -21,6 +21,7 @@ from rewrite.verification.packed import tensors_of
 from rewrite.verification.reader import Blocks
 from rewrite.verification.reading import Reading, read_files
 from rewrite.verification.result import (
+    ENGINES,
     IN,
     NOT_OPENED,
     OUT,
@@ -72,7 +73,7 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
         after = read_checkpoint(out)
         expected = expect(before, after, request.promises)
     except (Refused, StorageError) as error:
-        names = ("untouched", "weights", "outputs", "loaders")
+        names = ("untouched", "weights", "outputs", ENGINES)
         return replace(
             result, checks=(judge("structure", [str(error)], ""), *(skip(name, NOT_OPENED) for name in names))
         )
@@ -103,7 +104,7 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
         checks.add(
             judge("weights", ["the fused groups of IN are not in OUT, or not in a form that convert writes"], "")
         )
-        for name in ("outputs", "loaders"):
+        for name in ("outputs", ENGINES):
             checks.add(skip(name, "the groups cannot be compared"))
         return replace(result, checks=checks.done)
     request.on_check("weights", None)
@@ -118,13 +119,13 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
         request.on_check("outputs", None)
         outputs, numbers = _outputs(before, after, multiplied, expected, request, sample, counters, different)
         checks.add(outputs)
-    request.on_check("loaders", None)
+    request.on_check(ENGINES, None)
     try:
         rows = request.predict(before, after, expected)
     except Refused as error:  # --weights-only: nobody has read the config of OUT yet
-        checks.add(judge("loaders", [str(error)], ""))
+        checks.add(judge(ENGINES, [str(error)], ""))
         return replace(result, checks=checks.done, numbers=numbers)
-    checks.add(_check_loaders(rows, expected, settings.platform))
+    checks.add(_check_engines(rows, expected, settings.platform))
     return replace(result, checks=checks.done, numbers=numbers, loaders=rows)
 
 
@@ -211,33 +212,41 @@ def _comparable(after: Checkpoint, expected: Expected, *, configs: bool) -> bool
     return all(expected.allows(info, after.tensors.get(info.name)) for info in infos)
 
 
-def _check_loaders(rows: tuple[EngineChange, ...], expected: Expected, platform: str) -> Check:
-    """No known engine that the profile is meant for reads OUT worse than IN. One that has no kernel for OUT fails the
-    check where it was asked for, and is named where it was not."""
-    if all(outcome.kind == "not known" for row in rows for outcome in row.outcomes.values()):
-        return skip("loaders", f"not known of any engine: {rows[-1].outcomes[OUT].detail}")
-    problems = [_worse(row) for row in rows if row.change > 0 and row.judged]
-    better = sum(row.change < 0 and not row.does_not_run for row in rows)
-    kind = "engine that takes vectors" if expected.promise.vectors else "known engine"
-    summary = f"no {kind} reads OUT worse than IN, {better} read it better"
-    stopped = ", ".join(_stopped(rows))
+def _check_engines(rows: tuple[EngineChange, ...], expected: Expected, platform: str) -> Check:
+    """The engines that OUT is for serve it, and none of them worse than IN; where none was named, no known engine that
+    the profile is meant for reads it worse. Others that do are named."""
+    asked = [row for row in rows if row.asked]
+    known = [row for row in asked or rows if row.outcomes[OUT].kind != "not known"]
+    if not known:
+        return skip(ENGINES, f"not known: {rows[-1].outcomes[OUT].detail}")
+    if asked:
+        problems = [_worse(row) for row in known if row.change > 0 or row.outcomes[OUT].kind not in SERVED]
+        served = merged(rows, lambda row: row.outcomes[OUT].kind if row in known else None)
+        summary = ", ".join(f"{name} {versions}: {kind}" for name, versions, kind in served if kind)
+    else:
+        problems = [_worse(row) for row in rows if row.change > 0 and row.judged]
+        better = sum(row.change < 0 and not row.does_not_run for row in rows)
+        kind = "engine that takes vectors" if expected.promise.vectors else "known engine"
+        summary = f"no {kind} reads OUT worse than IN, {better} read it better"
+    stopped = ", ".join(_named(rows, lambda row: row.stopped and row.judged and not row.asked))
     if stopped:
-        summary = f"without a kernel for OUT on {platform}: {stopped}; no other {kind} reads OUT worse than IN"
-        summary += f", {better} read it better"
-    return judge("loaders", problems, summary)
+        summary += f"; without a kernel for OUT on {platform}: {stopped}"
+    worse = ", ".join(_named(rows, lambda row: row.change > 0 and not row.asked)) if asked else ""
+    if worse:
+        summary += f"; worse than before, but not asked for: {worse}"
+    unknown = ", ".join(_named(rows, lambda row: row.asked and row not in known))
+    return judge(ENGINES, problems, summary, f"what {unknown} makes of OUT" if unknown else "")
 
 
-def _stopped(rows: tuple[EngineChange, ...]) -> Iterator[str]:
-    """The engines that can compute with IN and not with OUT; rows that follow each other as one."""
-    for (name, stopped), run in groupby(rows, lambda row: (row.engine.name, row.stopped and row.judged)):
-        engines = [row.engine for row in run]
-        if stopped:
-            yield f"{name} {engines[-1].versions_from(engines[0])}"
+def _named(rows: tuple[EngineChange, ...], is_meant: Callable[[EngineChange], bool]) -> Iterator[str]:
+    """The engines that are meant; rows that follow each other as one."""
+    yield from (f"{name} {versions}" for name, versions, meant in merged(rows, is_meant) if meant)
 
 
 def _worse(row: EngineChange) -> str:
     before, after = row.outcomes[IN], row.outcomes[OUT]
-    return f"{row.engine.name} {row.engine.versions}: {after.kind}, was {before.kind}: {after.detail}"
+    was = "as before" if before.kind == after.kind else f"was {before.kind}"
+    return f"{row.engine.name} {row.engine.versions}: {after.kind}, {was}: {after.detail}"
 
 
 def choose_device(device: str) -> str:

@@ -7,10 +7,10 @@ readers see all of it at once; or end at any point, and leave what is complete t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar, Literal
 
@@ -23,19 +23,23 @@ from rewrite.progress import Counter, Progress
 from rewrite.writing.stream import check_unchanged
 from rewrite.writing.tasks import Writer, part_of, write_by, write_here
 
+#: Called with the source and with the output, complete, before anybody can see it; what it raises keeps it unseen.
+Check = Callable[[Storage, Storage], object]
 #: All of a conversion at once, a part of it, or the last step after all parts.
 Step = Literal["publish", "part", "finish"]
 
 
 @dataclass(frozen=True)
 class Output(ABC):
-    """A plan, and where it is carried out. Every step may run again. ``created`` is a time for the manifest."""
+    """A plan, and where it is carried out. Every step may run again. ``created`` is a time for the manifest; ``check``
+    looks at the output before it is published."""
 
     plan: Plan
     source: Storage
     out: str
     overwrite: bool = False
     created: str | None = None
+    check: Check | None = field(default=None, compare=False, repr=False, kw_only=True)
     last: ClassVar[Sequence[str]] = ()  # files that ``complete`` writes
 
     @abstractmethod
@@ -129,6 +133,11 @@ class Output(ABC):
                 "Files of the output were not written", where=self.out, expected="every file of the plan",
                 found="missing: " + some(missing), hint=hint,
             )  # fmt: skip
+
+    def check_output(self, out: Storage) -> None:
+        """Let whoever asked for it look at the output, which nobody else can see yet."""
+        if self.check is not None:
+            self.check(self.source, out)
 
     def check_source(self) -> None:
         """Raise :class:`StorageError` unless the source still holds the files that were planned on, and no others.

@@ -71,6 +71,7 @@ class DirectoryOutput(Output):
             counts += ByteCounts(written=len(text.encode()))
         self.check_source()
         _finish_directories(self._root, staging.out)
+        self.check_output(LocalDirectory(staging.out))
         move_into_place(staging, self._path)
         return counts
 

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 import rewrite
 from rewrite.cli.commands import main
 from rewrite.cli.progress import progress_bar
-from tests.support import README, tree, unfolded
+from tests.support import FIXTURES, README, tree, unfolded
 
 
 def run(*arguments: object) -> Result:
@@ -26,10 +26,11 @@ def run(*arguments: object) -> Result:
 
 
 def test_convert_says_what_it_did(vl: Path, tmp_path: Path) -> None:
-    """Two sentences; only the note on stderr without a terminal."""
+    """Two sentences; on stderr, before anything is written, the profile and what it means."""
     result = run("convert", vl, tmp_path / "out")
     assert result.exit_code == 0
-    assert result.stderr.startswith("note: These engines have no kernel for OUT") and result.stderr.count("note:") == 1
+    chosen, kernels = result.stderr.split("note: ")[1:]
+    assert chosen.startswith("profile exact, the least change for vLLM") and kernels.startswith("These engines")
     first, second = unfolded(result.stdout).split(f" {tmp_path / 'out'}: ")
     assert first == "Converted: 6 shared scales in 3 fused groups made explicit, 4 of 7 shards rewritten."
     assert re.fullmatch(r"1\.95 MB in .+ s; (.+) shared, (.+) copied, (.+) written\.", second)
@@ -45,10 +46,14 @@ def test_convert_with_nothing_to_do_says_so(vl: Path, tmp_path: Path) -> None:
 
 
 def test_dry_run_shows_the_plan_and_writes_nothing(text: Path, tmp_path: Path) -> None:
-    """Each group with the scale of each partition."""
-    result = run("convert", text, tmp_path / "out", "--dry-run")
+    """In short: how many layers of each kind change; with -v each group with the scale of each partition."""
+    short = run("convert", text, tmp_path / "out", "--dry-run")
+    assert "Fused layers that change: 2 in_proj_qkvz" in unfolded(short.stdout)
+    assert "model.layers.0" not in short.stdout
+    result = run("convert", text, tmp_path / "out", "--dry-run", "-v")
     assert result.exit_code == 0
-    above, groups, below = result.stdout.split("\n\n")
+    above, groups, _, below = result.stdout.split("\n\n")
+    groups = groups.removeprefix("Scales:\n")
     assert "\nnote: " in above
     names = [f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in (0, 1)]
     head, *rows = re.split(f"({'|'.join(map(re.escape, names))})", unfolded(groups))
@@ -155,7 +160,7 @@ def test_signals_end_cleanly_and_the_next_run_resumes(number: int, code: int, vl
     child.send_signal(number)
     _, stderr = child.communicate(timeout=20)
     assert child.returncode == code
-    assert stderr == f"Interrupted. {out} is not complete; run the same command to resume.\n"
+    assert stderr.endswith(f"Interrupted. {out} is not complete; run the same command to resume.\n")
     assert not out.exists()
     assert run("convert", vl, out).exit_code == 0
 
@@ -185,3 +190,48 @@ def test_every_option_has_a_help_text(command: Any) -> None:
     for parameter in command.params:
         if parameter.param_type_name == "option":
             assert parameter.help, parameter.name
+
+
+@pytest.mark.parametrize("command", main.commands.values(), ids=lambda c: c.name)
+def test_every_command_takes_quiet_and_verbose(command: Any) -> None:
+    options = {word for parameter in command.params for word in parameter.opts}
+    assert {"-q", "--quiet", "-v", "--verbose", "--json"} <= options
+
+
+def test_no_summary_is_cut() -> None:
+    """click cuts what does not fit, with dots."""
+    shown = run("--help").stdout
+    assert len(main.commands) == len([line for line in shown.splitlines() if re.match(r"  \w+ +[A-Z].*\.$", line)])
+    assert "..." not in shown.partition("Commands:")[2]
+
+
+def test_a_file_stands_for_its_folder(text: Path) -> None:
+    """Said on stderr."""
+    result = run("inspect", text / "config.json")
+    assert result.stdout == run("inspect", text).stdout
+    assert f"{text} is taken" in unfolded(result.stderr)
+
+
+def test_a_folder_above_the_checkpoint(text: Path, tmp_path: Path) -> None:
+    (tmp_path / "above" / "model").mkdir(parents=True)
+    (tmp_path / "above" / "model" / "config.json").write_text("{}")
+    result = run("inspect", tmp_path / "above")
+    assert result.exit_code == 3
+    assert "config.json is missing" in result.stderr
+    assert f"did you mean {tmp_path / 'above'}/model?" in unfolded(result.stderr)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"), [(("--for", "vlm"), "did you mean vLLM?"), (("--platform", "h101"), "Did you mean h100?")]
+)
+def test_a_slip_is_guessed(words: tuple[str, str], meant: str, text: Path) -> None:
+    result = run("inspect", text, *words)
+    assert (result.exit_code, meant in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in FIXTURES.glob("*/config.json")))
+def test_the_answer_fits_a_screen(name: str) -> None:
+    """24 lines of 80 columns, but for what is to be copied."""
+    lines = run("inspect", FIXTURES / name).stdout.splitlines()
+    assert len(lines) <= 24
+    assert all(len(line) <= 80 or "rewrite convert" in line for line in lines)

@@ -92,15 +92,17 @@ def test_where_no_profile_serves_all_the_others_are_named() -> None:
     """And the profile is named that serves the rest."""
     inspection = rewrite.inspect_checkpoint(FIXTURES / "modelopt-qwen3_5-mixed")
     advice = advise(inspection, rewrite.LOADERS)
-    assert advice == Advice(True, "bf16", ("SGLang 0.5.9 to 0.5.14", "transformers 5.17.0+"))
+    assert (advice.profile, advice.unknown) == ("bf16", ())
+    assert {"SGLang 0.5.9 to 0.5.14", "transformers 5.17.0+"} <= set(advice.unserved)
     said = unfolded(run("inspect", FIXTURES / "modelopt-qwen3_5-mixed", "--all-engines").stdout)
-    assert "Repaired for all but SGLang 0.5.9 to 0.5.14, transformers 5.17.0+, with the least change, by:" in said
+    assert "After the conversion SGLang 0.5.9 to 0.5.14: fails to load (takes MIXED_PRECISION for w4afp8)" in said
+    assert "Repaired in part by profile bf16 (" in said
     nobody = advise(inspection, chosen("transformers"))
     assert nobody == Advice(True, None, ("transformers 5.17.0+",))
 
 
-def test_where_loaders_need_different_profiles_none_is_named() -> None:
-    """Made up: `exact` is exact in one, `bf16` in the other."""
+def test_where_engines_need_different_profiles_the_other_one_is_told() -> None:
+    """Made up: `exact` is exact in one, `bf16` in the other. The one that changes less is taken."""
     inspection = rewrite.inspect_checkpoint(VL)
     bad = Outcome("garbled")
     first, second = inspection.rows[:2]
@@ -110,12 +112,31 @@ def test_where_loaders_need_different_profiles_none_is_named() -> None:
     )
     made_up = replace(inspection, rows=rows)
     advice = advise(made_up, [first.engine, second.engine])
-    assert advice == Advice(True, None, ())
-    assert repair_command(made_up, advice) is None
+    left = f"after the conversion {second.engine.name} {second.engine.versions}: garbled; --profile bf16 is exact there"
+    assert (advice.profile, advice.left) == ("exact", (left,))
+    assert repair_command(made_up, advice) is not None
+
+
+def test_what_is_not_known_is_neither_affected_nor_repaired() -> None:
+    """Made up: one engine is repaired, and of the other nothing is known, before and after."""
+    inspection = rewrite.inspect_checkpoint(VL)
+    bad, exact, unknown = Outcome("garbled"), Outcome("exact"), Outcome("not known")
+    first, second = inspection.rows[:2]
+    rows = (
+        replace(first, outcomes={AS_IT_IS: bad, "exact": exact, "bf16": exact}),
+        replace(second, outcomes={AS_IT_IS: unknown, "exact": unknown, "bf16": exact}),
+    )
+    made_up = replace(inspection, rows=rows, idle=())
     asked = [first.engine, second.engine]
-    page = inspected.page(replace(made_up, idle=()), asked, advice, None, Place("model", "a directory"))
-    shown = " ".join(line.plain for line in page_lines(page, 80))
-    assert unfolded(shown).endswith("No one profile is exact in all of these. The table shows what each one gives.")
+    assert made_up.affected(asked) == rows[:1]
+    advice = advise(made_up, asked)
+    assert (advice.profile, advice.unserved, advice.left) == ("exact", (), ())
+    assert advice.unknown == (f"{second.engine.name} {second.engine.versions}",)
+    page = inspected.page(made_up, asked, advice, "rewrite convert model OUT", Place("model", "a directory"))
+    shown = unfolded("\n".join(line.plain for line in page_lines(page, 80)))
+    assert f"Not known: what {advice.unknown[0]} makes of it, converted or not." in shown
+    nothing = advise(made_up, asked[1:])
+    assert (nothing.needed, nothing.profile) == (False, None)
 
 
 def test_inspect_judges_by_the_platform(exact: Path) -> None:
@@ -123,7 +144,7 @@ def test_inspect_judges_by_the_platform(exact: Path) -> None:
     stopped = run("inspect", exact, "--loader", "vllm", "--platform", "rocm")
     assert stopped.exit_code == 1
     assert "vLLM 0.17.0+ does not run (its kernel cannot take one scale" in unfolded(stopped.stdout)
-    assert stopped.stdout.endswith(f"\n  rewrite convert {exact} OUT --profile dynamic\n")
+    assert stopped.stdout.endswith(f"\n  rewrite convert {exact} OUT --for vllm --platform rocm\n")
     more = run("inspect", exact, "--for", "vllm", "--platform", "rocm", "-v")
     assert "on rocm (gfx942, gfx950)" in unfolded(more.stdout)
 
@@ -138,9 +159,9 @@ def test_kernels_are_shown_before_and_after() -> None:
 def test_json_has_all_of_it() -> None:
     shown = json.loads(run("inspect", VL, "--json", "--platform", "h100", "--all-engines").stdout)
     assert shown["platform"] == "sm90"
-    command = f"rewrite convert {VL} OUT --profile dynamic"
-    advice = {"needed": True, "profile": "dynamic", "unserved": [], "alternatives": [], "command": command}
-    assert shown["advice"] == advice
+    command = f"rewrite convert {VL} OUT --all-engines --platform sm90"
+    said = {"profile": "dynamic", "unserved": [], "left": [], "unknown": [], "alternatives": [], "command": command}
+    assert shown["advice"] == {"needed": True, **said}
     (row,) = [row for row in shown["loaders"] if row["versions"] == "0.5.17"]
     assert row["kernels"] == {"sm90": ["torch"]}
     assert row["kernels_converted"]["exact"] == {"sm90": ["does not run"]}
@@ -151,7 +172,7 @@ def test_verify_says_what_does_not_run_and_fails_only_where_it_was_asked(exact: 
     found = rewrite.verify(VL, exact, device="cpu", quick=True)
     assert found.ok
     assert [row.engine.versions for row in found.loaders if row.does_not_run][-1] == "0.5.17"
-    assert "without a kernel for OUT on cuda: SGLang 0.5.11 to 0.5.17; no other" in found.checks[-1].summary
+    assert found.checks[-1].summary.endswith("without a kernel for OUT on cuda: SGLang 0.5.11 to 0.5.17")
     asked = rewrite.verify(VL, exact, device="cpu", quick=True, platform="rocm")
     assert not asked.ok
     assert any("does not run" in problem for problem in asked.checks[-1].problems)
@@ -188,7 +209,8 @@ def test_several_platforms_are_the_worst_of_all(exact: Path) -> None:
     assert kinds(exact, "cpu,rocm")["SGLang 0.5.17"] == "does not run"
     result = run("inspect", VL, "--loader", "vllm", "--platform", "cuda", "--platform", "rocm", "-v")
     assert "on cuda, rocm (sm89, sm90, sm100, sm120, gfx942, gfx950)" in unfolded(result.stdout)
-    assert " OUT --profile dynamic\n" in result.stdout
+    assert "Repaired by profile dynamic (" in unfolded(result.stdout)
+    assert " OUT --for vllm --platform cuda --platform rocm\n" in result.stdout
 
 
 def test_versions_before_the_first_run_on_a_platform_are_noted() -> None:
@@ -209,16 +231,16 @@ def test_what_was_not_run_is_noted() -> None:
 
 
 def test_the_command_that_is_named_converts_what_was_looked_at() -> None:
-    assert run("inspect", VL, "--groups", "all").stdout.endswith(" OUT --profile exact --groups all\n")
+    assert run("inspect", VL, "--groups", "all").stdout.endswith(" OUT --groups all\n")
 
 
 def test_other_versions_that_serve_it_better_as_it_is() -> None:
     """Named where not all versions of an engine were asked for."""
     inspection = rewrite.inspect_checkpoint(VL)
     (found,) = advise(inspection, chosen("vllm@0.19.1")).alternatives
-    assert (found.loader, found.versions, found.kind) == ("vLLM", "0.20.0+", "loses precision")
+    assert (found.engine, found.versions, found.kind) == ("vLLM", "0.20.0+", "loses precision")
     (sglang,) = advise(inspection, chosen("sglang@0.5.10")).alternatives
-    assert (sglang.loader, sglang.versions, sglang.kind) == ("SGLang", "0.5.11+", "loses precision")
+    assert (sglang.engine, sglang.versions, sglang.kind) == ("SGLang", "0.5.11+", "loses precision")
     assert advise(inspection, chosen("vllm")).alternatives == ()
     assert advise(inspection, chosen("vllm@0.32.0")).alternatives == ()
     assert advise(inspection, rewrite.LOADERS).alternatives == ()

@@ -172,6 +172,23 @@ def test_another_range_of_the_same_length(s3: S3Stub, source: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_all_of_an_object_said_to_be_another_range(
+    s3: S3Stub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length is right, the range is shifted by one."""
+    real = S3Stub.answer
+
+    def shifted(self: S3Stub, request: Request) -> Reply:
+        reply = real(self, request)
+        if request.method == "GET" and "range" in request.headers:
+            reply.headers["Content-Range"] = f"bytes 1-{len(reply.body)}/{len(reply.body) + 1}"
+        return reply
+
+    monkeypatch.setattr(S3Stub, "answer", shifted)
+    assert run("convert", "s3://models/in", tmp_path / "out").exit_code == 4
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_endpoint_with_a_password(s3: S3Stub, source: Path, tmp_path: Path) -> None:
     """It would be in reports and in commands that are shown."""
     url = s3.url.replace("http://", "http://user:TOPSECRET@")
@@ -277,7 +294,7 @@ def test_another_endpoint(s3: S3Stub, source: Path, monkeypatch: pytest.MonkeyPa
 
 def test_within_a_store_the_store_copies(s3: S3Stub, source: Path, local: dict[str, bytes]) -> None:
     """The same bytes as a local conversion, byte for byte; what went through here is little, by the server's count."""
-    result = run("convert", "s3://models/in", "s3://models/out", "--json")
+    result = run("convert", "s3://models/in", "s3://models/out", "--profile", "exact", "--json")
     assert result.exit_code == 0, result.output
     counted = json.loads(result.stdout)["bytes"]
     data = [r for r in s3.requests if r.method == "PUT" and b"<?xml" not in r.body[:5]]
@@ -289,6 +306,24 @@ def test_within_a_store_the_store_copies(s3: S3Stub, source: Path, local: dict[s
     assert exists("out.rewrite-complete")
     assert not exists("out.rewrite-started")
     assert uploads() == 0
+
+
+def test_an_output_is_verified_before_anybody_can_open_it(s3: S3Stub, source: Path) -> None:
+    """When it is looked at, neither config.json nor the mark is there; what is not verified never gets them."""
+    there: list[bool] = []
+
+    def look(_: rewrite.Storage, out: rewrite.Storage) -> None:
+        there.extend(exists(f"out{name}") for name in ("/config.json", "/model.safetensors.index.json"))
+        assert rewrite.open_checkpoint(out).tensors.keys() == rewrite.open_checkpoint(source).tensors.keys()
+        raise rewrite.StorageError("not as promised")
+
+    with pytest.raises(StorageError, match="not as promised"):
+        rewrite.convert("s3://models/in", "s3://models/out", check=look)
+    assert there == [False, False]
+    assert not any(exists(name) for name in ("out/config.json", "out.rewrite-complete"))
+    result = run("convert", "s3://models/in", "s3://models/out", "--profile", "exact", "--verify")
+    assert (result.exit_code, exists("out.rewrite-complete")) == (0, True), result.output
+    assert "Not checked: nothing." in " ".join(result.stdout.split())
 
 
 def test_config_comes_last(s3: S3Stub, source: Path) -> None:

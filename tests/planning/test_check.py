@@ -43,7 +43,8 @@ def mixed(directory: Path, kind: str) -> None:
     edit_json(directory / "config.json", quantization_config=value)
     tensor, dtype, share = STORED[kind]
     size = 16 * (128 // share) * {"I32": 4}.get(dtype, 1)
-    tensors = {f"model.layers.0.mlp.extra.{tensor}": (dtype, (16, 128 // share), bytes(size)), **SCALES[kind]}
+    weight: tuple[str, tuple[int, ...], bytes] = (dtype, (16, 128 // share), bytes(size))
+    tensors = {f"model.layers.0.mlp.extra.{tensor}": weight, **SCALES[kind]}
     write_shard(directory / "extra.safetensors", tensors)
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     index["weight_map"] |= dict.fromkeys(tensors, "extra.safetensors")

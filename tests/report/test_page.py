@@ -161,7 +161,7 @@ def test_what_was_not_done_is_said() -> None:
         Check("untouched", "skipped", "OUT cannot be opened"),
         Check("weights", "ok", "a sample", left_out="other rows"),
         Check("outputs", "skipped", "--weights-only: nothing was multiplied"),
-        Check("loaders", "skipped", "OUT cannot be opened"),
+        Check("engines", "skipped", "OUT cannot be opened"),
     )
     found = samples.verification((), checks=checks, loaders=(), digests=None)
     report = samples.of_verification(found, None)

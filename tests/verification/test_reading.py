@@ -301,7 +301,7 @@ def test_each_check_is_told_as_it_begins_and_ends(vl: Path, tmp_path: Path) -> N
     )  # fmt: skip
     assert found.ok
     assert [each for each in told if " " in each] == [f"{check.name} ok" for check in found.checks]
-    assert [each for each in told if " " not in each] == ["structure", "bytes", "weights", "outputs", "loaders"]
+    assert [each for each in told if " " not in each] == ["structure", "bytes", "weights", "outputs", "engines"]
     totals = list(dict.fromkeys(total for _, total in done))  # the bytes of all files, then of the rows to multiply
     assert totals[0] > 1_000_000 > totals[1]
     assert [max(step for step, of in done if of == total) for total in totals] == totals

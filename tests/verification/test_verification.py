@@ -57,7 +57,7 @@ def test_what_convert_writes_holds(real: Path, tmp_path: Path) -> None:
     rewrite.convert(real, tmp_path / "out")
     found = rewrite.verify(real, tmp_path / "out", device="cpu")
     assert {check.name: check.verdict for check in found.checks} == dict.fromkeys(
-        ("structure", "untouched", "weights", "outputs", "loaders"), "ok"
+        ("structure", "untouched", "weights", "outputs", "engines"), "ok"
     )
     assert all(row.weights_out == 0 and row.outputs_out < 1e-14 for row in found.numbers)
     for row in found.numbers:

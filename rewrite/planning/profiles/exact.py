@@ -59,7 +59,7 @@ _NO_KERNEL = (
 
 EXACT = Profile(
     name="exact",
-    summary="one scale for every row of the fused layers; nothing else changes",
+    summary="explicit scales for the fused layers; quantized weights stay as they are",
     plan=partial(_plan, per_token=False),
     promise=Promise(scale="channel", nvfp4="folded"),
     nvfp4="fold",
@@ -68,7 +68,7 @@ EXACT = Profile(
 )
 DYNAMIC = Profile(
     name="dynamic",
-    summary="as exact, and the activations of the fused layers are quantized per token",
+    summary="explicit scales for the fused layers, whose activations are quantized per token",
     plan=partial(_plan, per_token=True),
     promise=Promise(scale="channel", input_scale="dropped", nvfp4="folded"),
     nvfp4="fold",

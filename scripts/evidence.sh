@@ -15,6 +15,7 @@
 #   other_consumers   what llama.cpp's converter and MLX-LM read
 #   try_agreement     whether `rewrite try` agrees with the record of loader_matrix
 #   try_families      whether `rewrite try` judges the checkpoints of `families` right, as they are and repaired
+#   atlas             which layers they fuse in each model, read from their source; nothing is run (a minute)
 #   judge             lm-evaluation-harness on the model that talks; --backend vllm: through vLLM
 #
 # Checkpoints
@@ -73,6 +74,7 @@ case $name in
   loader_matrix) exec "$python" -m loader_matrix.matrix "$@" ;;
   outputs | talk) exec "$python" -m "loader_matrix.$name" "$@" ;;
   kernel_choice | zoo) exec "$python" -m "$name" "$@" ;;
+  atlas) exec "$(environment project)" -m atlas "$@" ;;
   search | logits | joined) exec "$(environment project)" -m "loader_matrix.$name" "$@" ;;
   try_agreement | try_families) exec "$(environment project)" -m "$name" "$@" ;;
   other_consumers) exec "$(environment project)" -m other_consumers "$@" ;;

@@ -65,15 +65,14 @@ class RemoteStorage(ABC):
         """As :meth:`fetch`, from memory where it was read before."""
         key = (name, start, end)
         with self._lock:
-            data = self._kept.pop(key, b"")
-            self._kept_size -= len(data)
-        if not data:
-            data = self.fetch(name, start, end)
-            if len(data) != end - start:
-                raise StorageError(
-                    "The server sent another number of bytes", where=f"{self}/{name}", expected=end - start,
-                    found=len(data),
-                )  # fmt: skip
+            if key in self._kept:
+                self._kept[key] = self._kept.pop(key)
+                return self._kept[key]
+        data = self.fetch(name, start, end)
+        if len(data) != end - start:
+            raise StorageError(
+                "The server sent another number of bytes", where=f"{self}/{name}", expected=end - start, found=len(data)
+            )
         if len(data) <= _CACHED:
             with self._lock:
                 self._kept_size += len(data) - len(self._kept.pop(key, b""))

@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator
 
 from rewrite.ledger.fault import Fault
+from rewrite.ledger.names import is_mtp, is_vision
+from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Model
 
 _DROP = "`rewrite convert IN OUT --kv-scales drop` leaves the cache unquantized"
+_EVERY = "k_scale and v_scale of every attention layer"
 _WHICH = re.compile(r"(?:.*\.)?([kv])(?:_proj\.output)?_scale")
 
 
@@ -32,8 +35,20 @@ def cache_faults(model: Model) -> Iterator[Fault]:
             (one, name), *_ = own.items()
             other = "v" if one == "k" else "k"
             yield Fault("kv-scale-alone", name, f"{one} without {other}", "one for k and one for v", _DROP)
+    lacking = [layer for layer in _attention_layers(model) if layer not in partners] if partners else []
+    if lacking:
+        yield Fault("kv-no-scale", lacking[0], f"{len(lacking)} of the layers", _EVERY, _DROP)
     if not partners and states_kv_cache(model):
-        yield Fault("kv-no-scale", _where(model), "", "k_scale and v_scale of every attention layer", _DROP)
+        yield Fault("kv-no-scale", _where(model), "", _EVERY, _DROP)
+
+
+def _attention_layers(model: Model) -> Iterator[str]:
+    """Those with keys and values, of the language model."""
+    text = text_config(model.checkpoint.config.value)
+    for kind in model.kinds:
+        pattern, _, part = kind.form.pattern.rpartition(".")
+        if part in ("k_proj", "qkv_proj") and "attn" in pattern and not is_vision(pattern):
+            yield from (_attention(name) for name in kind.names if not is_mtp(name, text))
 
 
 def states_kv_cache(model: Model) -> bool:
@@ -62,4 +77,4 @@ def _where(model: Model) -> str:
 
 
 def _attention(module: str) -> str:
-    return re.sub(r"\.(?:[kv]_proj|attn)$", "", module)
+    return re.sub(r"\.(?:(?:[kv]|qkv)_proj|attn)$", "", module)

@@ -19,7 +19,7 @@ def config_faults(model: Model) -> Iterator[Fault]:
         packed = any(not kind.first.plain for kind in model.kinds)
         if packed and status not in ("compressed", None):
             where = "config.json: quantization_config.quantization_status"
-            yield Fault("status", where, str(status), "compressed", _ANY)
+            yield Fault("status", where, str(status)[:80], "compressed", _ANY)
     yield from _mtp(model)
 
 

@@ -46,7 +46,7 @@ TITLES: Mapping[Code, str] = {
     "no-role": "a scale that its layer has no place for",
     "scale-value": "a scale of",
     "scale-size": "a scale that is probably wrong",
-    "scale-inverse": "a global scale that is probably the reciprocal of what is meant",
+    "scale-inverse": "a scale that is probably the reciprocal of what is meant",
     "no-config": "FP8 weights, and no config says how they are quantized",
     "status": "quantization_status is not compressed",
     "router": "a quantized router: engines build it as a plain layer",
@@ -69,16 +69,8 @@ NOTES: frozenset[Code] = frozenset({"mtp-missing", "block-sample"})
 #: What engines end with, or read as other numbers, and what no edit of a config mends: ``convert`` refuses it.
 REFUSED: frozenset[Code] = frozenset(
     (
-        "label",
-        "mtp-label",
-        "no-role",
-        "no-scale",
-        "scale-shape",
-        "no-input-scale",
-        "router",
-        "no-matrix",
-        "kv-scale-alone",
-        "kv-scale-shape",
+        *("label", "no-scale", "scale-shape", "no-input-scale", "no-role", "router", "no-matrix"),
+        *("plain-layer", "fused-name", "mtp-format", "mtp-label", "kv-scale-alone", "kv-scale-shape"),
     )
 )
 

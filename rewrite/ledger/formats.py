@@ -81,6 +81,7 @@ def _quantizes_inputs(scheme: Scheme) -> bool:
     return scheme.activations != "none"
 
 
+_E4M3 = FP8_DTYPES - {"F8_E5M2", "F8_E5M2FNUZ"}  # no dialect has a word for E5M2, which engines would read as E4M3
 _E8M0 = frozenset({"U8", "F8_E8M0"})
 _FLOAT = PLAIN_DTYPES | _E8M0
 _F32 = frozenset({"F32"})
@@ -88,7 +89,7 @@ _INPUT = ("input_scale", "activation_scale")
 WEIGHT_SCALES = ("weight_scale", "weight_scale_inv", "scale")
 
 FP8 = Format(
-    {"weight": FP8_DTYPES},
+    {"weight": _E4M3},
     (
         Scale("weight", WEIGHT_SCALES, _FLOAT, _by_layout, "as the config says"),
         Scale("input", _INPUT, PLAIN_DTYPES, lambda s, _w, _c: len(s) <= 1, "one number", _is_static),

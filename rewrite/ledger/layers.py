@@ -28,6 +28,7 @@ _EXPERTS = re.compile(r"(?:.*\.)?(?:experts|moe)(?:\.\w+)?")
 _DEQUANTIZE = "`rewrite convert IN OUT --profile dequantized` writes plain weights"
 _SPECULATIVE = "leave these layers out: only speculative decoding needs them, and it fails or garbles"
 _LABELS = ("label", "no-scale", "scale-shape", "no-input-scale", "no-role")
+_ALL_OR_NONE = "engines fuse these layers with others that are quantized: quantize all of them, or none"
 _REPAIRED = "`rewrite convert IN OUT` lists these layers in ignore"
 
 
@@ -78,6 +79,9 @@ def _without_role(kind: Kind) -> Iterator[Fault]:
         return  # a format that is not read
     name = weight.name.rpartition(".")[2]
     named = {each for form in forms if name in form.weights for scale in form.scales for each in scale.names}
+    for scale in (scale for form in forms if name in form.weights for scale in form.scales):
+        if len(twice := [each for each in scale.names if each in kind.form.tensors]) > 1:
+            yield Fault("no-role", f"{kind.names[0]}.{twice[1]}", twice[1], f"{twice[0]} alone", AGAIN, len(kind.names))
     for odd in sorted(SCALE_NAMES.difference(named, ("scale",)).intersection(kind.form.tensors)):
         expected = f"the scales of {scheme.text}" if scheme and forms else "no scale beside plain weights"
         yield Fault("no-role", f"{kind.names[0]}.{odd}", odd, expected, AGAIN, len(kind.names))
@@ -104,8 +108,18 @@ def _plain(kind: Kind, model: Model) -> Iterator[Fault]:
         yield Fault("mtp-format", mtp[0], found, expected, hint, len(mtp))
     if others:
         fused = _fused_name(others[0], model)
-        code: Code = "fused-name" if fused is not None and model.dialect.scheme(fused) is None else "plain-layer"
-        yield Fault(code, others[0], found, expected, _REPAIRED, len(others))
+        code: Code = "fused-name" if fused is not None and _is_listed(fused, model) else "plain-layer"
+        hint = _ALL_OR_NONE if fused is not None and _is_torn(fused, model) else _REPAIRED
+        yield Fault(code, others[0], found, expected, hint, len(others))
+
+
+def _is_torn(fused: str, model: Model) -> bool:
+    return any(not module.plain for group in model.groups.whole if group.name == fused for module in group.modules)
+
+
+def _is_listed(fused: str, model: Model) -> bool:
+    """Whether the config leaves this very name alone, and not every name that it does not know."""
+    return model.dialect.scheme(fused) is None and model.dialect.scheme(f"{fused}_") is not None
 
 
 def _is_linear(kind: Kind, model: Model) -> bool:

@@ -79,7 +79,7 @@ def _bad_value(info: TensorInfo, values: tuple[float, ...], model: Model) -> Ite
     if not odd:
         return
     meant = factor * odd[0] if is_inverse else factor / odd[0]
-    if factor == _NVFP4 and 1e-6 <= meant <= _LARGEST_WEIGHT:
+    if (factor == _NVFP4 or kind in WEIGHT_SCALES) and 1e-6 <= meant <= _LARGEST_WEIGHT:
         word = "divisor" if is_inverse else "multiplier"
         found = f"{odd[0]:.3g}, a {word}: numbers up to {sizes[values.index(odd[0])]:.3g}"
         yield Fault("scale-inverse", where, found, f"its reciprocal gives {meant:.3g}", CALIBRATE)
@@ -111,15 +111,16 @@ def _is_global(info: TensorInfo, model: Model) -> bool:
 def _collect(
     own: Sequence[tuple[TensorInfo, bytes]], values: tuple[float, ...], forms: Mapping[str, Form], alike: _Alike
 ) -> None:
-    """The scales of one number by what is alike, so that there are 100,000 small steps and no more."""
+    """The weight scales of one number by what is alike. Activations of layers that are alike do differ by thousands."""
     place = 0
     for info, _ in own:
         shape = info.shape
         if shape in ((), (1,)):
             module, _, kind = info.name.rpartition(".")
-            found = alike[forms[module].pattern, kind]
-            found[0].append(values[place])
-            found[1].append(info)
+            if kind in _OF_WEIGHTS:
+                found = alike[forms[module].pattern, kind]
+                found[0].append(values[place])
+                found[1].append(info)
             place += 1
         else:
             place += info.numel
@@ -139,8 +140,8 @@ def _far_off(
         if not 0 < value < inf:
             continue  # found already
         is_small = (value < usual) != (kind in _DIVISORS)
-        if is_small and (kind not in _OF_WEIGHTS or _is_empty(info, model)):
-            continue  # a layer of zeros, or one whose input calibration never saw
+        if is_small and _is_empty(info, model):
+            continue  # a layer of zeros
         found, expected = f"{value:.3g}", f"about {usual:.3g}, as in {len(values) - len(far):,} layers like it"
         yield info, Fault("scale-size", f"{info.shard}: {info.name}", found, expected, CALIBRATE)
 

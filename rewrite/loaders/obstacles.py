@@ -182,6 +182,13 @@ def quark_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
     return None if reason is None else Outcome("not known", f"no loader was run with AMD Quark where {reason}")
 
 
+def vocabulary_has_no_scale(checkpoint: CheckpointView) -> Outcome | None:
+    """vLLM builds embeddings plain, and ``lm_head``, too, where only the class ``Linear`` is a target: 0.19.1 and 0.32
+    were run, and have no parameter for the scales ("no module or parameter named lm_head.input_scale")."""
+    name = checkpoint.fp8_vocabulary
+    return None if name is None else Outcome("fails to load", f"has no place for the scales of {name}")
+
+
 def vocabulary_is_quantized(checkpoint: CheckpointView) -> Outcome | None:
     """vLLM 0.32 raises on the ``input_scale`` of an FP8 ``lm_head`` that no target names; other cases were not run."""
     if not checkpoint.vocabulary_is_quantized:

@@ -26,10 +26,12 @@ HARMLESS: frozenset[Code] = frozenset(
 
 
 def not_known(fault: Fault) -> Outcome | None:
-    """Towers beside the language model were not run."""
-    if fault.code in HARMLESS or is_vision(fault.where.rpartition(": ")[2]):
-        return None
-    return Outcome("not known", fault.what)
+    return None if fault.code in HARMLESS else Outcome("not known", fault.what)
+
+
+def is_beside(fault: Fault) -> bool:
+    """Of a tower beside the language model, which alone was run."""
+    return is_vision(_tensor(fault))
 
 
 def plain_weights_are_cast(fault: Fault) -> Outcome | None:
@@ -45,8 +47,9 @@ def router_has_no_scale(fault: Fault) -> Outcome | None:
 
 
 def nan_is_refused(fault: Fault) -> Outcome | None:
-    """vLLM 0.32.0 was run: RuntimeError, "weight_scale ... still NaN", of block scales of NVFP4."""
-    if not fault.found.startswith("NaN"):
+    """vLLM 0.32.0 was run: RuntimeError, "weight_scale ... still NaN", of block scales of NVFP4. It loads a vision
+    tower with such scales."""
+    if not fault.found.startswith("NaN") or is_vision(_tensor(fault)):
         return None
     return Outcome("fails to load", f"refuses NaN among the block scales of {_tensor(fault)}")
 

@@ -23,6 +23,7 @@ from rewrite.loaders.behaviors import (
     slot_zero_only,
     split_by_sizes,
 )
+from rewrite.loaders.by_source import BySource
 from rewrite.loaders.facts import Fact, held
 from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN
 from rewrite.loaders.kernels import NOT_KNOWN, cards_of, judge, used
@@ -48,12 +49,14 @@ from rewrite.loaders.obstacles import (
     scalars_are_refused,
     scales_are_left_out,
     scales_are_rounded,
+    vocabulary_has_no_scale,
     vocabulary_is_quantized,
 )
 from rewrite.loaders.of_faults import (
     OfFault,
     codes_are_served,
     fp8_is_no_nvfp4,
+    is_beside,
     nan_is_refused,
     not_known,
     plain_weights_are_cast,
@@ -172,6 +175,7 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("SGLang", "0.5.23", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
     Fact("vLLM", "0.17.0", None, _EVERY, blocks_are_torn, "fp8_utils.py: validate_fp8_block_shape"),
     Fact("vLLM", "0.17.0", None, Checkpoints(_DEEPSEEK), router_bias_is_not_stated, "0.32.0 models/deepseek_v2.py"),
+    Fact("vLLM", "0.17.0", None, _IN_CT, vocabulary_has_no_scale, "tests/zoo/engines.json"),
     Fact("SGLang", "0.5.9", None, _EVERY, blocks_are_torn_in_sglang, "fp8_utils.py, fp8.py"),
     Fact("SGLang", "0.5.9", None, _IN_CT, block_size_is_of_the_class, "read in 0.5.9 to 0.5.23"),
     Fact("SGLang", "0.5.9", None, Checkpoints(_NEXT), cache_scales_of_qwen3_next, "0.5.23 models/qwen3_next.py"),
@@ -276,10 +280,36 @@ class Loader(Engine):
         """The worst over all groups, naming every partition that is affected that way."""
         run = next((fact for fact in self.runs if fact.applies.has(checkpoint)), None)
         if run is None:
-            form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
-            return Outcome("not known", f"not run with {checkpoint.model_type!r} in the form {form!r}")
-        if run.outcome is not None:
-            return run.outcome
+            return self._by_source(checkpoint)
+        return self._judge(checkpoint) if run.outcome is None else run.outcome
+
+    def source_of(self, checkpoint: CheckpointView) -> BySource | None:
+        """What is judged by where the family was not run: a release of these versions that was read, where one of them
+        was run with this form in another family."""
+        wanted = forms(checkpoint)
+        is_run = any(fact.outcome is None and wanted <= set(fact.applies.forms) for fact in self.runs)
+        said = checkpoint.by_source.said if is_run and checkpoint.by_source is not None else ()
+        found = (each for each in said if each.engine == self.name and self.covers(each.version))
+        return next(found, None)
+
+    def is_judged(self, checkpoint: CheckpointView) -> bool:
+        """Whether anything is known of the family in this form: by runs, or by the engine's source."""
+        if self.was_run(checkpoint):
+            return True
+        source = self.source_of(checkpoint)
+        return source is not None and source.unknown is None
+
+    def _by_source(self, checkpoint: CheckpointView) -> Outcome:
+        form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
+        why = f"not run with {checkpoint.model_type!r} in the form {form!r}"
+        source = self.source_of(checkpoint)
+        if source is None or source.unknown is not None:
+            return Outcome("not known", why if source is None else f"{why}; {self.name} {source.unknown}")
+        groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
+        outcome = self._judge(replace(checkpoint, groups=groups, misread=source.misread))
+        return outcome if outcome.kind == "not known" else replace(outcome, by_source=source.where)
+
+    def _judge(self, checkpoint: CheckpointView) -> Outcome:
         wrong = [outcome for fault in checkpoint.faults if (outcome := self.of_fault(fault)) is not None]
         if any(outcome.kind == "fails to load" for outcome in wrong):
             return _worst(wrong, checkpoint)
@@ -294,20 +324,24 @@ class Loader(Engine):
     def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
         """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""
         loaded = self.predict(checkpoint)
-        if platform is None or loaded.kind == "fails to load" or not self.was_run(checkpoint):
+        if platform is None or loaded.kind == "fails to load" or not self.is_judged(checkpoint):
             return loaded
         running = judge(self.name, (self.first, self.last), platform, checkpoint.kernel_schemes)
-        return loaded if running is None or running.severity <= loaded.severity else running
+        if running is None or running.severity <= loaded.severity:
+            return loaded
+        return replace(running, by_source=loaded.by_source)
 
     def kernels(self, checkpoint: CheckpointView, platform: str) -> Kernels:
         """What computes with the FP8 layers among the fused groups, for each card of ``platform``."""
         schemes = checkpoint.fused_schemes
-        if schemes and not self.was_run(checkpoint):
+        if schemes and not self.is_judged(checkpoint):
             return dict.fromkeys(cards_of(platform), (NOT_KNOWN,))
         return used(self.name, (self.first, self.last), platform, schemes)
 
     def of_fault(self, fault: Fault) -> Outcome | None:
         """What comes of a fault; None: nothing that is about the weights."""
+        if is_beside(fault):
+            return None
         known = (fact.outcome(fault) for fact in self.of_faults if fact.applies == fault.code)
         return next((outcome for outcome in known if outcome is not None), None) or not_known(fault)
 

@@ -9,12 +9,14 @@ from typing import Literal
 from rewrite.ledger.fault import VALUES, Fault
 from rewrite.ledger.ledger import faults, group_faults, header_faults
 from rewrite.loaders.blocks import BlockLayer, block_layers
+from rewrite.loaders.by_source import Sources
 from rewrite.loaders.experts import Experts, expert_layers, is_expert
 from rewrite.loaders.kernels import kernel_schemes
 from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
 from rewrite.quantization.architectures import text_config
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
@@ -92,8 +94,10 @@ class CheckpointView:
     block_layers: tuple[BlockLayer, ...] = ()  # the same; one of each kind
     kernel_schemes: frozenset[str] = frozenset()  # of all FP8 layers but experts, as kernel_rules.py names them
     fused_schemes: frozenset[str] = frozenset()  # of those among the groups
+    fp8_vocabulary: str | None = None  # lm_head by the class Linear, or embed_tokens, in FP8 of compressed-tensors
     weight_only_nvfp4: bool = False  # whether the config gives any module NVFP4 without quantized activations
     faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
+    by_source: Sources | None = None  # what the releases that were read say of its family
 
 
 def view_model(
@@ -145,7 +149,9 @@ def view_model(
         kernel_schemes=kernel_schemes((kind.first for kind in model.kinds), model.dialect.name),
         fused_schemes=kernel_schemes(fused, model.dialect.name),
         weight_only_nvfp4=any(_is_nvfp4(s := k.first.scheme) and s and s.activations == "none" for k in model.kinds),
+        fp8_vocabulary=_fp8_vocabulary(model),
         faults=wrong,
+        by_source=Sources(model),
     )
 
 
@@ -283,6 +289,17 @@ def _scalar_scale(model: Model) -> str | None:
         if not shape and f".{kind}".endswith(_SCALES) and not form.pattern.startswith("mtp.")
     )
     return min(found, default=None)
+
+
+def _fp8_vocabulary(model: Model) -> str | None:
+    if not isinstance(model.dialect, CompressedTensors):
+        return None
+    for kind in model.kinds:
+        name = kind.names[0]
+        is_head = name.endswith("lm_head") and model.dialect.first_group(name, name) is None
+        if kind.first.fp8 and kind.first.scheme is not None and (is_head or name.endswith("embed_tokens")):
+            return name
+    return None
 
 
 def _latent_scales(model: Model) -> LatentScales:

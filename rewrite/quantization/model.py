@@ -101,21 +101,20 @@ def interpret(checkpoint: Checkpoint, earlier: Model | None = None) -> Model:
     dialect = read_dialect(checkpoint)
     shared: Mapping[str, StoredModule] = earlier.modules if earlier else {}
     tensors = checkpoint.tensors
-    found: dict[str, StoredModule] = {}
+    modules: dict[str, StoredModule] = {}
     alike: list[Kind] = []
     for form, suffix in _matrices(checkpoint):
         kinds: dict[int, tuple[StoredModule, list[str]]] = {}  # schemes by identity: dialects share theirs
         for name in checkpoint.alike[form]:
             weight, scheme, old = tensors[name + suffix], dialect.scheme(name), shared.get(name)
             is_kept = old is not None and old.weight is weight and (old.scheme is scheme or old.scheme == scheme)
-            module = found[name] = old if old is not None and is_kept else StoredModule(name, weight, scheme)
+            module = modules[name] = old if old is not None and is_kept else StoredModule(name, weight, scheme)
             key = id(module.scheme)
             if key in kinds:
                 kinds[key][1].append(name)
             else:
                 kinds[key] = (module, [name])
         alike += [Kind(first, form, names) for first, names in kinds.values()]
-    modules = {name: found[name] for name in checkpoint.forms if name in found}
     return Model(checkpoint, dialect, _second_dialect(checkpoint), find_groups(checkpoint), modules, tuple(alike))
 
 

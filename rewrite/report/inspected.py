@@ -139,7 +139,7 @@ def _findings(found: Inspection) -> Section | None:
 def _worth_knowing(found: Inspection) -> Section | None:
     if not found.notes:
         return None
-    text = (f"{clean(each.what)}. {clean(each.next)}." for each in found.notes)
+    text = (f"{clean(each.what)}; {clean(each.next)}." for each in found.notes)
     return Section("Worth knowing", tuple(f"{line[:1].upper()}{line[1:]}" for line in text))
 
 

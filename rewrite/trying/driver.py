@@ -375,9 +375,17 @@ def compare(loaded: Loaded, plain: Loaded, source: Checkpoint, dtype: torch.dtyp
         for attribute, truth in module.named_parameters(recurse=False):
             full = f"{name}.{attribute}".lstrip(".")
             writes = plain.writes(full, truth)
-            if writes and name in modules:
+            unset = plain.recorder is None and _may_be_unset(full, source)
+            if writes and name in modules and not unset:
                 rows.append(_row(modules[name], full, attribute, truth.detach(), writes, source, dtype))
     return rows
+
+
+def _may_be_unset(name: str, source: Checkpoint) -> bool:
+    """Whether a parameter of the plain model may be of a tensor that the files do not explain: transformers fills such
+    ones with random numbers, which are no truth."""
+    explained = name in source.shards and name not in source.meaningless
+    return bool(source.meaningless) and not explained
 
 
 def _row(

@@ -11,7 +11,7 @@ from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Refused
 from rewrite.promise import Promise
 from rewrite.quantization.architectures import FusedLayer
-from rewrite.quantization.dtypes import FP8_DTYPES
+from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
 from rewrite.quantization.groups import FusedGroup, Module, Selection, find_groups, is_table, single_module
 from rewrite.verification.configs import states_compressed_tensors
 from rewrite.verification.packed import PackedLayer, changeable, unequal_layers
@@ -39,6 +39,7 @@ class Expected:
     recomputed: frozenset[str] = frozenset()  # the same form, other bytes: NVFP4 scales, and what makes up for them
     packed: tuple[PackedLayer, ...] = ()  # fused NVFP4 layers with several global scales
     required: Mapping[str, frozenset[Form]] = field(default_factory=dict)  # what a conversion must have changed
+    plain: frozenset[str] = frozenset()  # the layers that are stored plain in IN
     mended: frozenset[str] = frozenset()  # the faults of the config that OUT's manifest says are mended
 
     def allows(self, old: TensorInfo, new: TensorInfo | None) -> bool:
@@ -101,7 +102,8 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
         recomputed,
         packed,
         required,
-        mended_of(out),
+        _plain_layers(source) if (mended := mended_of(out)) else frozenset(),
+        mended,
     )
 
 
@@ -165,6 +167,11 @@ def profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
         return "exact", "qkvz", False
     selection: Selection = "all" if stated["selection"] == "all" else "qkvz"
     return stated["profile"], selection, stated.get("kv_scales") == "dropped"
+
+
+def _plain_layers(source: Checkpoint) -> frozenset[str]:
+    weights = (name for name, info in source.tensors.items() if info.dtype in PLAIN_DTYPES and len(info.shape) == 2)
+    return frozenset(name.removesuffix(".weight") for name in weights if name.endswith(".weight"))
 
 
 def mended_of(out: Checkpoint) -> frozenset[str]:

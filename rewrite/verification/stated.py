@@ -79,8 +79,9 @@ def _may_become(key: str, before: Any, after: Any, old: Value, expected: Expecte
         return (explicit or "status" in expected.mended) and after == "compressed"
     if key in ("export", "layer_quant_config"):
         return expected.kv_dropped and _same(after, _without_kv(key, before, old))
-    if key in ("quantized_layers", "config_groups") and promise.weight == "plain" and "quantized_layers" in old:
-        return _same(after, _without_layers(before, _converted(expected)))
+    if key in ("quantized_layers", "config_groups") and "quantized_layers" in old:
+        gone = _converted(expected) if promise.weight == "plain" else frozenset()
+        return _same(after, _without_layers(before, gone | expected.plain if expected.mended else gone))
     return False
 
 

@@ -29,6 +29,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 DRIVER = ROOT / "rewrite" / "trying" / "driver.py"
 ENGINES = ("vllm==0.32.0", "vllm==0.19.1", "sglang==0.5.23", "transformers==5.24.0")
+ROUNDED = 2.0**-8  # once to BF16
 WRONG = ("differs", "false alarm", "missed", "no result")
 
 
@@ -133,10 +134,17 @@ def judged(result: dict[str, Any], cell: dict[str, Any]) -> tuple[str, str]:
     scales = [each["input_scale"] for each in (*cell["groups"], *cell["others"].values())]
     numbers = [float(error) for group in cell["groups"] for error in group["errors"].values()]
     numbers += [float(other["error"]) for other in cell["others"].values()]
-    sound = cell["outcome"] == "loads" and not cell["cast"] and "differs" not in scales and not any(numbers)
+    sound = (
+        cell["outcome"] == "loads"
+        and not cell["cast"]
+        and "differs" not in scales
+        and all(error <= ROUNDED for error in numbers)
+    )
     if cell["outcome"] == "raises":
         right = found == verdict.FAILS or found.startswith("nothing learnt")
         return ("refusal seen" if found == verdict.FAILS else "nothing learnt") if right else "missed", found
+    if found == verdict.UNKNOWN:
+        return "not known", "; ".join(verdict.judge(result).unlearnt[:1])
     if sound:
         return "sound" if found in (verdict.EXACT, verdict.ROUNDED) else "false alarm", found
     return "affected" if found in verdict.AFFECTED else "missed", found

@@ -448,3 +448,68 @@ def test_a_config_with_another_hash(hub: HubStub, text: Path, monkeypatch: pytes
     monkeypatch.setattr(HubStub, "answer", other)
     with pytest.raises(StorageError, match="not the one of the commit"):
         rewrite.open_checkpoint("hf://org/model")
+
+
+def _answers(monkeypatch: pytest.MonkeyPatch, change: Callable[[Reply], None]) -> None:
+    """Change what the hub answers for shards."""
+    real = HubStub.answer
+
+    def other(self: HubStub, request: Request) -> Reply:
+        reply = real(self, request)
+        if request.path.endswith(".safetensors"):
+            change(reply)
+        return reply
+
+    monkeypatch.setattr(HubStub, "answer", other)
+    monkeypatch.setattr("rewrite.integrations.http.ATTEMPTS", 1)
+
+
+@pytest.mark.parametrize("total", ["same", "more"])
+def test_all_of_a_file_said_to_be_another_range(
+    hub: HubStub, text: Path, total: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length is right, the range is shifted by one."""
+
+    def shifted(reply: Reply) -> None:
+        size = len(reply.body)
+        reply.headers["Content-Range"] = f"bytes 1-{size}/{size + (total == 'more')}"
+
+    hub.add("org/model", text)
+    _answers(monkeypatch, shifted)
+    result = run("inspect", "org/model")
+    assert result.exit_code == 4
+    assert "another range than the one asked for" in result.stderr
+
+
+def test_the_beginning_of_a_file_said_to_be_all_of_it(
+    hub: HubStub, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HTTP status 200 with as many bytes as were asked for, where the file is longer: a cut file."""
+
+    def cut(reply: Reply) -> None:
+        reply.status = 200
+        reply.headers.pop("Content-Range")
+
+    hub.add("org/model", text)
+    monkeypatch.setattr("rewrite.integrations.remote.HEAD", 1024)
+    _answers(monkeypatch, cut)
+    result = run("inspect", "org/model")
+    assert result.exit_code == 4
+    assert "not the one of the commit" in result.stderr
+
+
+def test_a_revision_that_moves_between_the_parts(hub: HubStub, text: Path, vl: Path, tmp_path: Path) -> None:
+    """A plan names the commit, not the branch: its parts read that one, or say that it is gone."""
+    commit = hub.add("org/model", text)
+    plans = [tmp_path / "one.json", tmp_path / "two.json"]
+    for plan in plans:
+        assert run("plan", "org/model@main", str(tmp_path / plan.stem), "--output", str(plan)).exit_code == 0
+    hub.add("org/model", vl)
+    assert run("run", str(plans[0]), "--part", "0/1").exit_code == run("finish", str(plans[0])).exit_code == 0
+    assert json.loads((tmp_path / "one" / "rewrite_manifest.json").read_text())["source"] == f"org/model@{commit}"
+    assert run("verify", str(text), str(tmp_path / "one"), "-q", "--weights-only").exit_code == 0
+    del hub.models["org/model"][0]  # a push that rewrote the history
+    result = run("run", str(plans[1]), "--part", "0/1")
+    assert result.exit_code == 4
+    assert "no such model, revision or file" in unfolded(result.stderr)
+    assert not (tmp_path / "two").exists()

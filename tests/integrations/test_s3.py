@@ -172,6 +172,23 @@ def test_another_range_of_the_same_length(s3: S3Stub, source: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_all_of_an_object_said_to_be_another_range(
+    s3: S3Stub, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The length is right, the range is shifted by one."""
+    real = S3Stub.answer
+
+    def shifted(self: S3Stub, request: Request) -> Reply:
+        reply = real(self, request)
+        if request.method == "GET" and "range" in request.headers:
+            reply.headers["Content-Range"] = f"bytes 1-{len(reply.body)}/{len(reply.body) + 1}"
+        return reply
+
+    monkeypatch.setattr(S3Stub, "answer", shifted)
+    assert run("convert", "s3://models/in", tmp_path / "out").exit_code == 4
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_endpoint_with_a_password(s3: S3Stub, source: Path, tmp_path: Path) -> None:
     """It would be in reports and in commands that are shown."""
     url = s3.url.replace("http://", "http://user:TOPSECRET@")

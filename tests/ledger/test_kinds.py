@@ -346,3 +346,46 @@ def test_a_scale_that_a_layer_has_no_place_for(tmp_path: Path) -> None:
     assert {fault.code for fault in found} == {"no-role"}
     with pytest.raises(Refused, match="no place"):
         rewrite.convert(folder, tmp_path / "no")
+
+
+def test_a_cache_with_scales_of_some_layers(tmp_path: Path) -> None:
+    """Engines take 1.0 for the others."""
+
+    def change(tensors: Tensors) -> None:
+        for kind in ("k", "v"):
+            del tensors[f"model.layers.1.self_attn.{kind}_proj.{kind}_scale"]
+
+    folder = changed(KV, tmp_path, change)
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert (fault.code, fault.where) == ("kv-no-scale", "model.layers.1.self_attn")
+
+
+def test_two_scales_of_one_weight(tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors["model.layers.0.self_attn.o_proj.weight_scale_inv"] = ("BF16", (1,), struct.pack("<f", 0.01)[2:])
+
+    assert codes(changed(LLAMA, tmp_path, change)) == ["no-role"]
+
+
+def test_the_reciprocal_of_an_fp8_scale(tmp_path: Path) -> None:
+    def change(tensors: Tensors) -> None:
+        tensors["model.layers.0.self_attn.o_proj.weight_scale"] = ("F32", (1,), struct.pack("<f", 2000.0))
+
+    assert codes(changed(LLAMA, tmp_path, change)) == ["scale-inverse"]
+
+
+@pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
+def test_a_vocabulary_in_fp8(name: str, tmp_path: Path) -> None:
+    """vLLM has no place for its scales: run with entries of the zoo."""
+
+    def change(tensors: Tensors) -> None:
+        _, shape, _ = tensors[f"{name}.weight"]
+        tensors[f"{name}.weight"] = ("F8_E4M3", shape, b"\x38" * (shape[0] * shape[1]))
+        tensors[f"{name}.weight_scale"] = ("BF16", (1,), struct.pack("<f", 0.01)[2:])
+        tensors[f"{name}.input_scale"] = ("BF16", (1,), struct.pack("<f", 0.01)[2:])
+
+    folder = edited(changed(LLAMA, tmp_path, change), ignore=[])
+    value = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    edited(folder, config_groups={"group_0": {**value, "targets": ["Linear", "Embedding"]}})
+    assert outcome(folder, "vLLM", "qkvz").kind == "fails to load"
+    assert outcome(folder, "SGLang", "qkvz").kind == "not known"

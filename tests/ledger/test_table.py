@@ -112,16 +112,18 @@ def test_each_scale_must_fit(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", SOURCES)
-@pytest.mark.parametrize("value", [float("nan"), 0.0, float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), 0.0, float("inf"), -1.0])
 def test_each_scale_must_be_a_number(value: float, kind: str, tmp_path: Path) -> None:
-    """Of powers of two NaN only: they have no zero and no infinity; of E4M3 no infinity."""
+    """Of powers of two NaN only: they have no zero and no infinity; of E4M3 no infinity; of integers any sign."""
+    if kind.startswith("INT") and value < 0:
+        return
     name, module, form = format_of(kind, tmp_path)
     tensors = {n: t[1:] for n, t in raw_tensors(source(name, tmp_path)).items()}
     for number, (scale, full) in enumerate(stored(tensors, module, form)):
         dtype, shape, raw = tensors[full]
         if (dtype == "U8" and not isnan(value)) or (dtype == "F8_E4M3" and value == float("inf")):
             continue
-        code = {"F8_E4M3": b"\x7f" if isnan(value) else b"\0", "U8": b"\xff"}
+        code = {"F8_E4M3": b"\x7f" if isnan(value) else b"\xb8" if value else b"\0", "U8": b"\xff"}
         first = code.get(dtype) or struct.pack("<f", value)[2 if dtype == "BF16" else 0 :]
         folder = tmp_path / str(number)
         folder.mkdir()

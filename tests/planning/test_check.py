@@ -24,7 +24,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 STORED = {"INT8": ("weight", "I8", 1), "INT4": ("weight_packed", "I32", 8), "NVFP4": ("weight_packed", "U8", 2)}
 _ONE = b"\x80\x3f"  # in BF16
-SCALES = {
+SCALES: dict[str, dict[str, tuple[str, tuple[int, ...], bytes]]] = {
     "INT8": {"model.layers.0.mlp.extra.weight_scale": ("BF16", (16, 1), _ONE * 16)},
     "INT4": {"model.layers.0.mlp.extra.weight_scale": ("BF16", (16, 1), _ONE * 16)},
     "NVFP4": {
@@ -43,7 +43,8 @@ def mixed(directory: Path, kind: str) -> None:
     edit_json(directory / "config.json", quantization_config=value)
     tensor, dtype, share = STORED[kind]
     size = 16 * (128 // share) * {"I32": 4}.get(dtype, 1)
-    tensors = {f"model.layers.0.mlp.extra.{tensor}": (dtype, (16, 128 // share), bytes(size)), **SCALES[kind]}
+    weight: tuple[str, tuple[int, ...], bytes] = (dtype, (16, 128 // share), bytes(size))
+    tensors = {f"model.layers.0.mlp.extra.{tensor}": weight, **SCALES[kind]}
     write_shard(directory / "extra.safetensors", tensors)
     index = json.loads((directory / "model.safetensors.index.json").read_text())
     index["weight_map"] |= dict.fromkeys(tensors, "extra.safetensors")

@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Callable
 from dataclasses import replace
+from math import ceil, prod
 from pathlib import Path
 
 import pytest
@@ -216,13 +217,17 @@ def test_block_scales_need_nothing(copy: Path) -> None:
         for t in shard.header.tensors:
             if t.name.endswith("_scale"):
                 if t.name.endswith("weight_scale"):
-                    tensors[t.name + "_inv"] = ("F32", (1, 1), bytes(4))
+                    rows, columns = checkpoint.tensors[t.name.removesuffix("_scale")].shape
+                    blocks = (ceil(rows / 128), ceil(columns / 128))
+                    tensors[t.name + "_inv"] = ("F32", blocks, struct.pack("<f", 0.01) * prod(blocks))
             else:
                 tensors[t.name] = raw[t.name][1:]
         write_shard(copy / shard.name, dict(sorted(tensors.items(), key=lambda kv: kv[1][0] != "F32")), format="pt")
         weight_map |= dict.fromkeys(tensors, shard.name)
     edit_json(copy / "model.safetensors.index.json", weight_map=weight_map)
-    edit_json(copy / "config.json", quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    plain = json.loads((copy / "config.json").read_text())["quantization_config"]["ignore"]
+    config = {"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": plain}
+    edit_json(copy / "config.json", quantization_config=config)
     assert not make_plan(open_checkpoint(copy)).manifest.changed
 
 

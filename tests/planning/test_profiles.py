@@ -340,8 +340,8 @@ def test_a_dequantized_module_that_a_config_still_lists_is_found(fixture: str, n
     rewrite.convert(source, out, profile="bf16")
     (out / name).write_bytes((source / name).read_bytes())
     found = rewrite.verify(source, out, device="cpu", tokens=4)
-    (structure,) = [check for check in found.checks if check.verdict == "FAILED"]
-    assert structure.name == "structure"
+    structure = next(check for check in found.checks if check.name == "structure")
+    assert not found.ok and structure.verdict == "FAILED"
     assert f"{name}: model.language_model.layers.0.linear_attn.in_proj_qkv has a scheme" in "\n".join(
         structure.problems
     )

@@ -132,6 +132,13 @@ def test_what_an_engine_merged_unseen_is_judged(checkpoint: Path) -> None:
     assert verdict.judge(result_of(checkpoint, "doubled", recorded=False)).kind == "garbled"
 
 
+def test_what_the_files_do_not_explain_is_compared_with_nothing(checkpoint: Path) -> None:
+    """Without a recorder, nothing says that a parameter of the reference was left as it was made."""
+    fake.change(checkpoint, lambda tensors: tensors.pop(f"{K}.weight_scale"))
+    found = verdict.judge(result_of(checkpoint, recorded=False))
+    assert (found.kind, found.layers, found.exit_code) == ("not known", (), 4)
+
+
 def _dequantize(tensors: dict[str, torch.Tensor]) -> None:
     for part in fake.PARTS:
         stem = f"model.layers.0.attn.{part}_proj"
@@ -334,7 +341,7 @@ def test_verify_tries_both(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tm
     document = json.loads(answer("doubled", "--try", "--json", "--quiet").stdout)
     jsonschema.validate(document, schemas.schema("verify"), jsonschema.Draft202012Validator)
     assert [each["verdict"] for each in document["try"]["trials"]] == ["garbled", "garbled"]
-    assert "garbled (in Fake 1.0)" in answer("doubled", "--try").stdout.replace("\n", " ")
+    assert "garbled (in Fake 1.0)" in " ".join(answer("doubled", "--try").stdout.split())
     assert answer("", "--try").exit_code == plain
     assert answer("doubled", "--try").exit_code == 1
     started = answer("does not start", "--try")

@@ -62,7 +62,6 @@ class CompressedTensors:
         self._ignored = frozenset(self._ignore)  # lists of 10,000 names are real
         self._ignore_patterns = [entry for entry in self._ignore if entry.startswith("re:")]
         self._patterns = Patterns()
-        self._listed = self._ignored.union(self._by_name)
         self._found: dict[str, str | None] = {}  # the group of each name, those that are alike as one
         self._blind = not any(_SEES_DIGITS.search(pattern.replace("[0-9]", "")) for pattern in self._all_patterns())
 
@@ -109,7 +108,10 @@ class CompressedTensors:
     def shape_of(self, module: str) -> str:
         """The same for names that the config cannot tell apart: that differ in digits only, where no pattern has one.
         Names that the config lists one by one are like no other."""
-        return f"={module}" if module in self._listed or not self._blind else f"~{module.translate(_DIGITS)}"
+        return f"={module}" if self._is_listed(module) or not self._blind else f"~{module.translate(_DIGITS)}"
+
+    def _is_listed(self, module: str) -> bool:
+        return module in self._ignored or module in self._by_name
 
     def as_compressed_tensors(self, _layers: Layers) -> CompressedTensors:
         return self
@@ -237,7 +239,9 @@ class CompressedTensors:
                 yield f"re:{lookahead}(?:{pattern})" if "|" in pattern else f"re:{lookahead}{pattern}"
 
     def _group_of(self, module: str) -> str | None:
-        shape = self.shape_of(module)
+        if self._is_listed(module):
+            return self._find_group(module)  # not kept: a list of 500,000 names is real
+        shape = module.translate(_DIGITS) if self._blind else module
         if shape not in self._found:
             self._found[shape] = self._find_group(module)
         return self._found[shape]

@@ -1,0 +1,118 @@
+"""Families that no engine was run with, by the engines' source: what is said, and what is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+import rewrite
+from rewrite import open_checkpoint
+from rewrite.cli.commands import main
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.versions import find_loaders
+from rewrite.loaders.views import view_model
+from rewrite.quantization.model import interpret
+from tests.support import FIXTURES, edit_json, unfolded
+
+Named = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Named:
+    """The fixture of a Llama under the names of another family."""
+
+    def make(model_type: str, architecture: str) -> Path:
+        shutil.copytree(FIXTURES / "llmcompressor-llama", tmp_path / "in")
+        edit_json(tmp_path / "in" / "config.json", model_type=model_type, architectures=[architecture])
+        return tmp_path / "in"
+
+    return make
+
+
+def outcome(path: Path, engine: str) -> Outcome:
+    (loader,) = find_loaders(engine)
+    return loader.predict(view_model(interpret(open_checkpoint(path)), "all"))
+
+
+def test_the_same_layers_the_same_outcome(named: Named) -> None:
+    """Granite has the layers of a Llama: what was measured of these holds, and it is said from where."""
+    found = outcome(named("granite", "GraniteForCausalLM"), "vllm@0.32.0")
+    assert (found.kind, found.partitions) == ("loses precision", outcome_of_llama().partitions)
+    assert found.by_source == "vLLM 0.32.0, model_executor/models/granite.py"
+    assert outcome_of_llama().by_source == ""
+
+
+def outcome_of_llama() -> Outcome:
+    return outcome(FIXTURES / "llmcompressor-llama", "vllm@0.32.0")
+
+
+@pytest.mark.parametrize("engine", ["vllm@0.20.0", "sglang@0.5.11", "transformers@5.24.0"])
+def test_a_release_that_was_not_read_is_not_known(engine: str, named: Named) -> None:
+    assert outcome(named("granite", "GraniteForCausalLM"), engine).kind == "not known"
+
+
+def test_a_class_that_no_engine_has_is_not_known(named: Named) -> None:
+    found = outcome(named("made_up", "MadeUpForCausalLM"), "vllm@0.32.0")
+    assert found.kind == "not known" and not found.by_source
+
+
+def test_a_layer_of_another_kind_is_not_known(named: Named) -> None:
+    """OLMo-2 is made of transformers' classes in vLLM 0.32; Falcon stores other names."""
+    path = named("falcon", "FalconForCausalLM")
+    found = outcome(path, "vllm@0.32.0")
+    assert found.kind == "not known" and "was not read" in found.detail
+
+
+def test_inspect_and_convert(named: Named, tmp_path: Path) -> None:
+    """``inspect`` says by what it knows; ``convert`` repairs by name, and OUT is exact by the same source."""
+    path = named("granite", "GraniteForCausalLM")
+    said = unfolded(CliRunner().invoke(main, ["inspect", str(path), "--groups", "all"]).output)
+    assert "by the source of vLLM 0.32.0" in said and "not run" in said
+    result = CliRunner().invoke(main, ["convert", str(path), str(tmp_path / "out"), "--groups", "all"])
+    assert result.exit_code == 0, result.output
+    assert outcome(tmp_path / "out", "vllm@0.32.0").kind == "exact"
+    assert rewrite.verify(path, tmp_path / "out", tokens=1, device="cpu").ok
+    said = json.loads(CliRunner().invoke(main, ["inspect", str(path), "--groups", "all", "--json"]).output)
+    newest = [row for row in said["loaders"] if row["loader"] == "vLLM"][-1]
+    assert newest["as_is"]["by_source"] and newest["converted"]["exact"]["by_source"]
+
+
+def blocks(path: Path, rows: int) -> Path:
+    """The FP8 layers with a scale for each block of so many rows and 32 columns, as DeepSeek-V3 stores them."""
+    (shard,) = path.glob("*.safetensors")
+    tensors = load_file(shard)
+    for name in [name for name in tensors if name.endswith("_scale")]:
+        scale, module = tensors.pop(name), name.rpartition(".")[0]
+        if name.endswith(".weight_scale"):
+            height, width = tensors[f"{module}.weight"].shape
+            grid = torch.full((-(-height // rows), -(-width // 32)), scale.item(), dtype=torch.float32)
+            tensors[f"{module}.weight_scale_inv"] = grid
+    save_file(tensors, shard, {"format": "pt"})
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [rows, 32]}
+    edit_json(path / "config.json", quantization_config={**config, "modules_to_not_convert": ["lm_head"]})
+    return path
+
+
+def test_block_scales_are_not_affected_where_parts_end_on_whole_blocks(named: Named) -> None:
+    """Decided by the rows: the family was not run. MLPs of the fixture have 192 rows, heads 64."""
+    path = blocks(named("granite", "GraniteForCausalLM"), 32)
+    found = outcome(path, "vllm@0.32.0")
+    assert (found.kind, bool(found.by_source)) == ("exact", True)
+
+
+def test_torn_blocks_are_refused_by_the_engines_rule(named: Named) -> None:
+    found = outcome(blocks(named("granite", "GraniteForCausalLM"), 96), "vllm@0.32.0")
+    assert found.kind == "fails to load" and found.by_source
+
+
+def test_code_that_was_not_read_is_not_known(named: Named) -> None:
+    """MiMo's q, k and v are put together by a function of its own."""
+    found = outcome(blocks(named("mimo_v2_flash", "MiMoV2FlashForCausalLM"), 32), "vllm@0.32.0")
+    assert found.kind == "not known" and "MiMoV2Model.load_weights" in found.detail

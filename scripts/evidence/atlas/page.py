@@ -51,7 +51,7 @@ def _families(data: Json) -> Iterator[str]:
     types: dict[str, list[str]] = {}
     for model_type, architecture in data["model_types"].items():
         types.setdefault(architecture, []).append(model_type)
-    for name in sorted({name for families in data["families"].values() for name in families}, key=str.lower):
+    for name in sorted({name for families in data["families"].values() for name in families}, key=_without_case):
         lines: dict[tuple[str, str, str], list[str]] = {}
         for release, families in data["families"].items():
             if name in families:
@@ -61,6 +61,10 @@ def _families(data: Json) -> Iterator[str]:
         for (fused, how, file), releases in lines.items():
             known = ", ".join(sorted(types.get(name, [])))
             yield f"| {name} | {known} | {', '.join(releases)} | {fused} | {how} | {file} |"
+
+
+def _without_case(name: str) -> tuple[str, str]:
+    return name.lower(), name
 
 
 def _fused(model: Json) -> str:

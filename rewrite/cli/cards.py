@@ -57,7 +57,7 @@ class Card:
         out = read_checkpoint(LocalDirectory(self._folder))
         words = held_to(out)[1]
         if MANIFEST_NAME not in out.files or profile_of(out)[0] not in rewrite.PROFILES:
-            return f"Compared with {old}, and held to profile {words}."
+            return f"Compared with {old}, as profile {words}."
         return f"Written by rewrite convert, as its manifest says ({words}), and compared with {old}."
 
     def _keys(self, source: Storage) -> card.Keys | None:

@@ -48,7 +48,7 @@ def _files(manifest: Manifest) -> Section:
 def choice(manifest: Manifest) -> Iterator[str]:
     """Which profile a conversion takes, for whom and why: one line, where nobody named it."""
     chosen = manifest.chosen
-    if chosen is not None:
+    if chosen is not None and manifest.changed:
         whom = f"{' and '.join(chosen.engines)} on {chosen.platform.replace(',', ', ')}"
         yield f"profile {manifest.profile}, the least change for {whom}: {PROFILES[manifest.profile].summary}"
 

@@ -124,11 +124,13 @@ def _scales(which: str, side: Side) -> Section:
 
 def _facts(found: Verification, source: Side, out: Side, profile: str) -> Table:
     served = (
-        "versions with the fix of issue #38197" if found.settings.loader == "fixed" else clean(found.settings.loader)
+        "engine versions with the fix of vLLM issue #38197"
+        if found.settings.loader == "fixed"
+        else clean(found.settings.loader)
     )
     rows = [
         *facts_of(source, out),
-        ("held to", "", clean(profile)),
+        ("compared as", "", clean(profile)),
         ("judged as served by", "", f"{served}; on {engines.where(found.settings.platform)}"),
     ]
     return Table("What was compared", ("", IN, OUT), tuple(rows))

@@ -110,13 +110,13 @@ class OutputSums:
     def _verdict(self, fixed: float, out: float) -> tuple[Verdict, str]:
         rounding = gemm.OUTPUT[torch.device(self.device).type]
         if self.alike and not out <= fixed + rounding:
-            return "FAILED", f"outputs are off by {out:.3g} of their norm, the fixed loader on IN by {fixed:.3g}"
+            return "FAILED", f"outputs are off by {out:.3g} of their norm, a fixed engine on IN by {fixed:.3g}"
         if self.beyond > 1:
-            other = "the fixed loader's" if self.alike else "the true weights'"
+            other = "a fixed engine's" if self.alike else "the true weights'"
             return "FAILED", f"outputs differ from {other} by {self.beyond:.3g} times what is explained"
         if not self.alike:
             return "ok", "agrees with the true weights, for the activations as OUT quantizes them"
-        return "ok", "requantized by the fixed loader only" if self.bound_used is not None else "agrees"
+        return "ok", "requantized by a fixed engine only" if self.bound_used is not None else "agrees"
 
 
 def _same(one: EngineWeights, other: EngineWeights) -> bool:

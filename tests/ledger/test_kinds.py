@@ -389,3 +389,22 @@ def test_a_vocabulary_in_fp8(name: str, tmp_path: Path) -> None:
     edited(folder, config_groups={"group_0": {**value, "targets": ["Linear", "Embedding"]}})
     assert outcome(folder, "vLLM", "qkvz").kind == "fails to load"
     assert outcome(folder, "SGLang", "qkvz").kind == "not known"
+
+
+def test_many_plain_experts_are_one_pattern(tmp_path: Path) -> None:
+    """A list of 36,000 names helps nobody."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if ".experts." in name and not name.endswith(".weight")]:
+            del tensors[name]
+        for layer in range(3):
+            for expert in range(32):
+                for part in ("gate_proj", "up_proj", "down_proj"):
+                    name = f"model.layers.{layer}.mlp.experts.{expert}.{part}.weight"
+                    tensors[name] = ("BF16", (32, 32), bytes(2048))
+
+    folder = changed(MOE, tmp_path, change)
+    ignored = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
+    out = repaired(folder, tmp_path / "out")
+    value = json.loads((out / "config.json").read_text())["quantization_config"]["ignore"]
+    assert codes(out) == [] and len(value) == len(ignored) + 3

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,7 +87,7 @@ def test_inspect_and_convert(named: Named, tmp_path: Path) -> None:
 
 def blocks(path: Path, rows: int) -> Path:
     """The FP8 layers with a scale for each block of so many rows and 32 columns, as DeepSeek-V3 stores them."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Any] = {}
     for shard in sorted(path.glob("*.safetensors")):
         tensors |= load_file(shard)
         shard.unlink()

@@ -100,7 +100,7 @@ def make_plan(
     if profile is not None:
         return planner.make_plan(model, profile, selection, kv_scales)
     choice = choose(model, selection, engines, platform)
-    return planner.make_plan(model, choice.profile, selection, kv_scales, choice.chosen, choice.notes)
+    return planner.make_plan(model, choice.profile, selection, kv_scales, choice.chosen, choice.notes, choice.checked)
 
 
 class Wanted(TypedDict):

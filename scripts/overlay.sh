@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced by scripts that try Debian's packages: a copy of the root filesystem in memory, in namespaces of its own, so that
 # nothing stays on the machine. Needs root, Debian 12 and its package archive.
 #     . scripts/overlay.sh

@@ -282,7 +282,7 @@ See [it](#a-heading), `--profile`, `rewrite convert IN OUT --copy`, `tests/test_
 ```
 $ rewrite convert tests/fixtures/llmcompressor-qwen3_5-text OUT
 ...
-OUT: 246 kB in 0.0 s; 0 bytes shared, 221 kB copied, 30.8 kB written.
+OUT: 246 kB in 0.0 s; 0 bytes shared, 221 kB copied, 30.9 kB written.
 $ echo $?
 0
 ```

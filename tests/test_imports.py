@@ -67,7 +67,7 @@ def test_planning_knows_neither_where_bytes_lie_nor_torch() -> None:
 def test_the_report_knows_of_no_storage() -> None:
     """It is handed what was found: it opens nothing, verifies nothing, and does not know who calls it."""
     direct = {name for path in (PACKAGE / "report").glob("*.py") for name in _imported(f"rewrite.report.{path.stem}")}
-    known = "errors inspection loaders planning quantization.kv_cache report version wording"
+    known = "errors inspection ledger.fault loaders planning quantization.kv_cache report version wording"
     results = "trying.tried trying.verdict verification.result"
     allowed = tuple(f"rewrite.{name}" for name in [*known.split(), *results.split()])
     assert {name for name in direct if not name.startswith(allowed)} == {"rewrite.checkpoint.local"}  # io_errors

@@ -141,11 +141,8 @@ def inspect(
                 storage, selection=selection, weights=weights, platform=platform,
                 enough_for=None if every else asked.engines, workers=workers, progress=bar.show,
             )  # fmt: skip
-        advice, assumptions, place = (
-            advise(found, asked.engines),
-            asked.assumptions(platform),
-            reports.place_of(storage),
-        )
+        advice, assumptions = advise(found, asked.engines), asked.assumptions(platform)
+        place = reports.place_of(storage)
         words = asked_words(asked, platform)
         command = repair_command(found, advice, *words, *endpoint_words(context))
         if report_file is not None:
@@ -154,17 +151,17 @@ def inspect(
             files.write(inspected.page(found, asked.engines, advice, published, place, run), report_file)
         for line in [*_traffic_lines(storage, found.nbytes), *assumptions]:
             say(line, quiet)
-        if form in ("sarif", "junit") and not as_json:
-            documents = {"sarif": lambda: json.dumps(machine.sarif(found, asked.engines, command), indent=2)}
-            documents["junit"] = lambda: machine.junit(found, asked.engines, level)
-            click.echo(documents[form]())
-            sys.exit(int(found.fails_at(level, asked.engines)))
-        said = {"advice": {**advice.to_json(), "command": command}, "assumptions": assumptions}
-        show(
-            lambda: inspected.page(found, asked.engines, advice, command, replace(place, name=found.path)),
-            lambda: named("inspect", {**found.to_json(), **said, **_traffic(storage)}),
-            as_json=as_json, quiet=quiet, verbose=verbose,
-        )  # fmt: skip
+        if form == "sarif" and not as_json:
+            click.echo(json.dumps(machine.sarif(found, asked.engines, command), indent=2))
+        elif form == "junit" and not as_json:
+            click.echo(machine.junit(found, asked.engines, level))
+        else:
+            said = {"advice": {**advice.to_json(), "command": command}, "assumptions": assumptions}
+            show(
+                lambda: inspected.page(found, asked.engines, advice, command, replace(place, name=found.path)),
+                lambda: named("inspect", {**found.to_json(), **said, **_traffic(storage)}),
+                as_json=as_json, quiet=quiet, verbose=verbose,
+            )  # fmt: skip
         sys.exit(int(found.fails_at(level, asked.engines)))
 
 

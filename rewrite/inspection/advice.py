@@ -9,12 +9,13 @@ from itertools import takewhile
 from typing import Any
 
 from rewrite.errors import Unsupported
-from rewrite.inspection.inspection import LEAST_CHANGE, Inspection, inspect_model
+from rewrite.inspection.inspection import LEAST_CHANGE, Inspection, inspect_and_plan
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
 from rewrite.loaders.outcome import AS_IT_IS, SERVED, Outcome, Row, gap, merged
 from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import Loader
 from rewrite.planning.manifest import Chosen
+from rewrite.planning.planner import Checked
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
 from rewrite.wording import count
@@ -82,24 +83,26 @@ def advise(inspection: Inspection, engines: Iterable[Engine]) -> Advice:
 
 @dataclass(frozen=True)
 class Choice:
-    """The profile that a conversion takes where nobody named one; ``notes`` say what it does not repair."""
+    """The profile that a conversion takes where nobody named one; ``notes`` say what it does not repair. ``checked``:
+    what it changes, where it was planned."""
 
     profile: str
     chosen: Chosen
-    notes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    checked: Checked | None = None
 
 
 def choose(
     model: Model, selection: Selection, engines: Collection[Loader], platform: str | None = DEFAULT_PLATFORM
 ) -> Choice:
     """For ``engines`` on ``platform``. Raises :class:`Unsupported` where they need a repair and no profile is one."""
-    found = inspect_model(model, selection, platform=platform, enough_for=engines, at_least_one=True)
+    found, planned = inspect_and_plan(model, selection, engines, platform)
     advice = advise(found, engines)
     chosen = Chosen(_named(found, set(engines), lambda _: True), platform or "loading only")
     rows = [row for row in found.rows if row.engine in set(engines)]
     profile = _least_change(found, rows)
-    if profile is None:
-        return Choice(LEAST_CHANGE[0], chosen, ())  # all of them refuse, and so the planner will
+    if profile is None or (advice.needed and advice.profile is None and LEAST_CHANGE[0] in found.refusals):
+        return Choice(LEAST_CHANGE[0], chosen)  # refused, and so it will be by the planner, who says why
     if advice.needed and advice.profile is None:
         (name, versions, outcome), *_ = _outcomes(found, rows, AS_IT_IS)
         raise Unsupported(
@@ -107,7 +110,7 @@ def choose(
             "it right after a conversion", found=f"{name} {versions}: {_told(outcome)}",
             hint="; ".join([*(f"use {each.text}" for each in advice.alternatives), "name a --profile to convert it"]),
         )  # fmt: skip
-    return Choice(profile, chosen, (*advice.left, *_unknown(advice), *_faults(found)))
+    return Choice(profile, chosen, (*advice.left, *_unknown(advice), *_faults(found)), planned[profile])
 
 
 def repair_command(inspection: Inspection, advice: Advice, *options: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rewrite.checkpoint.bounded_json import read_members
@@ -17,7 +17,7 @@ from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
 from rewrite.planning.manifest import MANIFEST_NAME
-from rewrite.planning.planner import plan_changes
+from rewrite.planning.planner import Checked, plan_changes
 from rewrite.planning.profiles import PROFILES
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
@@ -109,21 +109,42 @@ def inspect_model(
     in_weights: Iterable[Fault] = (),
     profiles: Iterable[str] = PROFILES,
     enough_for: Collection[Loader] | None = None,
-    at_least_one: bool = False,
 ) -> Inspection:
     """Inspect a checkpoint. ``platform`` is where loaders compute with it; None: they load it only. ``in_weights`` is
     what was found by reading all weights; ``profiles`` are those that a conversion is planned with.
 
     ``enough_for``: plan no more of them than advice for these loaders needs: none where all of these are exact already,
-    else by the least change, up to the first that all of them are exact with. None: plan all. ``at_least_one``: plan
-    one also where none is needed.
+    else by the least change, up to the first that all of them are exact with. None: plan all.
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
     view = view_model(model, selection)
-    needed = at_least_one or enough_for is None or not _all_exact(enough_for, view, view, platform)
+    needed = enough_for is None or not _all_exact(enough_for, view, view, platform)
     some = profiles if enough_for is None else sorted(profiles, key=LEAST_CHANGE.index)
     converted, refusals = _after_convert(model, view, selection, some if needed else (), enough_for, platform)
+    return _inspection(model, selection, platform, view, converted, refusals, in_weights)
+
+
+def inspect_and_plan(
+    model: Model, selection: Selection, enough_for: Collection[Loader], platform: str | None
+) -> tuple[Inspection, dict[str, Checked]]:
+    """As :func:`inspect_model` with ``enough_for``, but that one profile is planned where none is needed, too; with the
+    changes of each that was planned, so that nobody plans them again."""
+    view = view_model(model, selection)
+    converted, refusals = _after_convert(model, view, selection, LEAST_CHANGE, enough_for, platform)
+    planned = {profile: state.checked for profile, state in converted.items() if state.checked is not None}
+    return _inspection(model, selection, platform, view, converted, refusals, ()), planned
+
+
+def _inspection(
+    model: Model,
+    selection: Selection,
+    platform: str | None,
+    view: CheckpointView,
+    converted: Mapping[str, _State],
+    refusals: dict[str, str],
+    in_weights: Iterable[Fault],
+) -> Inspection:
     states = {AS_IT_IS: _State(view, {}), **converted}
     rows = tuple(_row(loader, states, platform) for loader in LOADERS)
     found = [*view.faults, *in_weights]
@@ -162,11 +183,16 @@ def _costs_of(checkpoint: Checkpoint) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _State:
-    """What loaders see, and by how much a conversion moved the weights of partitions itself."""
+    """What loaders see, and by how much a conversion moved the weights of partitions itself. ``checked``: the changes
+    that lead to it; None: as it is."""
 
     view: CheckpointView
     losses: Mapping[str, float]
-    is_idle: bool = False
+    checked: Checked | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        return self.checked is not None and not self.checked.changes.any
 
 
 def _row(loader: Loader, states: Mapping[str, _State], platform: str | None) -> Row:
@@ -225,7 +251,7 @@ def _view_after(model: Model, view: CheckpointView, profile: str, selection: Sel
     the shards."""
     checked = plan_changes(model, profile, selection)
     after = view_model(checked.after, selection, view, checked.changed)
-    return _State(after, checked.changes.repair.losses, not checked.changes.any)
+    return _State(after, checked.changes.repair.losses, replace(checked, after=model))  # what it was is in the view
 
 
 def _count_schemes(model: Model) -> dict[str, int]:

@@ -81,6 +81,11 @@ SEVERITIES: tuple[Severity, ...] = ("garbled", "fails", "precision", "unknown")
 
 #: The worst that comes of a fault; of the others, that engines fail.
 _SEVERITY: Mapping[Code, Severity] = {
+    "plain-layer": "garbled",
+    "fused-name": "garbled",
+    "no-scale": "garbled",
+    "no-input-scale": "garbled",
+    "status": "garbled",
     "scale-value": "garbled",
     "scale-size": "garbled",
     "scale-inverse": "garbled",

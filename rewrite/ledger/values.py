@@ -168,7 +168,8 @@ def _blocks(model: Model) -> Iterator[Fault]:
         yield from _in_block(whole[info.name], info.start - whole[info.name].start, raw, model)
     if total > budget:
         found = f"{limit:,} bytes of each of {len(infos):,} tensors"
-        yield Fault("block-sample", infos[0].name, found, f"{total:,} bytes", "--weights reads all of them")
+        hint = "--weights looks for NaN in all of those that are E4M3"
+        yield Fault("block-sample", infos[0].name, found, f"{total:,} bytes", hint)
 
 
 def _in_block(info: TensorInfo, start: int, raw: bytes, model: Model) -> Iterator[Fault]:

@@ -78,16 +78,18 @@ def make_plan(
     kv_scales: KvScales = "keep",
     chosen: Chosen | None = None,
     more_notes: Iterable[str] = (),
+    checked: Checked | None = None,
 ) -> Plan:
     """Plan the conversion of a checkpoint. ``chosen``, with ``more_notes``: for whom the profile was chosen, where
-    nobody named it.
+    nobody named it. ``checked``: what :func:`plan_changes` says of the profile, where it was asked already; not of
+    ``kv_scales``.
 
     Raises :class:`rewrite.errors.Refused` for what cannot be converted with certainty, before anything is written.
     """
     try:
-        checked = replace(
-            plan_changes(model, profile, selection, kv_scales), after=model
-        )  # frees the model after the changes
+        if checked is None or kv_scales != "keep":
+            checked = plan_changes(model, profile, selection, kv_scales)
+        checked = replace(checked, after=model)  # frees the model after the changes
     except Refused as refusal:
         raise refusal.with_hint(_way_out(model, profile, selection)) from refusal
     checkpoint, changes = model.checkpoint, checked.changes

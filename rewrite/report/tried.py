@@ -60,6 +60,8 @@ def _headline(trials: Sequence[Trial], name: str) -> str:
     """What ran, and what was loaded."""
     first = trials[0]
     layers = "all layers" if first.layers is None else f"{len(first.layers.chosen)} of {first.layers.count} layers"
+    words = first.result["words"]
+    layers += f", {words[0]:,} of {words[1]:,} words" if words else ""
     ranks = f", {len(trials)} ranks" if len(trials) > 1 else ""
     seconds = sum(sum(each.result["seconds"].values()) for each in trials)
     size = nbytes(max(each.result["peak_bytes"] for each in trials))

@@ -57,29 +57,25 @@ def report(found: Verification, source: Side, out: Side, profile: str, run: Run,
 
 
 def _page(found: Verification, names: Names, name: str, sections: tuple[Section, ...], trial: Tried | None) -> Page:
-    failed, left_out = found.failed, left_out_of(found, names)
+    failed, left_out = [clean(each) for each in found.failed], found.not_checked
     word = "FAILED" if failed else "VERIFIED IN PART" if left_out else "VERIFIED"
-    sentence = f"{name} FAILED: {', '.join(failed)}." if failed else f"{name} is verified."
-    if left_out:
-        sentence += f" Not checked: {', '.join(left_out)}."
     tone: Tone = "bad" if failed else "part" if left_out else "good"
-    said = () if trial is None else (tried.in_short(trial),)
-    sentence += "".join(f" Tried: {each}." for each in said)
-    return Page(f"Verification of {name}", "", word, tone, sentence, sections, (*closing(found), *said))
+    verdict = Colored("FAILED", f": {', '.join(failed)}.") if failed else Colored("verified", ".")
+    said: tuple[Cell, ...] = (verdict, *answers(found, names))
+    is_ = "" if failed else " is"
+    in_engine = () if trial is None else (tried.in_short(trial),)
+    sentence = " ".join([name + is_, *map(str, said), *(f"Tried: {each}." for each in in_engine)])
+    closing = (whole(found.out) + is_, *said, *in_engine)
+    return Page(f"Verification of {name}", "", word, tone, sentence, sections, closing)
 
 
-def closing(found: Verification) -> Iterator[Cell]:
-    """The verdict for a terminal: after the path one word, and what it is not about."""
-    yield whole(found.out) + ("" if found.failed else " is")
-    yield Colored("FAILED", f": {', '.join(found.failed)}.") if found.failed else Colored("verified", ".")
-    yield from answers(found)
-
-
-def answers(found: Verification) -> Iterator[str]:
+def answers(found: Verification, names: Names) -> Iterator[str]:
     """The three answers, apart: what OUT is, who serves it, and what nobody looked at."""
-    yield f"Bytes: {'as the conversion promises' if found.bytes_ok else 'not as the conversion promises'}."
+    promised = "as the conversion promises" if found.bytes_ok else "not as the conversion promises"
+    rounded = f", which rounded weights by up to {found.rounded:.1%}" if found.bytes_ok and found.rounded else ""
+    yield f"Bytes: {promised}{rounded}."
     yield f"Engines: {', '.join(_served(found)) or 'not known'}."
-    yield f"Not checked: {', '.join(map(clean, found.not_checked)) or 'nothing'}."
+    yield f"Not checked: {', '.join(left_out_of(found, names)) or 'nothing'}."
 
 
 def _served(found: Verification) -> Iterator[str]:

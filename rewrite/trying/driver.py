@@ -12,6 +12,7 @@ standard error. Verdicts are not made here: this file measures.
 
 from __future__ import annotations
 
+import abc
 import bisect
 import contextlib
 import dataclasses
@@ -27,14 +28,13 @@ import math
 import os
 import re
 import resource
-import shutil
 import sys
 import tempfile
 import time
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -50,6 +50,7 @@ FP8 = torch.float8_e4m3fn
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
 CODES = (FP8, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32)
 LARGE = 1 << 26  # elements
+WORDS = 1024  # of a vocabulary that is cut
 LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.")
 #: Tensors that say how another one is to be read, or how activations and caches are quantized.
 SIDE = re.compile(
@@ -66,9 +67,11 @@ class Lacking(Exception):
 
 class Checkpoint:
     """The tensors of a checkpoint and what they mean, by dtypes and the names of their neighbors alone. ``layers``
-    leaves out all others of the stack ``stack``."""
+    leaves out all others of the stack ``stack``; ``cut``: of a large vocabulary only the first words are taken."""
 
-    def __init__(self, folder: Path, stack: str = "", layers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, stack: str = "", layers: Sequence[int] | None = None, *, cut: bool = False
+    ) -> None:
         self.folder = folder
         self._stack, self._layers = stack, None if layers is None else frozenset(layers)
         index = folder / "model.safetensors.index.json"
@@ -80,6 +83,7 @@ class Checkpoint:
         found = re.findall(r'"(?:weight_block_size|block_structure)": \[(\d+), (\d+)\]', json.dumps(self.config))
         self.block = (int(found[0][0]), int(found[0][1])) if found else None
         self.meaningless: dict[str, str] = {}  # quantized tensors that the files do not explain
+        self.vocabulary = self._large_vocabulary() if cut else None  # its size, where it is cut
 
     def names(self) -> list[str]:
         return [name for name in self.shards if self._wanted(name)]
@@ -91,8 +95,28 @@ class Checkpoint:
     def get(self, name: str) -> torch.Tensor | None:
         if name not in self.shards:
             return None
-        tensor: torch.Tensor = self._files[self.shards[name]].get_tensor(name)
+        stored, (whole, rows) = self._files[self.shards[name]], self._rows(name)
+        tensor: torch.Tensor = stored.get_tensor(name) if rows == whole else stored.get_slice(name)[:rows]
         return tensor
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._files[self.shards[name]].get_slice(name).get_shape())
+
+    def _large_vocabulary(self) -> int | None:
+        """The size that the config states and a large table of words has; None where there is no such table."""
+        stated = {int(size) for size in re.findall(r'"vocab_size": (\d+)', json.dumps(self.config))}
+        tables = (self._shape(name) for name in self.shards if LAYER.match(name) is None)
+        return next((shape[0] for shape in tables if shape and shape[0] in stated and math.prod(shape) >= LARGE), None)
+
+    def _rows(self, name: str) -> tuple[int, int]:
+        """How many rows a tensor has, and how many are taken: a cut vocabulary has fewer, and so have its scales."""
+        whole = (*self._shape(name), 0)[0]
+        if self.vocabulary is None or LAYER.match(name):
+            return whole, whole
+        high = self.block[0] if self.block else 1
+        if SIDE.search(name) and whole == -(-self.vocabulary // high):
+            return whole, -(-WORDS // high)
+        return whole, WORDS if whole == self.vocabulary else whole
 
     def is_quantized(self, name: str) -> bool:
         """Whether this is a weight in codes."""
@@ -118,8 +142,9 @@ class Checkpoint:
                     yield name.removesuffix("_packed") if name.endswith("weight_packed") else name, tensor
 
     def _is_large_table(self, name: str) -> bool:
-        shape = self._files[self.shards[name]].get_slice(name).get_shape()
-        return math.prod(shape) >= LARGE and LAYER.match(name) is None and not self.is_quantized(name)
+        if LAYER.match(name) or self.is_quantized(name):
+            return False
+        return math.prod((self._rows(name)[1], *self._shape(name)[1:])) >= LARGE
 
     def input_scale(self, name: str) -> float | None:
         """The multiplier of the activations of a weight."""
@@ -483,7 +508,7 @@ class Loaded:
         return [(names, place) for names, place in self.recorder.writes.get(name, ()) if names]
 
 
-class Engine:
+class Engine(abc.ABC):
     """What this file needs of an engine. ``replaced`` says which parts of it are stood in for, on a CPU."""
 
     name = ""
@@ -498,14 +523,14 @@ class Engine:
         self.phase = "starting"
         self._up = False
 
+    @abc.abstractmethod
     def start(self) -> str:
         """Import the engine; its version."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def load(self, folder: Path, dtype: str, weights: Weights | None, *, finish: bool) -> Loaded:
         """Load a model: from ``weights`` where they are given, else from the folder's files; ``finish``: prepare them
         for the kernels as well."""
-        raise NotImplementedError
 
     def stage(self, count: int, *_: Any) -> tuple[int, int]:
         """Stands in for the engine's own split of a model into pipeline stages: this one has ``layers``."""
@@ -973,19 +998,28 @@ ENGINES: dict[str, type[Engine]] = {each.package: each for each in (Vllm, Sglang
 # --- the run --------------------------------------------------------------------------------------------------------
 
 
-def unquantized(folder: Path) -> Path:
-    """A folder with the config of the same model without quantization, and without weights."""
-    target = Path(tempfile.mkdtemp(prefix="rewrite-try-"))
-    for path in folder.iterdir():
-        weights = path.suffix in (".safetensors", ".bin", ".pt") or path.name.endswith(".index.json")
-        if path.is_file() and path.name not in ("config.json", "hf_quant_config.json") and not weights:
-            (target / path.name).symlink_to(path.resolve())
-    config = json.loads((folder / "config.json").read_text())
-    for part in (config, config.get("text_config") or {}):
-        for key in ("quantization_config", "compression_config"):
-            part.pop(key, None)
-    (target / "config.json").write_text(json.dumps(config))
-    return target
+@contextlib.contextmanager
+def shadow(source: Checkpoint, *, quantized: bool) -> Iterator[Path]:
+    """A folder with the config of the same model, with the vocabulary that is taken; not ``quantized``: without
+    quantization, and without weights."""
+
+    def with_fewer_words(part: Result) -> Result:
+        cut = source.vocabulary is not None and part.get("vocab_size") == source.vocabulary
+        return {**part, "vocab_size": WORDS} if cut else part
+
+    config = json.loads((source.folder / "config.json").read_text(), object_hook=with_fewer_words)
+    with tempfile.TemporaryDirectory(prefix="rewrite-try-") as made:
+        target = Path(made)
+        for path in source.folder.iterdir():
+            weights = path.suffix in (".safetensors", ".bin", ".pt") or path.name.endswith(".index.json")
+            plain = path.is_file() and path.name != "hf_quant_config.json" and not weights
+            if path.name != "config.json" and (quantized or plain):
+                (target / path.name).symlink_to(path.resolve())
+        for part in () if quantized else (config, config.get("text_config") or {}):
+            for key in ("quantization_config", "compression_config"):
+                part.pop(key, None)
+        (target / "config.json").write_text(json.dumps(config))
+        yield target
 
 
 def _inside(file: str) -> str:
@@ -1010,17 +1044,22 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
     folder = Path(request["checkpoint"])
     result: Result = {
         "layers": [], "unused": [], "unfilled": {}, "twice": {}, "meaningless": {}, "failure": None, "operators": 0,
-        "communicated": False, "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
+        "communicated": False, "words": None, "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
     }  # fmt: skip
     runs = (request.get("runs") if engine.splits else None) or [None]
     result["whole"] = runs == [None]
     for run in runs:
         layers = None if run is None else range(run[0], run[1] + 1)
         engine.layers = None if run is None else (run[0], run[1])
-        source = Checkpoint(folder, request.get("stack", ""), layers)
         named = "all layers" if run is None else f"layers {run[0]} to {run[1]}"
-        _one_run(engine, source, result, functools.partial(_tell, tell, named), partly=run is not None)
-        gc.collect()
+        for cut in (True, False) if run else (False,):
+            source = Checkpoint(folder, request.get("stack", ""), layers, cut=cut)
+            result["failure"] = None
+            _one_run(engine, source, result, functools.partial(_tell, tell, named), partly=run is not None)
+            gc.collect()
+            result["words"] = None if source.vocabulary is None else [WORDS, source.vocabulary]
+            if not result["failure"] or source.vocabulary is None:
+                break  # else the cut may be why it fails: once more, with all words
         if result["failure"]:
             break
     result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -1038,25 +1077,22 @@ def _one_run(engine: Engine, source: Checkpoint, result: Result, tell: Callable[
     tell("loading")
     clock, loaded, failure = time.monotonic(), None, None
     try:
-        with _unset_memory_shown():
-            loaded = engine.load(source.folder, dtype, source.stored() if partly else None, finish=True)
+        with _unset_memory_shown(), shadow(source, quantized=True) if partly else nullcontext(source.folder) as folder:
+            loaded = engine.load(folder, dtype, source.stored() if partly else None, finish=True)
     except Exception as error:  # whatever an engine raises is what is to be found out
         traceback.print_exc()
         failure = {**described(error), "phase": engine.phase}
     result["seconds"]["load"] += time.monotonic() - clock
     tell("loading the dequantized weights")
     clock, plain, reason = time.monotonic(), None, None
-    shadow = unquantized(source.folder)
-    try:
+    with shadow(source, quantized=False) as folder:
         for reference in ("float32", "bfloat16"):
             try:
-                plain = engine.load(shadow, reference, source.plain(whole=not engine.splits), finish=False)
+                plain = engine.load(folder, reference, source.plain(whole=not engine.splits), finish=False)
                 break
             except Exception as error:
                 traceback.print_exc()
                 reason = {**described(error), "phase": engine.phase}
-    finally:
-        shutil.rmtree(shadow)
     result["seconds"]["reference"] += time.monotonic() - clock
     result["meaningless"] |= source.meaningless
     if failure is not None or plain is None or loaded is None:

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Unsupported, UsageError
 from rewrite.quantization.dtypes import decode
 
 _LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.(.+)$")
 _NUMBER = re.compile(r"\d+")
-_AT_ONCE = 1 << 30  # bytes of a checkpoint that are loaded at once; without quantization four times as many
+_AT_ONCE = 1 << 29  # weights that are loaded at once: 2 GiB without quantization
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def select(checkpoint: Checkpoint, wanted: str) -> Layers | None:
         chosen = set(layers)
     else:
         chosen = _auto(checkpoint, layers) if wanted == "auto" else _named(wanted, layers)
-    sizes = {layer: sum(checkpoint.tensors[name].nbytes for name in layers[layer]) for layer in layers}
+    sizes = {layer: sum(_weights(checkpoint.tensors[name]) for name in layers[layer]) for layer in layers}
     runs = _runs(chosen, sizes)
     return None if chosen == set(layers) and len(runs) == 1 else Layers(stack, runs, len(layers))
 
@@ -85,6 +86,11 @@ def _worst(checkpoint: Checkpoint, layers: dict[int, list[str]]) -> int:
             values.setdefault((names[info.name], info.name.rpartition(".")[0].rpartition(".")[0]), []).append(value)
     ratios = {key: max(found) / min(found) for key, found in values.items()}
     return max(ratios, key=lambda key: ratios[key])[0] if ratios else min(layers)
+
+
+def _weights(info: TensorInfo) -> int:
+    """How many weights a tensor holds: two a byte in NVFP4."""
+    return math.prod(info.shape) * (2 if info.dtype == "U8" else 1)
 
 
 def _last(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from rewrite.trying.selection import Layers
 from rewrite.trying.verdict import AFFECTED, ORDER, LayerVerdict, Verdict
 
-_KEPT = ("engine", "version", "torch", "python", "device", "replaced", "seconds", "peak_bytes", "operators")
+_KEPT = ("engine", "version", "torch", "python", "device", "replaced", "words", "seconds", "peak_bytes", "operators")
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ _KEPT = 20  # problems kept of a check: a wrong config makes one for every modul
 @dataclass(frozen=True)
 class Check:
     """One question and its answer. ``problems`` names what is wrong, the first 20 of them; ``left_out`` the part of the
-    question that was not asked."""
+    question that was not asked; ``rounded`` by what share a weight moved at most, where the promise is to round."""
 
     name: str
     verdict: Verdict
     summary: str
     problems: tuple[str, ...] = ()
     left_out: str = ""
+    rounded: float = 0.0
 
 
 #: Called with the name of a check and None when it begins, and with the check itself when it has its verdict.
@@ -136,6 +137,11 @@ class Verification:
     def bytes_ok(self) -> bool:
         """Whether OUT is what the conversion promises, whoever serves it."""
         return set(self.failed) <= {ENGINES}
+
+    @property
+    def rounded(self) -> float:
+        """By what share the conversion moved a weight at most, as was measured."""
+        return max((check.rounded for check in self.checks), default=0.0)
 
     @property
     def not_checked(self) -> tuple[str, ...]:

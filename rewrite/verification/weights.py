@@ -9,7 +9,7 @@ the product is exact. NaN equals NaN of the same place, and 0 equals -0.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -110,7 +110,9 @@ def check_weights(
     problems += problems_of(expected.packed, source, out, expected.promise, reading, sample)
     whole = reading is not None or all(map(sample.covers, _partitions(expected)))
     left_out = "" if whole else "weights of other rows"
-    return judge("weights", problems, _summary(source, out, expected, sample, whole), left_out), different
+    cost = cost_of(expected.packed, source, out)
+    check = judge("weights", problems, _summary(expected, sample, whole, cost), left_out)
+    return replace(check, rounded=cost), different
 
 
 def _suspects(
@@ -181,7 +183,7 @@ def _partitions(expected: Expected) -> list[Partition]:
     return [*groups, *(Partition("", 0, rows) for rows in packed)]
 
 
-def _summary(source: Checkpoint, out: Checkpoint, expected: Expected, sample: Sample, whole: bool) -> str:
+def _summary(expected: Expected, sample: Sample, whole: bool, cost: float) -> str:
     groups = expected.groups
     partitions = sum(len(module.partitions) for group in groups for module in group.modules)
     rows = "" if whole else f"{sample.rows} rows of each of "
@@ -189,7 +191,6 @@ def _summary(source: Checkpoint, out: Checkpoint, expected: Expected, sample: Sa
     if not expected.packed:
         return summary
     codes = "" if whole else f", {sample.rows} rows of their codes compared"
-    cost = cost_of(expected.packed, source, out)
     within = f"rounding moved weights by up to {cost:.1%}" if cost else "exactly"
     packed = f"{len(expected.packed)} fused NVFP4 layers mean what they meant, {within}{codes}"
     return f"{summary}; {packed}" if groups else packed

@@ -45,7 +45,7 @@ def run(*words: object) -> Result:
 def test_a_cluster_writes_what_one_process_writes(scheduler: Any, vl: Path, tmp_path: Path) -> None:
     """Byte for byte."""
     rewrite.convert(vl, tmp_path / "local")
-    result = run("convert", vl, tmp_path / "out", "--cluster", scheduler.scheduler_address)
+    result = run("convert", vl, tmp_path / "out", "--profile", "exact", "--cluster", scheduler.scheduler_address)
     assert result.exit_code == 0, result.output
     assert tree(tmp_path / "out") == tree(tmp_path / "local")
 

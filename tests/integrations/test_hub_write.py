@@ -49,7 +49,7 @@ def test_from_the_hub_to_a_directory(hub: HubStub, vl: Path, tmp_path: Path) -> 
     """Through the cache: the same files; the manifest names the commit; a second conversion downloads nothing."""
     commit = hub.add("org/model", vl)
     rewrite.convert(vl, tmp_path / "local")
-    result = run("convert", "org/model", tmp_path / "out")
+    result = run("convert", "--profile", "exact", "org/model", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert without_source(tree(tmp_path / "out")) == without_source(tree(tmp_path / "local"))
     assert json.loads((tmp_path / "out" / "rewrite_manifest.json").read_text())["source"] == f"org/model@{commit}"
@@ -73,12 +73,12 @@ def test_a_download_that_breaks_off_is_resumed(hub: HubStub, vl: Path, tmp_path:
     hub.add("org/model", vl)
     rewrite.convert(vl, tmp_path / "local")
     hub.misbehave = lambda r: Fault("status", 403) if "00005-of" in r.path and "range" not in r.headers else None
-    result = run("convert", "org/model", tmp_path / "out")
+    result = run("convert", "--profile", "exact", "org/model", tmp_path / "out")
     assert result.exit_code == 4
     assert "hf_secret" not in result.output
     assert not (tmp_path / "out").exists()
     hub.misbehave = lambda r: None
-    assert run("convert", "org/model", tmp_path / "out").exit_code == 0
+    assert run("convert", "--profile", "exact", "org/model", tmp_path / "out").exit_code == 0
     assert without_source(tree(tmp_path / "out")) == without_source(tree(tmp_path / "local"))
 
 
@@ -86,7 +86,10 @@ def test_in_parts_from_the_hub(hub: HubStub, vl: Path, tmp_path: Path) -> None:
     """Each machine reads its files from the hub, at the commit of the plan."""
     hub.add("org/model", vl)
     rewrite.convert(vl, tmp_path / "local")
-    assert run("plan", "org/model", tmp_path / "out", "--output", tmp_path / "plan.json").exit_code == 0
+    assert (
+        run("plan", "--profile", "exact", "org/model", tmp_path / "out", "--output", tmp_path / "plan.json").exit_code
+        == 0
+    )
     hub.add("org/model", tmp_path / "local")  # somebody pushes meanwhile
     for part in ("0/2", "1/2"):
         assert run("run", tmp_path / "plan.json", "--part", part).exit_code == 0
@@ -97,7 +100,7 @@ def test_in_parts_from_the_hub(hub: HubStub, vl: Path, tmp_path: Path) -> None:
 def test_from_a_directory_to_the_hub(hub: HubStub, vl: Path, tmp_path: Path) -> None:
     """In one commit, to a new private model."""
     rewrite.convert(vl, tmp_path / "local")
-    result = run("convert", vl, "hf://me/fixed")
+    result = run("convert", "--profile", "exact", vl, "hf://me/fixed")
     assert result.exit_code == 0, result.output
     assert on_hub(hub, "me/fixed") == tree(tmp_path / "local")
     assert len(hub.models["me/fixed"]) == 2  # an empty one, and ours
@@ -134,7 +137,7 @@ def test_a_pull_request(hub: HubStub, vl: Path, tmp_path: Path) -> None:
     """To the very model that is repaired: main stays, and files that do not change are not part of it."""
     hub.add("org/model", vl)
     before = hub.tree("org/model")
-    result = run("convert", "org/model", "hf://org/model", "--create-pr")
+    result = run("convert", "--profile", "exact", "org/model", "hf://org/model", "--create-pr")
     assert result.exit_code == 0, result.output
     assert hub.tree("org/model") == before
     rewrite.convert(vl, tmp_path / "local")
@@ -148,12 +151,12 @@ def test_a_model_that_exists_is_not_replaced_unasked(hub: HubStub, vl: Path, tex
     """With --overwrite nothing of the old one is left, and all changes at once."""
     hub.add("me/fixed", text)
     before = hub.tree("me/fixed")
-    result = run("convert", vl, "hf://me/fixed")
+    result = run("convert", "--profile", "exact", vl, "hf://me/fixed")
     assert result.exit_code == 4
     assert "output exists" in result.stderr
     assert hub.tree("me/fixed") == before
     hub.models["me/fixed"][-1].files["old.bin"] = make_file(b"old", False)
-    assert run("convert", vl, "hf://me/fixed", "--overwrite").exit_code == 0
+    assert run("convert", "--profile", "exact", vl, "hf://me/fixed", "--overwrite").exit_code == 0
     assert "old.bin" not in hub.tree("me/fixed")
     assert rewrite.verify(vl, "hf://me/fixed", quick=True).ok
 
@@ -270,7 +273,8 @@ def test_nothing_to_do_twice(hub: HubStub, vl: Path, tmp_path: Path) -> None:
 def test_what_the_closing_line_says(hub: HubStub, vl: Path) -> None:
     """Bytes that nobody has counted are not said to be none; and why others do not see the model."""
     hub.add("org/model", vl)
-    result = run("convert", "org/model", "hf://me/fixed")
+    result = run("convert", "--profile", "exact", "org/model", "hf://me/fixed")
     assert "what was sent was not counted" in result.output
     assert "private" in result.output
-    assert json.loads(run("convert", "org/model", "hf://me/fixed2", "--json").stdout)["bytes"]["sent"] is None
+    document = json.loads(run("convert", "org/model", "hf://me/fixed2", "--json").stdout)
+    assert document["bytes"]["sent"] is None

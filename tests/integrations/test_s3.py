@@ -356,7 +356,7 @@ def test_between_here_and_there(s3: S3Stub, source: Path, vl: Path, tmp_path: Pa
 def test_verify_reads_buckets(s3: S3Stub, source: Path, vl: Path, tmp_path: Path) -> None:
     """On both sides, and finds a byte that differs."""
     rewrite.convert("s3://models/in", "s3://models/out")
-    assert run("verify", "s3://models/in", "s3://models/out", "-q").stdout == "s3://models/out is verified.\n"
+    assert run("verify", "s3://models/in", "s3://models/out", "-q").stdout.startswith("s3://models/out is verified.")
     assert run("verify", vl, "s3://models/out", "-q").exit_code == 0
     key = next(f"out/{name}" for name in download("out") if name.endswith(".safetensors"))
     data = bytearray(s3_module._client().get_object(Bucket="models", Key=key)["Body"].read())
@@ -597,7 +597,7 @@ def test_two_conversions_to_one_place(s3: S3Stub, source: Path) -> None:
 def test_in_parts(s3: S3Stub, source: Path, local: dict[str, bytes], tmp_path: Path) -> None:
     """As in a directory: nothing is there before the last step, which may run again. The plan has no credentials."""
     path = tmp_path / "plan.json"
-    assert run("plan", "s3://models/in", "s3://models/out", "--output", path).exit_code == 0
+    assert run("plan", "--profile", "exact", "s3://models/in", "s3://models/out", "--output", path).exit_code == 0
     assert not [secret for secret in SECRETS if secret in path.read_text()]
     assert run("run", path, "--part", "0/2").exit_code == 0
     result = run("finish", path)

@@ -119,7 +119,7 @@ def test_an_upload_of_somebody_else(s3: S3Stub, source: Path, local: dict[str, b
     if when == "after a killed run":
         conversion.run_part(0, 1)
     upload = hijack(job)
-    result = run("convert", "s3://models/in", OUT)
+    result = run("convert", "--profile", "exact", "s3://models/in", OUT)
     assert result.exit_code == 4
     assert "Somebody else has begun to upload" in result.stderr
     assert f"out/{job.name}" in result.stderr

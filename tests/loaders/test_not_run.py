@@ -48,7 +48,7 @@ def test_an_entry_of_architectures_claims_nothing_about_engines(new_family: Path
 
 
 def test_inspect_says_so(new_family: Path) -> None:
-    code, said = run("inspect", new_family, "--groups", "all", "--all-engines", "-v")
+    code, said = run("inspect", new_family, "--groups", "all", "--all-engines", "-v", "--fail-on", "unknown")
     assert code == 1
     assert "not known" in said
     assert not any(word in said for word in ("exact in", "garbled", "loses precision", "fails to load", "CUTLASS"))
@@ -63,9 +63,9 @@ def test_convert_and_verify_say_so(new_family: Path, tmp_path: Path, profile: st
     assert "load OUT" not in said
     code, said = run("verify", new_family, tmp_path / "out", "--tokens", "1", "--device", "cpu")
     assert code == 0
-    assert "Not checked: loaders" in said
+    assert "Not checked: engines" in said
     result = rewrite.verify(new_family, tmp_path / "out", tokens=1, device="cpu")
-    assert result.ok and "loaders" in result.not_checked
+    assert result.ok and "engines" in result.not_checked
     assert {outcome.kind for row in result.loaders for outcome in row.outcomes.values()} == {"not known"}
     assert not any(row.change or row.does_not_run for row in result.loaders)
 

@@ -222,7 +222,7 @@ def test_a_card_then_verified_again(pair: tuple[Path, Path]) -> None:
     before, files = readme.read_bytes(), sorted(path.name for path in out.iterdir())
     readme.chmod(0o640)
     for _ in range(2):
-        assert flat(run(source, out, "--card", "-q")) == f"{out} is verified."
+        assert flat(run(source, out, "--card", "-q")).startswith(f"{out} is verified.")
         assert readme.stat().st_mode & 0o777 == 0o640
         assert remove(readme.read_bytes()) == before == (source / "README.md").read_bytes()
         first = readme.read_bytes()

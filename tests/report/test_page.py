@@ -170,7 +170,7 @@ def test_what_was_not_done_is_said() -> None:
     assert "out FAILED: structure." in said
     assert "out/model.safetensors: broken" in said
     assert "/somewhere" not in said
-    assert "Not checked: untouched, other rows, outputs, loaders." in said
+    assert "Not checked: untouched, other rows, outputs, engines." in said
     assert "Not measured. --weights-only: nothing was multiplied." in said
     assert "Not known: it cannot be opened." in said
     assert "SHA-256 of the files: not noted; OUT cannot be opened." in said

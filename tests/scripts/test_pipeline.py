@@ -49,7 +49,7 @@ def test_github(tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(SOURCE)
     assert github(tmp_path) == (["Convert", "Verify", "Inspect"], 0)
     summary = (tmp_path / "summary.md").read_text().splitlines()
-    assert "**model-repaired is verified.**" in summary
+    assert any(line.startswith("**model-repaired is verified. Bytes: as the") for line in summary)
     report = (tmp_path / "VERIFICATION.md").read_text().splitlines()
     assert summary == [line for line in report if not line.startswith("![")] != report
     workflow = yaml.safe_load((PIPELINE / "github.yml").read_text())
@@ -60,7 +60,7 @@ def test_github(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "last", "code"),
     [
-        ({"PROFILE": "partition"}, "Inspect", 1),
+        ({"PROFILE": "partition"}, "Verify", 1),
         ({"LOADER": "sglang@0.5.9"}, "Inspect", 1),
         ({"IN": "no"}, "Convert", 4),
     ],

@@ -68,13 +68,23 @@ class Layer(nn.Module):
 class Model(nn.Module):
     """``fault``: slot 0 only, dropped, doubled, swapped, raises, kernel; or "" for a sound loader."""
 
-    def __init__(self, dtype: torch.dtype | None, stages: tuple[int, int], count: int, fault: str) -> None:
+    def __init__(self, dtype: torch.dtype | None, stages: tuple[int, int], count: int, fault: str, words: int) -> None:
         super().__init__()
+        if words:
+            head: Any = nn.Module()
+            head.weight = nn.Parameter(torch.empty(words, COLUMNS, dtype=dtype or torch.bfloat16))
+            self.lm_head = head
         self.layers = nn.ModuleList(Layer(dtype) if stages[0] <= n < stages[1] else nn.Identity() for n in range(count))
         self.fault = fault
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         for name, tensor in weights:
+            if name == "lm_head.weight":
+                weight: Any = self.lm_head.weight
+                if weight.shape != tensor.shape:
+                    raise ValueError(f"{name}: found {list(tensor.shape)}")
+                weight.data.copy_(tensor)
+                continue
             _, _, number, *rest = name.split(".")
             layer: Any = self.layers[int(number)]
             if isinstance(layer, nn.Identity):
@@ -126,7 +136,11 @@ class FakeEngine(driver.Engine):
         if self.fault == "unknown model":
             raise ValueError("architecture Fake is not supported")
         self.phase = "building the model"
-        model = Model(None if quantized else getattr(torch, dtype), self.stage(2), 2, self.fault if quantized else "")
+        words = config.get("text_config", {}).get("vocab_size", 0)
+        if self.fault == "needs all words" and words != 3000:
+            raise ValueError("a token beyond the vocabulary")
+        fault = self.fault if quantized else ""
+        model = Model(None if quantized else getattr(torch, dtype), self.stage(2), 2, fault, words)
         into: list[driver.Recorder] = []
         self.watched(model, weights, into)
         model.load_weights(load_file(folder / "model.safetensors").items() if weights is None else weights)

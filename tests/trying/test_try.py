@@ -15,9 +15,10 @@ import torch
 from click.testing import CliRunner, Result
 
 from rewrite import schemas
+from rewrite.api import open_checkpoint
 from rewrite.cli.commands import main
 from rewrite.errors import UsageError
-from rewrite.trying import driver, engine, verdict
+from rewrite.trying import driver, engine, selection, verdict
 from rewrite.trying.engine import EngineError
 from tests.support import unfolded
 from tests.trying import fake
@@ -174,6 +175,62 @@ def test_only_the_chosen_layers_are_loaded(checkpoint: Path) -> None:
     result = result_of(checkpoint, stack="model.layers", runs=[[1, 1]])
     assert {row["module"] for row in result["layers"]} == {"layers.1.attn.qkv_proj", "layers.1.norm"}
     assert verdict.judge(result).kind == "exact"
+
+
+def with_words(folder: Path, **tensors: torch.Tensor) -> Path:
+    """The checkpoint with an output head of 3000 words."""
+    head = {"lm_head.weight": torch.randn(3000, 16).to(torch.bfloat16)} | {
+        f"lm_head.{name}": tensor for name, tensor in tensors.items()
+    }
+    fake.change(folder, lambda held: held.update(head))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"text_config": {"vocab_size": 3000}}))
+    return folder
+
+
+@pytest.fixture
+def large(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(driver, "LARGE", 3000 * 16)
+    return with_words(checkpoint)
+
+
+def test_of_a_large_vocabulary_the_first_words_are_loaded(large: Path) -> None:
+    """It was loaded whole, for every run of layers: gigabytes, of which nothing was learnt."""
+    result = result_of(large, stack="model.layers", runs=[[0, 0], [1, 1]])
+    heads = [row for row in result["layers"] if row["module"] == "lm_head"]
+    assert [head["shape"] for head in heads] == [[driver.WORDS, 16]] * 2
+    assert heads[0]["parts"] == [{"tensor": "lm_head.weight", "rows": [0, driver.WORDS], "error": 0.0}]
+    assert verdict.judge(result).kind == "exact"
+    assert "lm_head" not in {row["module"] for row in result_of(large)["layers"]}  # all at once: as it lies there
+
+
+def test_how_many_words_were_loaded_is_said(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "1 of 2 layers, 1,024 of 3,000 words" in unfolded(run(monkeypatch, large, "--layers", "1").stdout)
+    document = json.loads(run(monkeypatch, large, "--layers", "1", "--json", "--quiet").stdout)
+    jsonschema.validate(document, schemas.schema("try"), jsonschema.Draft202012Validator)
+    assert document["trials"][0]["words"] == [driver.WORDS, 3000]
+
+
+def test_an_engine_that_needs_all_words_gets_them(large: Path) -> None:
+    result = result_of(large, "needs all words", stack="model.layers", runs=[[1, 1]])
+    assert verdict.judge(result).kind == "exact"
+    assert result_of(large, "raises", stack="model.layers", runs=[[1, 1]])["failure"]["loading"]
+
+
+@pytest.mark.parametrize("rows", [3000, -(-3000 // 128)])
+def test_the_scales_of_words_are_cut_with_them(large: Path, rows: int) -> None:
+    def quantize(held: dict[str, torch.Tensor]) -> None:
+        held["lm_head.weight"] = held["lm_head.weight"].to(torch.float8_e4m3fn)
+        held["lm_head.weight_scale"] = torch.rand(rows, 1)
+
+    fake.change(large, quantize)
+    config = json.loads((large / "config.json").read_text())
+    blocks = {"weight_block_size": [128, 128]} if rows < 3000 else {}
+    (large / "config.json").write_text(json.dumps(config | {"quantization_config": blocks}))
+    whole = dict(driver.Checkpoint(large).plain(whole=True))["lm_head.weight"]
+    cut = driver.Checkpoint(large, cut=True)
+    assert torch.equal(dict(cut.plain(whole=False))["lm_head.weight"], whole[: driver.WORDS])
+    assert not cut.meaningless
 
 
 def test_the_command(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -352,3 +409,21 @@ def test_verify_tries_both(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tm
 def test_one_rank_after_the_other(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = run(monkeypatch, checkpoint, "--tensor-parallel", "2", "--json", "--quiet")
     assert [each["rank"] for each in json.loads(done.stdout)["trials"]] == [0, 1]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_weights_loaded_at_once_are_counted_not_bytes(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    def pack(held: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in held if name.endswith("proj.weight")]:
+            held[name] = torch.zeros(fake.ROWS, fake.COLUMNS // 2, dtype=torch.uint8)
+
+    if packed:
+        fake.change(checkpoint, pack)
+    layer = len(fake.PARTS) * (fake.ROWS * fake.COLUMNS + 2) + fake.COLUMNS
+    monkeypatch.setattr(selection, "_AT_ONCE", 2 * layer - 1)
+    chosen = selection.select(open_checkpoint(checkpoint), "all")
+    assert chosen is not None and chosen.runs == ((0, 0), (1, 1))
+    monkeypatch.setattr(selection, "_AT_ONCE", 2 * layer)
+    assert selection.select(open_checkpoint(checkpoint), "all") is None

@@ -82,7 +82,7 @@ def test_the_original_under_the_loader_before_the_fix_fails_on_k_and_v(vl: Path)
     """By a factor near 9 and more (LOADERS: 8.95 for equal ranges); the tool says which partitions and why."""
     (before,) = find_loaders("vllm@0.19.1")
     found = rewrite.verify(vl, vl, device="cpu", loader=before)
-    assert set(failed(found)) == {"structure", "outputs"}  # nothing was repaired
+    assert set(failed(found)) == {"structure", "outputs", "engines"}  # nothing was repaired
     off = {row.partition for row in found.numbers if row.verdict == "FAILED"}
     assert off == {"k", "v"}
     assert all(8 < row.weights_out < 25 for row in found.numbers if row.partition in off)
@@ -344,7 +344,7 @@ def test_report_and_json(vl: Path, tmp_path: Path) -> None:
     assert value["ok"] is True
     assert len(value["numbers"]) == 12
     text = (tmp_path / "report.md").read_text()
-    assert text.startswith("# Verification of out\n\n**out is verified.**")
+    assert text.startswith("# Verification of out\n\n**out is verified. Bytes: as the conversion promises.")
     rows = [line for line in text.splitlines() if line.startswith("| model.language_model.")]
     assert len(rows) == 12 + 3  # partitions with their errors, groups of IN with their scales
     assert str(tmp_path) not in text
@@ -357,7 +357,7 @@ def test_exit_codes(text: Path, out: Path, tmp_path: Path) -> None:
     assert run(tmp_path, out, "--device", "cpu").exit_code == 3
     assert run(text, out, "--device", "cpu", "--report", tmp_path / "gone" / "r.md").exit_code == 4
     assert run(text, out, "--loader", "nonesuch").exit_code == 2
-    assert unfolded(run(text, out, "--device", "cpu", "-q").stdout) == f"{out} is verified."
+    assert unfolded(run(text, out, "--device", "cpu", "-q").stdout).startswith(f"{out} is verified.")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

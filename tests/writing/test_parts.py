@@ -368,7 +368,7 @@ def test_fields_have_their_types(planned: Conversion, tmp_path: Path, field: str
 def test_the_commands(text: Path, tmp_path: Path, whole: dict[str, bytes]) -> None:
     """As a job of a cluster calls them."""
     plan, out = tmp_path / "plan.json", tmp_path / "out"
-    result = run("plan", text, out, "--output", plan)
+    result = run("plan", text, out, "--output", plan, "--profile", "exact")
     assert result.exit_code == 0
     assert f"Next: `rewrite run {plan} --part I/N`" in unfolded(result.stdout)
     assert run("finish", plan).exit_code == 4

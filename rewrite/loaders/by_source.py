@@ -1,22 +1,29 @@
 """A family that no engine was run with: what can be said of it by the engines' source (the atlas).
 
-Which scale goes into which slot is decided by the classes of layers and by the code for a format, which all models of
-an engine share. So what was measured of a kind of layer and a format holds for another family, too, where its source
-says that it has layers of this kind, and nothing else was found in the checkpoint. Whatever is not seen is "not known".
+The rule, all of it. What an engine makes of a family that it was not run with is "not known", but where
+
+- the family's source says in full what is fused, and how stored names become the engine's: :func:`_unread`;
+- nothing in the checkpoint is outside what was run: one scheme, no scales of a KV cache, no MTP layers, no tower around
+  the language model, experts under the names that were run: :func:`_outside`;
+- these versions of the engine were run, in another family, with the same form of checkpoint and the same fused layers:
+  ``needs``, which ``versions.py`` compares with its facts. Block scales whose parts end on whole blocks, and a scale
+  for each row, are served as stored whatever they are joined with: of these the form alone must have been run.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 
-from rewrite.ledger.names import is_vision
 from rewrite.loaders.lookups import LOOKUPS, SGLANG, Lookup, misread
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.architectures import text_config
 from rewrite.quantization.atlas import Source, find_sources
 from rewrite.quantization.dialects.quark import Quark
+from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Kind, Model
 from rewrite.quantization.scales import stored_layout
 
@@ -27,13 +34,14 @@ _ALONE = ("row", "column", "replicated")
 @dataclass(frozen=True)
 class BySource:
     """What one release says of a checkpoint. ``unknown``: why its rules do not tell what is made of the fused groups.
-    ``apart``: groups that it does not fuse."""
+    ``apart``: groups that it does not fuse. ``needs``: the fused layers, and "experts", of which a run must tell."""
 
     engine: str
     version: str
     where: str
     unknown: str | None
     apart: frozenset[str]
+    needs: frozenset[str]
     misread: Mapping[Lookup, Outcome]
 
 
@@ -76,23 +84,63 @@ def _layers(model: Model) -> Iterator[_Layers]:
 def _view(source: Source, model: Model, layers: tuple[_Layers, ...]) -> BySource:
     groups = model.groups.whole
     named = ", ".join(dict.fromkeys(group.layer.name for group in groups)) or "no layer"
-    why = next(_not_known(source, model, layers), None)
+    why = next(chain(_outside(model), _unread(source, model, layers)), None)
     return BySource(
         source.engine,
         source.version,
         f"{source.engine} {source.version}, {source.file}",
         None if why is None else f"{why}; fuses {named} by its source",
         frozenset(group.name for group in groups if source.layer_of(group.layer.modules) is None),
+        frozenset(_rules_for(model, layers)),
         _misread(source, model),
     )
 
 
-def _not_known(source: Source, model: Model, layers: tuple[_Layers, ...]) -> Iterator[str]:
-    """Why the rules for layers that were run do not tell what is made of this checkpoint."""
+def _rules_for(model: Model, layers: tuple[_Layers, ...]) -> Iterator[str]:
+    """The fused layers that are not served as they are stored by arithmetic alone."""
+    fused = {tuple(group.layer.modules): group.layer.name for group in model.groups.whole}
+    for each in layers:
+        if not each.safe and ".experts." in each.kind.form.pattern:
+            yield "experts"
+        elif not each.safe and each.parts:
+            yield fused[each.parts]
+
+
+def _outside(model: Model) -> Iterator[str]:
+    """What no run with another family tells anything about."""
+    quantized = [kind for kind in model.kinds if not kind.first.plain]
+    if not quantized:
+        yield "finds nothing quantized, and was not run with the names of this family"
+    if len({kind.first.scheme for kind in quantized}) > 1 or "MIXED" in model.dialect.name:
+        yield "was not run with several schemes in this family"
+    if any(True for _ in model.checkpoint.tensors_like(is_kv_cache_scale)):
+        yield "was not run with scales of a KV cache in this family"
+    if any(pattern.startswith("mtp.") for pattern in _patterns(model)) or _has_layers_beyond(model):
+        yield "was not run with the MTP layers of this family"
+    if any(not pattern.startswith(("model.layers.", "lm_head")) for pattern in _names(model)):
+        yield "was not run with a language model inside another one in this family"
+    for kind in model.kinds:
+        if ".experts." in kind.form.pattern and not _EXPERTS_RUN.fullmatch(kind.form.pattern):
+            yield f"was not run with experts of such names ({kind.names[0]})"
+
+
+#: The names of experts in the families of versions.py.
+_EXPERTS_RUN = re.compile(r".*\.mlp\.(?:shared_)?experts\.(?:\*\.)?(?:gate|up|down)_proj")
+
+
+def _has_layers_beyond(model: Model) -> bool:
+    """Whether there are more layers than the config says: of multi-token prediction (DeepSeek-V3, GLM)."""
+    count = text_config(model.checkpoint.config.value).get("num_hidden_layers")
+    beyond = f".layers.{count}."
+    return any(beyond in name for kind in model.kinds for name in kind.names)
+
+
+def _unread(source: Source, model: Model, layers: tuple[_Layers, ...]) -> Iterator[str]:
+    """What the source does not say, or says in code that was not read."""
     if not source.whole:
         yield "finds the language model in a way that was not read"
     touched = any(old in f"{name}.weight" for name in _names(model) for old in source.inner)
-    if not source.names_seen or touched or (source.engine == "SGLang" and _is_nested(model)):
+    if not source.names_seen or touched:
         yield "renames modules in a way that was not read"
     if isinstance(model.dialect, Quark):
         yield "looks layers of AMD Quark up by names that were not read"
@@ -102,23 +150,18 @@ def _not_known(source: Source, model: Model, layers: tuple[_Layers, ...]) -> Ite
         yield f"changes tensors before it loads them, in code that was not read ({source.alters[0]})"
     yield from _not_matrices(model)
     for each in layers:
-        if is_vision(each.kind.form.pattern):
-            yield f"has a quantized tower beside the language model ({each.kind.names[0]})"
         why = _of_layer(source, each)
         if why is not None:
             yield why
 
 
-def _is_nested(model: Model) -> bool:
-    """Whether the language model lies under another name than that of a model without a tower."""
-    return any(
-        not pattern.startswith(("model.", "lm_head")) or ".language_model." in pattern for pattern in _names(model)
-    )
-
-
 def _lacks_router_bias(model: Model) -> bool:
     stated = text_config(model.checkpoint.config.value).get("topk_method") is not None
     return not stated and any("e_score_correction_bias" in form.tensors for form in model.checkpoint.alike)
+
+
+def _patterns(model: Model) -> Iterator[str]:
+    yield from (kind.form.pattern for kind in model.kinds)
 
 
 def _names(model: Model) -> Iterator[str]:

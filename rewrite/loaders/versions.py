@@ -68,6 +68,7 @@ from rewrite.loaders.of_faults import (
 from rewrite.loaders.outcome import Kernels, Outcome
 from rewrite.loaders.ranges import Engine, version_key
 from rewrite.loaders.views import CheckpointView, GroupView
+from rewrite.quantization.architectures import ARCHITECTURES
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ _FP4 = (*_CT, "NVFP4")
 _VISION, _TEXT, _MINICPM = ("qwen3_5", "qwen3_5_moe"), ("qwen3_5_text", "qwen3_5_moe_text"), ("minicpmv4_6",)
 _NEXT, _DEEPSEEK = ("qwen3_next",), ("deepseek_v3",)
 _OTHERS = ("llama", "phi3", *_NEXT)
+_WITH_EXPERTS = frozenset(("qwen3_5_moe", "qwen3_5_moe_text", *_NEXT, *_DEEPSEEK))
 _ALL = (*_VISION, *_TEXT, *_OTHERS, *_MINICPM, *_DEEPSEEK)
 #: What the search draws for every family (tests/recipes.py), and what is in the zoo.
 _SEARCHED = (*_FP4, *_MODELOPT, *_FP8, *_MODELOPT_FP4, "blocks")
@@ -284,27 +286,38 @@ class Loader(Engine):
         return self._judge(checkpoint) if run.outcome is None else run.outcome
 
     def source_of(self, checkpoint: CheckpointView) -> BySource | None:
-        """What is judged by where the family was not run: a release of these versions that was read, where one of them
-        was run with this form in another family."""
+        """What a release of these versions that was read says, where the family was not run: ``by_source.py``."""
+        said = () if checkpoint.by_source is None or not self._rules(checkpoint) else checkpoint.by_source.said
+        return next((each for each in said if each.engine == self.name and self.covers(each.version)), None)
+
+    def _rules(self, checkpoint: CheckpointView) -> frozenset[str]:
+        """The fused layers that any of these versions was run with in this form."""
         wanted = forms(checkpoint)
-        is_run = any(fact.outcome is None and wanted <= set(fact.applies.forms) for fact in self.runs)
-        said = checkpoint.by_source.said if is_run and checkpoint.by_source is not None else ()
-        found = (each for each in said if each.engine == self.name and self.covers(each.version))
-        return next(found, None)
+        runs = (fact.applies for fact in self.runs if fact.outcome is None and wanted <= set(fact.applies.forms))
+        families = {family for each in runs for family in each.families}
+        layers = {layer.name for a in ARCHITECTURES if families & set(a.model_types) for layer in a.fused_layers}
+        return frozenset(layers | {"experts"} if families & _WITH_EXPERTS else layers)
+
+    def _unknown(self, source: BySource, checkpoint: CheckpointView) -> str | None:
+        """Why the source does not tell what these versions make of the checkpoint."""
+        missing = sorted(source.needs - self._rules(checkpoint))
+        return source.unknown or (f"was not run with {', '.join(missing)} in this form" if missing else None)
 
     def is_judged(self, checkpoint: CheckpointView) -> bool:
         """Whether anything is known of the family in this form: by runs, or by the engine's source."""
         if self.was_run(checkpoint):
             return True
         source = self.source_of(checkpoint)
-        return source is not None and source.unknown is None
+        return source is not None and self._unknown(source, checkpoint) is None
 
     def _by_source(self, checkpoint: CheckpointView) -> Outcome:
         form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
         why = f"not run with {checkpoint.model_type!r} in the form {form!r}"
         source = self.source_of(checkpoint)
-        if source is None or source.unknown is not None:
-            return Outcome("not known", why if source is None else f"{why}; {self.name} {source.unknown}")
+        if source is None:
+            return Outcome("not known", why)
+        if (unknown := self._unknown(source, checkpoint)) is not None:
+            return Outcome("not known", f"{why}; {self.name} {unknown}")
         groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
         outcome = self._judge(replace(checkpoint, groups=groups, misread=source.misread))
         return outcome if outcome.kind == "not known" else replace(outcome, by_source=source.where)

@@ -73,16 +73,18 @@ def test_a_layer_of_another_kind_is_not_known(named: Named) -> None:
 
 def test_inspect_and_convert(named: Named, tmp_path: Path) -> None:
     """``inspect`` says by what it knows; ``convert`` repairs by name, and OUT is exact by the same source."""
+    portable = ("--groups", "all", "--profile", "portable")
     path = named("granite", "GraniteForCausalLM")
     said = unfolded(CliRunner().invoke(main, ["inspect", str(path), "--groups", "all"]).output)
     assert "by the source of vLLM 0.32.0" in said and "not run" in said
-    result = CliRunner().invoke(main, ["convert", str(path), str(tmp_path / "out"), "--groups", "all"])
+    result = CliRunner().invoke(main, ["convert", str(path), str(tmp_path / "out"), *portable])
     assert result.exit_code == 0, result.output
     assert outcome(tmp_path / "out", "vllm@0.32.0").kind == "exact"
     assert rewrite.verify(path, tmp_path / "out", tokens=1, device="cpu").ok
     said = json.loads(CliRunner().invoke(main, ["inspect", str(path), "--groups", "all", "--json"]).output)
     newest = [row for row in said["loaders"] if row["loader"] == "vLLM"][-1]
-    assert newest["as_is"]["by_source"] and newest["converted"]["exact"]["by_source"]
+    assert newest["as_is"]["by_source"] and newest["converted"]["portable"]["by_source"]
+    assert newest["converted"]["exact"]["kind"] == "not known", "two schemes"
 
 
 def blocks(path: Path, rows: int) -> Path:
@@ -114,6 +116,49 @@ def test_block_scales_are_not_affected_where_parts_end_on_whole_blocks(named: Na
 def test_torn_blocks_are_refused_by_the_engines_rule(named: Named) -> None:
     found = outcome(blocks(named("granite", "GraniteForCausalLM"), 96), "vllm@0.32.0")
     assert found.kind == "fails to load" and found.by_source
+
+
+def add(path: Path, **tensors: torch.Tensor) -> None:
+    save_file(tensors, path / "more.safetensors", {"format": "pt"})
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= dict.fromkeys(tensors, "more.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+PLAIN = torch.zeros(64, 64, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "said"),
+    [
+        ("model.layers.0.self_attn.k_scale", torch.ones(1), "KV cache"),
+        ("mtp.fc.weight", PLAIN, "MTP"),
+        ("model.layers.99.mlp.up_proj.weight", PLAIN, "MTP"),
+        ("model.layers.0.block_sparse_moe.experts.0.w1.weight", PLAIN, "experts of such names"),
+    ],
+)
+def test_what_no_run_tells_of_is_not_known(named: Named, tensor: str, value: torch.Tensor, said: str) -> None:
+    """The same checkpoint as above, and one thing more that engines have code for."""
+    path = named("granite", "GraniteForCausalLM")
+    edit_json(path / "config.json", num_hidden_layers=99)
+    assert outcome(path, "vllm@0.32.0").by_source
+    add(path, **{tensor: value})
+    found = outcome(path, "vllm@0.32.0")
+    assert found.kind == "not known" and said in found.detail
+
+
+def test_nothing_quantized_is_not_known(named: Named, tmp_path: Path) -> None:
+    rewrite.convert(named("granite", "GraniteForCausalLM"), tmp_path / "out", profile="dequantized")
+    found = outcome(tmp_path / "out", "vllm@0.32.0")
+    assert found.kind == "not known" and "nothing quantized" in found.detail
+
+
+def test_a_fused_layer_that_these_versions_were_not_run_with(tmp_path: Path) -> None:
+    """vLLM 0.19.1 fuses latent attention by its source, and no family with it was run there."""
+    shutil.copytree(FIXTURES / "llmcompressor-deepseek_v3", tmp_path / "in")
+    edit_json(tmp_path / "in" / "config.json", topk_method="noaux_tc")
+    found = outcome(tmp_path / "in", "vllm@0.19.1")
+    assert found.kind == "not known" and "was not run with" in found.detail and "fused_qkv_a_proj" in found.detail
 
 
 def test_code_that_was_not_read_is_not_known(named: Named) -> None:

@@ -19,6 +19,7 @@ from functools import cached_property
 from itertools import chain
 
 from rewrite.loaders.lookups import LOOKUPS, SGLANG, Lookup, misread
+from rewrite.loaders.measured import Measured, measured
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.architectures import text_config
 from rewrite.quantization.atlas import Source, find_sources
@@ -56,6 +57,11 @@ class Sources:
         sources = find_sources(self.model.checkpoint.config.value)
         layers = tuple(_layers(self.model)) if sources else ()
         return tuple(_view(source, self.model, layers) for source in sources)
+
+    @cached_property
+    def measured(self) -> tuple[Measured, ...]:
+        """The runs with a checkpoint like this."""
+        return tuple(measured(self.model))
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ def _outside(model: Model) -> Iterator[str]:
 
 
 #: The names of experts in the families of versions.py.
-_EXPERTS_RUN = re.compile(r".*\.mlp\.(?:shared_)?experts\.(?:\*\.)?(?:gate|up|down)_proj")
+_EXPERTS_RUN = re.compile(r".*\.mlp\.experts\.\d+\.(?:gate|up|down)_proj")
 
 
 def _has_layers_beyond(model: Model) -> bool:

@@ -28,6 +28,7 @@ from rewrite.loaders.facts import Fact, held
 from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN
 from rewrite.loaders.kernels import NOT_KNOWN, cards_of, judge, used
 from rewrite.loaders.lookups import SGLANG, VLLM, VLLM_CLASS_FIRST, VLLM_RAISES, Lookup
+from rewrite.loaders.measured import Measured
 from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_or_refused, separate, unset_slots
 from rewrite.loaders.obstacles import (
     Obstacle,
@@ -307,10 +308,30 @@ class Loader(Engine):
         """Whether anything is known of the family in this form: by runs, or by the engine's source."""
         if self.was_run(checkpoint):
             return True
+        if (run := self._measured(checkpoint)) is not None:
+            return run.agrees
         source = self.source_of(checkpoint)
         return source is not None and self._unknown(source, checkpoint) is None
 
+    def _measured(self, checkpoint: CheckpointView) -> Measured | None:
+        """A run of one of these versions with such a checkpoint."""
+        runs = () if checkpoint.by_source is None else checkpoint.by_source.measured
+        return next((run for run in runs if run.engine == self.name and self.covers(run.version)), None)
+
+    def by_rules(self, checkpoint: CheckpointView) -> Outcome:
+        """What the rules of these versions give for the layers that the atlas has, whether anybody ran them or not."""
+        said = () if checkpoint.by_source is None else checkpoint.by_source.said
+        source = next((each for each in said if each.engine == self.name and self.covers(each.version)), None)
+        if source is None:
+            return Outcome("not known", f"{self.name} has no class for it")
+        groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
+        return self._judge(replace(checkpoint, groups=groups, misread=source.misread))
+
     def _by_source(self, checkpoint: CheckpointView) -> Outcome:
+        if (run := self._measured(checkpoint)) is not None:
+            if run.agrees:
+                return self.by_rules(checkpoint)
+            return Outcome("not known", f"{run.engine} {run.version} was run with such a one: {run.seen}; {run.why}")
         form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
         why = f"not run with {checkpoint.model_type!r} in the form {form!r}"
         source = self.source_of(checkpoint)
@@ -318,8 +339,7 @@ class Loader(Engine):
             return Outcome("not known", why)
         if (unknown := self._unknown(source, checkpoint)) is not None:
             return Outcome("not known", f"{why}; {self.name} {unknown}")
-        groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
-        outcome = self._judge(replace(checkpoint, groups=groups, misread=source.misread))
+        outcome = self.by_rules(checkpoint)
         return outcome if outcome.kind == "not known" else replace(outcome, by_source=source.where)
 
     def _judge(self, checkpoint: CheckpointView) -> Outcome:

@@ -76,6 +76,12 @@ def releases() -> tuple[str, ...]:
     return tuple(_atlas()["families"])
 
 
+def architectures(release: str = "") -> frozenset[str]:
+    """All that a release that was read, or any, has a class for."""
+    families = _atlas()["families"]
+    return frozenset(name for each in families if release in ("", each) for name in families[each])
+
+
 def find_sources(config: Mapping[str, Any]) -> tuple[Source, ...]:
     """What engines say of the model of a config.json, by its ``architectures``; where it has none, by its
     ``model_type``. Empty: no engine that was read has a class for it."""

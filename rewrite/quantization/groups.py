@@ -249,7 +249,7 @@ def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint)
     scale, input_scale, block_scale = (
         next((tensors[full] for kind in kinds if (full := f"{name}.{kind}") in tensors), None) for kinds in _SCALES
     )
-    if scale is None and block_scale is not None and block_scale.numel == 1:
+    if scale is None and block_scale is not None and block_scale.shape in ((), (1,)):
         scale, block_scale = block_scale, None  # Mistral's name for a scale of one value
     return Module(name, tuple(partitions), weight, scale, input_scale, block_scale, find_nvfp4(name, tensors))
 

@@ -165,3 +165,23 @@ def test_code_that_was_not_read_is_not_known(named: Named) -> None:
     """MiMo's q, k and v are put together by a function of its own."""
     found = outcome(blocks(named("mimo_v2_flash", "MiMoV2FlashForCausalLM"), 32), "vllm@0.32.0")
     assert found.kind == "not known" and "MiMoV2Model.load_weights" in found.detail
+
+
+@pytest.mark.parametrize("selection", ["qkvz", "all"])
+def test_one_block_is_no_scale_for_the_tensor(selection: rewrite.Selection, tmp_path: Path) -> None:
+    """A scale of [1, 1], of experts no larger than a block: a KeyError before, and taken for one scale a matrix."""
+    names = {f"mlp.experts.{n}.{p}_proj": (128, 64) for n in (0, 1) for p in ("gate", "up", "down")}
+    names |= {f"self_attn.{p}_proj": (128, 64) for p in "qkvo"}
+    tensors = {}
+    for name, (rows, columns) in names.items():
+        tensors[f"model.layers.0.{name}.weight"] = torch.ones(rows, columns).to(torch.float8_e4m3fn)
+        tensors[f"model.layers.0.{name}.weight_scale_inv"] = torch.full((1, 1), 0.01 * (1 + len(tensors)))
+    (tmp_path / "in").mkdir()
+    save_file(tensors, tmp_path / "in" / "model.safetensors", {"format": "pt"})
+    stated = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    config = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "quantization_config": stated}
+    (tmp_path / "in" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    view = view_model(interpret(open_checkpoint(tmp_path / "in")), selection)
+    assert {p.layout for group in view.groups for p in group.partitions} <= {"block"}
+    (loader,) = find_loaders("vllm@0.32.0")
+    assert loader.by_rules(view).kind == "exact"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rewrite.loaders.facts import held
+from rewrite.loaders.measured import FILE
 from rewrite.loaders.versions import RUNS
 
 Json = Mapping[str, Any]
@@ -15,10 +17,13 @@ Printed by `scripts/evidence.sh atlas --page` from [atlas.json](../quantization/
 [how](../../scripts/evidence/atlas/README.md).
 
 - **run**: the engine was run with the family (see [versions.py](versions.py)). Predictions are held against the record.
-- **source**: the engine's source says what it fuses; it was not run. `inspect` computes an outcome by the rules that
-  were measured for the same kind of layer and format, and says so; where the source has code of its own, or anything
-  was not read, the outcome is "not known", with the layers named.
-- Anything else is "not known".
+- **run: ...**: small checkpoints of the family were loaded in these forms, `scripts/evidence.sh try_families`, and
+  [measured.json](measured.json) has what was seen. `inspect` claims something of just these. `not as its rules say`: of
+  these it says "not known", and what was seen.
+- **source**: the engine's source says what it fuses; it was not run. `inspect` says "by its source" where versions of
+  the engine were run with the same form and the same fused layers in other families, and nothing else is in the
+  checkpoint; the rule is in [by_source.py](by_source.py). Else it says "not known".
+- Anything else is "not known". `--groups all` covers the layers of this page, whether anybody ran them or not.
 
 `a = b + c`: the engine joins the stored modules b and c, in this order, to the layer a. `experts`: gate and up of each
 expert are joined; `experts (no gate)`: they are not. `text_config`: the language model is that of another line.
@@ -34,13 +39,14 @@ def page(data: Json, not_seen: Json) -> str:
 
 
 def _counts(data: Json, not_seen: Json) -> Iterator[str]:
-    yield "| engine | families | with fused layers, or a language model of its own | run | not seen in full |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| engine | families | with fused layers or a language model | run | small ones run | not seen in full |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for release, families in data["families"].items():
         models = [data["models"][number] for number, _ in families.values()]
         said = sum(bool(model["layers"] or model.get("inner")) for model in models)
         run = sum(_was_run(release, name, data) for name in families)
-        yield f"| {release} | {len(families)} | {said} | {run} | {len(not_seen[release])} |"
+        small = [name for name in families if _measured(release, name).startswith("run")]
+        yield f"| {release} | {len(families)} | {said} | {run} | {len(small)} | {len(not_seen[release])} |"
 
 
 def _families(data: Json) -> Iterator[str]:
@@ -56,7 +62,7 @@ def _families(data: Json) -> Iterator[str]:
         for release, families in data["families"].items():
             if name in families:
                 number, file = families[name]
-                how = "run" if _was_run(release, name, data) else "source"
+                how = "run" if _was_run(release, name, data) else _measured(release, name)
                 lines.setdefault((_fused(data["models"][number]), how, file), []).append(release)
         for (fused, how, file), releases in lines.items():
             known = ", ".join(sorted(types.get(name, [])))
@@ -78,6 +84,16 @@ def _was_run(release: str, architecture: str, data: Json) -> bool:
     engine, _, version = release.partition(" ")
     types = {model_type for model_type, name in data["model_types"].items() if name == architecture}
     return any(fact.outcome is None and types & set(fact.applies.families) for fact in held(RUNS, engine, version))
+
+
+def _measured(release: str, architecture: str) -> str:
+    """The forms in which small checkpoints were loaded."""
+    cells = json.loads(FILE.read_text())["engines"].get(release, {}).get(architecture, ())
+    alike = dict.fromkeys(cell["scheme"] for cell in cells if "said" not in cell)
+    unlike = dict.fromkeys(cell["scheme"] for cell in cells if "said" in cell)
+    said = [f"run: {'; '.join(alike)}"] if alike else []
+    said += [f"not as its rules say: {'; '.join(unlike)}"] if unlike else []
+    return ". ".join(said) or "source"
 
 
 def _missing(not_seen: Json) -> Iterator[str]:

@@ -1,0 +1,83 @@
+"""Families of the atlas that engines were run with: what is claimed of them is what was seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+
+from rewrite import open_checkpoint
+from rewrite.loaders import measured
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.versions import find_loaders
+from rewrite.loaders.views import view_model
+from rewrite.quantization.atlas import architectures, releases
+from rewrite.quantization.model import interpret
+from tests.support import FIXTURES, edit_json
+
+RECORD = json.loads(measured.FILE.read_text())
+#: Quick to make; all forms of them.
+SAMPLED = ("qwen3_moe", "gemma3_text")
+
+
+def predicted(folder: Path, release: str) -> Outcome:
+    (loader,) = find_loaders(release.lower().replace(" ", "@"))
+    return loader.predict(view_model(interpret(open_checkpoint(folder)), "all"))
+
+
+def test_the_record_is_of_releases_and_classes_that_were_read() -> None:
+    for release, found in RECORD["engines"].items():
+        assert release in releases()
+        assert set(found) <= architectures(release)
+        for cell in (cell for cells in found.values() for cell in cells):
+            assert RECORD["modules"][cell["modules"]]
+            assert cell["seen"] in ("exact", "loses precision", "garbled", "fails to load")
+            assert cell.get("said") != cell["seen"]
+
+
+@pytest.mark.parametrize("form", families.FORMS)
+@pytest.mark.parametrize("family", SAMPLED)
+def test_what_is_claimed_is_what_was_seen(family: str, form: str, tmp_path: Path) -> None:
+    """Made again by the same script: the signature is in the record, and the rules say what the engine did."""
+    families.write(family, form, tmp_path / "in")
+    runs = list(measured.measured(interpret(open_checkpoint(tmp_path / "in"))))
+    assert runs, "scripts/evidence.sh try_families --record"
+    for run in runs:
+        found = predicted(tmp_path / "in", f"{run.engine} {run.version}")
+        assert found.kind == (run.seen if run.agrees else "not known")
+        assert not found.by_source
+
+
+@pytest.fixture
+def granite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint by source, and a record with one run of it, which agrees."""
+    shutil.copytree(FIXTURES / "llmcompressor-llama", tmp_path / "in")
+    edit_json(tmp_path / "in" / "config.json", model_type="granite", architectures=["GraniteForCausalLM"])
+    architecture, scheme, modules = measured.signature(interpret(open_checkpoint(tmp_path / "in")))
+    cell = {"scheme": scheme, "modules": 0, "seen": "loses precision"}
+    record = {"modules": [sorted(modules)], "engines": {"vLLM 0.32.0": {architecture: [cell]}}}
+    monkeypatch.setattr(measured, "_record", lambda: record)
+    return tmp_path / "in", cell
+
+
+def test_a_run_makes_it_known(granite: tuple[Path, dict[str, Any]]) -> None:
+    found = predicted(granite[0], "vLLM 0.32.0")
+    assert (found.kind, found.by_source) == ("loses precision", "")
+    assert predicted(granite[0], "SGLang 0.5.23").by_source, "which has no run"
+
+
+def test_the_engine_is_right_and_its_source_is_not(granite: tuple[Path, dict[str, Any]]) -> None:
+    granite[1].update(seen="fails to load", said="loses precision", why="KeyError: 'x'")
+    found = predicted(granite[0], "vLLM 0.32.0")
+    assert found.kind == "not known"
+    assert "vLLM 0.32.0 was run with such a one: fails to load; KeyError: 'x'" in found.detail
+
+
+def test_other_modules_were_not_run(granite: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    record = measured._record()
+    record["modules"][0].pop()
+    assert predicted(granite[0], "vLLM 0.32.0").by_source

@@ -12,6 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from rewrite.quantization.architectures import text_config
+from rewrite.quantization.dtypes import PLAIN_DTYPES
+from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Model
 
 FILE = Path(__file__).with_name("measured.json")
@@ -29,12 +32,24 @@ class Measured:
 
 
 def signature(model: Model) -> tuple[str, str, frozenset[str]]:
-    """The architecture, how a checkpoint is quantized, and which modules are, with a star for each number."""
-    stated = model.checkpoint.config.value.get("architectures")
+    """The architecture, how a checkpoint is quantized, and which modules are, with 0 for each number; and what else
+    engines have code for: stacked quantized tensors, scales of a KV cache, MTP layers."""
+    config = model.checkpoint.config.value
+    stated = config.get("architectures")
     architecture = str(stated[0]) if isinstance(stated, list) and stated else ""
     quantized = [kind for kind in model.kinds if not kind.first.plain]
     schemes = sorted({str(kind.first.scheme.text) if kind.first.scheme else "none" for kind in quantized})
-    return architecture, f"{model.dialect.name}: {'; '.join(schemes)}", frozenset(k.form.pattern for k in quantized)
+    names = {kind.form.pattern for kind in quantized}
+    for form in model.checkpoint.alike:
+        names |= {
+            form.pattern for dtype, shape in form.tensors.values() if len(shape) > 2 and dtype not in PLAIN_DTYPES
+        }
+    if any(True for _ in model.checkpoint.tensors_like(is_kv_cache_scale)):
+        names.add("scales of a KV cache")
+    beyond = f".layers.{text_config(config).get('num_hidden_layers')}."
+    if any(beyond in name or name.startswith("mtp.") for kind in model.kinds for name in kind.names):
+        names.add("MTP layers")
+    return architecture, f"{model.dialect.name}: {'; '.join(schemes)}", frozenset(names)
 
 
 @lru_cache(maxsize=1)

@@ -39,7 +39,6 @@ class Outcome:
     partitions: tuple[str, ...] = ()
     error: float = 0.0
     factors: tuple[tuple[str, float], ...] = ()
-    by_source: str = ""  # of a family that no engine was run with: where its fused layers were read
 
     @property
     def severity(self) -> int:

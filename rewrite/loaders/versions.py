@@ -23,7 +23,6 @@ from rewrite.loaders.behaviors import (
     slot_zero_only,
     split_by_sizes,
 )
-from rewrite.loaders.by_source import BySource
 from rewrite.loaders.facts import Fact, held
 from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN
 from rewrite.loaders.kernels import NOT_KNOWN, cards_of, judge, used
@@ -33,6 +32,7 @@ from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_
 from rewrite.loaders.obstacles import (
     Obstacle,
     attention_is_cast,
+    block_scales_are_renamed,
     block_size_is_of_the_class,
     blocks_are_torn,
     blocks_are_torn_in_sglang,
@@ -69,7 +69,6 @@ from rewrite.loaders.of_faults import (
 from rewrite.loaders.outcome import Kernels, Outcome
 from rewrite.loaders.ranges import Engine, version_key
 from rewrite.loaders.views import CheckpointView, GroupView
-from rewrite.quantization.architectures import ARCHITECTURES
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,9 @@ _MIXED, _MODELOPT_FP4 = ("modelopt MIXED_PRECISION",), ("modelopt NVFP4",)
 _FP4 = (*_CT, "NVFP4")
 _VISION, _TEXT, _MINICPM = ("qwen3_5", "qwen3_5_moe"), ("qwen3_5_text", "qwen3_5_moe_text"), ("minicpmv4_6",)
 _NEXT, _DEEPSEEK = ("qwen3_next",), ("deepseek_v3",)
+_FP8_BLOCKS = (*_FP8, "blocks")
+_LLAMAS = ("llama", "phi3", "mistral", "ministral3", "internlm3", "teleflm")  # SGLang's classes of these are Llama's
 _OTHERS = ("llama", "phi3", *_NEXT)
-_WITH_EXPERTS = frozenset(("qwen3_5_moe", "qwen3_5_moe_text", *_NEXT, *_DEEPSEEK))
 _ALL = (*_VISION, *_TEXT, *_OTHERS, *_MINICPM, *_DEEPSEEK)
 #: What the search draws for every family (tests/recipes.py), and what is in the zoo.
 _SEARCHED = (*_FP4, *_MODELOPT, *_FP8, *_MODELOPT_FP4, "blocks")
@@ -181,6 +181,7 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("vLLM", "0.17.0", None, _IN_CT, vocabulary_has_no_scale, "tests/zoo/engines.json"),
     Fact("SGLang", "0.5.9", None, _EVERY, blocks_are_torn_in_sglang, "fp8_utils.py, fp8.py"),
     Fact("SGLang", "0.5.9", None, _IN_CT, block_size_is_of_the_class, "read in 0.5.9 to 0.5.23"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(_LLAMAS, _FP8_BLOCKS), block_scales_are_renamed, "models/llama.py"),
     Fact("SGLang", "0.5.9", None, Checkpoints(_NEXT), cache_scales_of_qwen3_next, "0.5.23 models/qwen3_next.py"),
     Fact("SGLang", "0.5.9", "0.5.9", _IN_CT, ignore_must_survive_renaming, RECORD),
     Fact("SGLang", "0.5.12", "0.5.22", Checkpoints(_MINICPM), minicpmv_vision_is_cast, RECORD),
@@ -283,38 +284,16 @@ class Loader(Engine):
         """The worst over all groups, naming every partition that is affected that way."""
         run = next((fact for fact in self.runs if fact.applies.has(checkpoint)), None)
         if run is None:
-            return self._by_source(checkpoint)
+            return self._of_family(checkpoint)
         return self._judge(checkpoint) if run.outcome is None else run.outcome
 
-    def source_of(self, checkpoint: CheckpointView) -> BySource | None:
-        """What a release of these versions that was read says, where the family was not run: ``by_source.py``."""
-        said = () if checkpoint.by_source is None or not self._rules(checkpoint) else checkpoint.by_source.said
-        return next((each for each in said if each.engine == self.name and self.covers(each.version)), None)
-
-    def _rules(self, checkpoint: CheckpointView) -> frozenset[str]:
-        """The fused layers that any of these versions was run with in this form."""
-        wanted = forms(checkpoint)
-        runs = (fact.applies for fact in self.runs if fact.outcome is None and wanted <= set(fact.applies.forms))
-        families = {family for each in runs for family in each.families}
-        layers = {layer.name for a in ARCHITECTURES if families & set(a.model_types) for layer in a.fused_layers}
-        return frozenset(layers | {"experts"} if families & _WITH_EXPERTS else layers)
-
-    def _unknown(self, source: BySource, checkpoint: CheckpointView) -> str | None:
-        """Why the source does not tell what these versions make of the checkpoint."""
-        missing = sorted(source.needs - self._rules(checkpoint))
-        return source.unknown or (f"was not run with {', '.join(missing)} in this form" if missing else None)
-
     def is_judged(self, checkpoint: CheckpointView) -> bool:
-        """Whether anything is known of the family in this form: by runs, or by the engine's source."""
-        if self.was_run(checkpoint):
-            return True
-        if (run := self._measured(checkpoint)) is not None:
-            return run.agrees
-        source = self.source_of(checkpoint)
-        return source is not None and self._unknown(source, checkpoint) is None
+        """Whether anything is known of the family in this form."""
+        run = None if self.was_run(checkpoint) else self._measured(checkpoint)
+        return self.was_run(checkpoint) if run is None else run.agrees
 
     def _measured(self, checkpoint: CheckpointView) -> Measured | None:
-        """A run of one of these versions with such a checkpoint."""
+        """A run of one of these versions with such a checkpoint, of a family that no fact is about."""
         runs = () if checkpoint.by_source is None else checkpoint.by_source.measured
         return next((run for run in runs if run.engine == self.name and self.covers(run.version)), None)
 
@@ -327,20 +306,15 @@ class Loader(Engine):
         groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
         return self._judge(replace(checkpoint, groups=groups, misread=source.misread))
 
-    def _by_source(self, checkpoint: CheckpointView) -> Outcome:
-        if (run := self._measured(checkpoint)) is not None:
-            if run.agrees:
-                return self.by_rules(checkpoint)
-            return Outcome("not known", f"{run.engine} {run.version} was run with such a one: {run.seen}; {run.why}")
-        form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
-        why = f"not run with {checkpoint.model_type!r} in the form {form!r}"
-        source = self.source_of(checkpoint)
-        if source is None:
-            return Outcome("not known", why)
-        if (unknown := self._unknown(source, checkpoint)) is not None:
-            return Outcome("not known", f"{why}; {self.name} {unknown}")
-        outcome = self.by_rules(checkpoint)
-        return outcome if outcome.kind == "not known" else replace(outcome, by_source=source.where)
+    def _of_family(self, checkpoint: CheckpointView) -> Outcome:
+        """Of a family that no fact is about."""
+        run = self._measured(checkpoint)
+        if run is None:
+            form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
+            return Outcome("not known", f"not run with {checkpoint.model_type!r} in the form {form!r}")
+        if run.agrees:
+            return self.by_rules(checkpoint)
+        return Outcome("not known", f"{run.engine} {run.version} was run with such a one: {run.seen}; {run.why}")
 
     def _judge(self, checkpoint: CheckpointView) -> Outcome:
         wrong = [outcome for fault in checkpoint.faults if (outcome := self.of_fault(fault)) is not None]
@@ -360,9 +334,7 @@ class Loader(Engine):
         if platform is None or loaded.kind == "fails to load" or not self.is_judged(checkpoint):
             return loaded
         running = judge(self.name, (self.first, self.last), platform, checkpoint.kernel_schemes)
-        if running is None or running.severity <= loaded.severity:
-            return loaded
-        return replace(running, by_source=loaded.by_source)
+        return loaded if running is None or running.severity <= loaded.severity else running
 
     def kernels(self, checkpoint: CheckpointView, platform: str) -> Kernels:
         """What computes with the FP8 layers among the fused groups, for each card of ``platform``."""

@@ -28,10 +28,7 @@ def outcome_cell(outcome: Outcome, by_layer: bool, *, why: bool = False) -> Colo
     """With what each partition is multiplied by, where that is all that is wrong: ``garbled: q x0.15, k x0.15``."""
     factors = dict(outcome.factors)
     names = (f"{name} x{factors[name]:.3g}" if name in factors else name for name in outcome.partitions)
-    said = [outcome.detail] if why and outcome.detail else []
-    if outcome.by_source:  # never without it: no engine was run with the family
-        said.append(f"by the source of {outcome.by_source}; not run" if why else "by its source")
-    return outcome_text(outcome.kind, names, "; ".join(said), by_layer=by_layer)
+    return outcome_text(outcome.kind, names, outcome.detail if why else "", by_layer=by_layer)
 
 
 def answer(rows: Sequence[Row], state: str, shown: Iterable[Engine]) -> Table:

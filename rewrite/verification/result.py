@@ -106,7 +106,6 @@ class EngineChange(Row):
             "partitions": list(after.partitions),
             "does_not_run": self.does_not_run,
             "stopped": self.stopped,
-            "by_source": after.by_source,
             "kernels_before": kernels.get(IN, {}),
             "kernels_after": kernels.get(OUT, {}),
         }

@@ -46,10 +46,19 @@ SIZES: Mapping[str, int] = {
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 64, "linear_value_head_dim": 64},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": 5, "image_token_index": 5},
 }
+_YARN: Mapping[str, Any] = {
+    **{"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0},
+    **{"mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 128},
+}
 #: Keys of a config that its class does not set by itself, and engines ask for.
 MORE: Mapping[str, Mapping[str, Any]] = {
-    **{key: {"topk_method": "noaux_tc", "scoring_func": "sigmoid"} for key in ("deepseek_v3", "deepseek_v32")},
+    **{
+        key: {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1, "rope_parameters": _YARN}
+        for key in ("deepseek_v3", "deepseek_v32")
+    },
     "glm_moe_dsa": {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
+    "minimax_m2": {"scoring_func": "sigmoid", "num_mtp_modules": 0},
+    "afmoe": {"score_func": "sigmoid"},
     "deepseek_v2": {"topk_method": "group_limited_greedy", "scoring_func": "softmax"},
 }
 #: Modules that producers leave plain, by their last names, and towers.

@@ -98,9 +98,9 @@ def recorded(found: list[Cell]) -> dict[str, Any]:
     modules: list[list[str]] = []
     engines: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for cell in found:
-        if cell.seen == NOTHING:
-            continue
         architecture, scheme, names = signature(cell.model)
+        if cell.seen == NOTHING or not names:
+            continue
         if (held := sorted(names)) not in modules:
             modules.append(held)
         entry = {"scheme": scheme, "modules": modules.index(held), "seen": cell.seen}

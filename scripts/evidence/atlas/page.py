@@ -20,9 +20,7 @@ Printed by `scripts/evidence.sh atlas --page` from [atlas.json](../quantization/
 - **run: ...**: small checkpoints of the family were loaded in these forms, `scripts/evidence.sh try_families`, and
   [measured.json](measured.json) has what was seen. `inspect` claims something of just these. `not as its rules say`: of
   these it says "not known", and what was seen.
-- **source**: the engine's source says what it fuses; it was not run. `inspect` says "by its source" where versions of
-  the engine were run with the same form and the same fused layers in other families, and nothing else is in the
-  checkpoint; the rule is in [by_source.py](by_source.py). Else it says "not known".
+- **source**: the engine's source says what it fuses; it was not run: `inspect` says "not known".
 - Anything else is "not known". `--groups all` covers the layers of this page, whether anybody ran them or not.
 
 `a = b + c`: the engine joins the stored modules b and c, in this order, to the layer a. `experts`: gate and up of each

@@ -100,7 +100,7 @@ def _config(model_type: str, *, tower: bool) -> Any:
     if not tower:
         values = {key: value for key, value in values.items() if not key.endswith(("vision_config", "audio_config"))}
     values.setdefault("head_dim", SIZES["head_dim"])
-    return kind(**{**values, **MORE.get(model_type, {})}, tie_word_embeddings=False)
+    return kind(**{**values, **MORE.get(model_type, {}), "tie_word_embeddings": False})
 
 
 @cache

@@ -40,6 +40,7 @@ KINDS = {
     verdict.FAILS: "fails to load",
 }
 NOTHING = "nothing learnt"
+_ROUNDED = 2.0**-8  # once to BF16
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,37 @@ class Cell:
     seen: str
     said: str
     why: str
+    off_seen: frozenset[str]  # the fused layers, and "experts", of which any part was off
+    off_said: frozenset[str]
 
     @property
     def agrees(self) -> bool:
-        return self.seen == self.said
+        """In kind, and on the layers: what is said of one layer must not hide what is seen of another."""
+        return (self.seen, self.off_seen) == (self.said, self.off_said)
 
 
-def seen_in(out: Path) -> tuple[str, str]:
-    """What became of a checkpoint, and why."""
+def seen_in(out: Path) -> tuple[str, str, frozenset[str]]:
+    """What became of a checkpoint, why, and the layers that were off."""
+    kind, why, found = _judged(out)
+    layers = found.layers if found is not None and found.failure is None else ()
+    names = (each.module.rpartition(".")[2] for each in layers if each.error is not None and not each.error <= _ROUNDED)
+    return kind, why, frozenset(name.removeprefix("routed_") for name in names)
+
+
+def _judged(out: Path) -> tuple[str, str, verdict.Verdict | None]:
     if not out.exists():
-        return NOTHING, "the engine ended without a result"
+        return NOTHING, "the engine ended without a result", None
     result = json.loads(out.read_text())
     try:
         found = verdict.judge(result)
     except RewriteError as error:
-        return NOTHING, str(error)
+        return NOTHING, str(error), None
+    if found.failure is not None and "Please use Blackwell" in found.failure["message"]:
+        return NOTHING, "SGLang's experts in NVFP4 of compressed-tensors want a Blackwell card", found
     if found.failure is not None:
-        return KINDS.get(found.kind, NOTHING), f"{found.failure['type']}: {found.failure['message']}"
+        return KINDS.get(found.kind, NOTHING), f"{found.failure['type']}: {found.failure['message']}", found
     off = sorted({f"{each.module.rpartition('.')[2]} {each.error:.2g}" for each in found.layers if each.error})
-    return KINDS.get(found.kind, NOTHING), "; ".join(off or found.unlearnt[:2])
+    return KINDS.get(found.kind, NOTHING), "; ".join(off or found.unlearnt[:2]), found
 
 
 def cells(spec: str, sources: list[Path], home: Path) -> Iterator[Cell]:
@@ -84,9 +97,13 @@ def cells(spec: str, sources: list[Path], home: Path) -> Iterator[Cell]:
     (loader,) = find_loaders(spec.replace("==", "@"))
     for source, out in outs.items():
         model = interpret(rewrite.open_checkpoint(source))
-        seen, why = seen_in(out)
-        said = loader.by_rules(view_model(model, "all"))
-        yield Cell(f"{loader.name} {spec.partition('==')[2]}", source.name, model, seen, said.kind, why)
+        seen, why, off = seen_in(out)
+        view = view_model(model, "all")
+        said = loader.by_rules(view)
+        fused = {group.layer for group in view.groups} | {"experts"}
+        named = frozenset(name.partition(".")[0] for name in said.partitions)
+        release = f"{loader.name} {spec.partition('==')[2]}"
+        yield Cell(release, source.name, model, seen, said.kind, why, off & fused, named)
 
 
 def _architecture(source: Path) -> str:
@@ -105,7 +122,7 @@ def recorded(found: list[Cell]) -> dict[str, Any]:
             modules.append(held)
         entry = {"scheme": scheme, "modules": modules.index(held), "seen": cell.seen}
         if not cell.agrees:
-            entry |= {"said": cell.said, "why": cell.why[:120]}
+            entry |= {"said": f"{cell.said} {sorted(cell.off_said)}", "why": cell.why[:120]}
         engines.setdefault(cell.engine, {}).setdefault(architecture, []).append(entry)
     return {"date": time.strftime("%Y-%m-%d"), "modules": modules, "engines": engines}
 

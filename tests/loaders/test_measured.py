@@ -22,8 +22,9 @@ from rewrite.quantization.model import interpret
 from tests.support import FIXTURES, edit_json
 
 RECORD = json.loads(measured.FILE.read_text())
-#: Quick to make; all forms of them.
-SAMPLED = ("qwen3_moe", "gemma3_text")
+#: Quick to make; of the last one the rules and SGLang disagree.
+SAMPLED = [(family, form) for family in ("qwen3", "gemma3_text") for form in families.FORMS]
+SAMPLED += [("qwen3_moe", "fp8-tensor"), ("qwen3_moe", "modelopt-nvfp4")]
 
 
 def predicted(folder: Path, release: str) -> Outcome:
@@ -41,8 +42,7 @@ def test_the_record_is_of_releases_and_classes_that_were_read() -> None:
             assert cell.get("said") != cell["seen"]
 
 
-@pytest.mark.parametrize("form", families.FORMS)
-@pytest.mark.parametrize("family", SAMPLED)
+@pytest.mark.parametrize(("family", "form"), SAMPLED)
 def test_what_is_claimed_is_what_was_seen(family: str, form: str, tmp_path: Path) -> None:
     """Made again by the same script: the signature is in the record, and the rules say what the engine did."""
     families.write(family, form, tmp_path / "in")

@@ -14,12 +14,13 @@
 #   kernel_choice     which kernel they choose for an FP8 layer on a GPU that is not here (half an hour; --ci: a few)
 #   other_consumers   what llama.cpp's converter and MLX-LM read
 #   try_agreement     whether `rewrite try` agrees with the record of loader_matrix
-#   try_families      whether `rewrite try` judges the checkpoints of `families` right, as they are and repaired
+#   try_families      what engines make of the checkpoints of `families`, and whether the predictions say the same
+#   atlas             which layers they fuse in each model, read from their source; nothing is run (a minute)
 #   judge             lm-evaluation-harness on the model that talks; --backend vllm: through vLLM
 #
 # Checkpoints
 #   fixtures          tests/fixtures, by llm-compressor and ModelOpt
-#   families          small FP8 checkpoints of families that no table of rewrite names
+#   families          small checkpoints of every family of the atlas that transformers has a class for, in eight forms
 #   make_talk         tests/talk: trains the small model (Debian's bible-kjv and bible-kjv-text), quantizes it
 #   zoo PRODUCER      tests/zoo/entries; PYTHON has the producer
 #
@@ -73,10 +74,11 @@ case $name in
   loader_matrix) exec "$python" -m loader_matrix.matrix "$@" ;;
   outputs | talk) exec "$python" -m "loader_matrix.$name" "$@" ;;
   kernel_choice | zoo) exec "$python" -m "$name" "$@" ;;
+  atlas) exec "$(environment project)" -m atlas "$@" ;;
   search | logits | joined) exec "$(environment project)" -m "loader_matrix.$name" "$@" ;;
-  try_agreement | try_families) exec "$(environment project)" -m "$name" "$@" ;;
+  try_agreement | families | try_families) exec "$(environment project)" -m "$name" "$@" ;;
   other_consumers) exec "$(environment project)" -m other_consumers "$@" ;;
-  fixtures | families) exec "$(environment fixtures)" -m "$name" "$@" ;;
+  fixtures) exec "$(environment fixtures)" -m "$name" "$@" ;;
   make_talk | judge)
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT

@@ -8,10 +8,11 @@ under ``others``). They take the scheme of a layer's first expert for all of its
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from rewrite.checkpoint.header import TensorInfo
 from rewrite.quantization.dtypes import decode
 from rewrite.quantization.model import Model, StoredModule
 from rewrite.quantization.nvfp4 import find_nvfp4
@@ -135,13 +136,18 @@ def _inputs_alike(projections: dict[tuple[int, str], StoredModule], model: Model
 def _values(names: Iterable[str], model: Model) -> dict[str, float]:
     tensors = model.checkpoint.tensors
     packed = {name: find_nvfp4(name, tensors) for name in names}
-    scales = [own.scale if own else tensors[f"{name}.weight_scale"] for name, own in packed.items()]
+    scales = [own.scale if own else _scale(name, tensors) for name, own in packed.items()]
     values = {}
     for info, raw in model.checkpoint.read_tensors(scales):
         name = info.name.rpartition(".")[0]
         own = packed[name]
         values[name] = own.multiplier(raw) if own else decode(info.dtype, raw, info.name)[0]
     return values
+
+
+def _scale(name: str, tensors: Mapping[str, TensorInfo]) -> TensorInfo:
+    """Mistral calls a scale of one value ``weight_scale_inv``."""
+    return tensors.get(f"{name}.weight_scale") or tensors[f"{name}.weight_scale_inv"]
 
 
 def _apart(pair: tuple[float, float]) -> float:

@@ -95,8 +95,8 @@ def _looked_up(kind: Kind) -> Iterable[str]:
     return [name for name in kind.names if ".experts.0." in name] if ".experts." in pattern else kind.names
 
 
-def misread(model: Model) -> dict[Lookup, Outcome]:
-    """What goes wrong with each way of looking layers up; those by which all is well are left out."""
+def misread(model: Model, lookups: Sequence[Lookup] = LOOKUPS) -> dict[Lookup, Outcome]:
+    """What goes wrong with each of these ways of looking layers up; those by which all is well are left out."""
     dialect = model.dialect
     if isinstance(dialect, Quark):
         return dict(_misread_quark(model, dialect))
@@ -108,7 +108,7 @@ def misread(model: Model) -> dict[Lookup, Outcome]:
         key = (dialect.shape_of(layer.name), *((dialect.shape_of(m.name), m.scheme, m.plain) for m in modules))
         alike.setdefault(key, layer)
     found = {}
-    for lookup in LOOKUPS:
+    for lookup in lookups:
         problems = (_problem(layer, model, dialect, lookup) for layer in alike.values())
         all_problems = chain(problems, [_vocabulary(model, dialect, lookup)])
         worst = max((p for p in all_problems if p is not None), key=lambda p: p.severity, default=None)
@@ -151,7 +151,7 @@ def _vocabulary(model: Model, dialect: CompressedTensors, lookup: Lookup) -> Out
     """vLLM from 0.21 quantizes ``lm_head``, too, where a pattern among the targets matches it; 0.19.1 and SGLang do
     not. In vision-language models it has another name, ``language_model.lm_head``, which the entry ``lm_head`` of
     ``ignore`` misses: seen in 0.32, which casts it to FP8, or raises."""
-    if lookup not in (VLLM, VLLM_CLASS_FIRST):
+    if lookup.unmatched_raises:  # vLLM before 0.21, SGLang
         return None
     nested = any(kind.form.pattern.startswith("model.language_model.") for kind in model.kinds)
     for kind in model.kinds:

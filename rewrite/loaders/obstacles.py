@@ -170,6 +170,15 @@ def block_size_is_of_the_class(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def block_scales_are_renamed(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23 ``models/llama.py`` renames every ``weight_scale_inv`` to ``weight_scale``, for Mistral's scales of
+    one value: block scales of a Llama find no place then, and nothing is said. Seen: none of them was ever set."""
+    if not checkpoint.block_layers:
+        return None
+    detail = "renames weight_scale_inv to weight_scale: the block scales are never loaded"
+    return Outcome("garbled", detail, _quantized_names(checkpoint), SENTINEL)
+
+
 def _refuses(layer: BlockLayer | None) -> Outcome | None:
     if layer is None:
         return None

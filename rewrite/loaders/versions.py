@@ -27,10 +27,12 @@ from rewrite.loaders.facts import Fact, held
 from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN
 from rewrite.loaders.kernels import NOT_KNOWN, cards_of, judge, used
 from rewrite.loaders.lookups import SGLANG, VLLM, VLLM_CLASS_FIRST, VLLM_RAISES, Lookup
+from rewrite.loaders.measured import Measured
 from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_or_refused, separate, unset_slots
 from rewrite.loaders.obstacles import (
     Obstacle,
     attention_is_cast,
+    block_scales_are_renamed,
     block_size_is_of_the_class,
     blocks_are_torn,
     blocks_are_torn_in_sglang,
@@ -116,6 +118,8 @@ _MIXED, _MODELOPT_FP4 = ("modelopt MIXED_PRECISION",), ("modelopt NVFP4",)
 _FP4 = (*_CT, "NVFP4")
 _VISION, _TEXT, _MINICPM = ("qwen3_5", "qwen3_5_moe"), ("qwen3_5_text", "qwen3_5_moe_text"), ("minicpmv4_6",)
 _NEXT, _DEEPSEEK = ("qwen3_next",), ("deepseek_v3",)
+_FP8_BLOCKS = (*_FP8, "blocks")
+_LLAMAS = ("llama", "phi3", "mistral", "ministral3", "internlm3", "teleflm")  # SGLang's classes of these are Llama's
 _OTHERS = ("llama", "phi3", *_NEXT)
 _ALL = (*_VISION, *_TEXT, *_OTHERS, *_MINICPM, *_DEEPSEEK)
 #: What the search draws for every family (tests/recipes.py), and what is in the zoo.
@@ -180,6 +184,7 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("vLLM", "0.17.0", None, _IN_CT, vocabulary_has_no_scale, "tests/zoo/engines.json"),
     Fact("SGLang", "0.5.9", None, _EVERY, blocks_are_torn_in_sglang, "fp8_utils.py, fp8.py"),
     Fact("SGLang", "0.5.9", None, _IN_CT, block_size_is_of_the_class, "read in 0.5.9 to 0.5.23"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(_LLAMAS, _FP8_BLOCKS), block_scales_are_renamed, "models/llama.py"),
     Fact("SGLang", "0.5.9", None, Checkpoints(_NEXT), cache_scales_of_qwen3_next, "0.5.23 models/qwen3_next.py"),
     Fact("SGLang", "0.5.9", "0.5.9", _IN_CT, ignore_must_survive_renaming, RECORD),
     Fact("SGLang", "0.5.12", "0.5.22", Checkpoints(_MINICPM), minicpmv_vision_is_cast, RECORD),
@@ -287,10 +292,39 @@ class Loader(Engine):
         """The worst over all groups, naming every partition that is affected that way."""
         run = next((fact for fact in self.runs if fact.applies.has(checkpoint)), None)
         if run is None:
+            return self._of_family(checkpoint)
+        return self._judge(checkpoint) if run.outcome is None else run.outcome
+
+    def is_judged(self, checkpoint: CheckpointView) -> bool:
+        """Whether anything is known of the family in this form."""
+        run = None if self.was_run(checkpoint) else self._measured(checkpoint)
+        return self.was_run(checkpoint) if run is None else run.agrees
+
+    def _measured(self, checkpoint: CheckpointView) -> Measured | None:
+        """A run of one of these versions with such a checkpoint, of a family that no fact is about."""
+        runs = () if checkpoint.by_source is None else checkpoint.by_source.measured
+        return next((run for run in runs if run.engine == self.name and self.covers(run.version)), None)
+
+    def by_rules(self, checkpoint: CheckpointView) -> Outcome:
+        """What the rules of these versions give for the layers that the atlas has, whether anybody ran them or not."""
+        said = () if checkpoint.by_source is None else checkpoint.by_source.said
+        source = next((each for each in said if each.engine == self.name and self.covers(each.version)), None)
+        if source is None:
+            return Outcome("not known", f"{self.name} has no class for it")
+        groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
+        return self._judge(replace(checkpoint, groups=groups, misread=source.misread))
+
+    def _of_family(self, checkpoint: CheckpointView) -> Outcome:
+        """Of a family that no fact is about."""
+        run = self._measured(checkpoint)
+        if run is None:
             form = " with ".join(sorted(forms(checkpoint), key=lambda name: name != checkpoint.dialect))
             return Outcome("not known", f"not run with {checkpoint.model_type!r} in the form {form!r}")
-        if run.outcome is not None:
-            return run.outcome
+        if run.agrees:
+            return self.by_rules(checkpoint)
+        return Outcome("not known", f"{run.engine} {run.version} was run with such a one: {run.seen}; {run.why}")
+
+    def _judge(self, checkpoint: CheckpointView) -> Outcome:
         wrong = [outcome for fault in checkpoint.faults if (outcome := self.of_fault(fault)) is not None]
         if any(outcome.kind == "fails to load" for outcome in wrong):
             return _worst(wrong, checkpoint)
@@ -305,7 +339,7 @@ class Loader(Engine):
     def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
         """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""
         loaded = self.predict(checkpoint)
-        if platform is None or loaded.kind == "fails to load" or not self.was_run(checkpoint):
+        if platform is None or loaded.kind == "fails to load" or not self.is_judged(checkpoint):
             return loaded
         running = judge(self.name, (self.first, self.last), platform, checkpoint.kernel_schemes)
         return loaded if running is None or running.severity <= loaded.severity else running
@@ -313,7 +347,7 @@ class Loader(Engine):
     def kernels(self, checkpoint: CheckpointView, platform: str) -> Kernels:
         """What computes with the FP8 layers among the fused groups, for each card of ``platform``."""
         schemes = checkpoint.fused_schemes
-        if schemes and not self.was_run(checkpoint):
+        if schemes and not self.is_judged(checkpoint):
             return dict.fromkeys(cards_of(platform), (NOT_KNOWN,))
         return used(self.name, (self.first, self.last), platform, schemes)
 

@@ -9,6 +9,7 @@ from typing import Literal
 from rewrite.ledger.fault import VALUES, Fault
 from rewrite.ledger.ledger import faults, group_faults, header_faults
 from rewrite.loaders.blocks import BlockLayer, block_layers
+from rewrite.loaders.by_source import Sources
 from rewrite.loaders.experts import Experts, expert_layers, is_expert
 from rewrite.loaders.kernels import kernel_schemes
 from rewrite.loaders.lookups import Lookup, misread
@@ -96,6 +97,7 @@ class CheckpointView:
     fp8_vocabulary: str | None = None  # lm_head by the class Linear, or embed_tokens, in FP8 of compressed-tensors
     weight_only_nvfp4: bool = False  # whether the config gives any module NVFP4 without quantized activations
     faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
+    by_source: Sources | None = None  # what the releases that were read say of its family
 
 
 def view_model(
@@ -149,6 +151,7 @@ def view_model(
         weight_only_nvfp4=any(_is_nvfp4(s := k.first.scheme) and s and s.activations == "none" for k in model.kinds),
         fp8_vocabulary=_fp8_vocabulary(model),
         faults=wrong,
+        by_source=Sources(model),
     )
 
 

@@ -1,7 +1,7 @@
 """Which modules inference engines fuse when they load a model, by model family.
 
-To add a family, add an entry to :data:`ARCHITECTURES`: its layers are found and converted. What engines make of it is
-not known until one was run with it: the facts of ``rewrite/loaders/versions.py``.
+:data:`ARCHITECTURES` has the families that engines were run with (the facts of ``rewrite/loaders/versions.py``): their
+rows are checked, and their NVFP4 scales folded. The layers of all others are found by the atlas, ``by_source.py``.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ class FusedLayer:
     absorber: Absorber | None = None
     also: tuple[str, ...] = ()  # other names that engines give the fused layer
     needs: str = ""  # a key of the text config; without a value for it, there is no such layer
+    by_source: bool = False  # from the atlas: no entry of ARCHITECTURES has it
 
     @property
     def target(self) -> str:

@@ -13,12 +13,17 @@ from rewrite.checkpoint.forms import Form
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, ConfigError, Refused
 from rewrite.quantization.architectures import QKVZ, FusedLayer, PartitionSpec, find_architecture, text_config
+from rewrite.quantization.by_source import layers_by_source
 from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
 from rewrite.quantization.nvfp4 import Nvfp4, find_nvfp4
 
 #: What a module's weights are stored as: ``weight_packed`` where several of them share a byte.
 WEIGHTS = ("weight", "weight_packed")
 _NOT_THE_LANGUAGE_MODEL = r"mtp\.|(?:.*\.)?(?:visual|vision_\w+)\."
+#: The same, and other towers, by the names that families give them; experts are no groups.
+_BESIDE = re.compile(
+    rf"{_NOT_THE_LANGUAGE_MODEL}|(?:.*\.)?(?:\w*(?:vision|visual|audio|image|speech|projector)\w*|vpm|apm|merger|experts)\."
+)
 _MAX_FACTOR = 2**31  # a product of numbers with thousands of digits could not even be printed
 
 #: Which fused layers a conversion is about: the one that loaders garble, or every one that they requantize.
@@ -121,10 +126,25 @@ def find_groups(checkpoint: Checkpoint) -> Groups:
     """The fused groups of a checkpoint of a known architecture, of the language model: MTP layers and vision towers are
     left alone. A group is broken when it lacks a module or its rows are not what the config says."""
     architecture = find_architecture(checkpoint.config.value)
+    if architecture is None:
+        return Groups(tuple(_groups_by_source(checkpoint)))
     text = text_config(checkpoint.config.value)
-    layers = [] if architecture is None else [a for a in architecture.fused_layers if not a.needs or text.get(a.needs)]
+    layers = [layer for layer in architecture.fused_layers if not layer.needs or text.get(layer.needs)]
     stored = _stored_modules(layers, checkpoint)
     return Groups(tuple(group for layer in layers for group in _groups_of(layer, stored[layer.name], checkpoint)))
+
+
+def _groups_by_source(checkpoint: Checkpoint) -> Iterator[FusedGroup]:
+    """What the atlas says of a family that is not among :data:`ARCHITECTURES`. A layer that lacks a module, or is
+    quantized in part, is no group: engines may have a rule for it (Gemma 4 stores no v where it is k, DeepSeek-V3.2
+    a plain part beside the FP8 one of its indexer)."""
+    modules = (names for form, names in checkpoint.alike.items() if _has_rows(form))
+    stored = {name for names in modules for name in names if not _BESIDE.match(name)}
+    for layer, parents in layers_by_source(checkpoint.config.value, stored):
+        names = (f"{parent}.{part}" for parent in parents for part in layer.modules)
+        for group in _groups_of(layer, names, checkpoint):
+            if isinstance(group, FusedGroup) and len({module.weight.dtype for module in group.modules}) == 1:
+                yield group
 
 
 def single_module(name: str, checkpoint: Checkpoint) -> Module:
@@ -229,7 +249,7 @@ def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint)
     scale, input_scale, block_scale = (
         next((tensors[full] for kind in kinds if (full := f"{name}.{kind}") in tensors), None) for kinds in _SCALES
     )
-    if scale is None and block_scale is not None and block_scale.numel == 1:
+    if scale is None and block_scale is not None and block_scale.shape in ((), (1,)):
         scale, block_scale = block_scale, None  # Mistral's name for a scale of one value
     return Module(name, tuple(partitions), weight, scale, input_scale, block_scale, find_nvfp4(name, tensors))
 

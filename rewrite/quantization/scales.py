@@ -28,7 +28,7 @@ def stored_layout(name: str, rows: int, tensors: Mapping[str, TensorInfo]) -> Sc
     if scale is not None:
         return layout_of_shape(scale.shape, rows)
     blocks = tensors.get(f"{name}.weight_scale_inv") or tensors.get(f"{name}.scale")
-    return None if blocks is None else "tensor" if blocks.numel == 1 else "block"
+    return None if blocks is None else "tensor" if blocks.shape in ((), (1,)) else "block"
 
 
 def layout_of_shape(shape: tuple[int, ...], rows: int, partitions: int = 1) -> ScaleLayout | None:

@@ -1,108 +1,164 @@
-"""Whether `rewrite try` judges families right that no table names, as they are and repaired.
+"""Lets engines load the checkpoints of `families`, by the driver of `rewrite try`, and compares with the predictions.
 
-    scripts/evidence.sh try_families FOLDER [--engine NAME==VERSION]
+    scripts/evidence.sh try_families FOLDER --keep DIR [--engine NAME==VERSION] [--record]
 
-FOLDER is what `families` wrote: FP8, a scale for each module. What is right is computed here, from the files alone:
-an engine that fuses such modules has one scale, the largest, and rounds all weights of the others to it. Repaired by
-`--profile portable`: a scale for each row, which fused layers keep.
+FOLDER is what `families` wrote. What an engine made of each is kept in DIR, and not run again. --record writes
+rewrite/loaders/measured.json: what was run, what was seen, and whether the rules of `inspect` say the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-import tempfile
+import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from try_agreement import run
 
 import rewrite
 from rewrite.errors import RewriteError
+from rewrite.loaders.measured import FILE, signature
+from rewrite.loaders.versions import find_loaders
+from rewrite.loaders.views import view_model
+from rewrite.quantization.atlas import architectures
+from rewrite.quantization.model import Model, interpret
 from rewrite.trying import verdict
 
 ENGINES = ("vllm==0.32.0", "sglang==0.5.23")
-PARTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
+#: What `try` says, in the words of the predictions. Nothing is learnt from what is not here.
+KINDS = {
+    verdict.EXACT: "exact",
+    verdict.ROUNDED: "exact",
+    verdict.LESS: "loses precision",
+    verdict.GARBLED: "garbled",
+    verdict.UNFILLED: "garbled",
+    verdict.FAILS: "fails to load",
+}
+NOTHING = "nothing learnt"
+_ROUNDED = 2.0**-8  # once to BF16
 
 
-def expected(folder: Path) -> dict[str, float]:
-    """For each module of a fused layer: how far off it is once rounded to the largest scale of the layer."""
-    tensors = load_file(folder / "model.safetensors")
-    found: dict[str, float] = {}
-    for parts in PARTS:
-        for name in [name for name in tensors if name.endswith(f".{parts[0]}.weight_scale")]:
-            stem = name.removesuffix(f"{parts[0]}.weight_scale")
-            if tensors[f"{stem}{parts[0]}.weight"].dtype == torch.float8_e4m3fn and tensors[name].numel() == 1:
-                scales = {part: tensors[f"{stem}{part}.weight_scale"].float() for part in parts}
-                largest = max(scales.values())
-                for part in parts:
-                    weight = tensors[f"{stem}{part}.weight"].float() * scales[part]
-                    rounded = (weight / largest).clamp(-448, 448).to(torch.float8_e4m3fn).float() * largest
-                    found[f"{stem}{part}"] = float((rounded - weight).norm() / weight.norm())
-    return found
+@dataclass(frozen=True)
+class Cell:
+    """One checkpoint in one engine."""
+
+    engine: str
+    family: str
+    model: Model
+    seen: str
+    said: str
+    why: str
+    off_seen: frozenset[str]  # the fused layers, and "experts", of which any part was off
+    off_said: frozenset[str]
+
+    @property
+    def agrees(self) -> bool:
+        """In kind, and on the layers: what is said of one layer must not hide what is seen of another."""
+        return (self.seen, self.off_seen) == (self.said, self.off_said)
 
 
-def compared(result: dict[str, Any], truth: dict[str, float]) -> Iterator[tuple[str, bool]]:
-    """Each part that the driver measured. Of experts it tells the worst of each kind."""
-    for row in result["layers"]:
-        for part in row["parts"] if row["judged"] else ():
-            name = part["tensor"].removesuffix(".weight")
-            of_kind = [error for key, error in truth.items() if _alike(key, name)] if ".experts." in name else []
-            wanted = max(of_kind, default=truth.get(name, 0.0))
-            yield name, abs(float(part["error"]) - wanted) <= 0.02 * wanted + 1e-6
+def seen_in(out: Path) -> tuple[str, str, frozenset[str]]:
+    """What became of a checkpoint, why, and the layers that were off."""
+    kind, why, found = _judged(out)
+    layers = found.layers if found is not None and found.failure is None else ()
+    names = (each.module.rpartition(".")[2] for each in layers if each.error is not None and not each.error <= _ROUNDED)
+    return kind, why, frozenset(name.removeprefix("routed_") for name in names)
 
 
-def _alike(one: str, other: str) -> bool:
-    return one == other or re.sub(r"experts\.\d+", "", one) == re.sub(r"experts\.\d+", "", other)
-
-
-def main() -> int:
-    """Run and judge; 1 where anything is judged wrong."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--engine", action="append")
-    given = parser.parse_args()
-    sources = sorted(path.parent for path in given.folder.glob("*/config.json"))
-    wrong = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        home = Path(scratch)
-        for source in sources:
-            rewrite.convert(source, home / source.name, profile="portable")
-        for spec in given.engine or ENGINES:
-            cases = [(source.name, kind, folder) for source in sources
-                     for kind, folder in (("original", source), ("repaired", home / source.name))]  # fmt: skip
-            outs = [home / f"{spec}-{name}-{kind}.json" for name, kind, _ in cases]
-            jobs = [
-                {"checkpoint": str(case[2].resolve()), "out": str(out)} for case, out in zip(cases, outs, strict=True)
-            ]
-            run(spec, jobs, home)
-            for (name, kind, folder), out in zip(cases, outs, strict=True):
-                ok, said = _judged(out, kind, folder)
-                wrong += not ok
-                print(f"{spec} {name} {kind}: {'right' if ok else 'WRONG'}: {said}", flush=True)
-    return 1 if wrong else 0
-
-
-def _judged(out: Path, kind: str, folder: Path) -> tuple[bool, str]:
+def _judged(out: Path) -> tuple[str, str, verdict.Verdict | None]:
     if not out.exists():
-        return False, "no result"
+        return NOTHING, "the engine ended without a result", None
     result = json.loads(out.read_text())
     try:
         found = verdict.judge(result)
     except RewriteError as error:
-        return False, str(error)
+        return NOTHING, str(error), None
+    if found.failure is not None and "Please use Blackwell" in found.failure["message"]:
+        return NOTHING, "SGLang's experts in NVFP4 of compressed-tensors want a Blackwell card", found
     if found.failure is not None:
-        return False, f"{found.kind}: {found.failure['type']}: {found.failure['message'][:200]}"
-    parts = list(compared(result, expected(folder)))
-    off = [name for name, right in parts if not right]
-    wanted = verdict.LESS if kind == "original" else verdict.EXACT
-    said = f"{found.kind}, {len(parts) - len(off)} of {len(parts)} parts as computed"
-    return found.kind == wanted and bool(parts) and not off, f"{said} {off[:3] or ''}"
+        return KINDS.get(found.kind, NOTHING), f"{found.failure['type']}: {found.failure['message']}", found
+    off = sorted({f"{each.module.rpartition('.')[2]} {each.error:.2g}" for each in found.layers if each.error})
+    return KINDS.get(found.kind, NOTHING), "; ".join(off or found.unlearnt[:2]), found
+
+
+def cells(spec: str, sources: list[Path], home: Path) -> Iterator[Cell]:
+    """Run what was not run yet, and compare all."""
+    served = architectures(f"{find_loaders(spec.replace('==', '@'))[0].name} {spec.partition('==')[2]}")
+    own = [source for source in sources if _architecture(source) in served]
+    outs = {source: home / f"{spec}-{source.name}.json" for source in own}
+    jobs = [{"checkpoint": str(source.resolve()), "out": str(out)} for source, out in outs.items() if not out.exists()]
+    if jobs:
+        run(spec, jobs, home)
+    (loader,) = find_loaders(spec.replace("==", "@"))
+    for source, out in outs.items():
+        model = interpret(rewrite.open_checkpoint(source))
+        seen, why, off = seen_in(out)
+        view = view_model(model, "all")
+        said = loader.by_rules(view)
+        fused = {group.layer for group in view.groups} | {"experts"}
+        named = frozenset(name.partition(".")[0] for name in said.partitions)
+        release = f"{loader.name} {spec.partition('==')[2]}"
+        yield Cell(release, source.name, model, seen, said.kind, why, off & fused, named)
+
+
+def _architecture(source: Path) -> str:
+    return str((json.loads((source / "config.json").read_text()).get("architectures") or [""])[0])
+
+
+def recorded(found: list[Cell]) -> dict[str, Any]:
+    """By engine and architecture: the scheme, the modules that have it (a number in ``modules``), what was seen."""
+    modules: list[list[str]] = []
+    engines: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for cell in found:
+        architecture, scheme, names = signature(cell.model)
+        if cell.seen == NOTHING or not names:
+            continue
+        if (held := sorted(names)) not in modules:
+            modules.append(held)
+        entry = {"scheme": scheme, "modules": modules.index(held), "seen": cell.seen}
+        if not cell.agrees:
+            entry |= {"said": f"{cell.said} {sorted(cell.off_said)}", "why": cell.why[:120]}
+        engines.setdefault(cell.engine, {}).setdefault(architecture, []).append(entry)
+    return {"date": time.strftime("%Y-%m-%d"), "modules": modules, "engines": engines}
+
+
+def dump(value: dict[str, Any]) -> str:
+    """A line for each set of modules and each cell, so that a diff can be read."""
+    lines = ["{", f'"date": "{value["date"]}",', '"modules": [']
+    lines += [",\n".join(json.dumps(each) for each in value["modules"]), "],", '"engines": {']
+    engines = []
+    for engine, families in value["engines"].items():
+        rows = [f"{json.dumps(name)}: [\n" + ",\n".join(map(json.dumps, held)) + "]" for name, held in families.items()]
+        engines.append(f"{json.dumps(engine)}: {{\n" + ",\n".join(rows) + "}")
+    return "\n".join([*lines, ",\n".join(engines), "}", "}"]) + "\n"
+
+
+def main() -> int:
+    """Run and compare; 1 where a prediction is contradicted."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--keep", type=Path, required=True)
+    parser.add_argument("--engine", action="append")
+    parser.add_argument("--record", action="store_true")
+    given = parser.parse_args()
+    given.keep.mkdir(parents=True, exist_ok=True)
+    sources = sorted(path.parent for path in given.folder.glob("*/config.json"))
+    found = [cell for spec in given.engine or ENGINES for cell in cells(spec, sources, given.keep.absolute())]
+    contradicted = 0
+    for cell in found:
+        claims = cell.said != "not known" and cell.seen != NOTHING
+        contradicted += claims and not cell.agrees
+        word = "agrees" if cell.agrees else "CONTRADICTED" if claims else "no claim"
+        print(f"{cell.engine} {cell.family}: {word}: seen {cell.seen}, said {cell.said}; {cell.why[:200]}")
+    print(dict(Counter((cell.engine, cell.seen, "agrees" if cell.agrees else "differs") for cell in found)))
+    if given.record:
+        FILE.write_text(dump(recorded(found)))
+    return 1 if contradicted else 0
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ def new_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     entry = architectures.Architecture((FAMILY,), llama.fused_layers)
     monkeypatch.setattr(architectures, "ARCHITECTURES", (*architectures.ARCHITECTURES, entry))
     shutil.copytree(FIXTURES / "llmcompressor-llama", tmp_path / "in")
-    edit_json(tmp_path / "in" / "config.json", model_type=FAMILY)
+    edit_json(tmp_path / "in" / "config.json", model_type=FAMILY, architectures=["MadeUpForCausalLM"])
     return tmp_path / "in"
 
 

@@ -67,6 +67,10 @@ def test_sizes_that_are_none_are_refused(value: object, copy: Path) -> None:
 def test_unknown_architectures_have_lookalikes_not_groups(copy: Path) -> None:
     """Reported, not guessed at."""
     edit_json(copy / "config.json", model_type="qwen9")
+    by_class = open_checkpoint(copy)  # it still states a class that engines have: in_proj_qkv has three slots there
+    assert "in_proj_qkvz" not in {group.layer.name for group in find_groups(by_class).select("all")}
+    assert find_lookalikes(by_class)
+    edit_json(copy / "config.json", architectures=["Qwen9ForCausalLM"])
     checkpoint = open_checkpoint(copy)
     assert find_groups(checkpoint).select("all") == ()
     assert "model.layers.0.linear_attn.in_proj_qkv" in find_lookalikes(checkpoint)

@@ -191,26 +191,6 @@ def _deepseek(sizes: Geometry, ranks: tuple[int, int], expert: int, **more: Any)
     return _made("DeepseekV3", _plain(sizes) | latent | more)
 
 
-def _gemma(sizes: Geometry) -> PreTrainedModel:
-    """Gemma 3, text only: norms around each block, and norms of q and k."""
-    settings = _plain(sizes) | {
-        "head_dim": sizes.head_dim,
-        "sliding_window": 128,
-        "layer_types": ["sliding_attention", "full_attention"],
-    }
-    del settings["rope_parameters"]
-    return _made("Gemma3", settings, config="Gemma3TextConfig")
-
-
-def _qwen_vl(sizes: Geometry) -> PreTrainedModel:
-    """Qwen3-VL with its vision tower."""
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [8, 4, 4], "mrope_interleaved": True}
-    text = _plain(sizes) | {"head_dim": sizes.head_dim, "rope_parameters": rope}
-    tower = vision(sizes.hidden, sizes.vision_hidden) | {"deepstack_visual_indexes": [0]}
-    settings = {"text_config": text, "vision_config": tower, **vision_tokens()}
-    return _made("Qwen3VL", settings, kind="ForConditionalGeneration")
-
-
 #: Engines do not load DeepSeek-V3 without the keys of the router (vLLM), the frequency of such layers and YaRN (SGLang
 #: on CPU), which the published configs have.
 _PUBLISHED = {
@@ -229,17 +209,6 @@ _PUBLISHED = {
     },
 }
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
-#: GLM 4.5: a dense layer, then one with experts and a shared one.
-_GLM = {
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32,
-    "n_shared_experts": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "use_qk_norm": True,
-}
 _ZOO, _SMALL = geometry.PLAIN, geometry.SMALL_PLAIN
 
 #: Those with a size in front are of the fixtures, the others of the zoo.
@@ -268,11 +237,6 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "small-llama": partial(_headed, "Llama", _SMALL),
     "small-phi3": partial(_headless, "Phi3", _SMALL),
     "small-deepseek_v3": partial(_deepseek, _SMALL, (32, 64), 32, **_PUBLISHED),
-    "small-granite": partial(_headless, "Granite", _SMALL),
-    "small-gemma3": partial(_gemma, _SMALL),
-    "small-qwen3_vl": partial(_qwen_vl, _SMALL),
-    "small-glm4_moe": partial(_headed, "Glm4Moe", _SMALL, **_GLM),
-    "small-mixtral": partial(_headed, "Mixtral", _SMALL, num_local_experts=4, num_experts_per_tok=2),
 }
 
 

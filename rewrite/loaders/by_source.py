@@ -1,0 +1,69 @@
+"""What the engines' source says of a checkpoint (the atlas), and what they were seen to make of one like it.
+
+The rule, all of it: a family that ``versions.py`` has no fact for is "not known", but where an engine was run with a
+checkpoint like this one (``measured.py``) and did what its rules say. Its source alone is not enough. It tells which
+layers are fused, and so what ``--groups all`` repairs; it does not tell which of them get a quantization at all. Rules
+that hold for other families and the source together were wrong in 10 of 155 checkpoints that were then run: SGLang
+0.5.23 has no scales for ``qkv_proj`` of StableLM, vLLM 0.32.0 casts ``lm_head`` of EXAONE-MoE to FP8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from rewrite.loaders.lookups import LOOKUPS, SGLANG, Lookup, misread
+from rewrite.loaders.measured import Measured, measured
+from rewrite.loaders.outcome import Outcome
+from rewrite.quantization.atlas import Source, find_sources
+from rewrite.quantization.model import Model
+
+
+@dataclass(frozen=True)
+class BySource:
+    """What one release says of a checkpoint. ``apart``: groups that it does not fuse; ``misread``: what goes wrong by
+    its ways to look layers up, with the names of this model."""
+
+    engine: str
+    version: str
+    apart: frozenset[str]
+    misread: Mapping[Lookup, Outcome]
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """Looked up where no fact says anything, once."""
+
+    model: Model
+
+    @cached_property
+    def said(self) -> tuple[BySource, ...]:
+        return tuple(_view(source, self.model) for source in find_sources(self.model.checkpoint.config.value))
+
+    @cached_property
+    def measured(self) -> tuple[Measured, ...]:
+        """The runs with a checkpoint like this."""
+        return tuple(measured(self.model))
+
+
+def _view(source: Source, model: Model) -> BySource:
+    apart = (group.name for group in model.groups.whole if source.layer_of(group.layer.modules) is None)
+    return BySource(source.engine, source.version, frozenset(apart), _misread(source, model))
+
+
+def _misread(source: Source, model: Model) -> Mapping[Lookup, Outcome]:
+    known = {layer.name for layer in source.layers if layer.name in source.packed}
+    also = {group.layer.name: group.layer.also for group in model.groups.whole}
+
+    def knows_parts(_model_type: str, layer: str) -> bool:
+        return layer in known or any(name in known for name in also.get(layer, ()))
+
+    lookups = {
+        lookup: replace(lookup, served_name=served, knows_parts=knows_parts)
+        for lookup in LOOKUPS
+        if (lookup is SGLANG) == (source.engine == "SGLang")
+        for served in [lookup.served_name if lookup is SGLANG else source.served_name]
+    }
+    found = misread(model, tuple(lookups.values()))
+    return {lookup: found[own] for lookup, own in lookups.items() if own in found}

@@ -1,0 +1,103 @@
+"""Families of the atlas that engines were run with: what is claimed of them is what was seen."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import families
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from rewrite import open_checkpoint
+from rewrite.loaders import measured
+from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.versions import find_loaders
+from rewrite.loaders.views import view_model
+from rewrite.quantization.atlas import architectures, releases
+from rewrite.quantization.model import interpret
+from tests.support import FIXTURES, edit_json
+
+RECORD = json.loads(measured.FILE.read_text())
+#: Quick to make; of the last one the rules and SGLang disagree.
+SAMPLED = [(family, form) for family in ("qwen3", "gemma3_text") for form in families.FORMS]
+SAMPLED += [("qwen3_moe", "fp8-tensor"), ("qwen3_moe", "modelopt-nvfp4")]
+
+
+def predicted(folder: Path, release: str) -> Outcome:
+    (loader,) = find_loaders(release.lower().replace(" ", "@"))
+    return loader.predict(view_model(interpret(open_checkpoint(folder)), "all"))
+
+
+def test_the_record_is_of_releases_and_classes_that_were_read() -> None:
+    for release, found in RECORD["engines"].items():
+        assert release in releases()
+        assert set(found) <= architectures(release)
+        for cell in (cell for cells in found.values() for cell in cells):
+            assert RECORD["modules"][cell["modules"]]
+            assert cell["seen"] in ("exact", "loses precision", "garbled", "fails to load")
+            assert cell.get("said") != cell["seen"]
+
+
+@pytest.mark.parametrize(("family", "form"), SAMPLED)
+def test_what_is_claimed_is_what_was_seen(family: str, form: str, tmp_path: Path) -> None:
+    """Made again by the same script: the signature is in the record, and the rules say what the engine did."""
+    families.write(family, form, tmp_path / "in")
+    runs = list(measured.measured(interpret(open_checkpoint(tmp_path / "in"))))
+    assert runs, "scripts/evidence.sh try_families --record"
+    for run in runs:
+        found = predicted(tmp_path / "in", f"{run.engine} {run.version}")
+        assert found.kind == (run.seen if run.agrees else "not known")
+
+
+@pytest.fixture
+def granite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:
+    """A checkpoint by source, and a record with one run of it, which agrees."""
+    shutil.copytree(FIXTURES / "llmcompressor-llama", tmp_path / "in")
+    edit_json(tmp_path / "in" / "config.json", model_type="granite", architectures=["GraniteForCausalLM"])
+    architecture, scheme, modules = measured.signature(interpret(open_checkpoint(tmp_path / "in")))
+    cell = {"scheme": scheme, "modules": 0, "seen": "loses precision"}
+    record = {"modules": [sorted(modules)], "engines": {"vLLM 0.32.0": {architecture: [cell]}}}
+    monkeypatch.setattr(measured, "_record", lambda: record)
+    return tmp_path / "in", cell
+
+
+def test_a_run_makes_it_known(granite: tuple[Path, dict[str, Any]]) -> None:
+    found = predicted(granite[0], "vLLM 0.32.0")
+    assert found.kind == "loses precision"
+    assert predicted(granite[0], "SGLang 0.5.23").kind == "not known", "which has no run"
+
+
+def test_the_engine_is_right_and_its_source_is_not(granite: tuple[Path, dict[str, Any]]) -> None:
+    granite[1].update(seen="fails to load", said="loses precision", why="KeyError: 'x'")
+    found = predicted(granite[0], "vLLM 0.32.0")
+    assert found.kind == "not known"
+    assert "vLLM 0.32.0 was run with such a one: fails to load; KeyError: 'x'" in found.detail
+
+
+def test_other_modules_were_not_run(granite: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    record = measured._record()
+    record["modules"][0].pop()
+    assert predicted(granite[0], "vLLM 0.32.0").kind == "not known"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value"),
+    [
+        ("model.layers.0.self_attn.k_scale", torch.ones(1)),
+        ("model.layers.2.eh_proj.weight", torch.zeros(64, 64)),
+        ("model.layers.0.mlp.experts.gate_up_proj", torch.zeros(2, 64, 64).to(torch.float8_e4m3fn)),
+    ],
+)
+def test_what_else_engines_have_code_for_was_not_run(
+    granite: tuple[Path, dict[str, Any]], tensor: str, value: torch.Tensor
+) -> None:
+    """Scales of a KV cache, MTP layers, stacked FP8 experts: the same modules, and another checkpoint."""
+    save_file({tensor: value}, granite[0] / "more.safetensors", {"format": "pt"})
+    index = json.loads((granite[0] / "model.safetensors.index.json").read_text())
+    index["weight_map"][tensor] = "more.safetensors"
+    (granite[0] / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert predicted(granite[0], "vLLM 0.32.0").kind == "not known"

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from rewrite.ledger.fault import Fault
-from rewrite.ledger.names import is_mtp, is_vision
+from rewrite.ledger.names import LINEARS, is_mtp, is_vision
 from rewrite.quantization.architectures import text_config
 from rewrite.quantization.model import Model
 
@@ -55,14 +55,22 @@ def _stacks(model: Model) -> dict[str, Stack]:
 
 
 def _torn(prefix: str, stack: Stack) -> Iterator[Fault]:
-    """A layer that is alone in having one or two tensors less than others have."""
+    """A layer that is alone in having one or two weights less than others have. Where only one has them, and they are
+    not those that every family has, that one may be the odd layer."""
     kinds = Counter(map(frozenset, stack.values()))
     for number, held in stack.items():
         own = frozenset(held)
         lost = min((other - own for other in kinds if own < other), key=len, default=frozenset())
-        if kinds[own] == 1 and 0 < len(lost) <= _FEW:
-            for name in sorted(lost):
+        if kinds[own] > 1 or not 0 < len(lost) <= _FEW:
+            continue
+        for name in sorted(lost):
+            if _is_usual(name) or sum(name in other for other in stack.values()) > 1:
                 yield Fault("missing", f"{prefix}.{number}.{name}", "no such tensor", "one, as in other layers", _AGAIN)
+
+
+def _is_usual(name: str) -> bool:
+    module = name.split(".")[-2]
+    return module in LINEARS or module.endswith("norm")
 
 
 def _has_head(architectures: object) -> bool:

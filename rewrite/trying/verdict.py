@@ -135,7 +135,8 @@ def _layer(row: Mapping[str, Any], result: Mapping[str, Any]) -> LayerVerdict:
     if kind == GARBLED and error is not None and math.isnan(error) and reasons:
         kind = UNFILLED
     if kind in (EXACT, ROUNDED):
-        kind, reasons = (LESS, reasons) if (reasons := _input_scale(row["input_scale"])) else (kind, ())
+        reasons = _input_scale(row["input_scale"], divides=row["held"] == "nvfp4")
+        kind = LESS if reasons else kind
     if row["cast"] and kind not in (EXACT, ROUNDED):
         reasons = ("the files do not quantize it, the engine does", *reasons)
     if row["kernel_error"] and result["gpu"] and kind in (EXACT, ROUNDED, UNKNOWN):
@@ -182,14 +183,16 @@ def _worst(parts: Any) -> tuple[float | None, Any]:
     return float(part["error"]), part
 
 
-def _input_scale(scale: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Activations that are quantized by another scale than the files state; nothing where the engine takes its own."""
+def _input_scale(scale: Mapping[str, Any] | None, *, divides: bool) -> tuple[str, ...]:
+    """Activations that are quantized by another scale than the files state; nothing where the engine takes its own.
+    ``divides``: kernels of NVFP4 take a divisor, which some engines keep in the place of the scale."""
     if scale is None or scale["served"] is None:
         return ()
     low, high = map(float, scale["served"])
     stated = float(scale["stated"])
-    if abs(low - stated) <= _ROUNDED * stated and abs(high - stated) <= _ROUNDED * stated:
-        return ()
+    for meant in (stated, 1 / stated) if divides and stated else (stated,):
+        if abs(low - meant) <= _ROUNDED * meant and abs(high - meant) <= _ROUNDED * meant:
+            return ()
     return (f"activations are quantized by {high:.4g}, the files say {stated:.4g}",)
 
 

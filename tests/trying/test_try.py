@@ -153,6 +153,24 @@ def test_modules_that_a_model_does_not_have_are_no_alarm(empty: list[str], alarm
     assert list(found) == (empty if alarms else [])
 
 
+@pytest.mark.parametrize(
+    ("served", "held", "kind"),
+    [
+        (0.25, "float8_e4m3fn", "exact"),
+        (4.0, "float8_e4m3fn", "loses precision"),
+        (4.0, "nvfp4", "exact"),  # vLLM 0.32 keeps the divisors of experts in w13_input_scale
+        (2.0, "nvfp4", "loses precision"),
+    ],
+)
+def test_an_input_scale_of_nvfp4_may_be_kept_as_its_divisor(
+    checkpoint: Path, served: float, held: str, kind: str
+) -> None:
+    result = result_of(checkpoint)
+    for row in result["layers"]:
+        row |= {"held": held, "input_scale": {"stated": 0.25, "served": [served, served]}}
+    assert verdict.judge(result).kind == kind
+
+
 def test_what_is_never_filled_is_named(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake.change(checkpoint, lambda tensors: tensors.pop("model.layers.0.norm.weight"))
     done = run(monkeypatch, checkpoint)

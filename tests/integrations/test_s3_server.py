@@ -83,7 +83,7 @@ def test_a_conversion_within_the_server(client: Any, bucket: str, large: Path, t
     local = tree(tmp_path / "local")
     for name, data in tree(large).items():
         client.put_object(Bucket=bucket, Key=f"in/{name}", Body=data)
-    result = run("convert", f"s3://{bucket}/in", f"s3://{bucket}/out", "--json")
+    result = run("convert", f"s3://{bucket}/in", f"s3://{bucket}/out", "--json", "--profile", "exact")
     assert result.exit_code == 0, result.output
     assert download(client, bucket, "out") == local
     counted = json.loads(result.stdout)["bytes"]

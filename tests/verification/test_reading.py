@@ -40,6 +40,7 @@ def run(*arguments: object) -> Result:
 def tall(tmp_path: Path) -> Path:
     """One group whose partitions have 512 rows, of which a sample is looked at; one row has the largest code."""
     config = json.loads((FIXTURES / "llmcompressor-qwen3_5-text" / "config.json").read_text())
+    config |= {"num_hidden_layers": 1, "layer_types": config["layer_types"][:1], "tie_word_embeddings": True}
     config |= {"hidden_size": K, "linear_key_head_dim": 128, "linear_value_head_dim": 128}
     config |= {"linear_num_key_heads": ROWS // 128, "linear_num_value_heads": ROWS // 128}
     generator = torch.Generator().manual_seed(0)

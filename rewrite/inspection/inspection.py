@@ -85,6 +85,7 @@ class Inspection:
             "path": self.path,
             "platform": self.platform,
             "selection": self.selection,
+            "judged": bool(self.groups),
             "model_type": self.model_type,
             "dialect": self.dialect,
             "shards": self.shards,

@@ -273,6 +273,8 @@ def test_a_checkpoint_without_fused_groups(copy: Path) -> None:
     result = run(copy, "--loader", "vllm@0.32.0")
     assert result.exit_code == 0
     assert "No in_proj_qkvz layer here, so nothing was judged. Try --groups all." in result.stdout
+    assert json.loads(run(copy, "--json").stdout)["judged"] is False
+    assert json.loads(run(copy, "--json", "--groups", "all").stdout)["judged"] is True
 
 
 def test_scales_are_missed_without_fused_groups_too() -> None:

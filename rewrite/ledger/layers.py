@@ -95,22 +95,22 @@ def _without_role(kind: Kind) -> Iterator[Fault]:
 
 def _by_another_name(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault]:
     """Engines look for ``weight_scale`` and, of static activations, ``input_scale``; with ``quant_method: fp8`` for
-    ``weight_scale_inv`` of blocks, and for Mistral's two names in Mistral's models. vLLM 0.32.0 raises on any other."""
+    ``weight_scale_inv`` of blocks, and for Mistral's two names in its models (Ministral, Pixtral, ...). vLLM 0.32.0
+    raises on any other."""
     names = {"weight_scale", "input_scale"} if scheme.activations == "static" else {"weight_scale"}
     if isinstance(model.dialect, Fp8):
         if scheme.layout == "block":
             names = {"weight_scale_inv", "scale"}
-        elif "mistral" in str(model.checkpoint.config.value.get("model_type")):
+        elif "tral" in str(model.checkpoint.config.value.get("model_type")):
             names |= {"weight_scale_inv", "activation_scale"}
     elif scheme.layout == "block" or not isinstance(model.dialect, (CompressedTensors, ModelOpt, ModelOptMixed)):
         return
     for own in ([name for name in scale.names if name in kind.form.tensors] for scale in FP8.scales):
         if len(own) != 1 or own[0] in names:  # two are another fault
             continue
-        odd = own[0]
         expected = f"{' and '.join(sorted(names))} of {scheme.text}"
         hint = "`rewrite convert IN OUT --profile dequantized` leaves no scale; or export the model again"
-        yield Fault("scale-name", f"{kind.names[0]}.{odd}", odd, expected, hint, len(kind.names))
+        yield Fault("scale-name", f"{kind.names[0]}.{own[0]}", own[0], expected, hint, len(kind.names))
 
 
 def plain_layers(model: Model) -> Iterator[str]:

@@ -17,7 +17,7 @@ from rewrite.quantization.model import Model
 
 _LAYER = re.compile(r"((?:.*?\.)?layers)\.(\d{1,5})\.(.+)")
 _WEIGHTS = frozenset(("weight", "weight_packed"))
-_HEADS = ("lm_head", "output", "head")
+_EMBEDDINGS = re.compile(r"(?:emb\w*|wte)$")
 _AGAIN = "download it, or export the model, again"
 _FEW = 2  # layers of another kind differ by more
 
@@ -36,9 +36,8 @@ def missing_faults(model: Model) -> Iterator[Fault]:
             yield Fault("missing", f"{prefix}.{lost[0]}", "no tensor of it", expected, _AGAIN, len(lost))
         yield from _torn(prefix, {number: held for number, held in stack.items() if number < count})
     untied = (text if "tie_word_embeddings" in text else config).get("tie_word_embeddings") is False
-    if stack and untied and _has_head(config.get("architectures")) and not _stored(model, _HEADS):
-        expected = "its weight: tie_word_embeddings is false"
-        yield Fault("missing", "lm_head", "no tensor of it", expected, _AGAIN)
+    if stack and untied and _has_head(config.get("architectures")):
+        yield from _no_head(model, text.get("vocab_size"))
 
 
 def _stacks(model: Model) -> dict[str, Stack]:
@@ -78,5 +77,17 @@ def _has_head(architectures: object) -> bool:
     return isinstance(first, str) and first.endswith(("ForCausalLM", "ForConditionalGeneration"))
 
 
-def _stored(model: Model, modules: tuple[str, ...]) -> bool:
-    return any(form.pattern.rpartition(".")[2] in modules for form in model.checkpoint.alike)
+def _no_head(model: Model, words: object) -> Iterator[Fault]:
+    """Heads have many names (lm_head, output, embed_out, output_layer), and all have a row for each word."""
+    if type(words) is not int:
+        return
+    tables = [
+        name
+        for form, names in model.checkpoint.alike.items()
+        for weight in _WEIGHTS.intersection(form.tensors)
+        if len(shape := form.tensors[weight][1]) == 2 and shape[0] >= words
+        for name in names
+    ]
+    if len(tables) == 1 and _EMBEDDINGS.search(tables[0]):
+        expected = f"a table beside {tables[0]}: tie_word_embeddings is false"
+        yield Fault("missing", "lm_head", "no tensor of it", expected, _AGAIN)

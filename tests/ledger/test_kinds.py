@@ -442,10 +442,11 @@ def test_scales_by_the_names_of_another_dialect(old: str, new: str, name: str, t
     assert outcome(out, "vLLM").kind == "exact"
 
 
-def test_names_of_mistral_in_its_own_models(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model_type", ["mistral3", "ministral3", "pixtral"])
+def test_names_of_mistral_in_its_own_models(model_type: str, tmp_path: Path) -> None:
     """vLLM maps both (models/mistral3.py)."""
     folder = changed("fp8-qwen3_5-vl", tmp_path, renamed("input_scale", "activation_scale"))
-    edit_json(folder / "config.json", model_type="mistral3")
+    edit_json(folder / "config.json", model_type=model_type)
     assert "scale-name" not in codes(folder)
 
 
@@ -481,6 +482,16 @@ def test_a_part_of_the_model_is_not_stored(parts: list[str], where: str, tmp_pat
     assert outcome(folder, "vLLM").kind == outcome(folder, "SGLang").kind == "garbled"
     with pytest.raises(Refused, match="not stored"):
         rewrite.convert(folder, tmp_path / "out", profile="dequantized")
+
+
+@pytest.mark.parametrize("name", ["embed_out", "transformer.output_layer", "output"])
+def test_a_head_by_another_name_is_not_missing(name: str, tmp_path: Path) -> None:
+    """GPT-NeoX, ChatGLM and InternLM2 call it so, and say that it is not tied."""
+
+    def change(tensors: Tensors) -> None:
+        tensors[f"{name}.weight"] = tensors.pop("lm_head.weight")
+
+    assert "missing" not in codes(changed(LLAMA, tmp_path, change))
 
 
 def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,6 +88,38 @@ def test_a_false_prediction_is_found_and_its_recipe_made_small(
     smallest = printed.partition("smallest for original")[2].splitlines()[1]
     assert "ignore=(), kv_cache=True, shards=1, alike_inputs=True" in smallest
     assert smallest.count("re:") == 1
+
+
+def test_an_engine_is_asked_one_question_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A fast engine's thread took the next question of a slow one, and both read the answer to the first."""
+    pytest.importorskip("tomllib")  # as above
+    from loader_matrix import search, trials
+
+    engines, overlaps = ("vllm==0.32.0", "sglang==0.5.23"), []
+
+    class Busy(_ServesAll):
+        def __init__(self, spec: str) -> None:
+            self.seconds, self.asked = (0.2 if spec == engines[0] else 0.0), threading.Lock()
+
+        def load(self, checkpoints: Sequence[object], folder: Path) -> list[list[dict[str, object]]]:
+            if self.asked.locked():
+                overlaps.append(folder)
+            with self.asked:
+                time.sleep(self.seconds)
+            return super().load(checkpoints, folder)
+
+    def attempt(source: Path, *_: object) -> trials.Tried:
+        predictions = dict.fromkeys(engines, "exact")
+        trial = trials.Trial(source.name, "original", source, source, predictions, source.name)
+        return trials.Tried(source.name, [trial])
+
+    monkeypatch.setattr(search, "_AT_A_TIME", 1)
+    monkeypatch.setattr(search, "_process", Busy)
+    monkeypatch.setattr(search, "_attempt", attempt)
+    asked = search.Search(engines)
+    assert not list(asked.run([tmp_path / str(number) for number in range(4)]))
+    asked.close()
+    assert not overlaps
 
 
 def test_what_agrees_is_no_disagreement(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from rewrite.planning.manifest import ScaleChange
 from rewrite.planning.segments import Fill, Lookup
 from rewrite.planning.shards import NewTensor
 from rewrite.quantization.architectures import EXPERT_PROJECTIONS, Absorber, find_architecture, text_config
+from rewrite.quantization.atlas import find_sources
 from rewrite.quantization.dtypes import decode, e4m3, encode, model_dtype
 from rewrite.quantization.groups import packed_experts
 from rewrite.quantization.model import Model
@@ -109,14 +110,17 @@ def _groups(model: Model) -> Iterator[_Layer]:
 
 
 def _experts(model: Model) -> Iterator[_Layer]:
-    """Gate and up of every expert, in a model family that is known."""
-    if find_architecture(model.checkpoint.config.value) is None:
+    """Gate and up of every expert; folded in a model family that is known, and rescaled in one that the atlas has."""
+    config = model.checkpoint.config.value
+    is_known = find_architecture(config) is not None
+    if not is_known and not find_sources(config):
         return
     for name, projections in packed_experts(model.checkpoint):
         for gate, up, down in EXPERT_PROJECTIONS:
             pair = (f"{name}.{gate}", f"{name}.{up}")
             if {gate, up} <= projections and all(_is_nvfp4(module, model) for module in pair):
-                yield _Layer(name, "experts", pair, (("gate",), ("up",)), Absorber(gate, up, down))
+                absorber = Absorber(gate, up, down) if is_known else None
+                yield _Layer(name, "experts", pair, (("gate",), ("up",)), absorber)
 
 
 def _is_nvfp4(name: str, model: Model) -> bool:

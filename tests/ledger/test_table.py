@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from itertools import product
 from math import isnan, prod
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import rewrite
+from rewrite.ledger.config import contradiction
 from rewrite.ledger.formats import FORMATS, Format, Scale
 from rewrite.ledger.ledger import faults
 from rewrite.quantization.model import interpret
@@ -206,6 +210,51 @@ def test_blocks_of_zeros_may_have_a_scale_of_zero(tmp_path: Path) -> None:
         t[f"{module}.weight"] = (*weight[:2], bytes(8) + weight[2][8:])
 
     assert codes(changed(name, tmp_path, padded)) == []
+
+
+@pytest.mark.parametrize("strategy", [None, "tensor", "channel", "group", "block", "token", "tensor_group"])
+def test_arguments_that_compressed_tensors_does_not_read(strategy: str | None) -> None:
+    """As its own class has it."""
+    from compressed_tensors.quantization import QuantizationArgs
+
+    for size, dynamic, blocks in product((None, -1, 0, 16), (False, True, "local"), (None, [128, 128])):
+        stated = {"strategy": strategy, "group_size": size, "dynamic": dynamic, "block_structure": blocks}
+        try:
+            QuantizationArgs.model_validate({"num_bits": 8, "type": "float", **stated})
+            is_read = True
+        except ValueError:
+            is_read = False
+        assert (contradiction(stated) is None) == is_read, stated
+
+
+def test_a_config_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    """Seen: vLLM 0.32.0, SGLang 0.5.23 and transformers 5.24.0 end with a ValidationError; convert wrote it again."""
+    folder = tmp_path / "in"
+    shutil.copytree(FIXTURES / "llmcompressor-qwen3_5-nvfp4", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["strategy"] = "channel"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "arguments" in codes(folder)
+    with pytest.raises(rewrite.Refused, match="contradicts itself"):
+        rewrite.convert(folder, tmp_path / "out", profile="rescaled", selection="all")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_scale_that_is_no_number_is_refused_by_what_keeps_it(value: float, tmp_path: Path) -> None:
+    """`portable` leaves scales of rows as they are. Seen: exit 0, "exact" promised, and verify failed OUT."""
+    source = tmp_path / "in"
+    shutil.copytree(FIXTURES / "llmcompressor-llama", tmp_path / "tensor")
+    rewrite.convert(tmp_path / "tensor", source, profile="exact", selection="all")
+    shard, name = next(
+        (s, n) for s in source.glob("*.safetensors") for n in load_file(s) if "up_proj.weight_scale" in n
+    )
+    tensors = load_file(shard)
+    tensors[name][3] = value
+    save_file(tensors, shard, {"format": "pt"})
+    inspection = rewrite.inspect_checkpoint(source, selection="all")
+    assert "portable" in inspection.refusals
+    with pytest.raises(rewrite.Refused, match="no number"):
+        rewrite.convert(source, tmp_path / "out", profile="portable", selection="all")
 
 
 def test_every_code_is_in_the_json_of_inspect(tmp_path: Path) -> None:

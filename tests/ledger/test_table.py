@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import rewrite
+from rewrite.ledger import values
 from rewrite.ledger.formats import FORMATS, Format, Scale
 from rewrite.ledger.ledger import faults
 from rewrite.quantization.model import interpret
@@ -214,6 +215,25 @@ def test_blocks_of_zeros_may_have_a_scale_of_zero(zero: int, padded: int, tmp_pa
         t[f"{module}.weight"] = (*weight[:2], codes)
 
     assert codes(changed(name, tmp_path, change)) == ([] if zero == padded else ["scale-value"])
+
+
+def test_block_scales_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte of them once, and no byte of the tensor behind them."""
+    name, module, _ = format_of("NVFP4", tmp_path)
+    monkeypatch.setattr(values, "_MAX_RUN", 96)
+    found = []
+    for at in (0, 95, 96, 511):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+
+        def change(t: Tensors, at: int = at) -> None:
+            dtype, shape, raw = t[f"{module}.weight_scale"]
+            t[f"{module}.weight_scale"] = (dtype, shape, raw[:at] + b"\x7f" + raw[at + 1 :])
+            t[f"{module}.weight_scales"] = ("U8", (4096,), b"\xff" * 4096)
+
+        model = interpret(rewrite.open_checkpoint(changed(name, folder, change)))
+        found += [fault.what for fault in faults(model) if fault.code == "scale-value"]
+    assert found == ["a scale of NaN"] * 4
 
 
 def test_every_code_is_in_the_json_of_inspect(tmp_path: Path) -> None:

@@ -214,6 +214,13 @@ def test_what_a_plan_may_not_do(
     assert str(caught.value.where).startswith(where) and said in str(caught.value.found), caught.value
 
 
+def test_a_second_config_that_says_something_else_already(tmp_path: Path) -> None:
+    """It stays as it was: no fault of the plan."""
+    folder = changed(KV, tmp_path, same)
+    second("exclude_modules", ["lm_head", "model.embed_tokens", O_PROJ])(folder)
+    check_plan(open_model(folder), open_model(folder), {})
+
+
 def test_the_order_of_groups_by_which_engines_look_layers_up(tmp_path: Path) -> None:
     """compressed-tensors sorts patterns, engines take the first: the same for the one, another scheme for the other."""
     folders = []

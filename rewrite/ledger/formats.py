@@ -58,9 +58,9 @@ def _blocks_of(columns: int) -> _Fits:
 
 
 def _by_layout(scale: Shape, weight: Shape, scheme: Scheme) -> bool:
-    """As the scheme of FP8 says; a vector of partitions, too: no dialect has another word for it."""
+    """As the scheme of FP8 says."""
     if scheme.layout == "tensor":
-        return len(scale) <= 1
+        return scale in ((), (1,))
     if scheme.layout in ("channel", "rows"):
         return layout_of_shape(scale, weight[0]) == scheme.layout
     if scheme.layout == "block" and scheme.block is not None and len(scale) == 2 and scale != (weight[0], 1):
@@ -68,8 +68,9 @@ def _by_layout(scale: Shape, weight: Shape, scheme: Scheme) -> bool:
     return scheme.layout is None or layout_of_shape(scale, weight[0]) in ("block", "channel")
 
 
-def _any(_scale: Shape, _weight: Shape, _scheme: Scheme) -> bool:
-    return True
+def _by_row(scale: Shape, weight: Shape, _scheme: Scheme) -> bool:
+    """Integers: one number, or some for each row. ModelOpt packs two rows of INT4 into one."""
+    return scale in ((), (1,)) or (len(scale) < 3 and scale[0] in (weight[0], 2 * weight[0]))
 
 
 def _is_static(scheme: Scheme) -> bool:
@@ -92,7 +93,7 @@ FP8 = Format(
     {"weight": _E4M3},
     (
         Scale("weight", WEIGHT_SCALES, _FLOAT, _by_layout, "as the config says"),
-        Scale("input", _INPUT, PLAIN_DTYPES, lambda s, _w, _c: len(s) <= 1, "one number", _is_static),
+        Scale("input", _INPUT, PLAIN_DTYPES, _one, "one number", _is_static),
     ),
     {},
 )
@@ -130,7 +131,7 @@ MXFP8 = Format(
 INT8 = Format(
     {"weight": frozenset({"I8"}), "weight_packed": frozenset({"I32"})},
     (
-        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"),
+        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _by_row, "some for each row"),
         Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static),
     ),
     {"I32": 4},
@@ -138,7 +139,7 @@ INT8 = Format(
 INT4 = Format(
     {"weight_packed": frozenset({"I32"}), "weight": frozenset({"I8", "U8", "I32"})},
     (
-        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"),
+        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _by_row, "some for each row"),
         Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static),
     ),
     {"I32": 8},

@@ -101,6 +101,20 @@ def test_an_old_config_of_plain_weights(tmp_path: Path) -> None:
     assert codes(out) == [] and outcome(out, "vLLM").kind == "exact"
 
 
+@pytest.mark.parametrize(("stored", "found"), [(["0"], ["plain-layer"]), (["0", "1"], [])])
+def test_a_plain_layer_by_a_name_that_no_family_has(stored: list[str], found: list[str], tmp_path: Path) -> None:
+    """It is a linear layer where another one of its name is quantized; else nobody knows what it is."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [n for n in tensors if ".self_attn.o_proj." in n]:
+            tensors[name.replace("o_proj", "odd")] = tensors[name]
+        plain(*(f"layers.{layer}.self_attn.odd" for layer in stored))(tensors)
+
+    folder = changed(LLAMA, tmp_path, change)
+    assert codes(folder) == found
+    assert not found or codes(repaired(folder, tmp_path / "out")) == []
+
+
 def test_ignore_has_the_fused_name_only(tmp_path: Path) -> None:
     """Engines that do not fuse look for the names of the parts."""
     folder = changed(LLAMA, tmp_path, plain("q_proj", "k_proj", "v_proj"))

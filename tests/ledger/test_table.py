@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import rewrite
+from rewrite.ledger import values
 from rewrite.ledger.config import contradiction
 from rewrite.ledger.formats import FORMATS, Format, Scale
 from rewrite.ledger.ledger import faults
@@ -102,17 +103,22 @@ def test_each_scale_must_be_there(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_each_scale_must_fit(kind: str, tmp_path: Path) -> None:
-    """Another dtype, which no format has for its scales."""
+    """Another dtype, which no format has for its scales; two values of its own; rows and columns swapped."""
     name, module, form = format_of(kind, tmp_path)
     tensors = {n: t[1:] for n, t in raw_tensors(source(name, tmp_path)).items()}
     for number, (_, full) in enumerate(stored(tensors, module, form)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
+        dtype, shape, raw = tensors[full]
+        two = 2 * len(raw) // prod(shape)
+        others = [("I64", shape, bytes(8 * prod(shape))), (dtype, (2,), (raw * 2)[:two])]
+        others += [(dtype, shape[::-1], raw)] if shape != shape[::-1] else []
+        for case, other in enumerate(others):
+            folder = tmp_path / f"{number} {case}"
+            folder.mkdir()
 
-        def change(t: Tensors, full: str = full) -> None:
-            t[full] = ("I64", (3, 1, 1), bytes(24))
+            def change(t: Tensors, full: str = full, other: tuple[str, tuple[int, ...], bytes] = other) -> None:
+                t[full] = other
 
-        assert "scale-shape" in codes(changed(name, folder, change)), full
+            assert "scale-shape" in codes(changed(name, folder, change)), (full, other[:2])
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -200,16 +206,38 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         assert codes(changed(name, folder, change)) == found
 
 
-def test_blocks_of_zeros_may_have_a_scale_of_zero(tmp_path: Path) -> None:
-    """Where their codes are zero, too: a matrix that was padded."""
+@pytest.mark.parametrize("padded", [0, 3, 511])
+@pytest.mark.parametrize("zero", [0, 3, 511])
+def test_blocks_of_zeros_may_have_a_scale_of_zero(zero: int, padded: int, tmp_path: Path) -> None:
+    """Where their own codes are zero, too: a matrix that was padded."""
     name, module, _ = format_of("NVFP4", tmp_path)
 
-    def padded(t: Tensors) -> None:
+    def change(t: Tensors) -> None:
         scale, weight = t[f"{module}.weight_scale"], t[f"{module}.weight"]
-        t[f"{module}.weight_scale"] = (*scale[:2], b"\0" + scale[2][1:])
-        t[f"{module}.weight"] = (*weight[:2], bytes(8) + weight[2][8:])
+        t[f"{module}.weight_scale"] = (*scale[:2], scale[2][:zero] + b"\x80" + scale[2][zero + 1 :])
+        codes = weight[2][: padded * 8] + b"\0\x08\x80\x88" * 2 + weight[2][padded * 8 + 8 :]
+        t[f"{module}.weight"] = (*weight[:2], codes)
 
-    assert codes(changed(name, tmp_path, padded)) == []
+    assert codes(changed(name, tmp_path, change)) == ([] if zero == padded else ["scale-value"])
+
+
+def test_block_scales_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte of them once, and no byte of the tensor behind them."""
+    name, module, _ = format_of("NVFP4", tmp_path)
+    monkeypatch.setattr(values, "_MAX_RUN", 96)
+    found = []
+    for at in (0, 95, 96, 511):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+
+        def change(t: Tensors, at: int = at) -> None:
+            dtype, shape, raw = t[f"{module}.weight_scale"]
+            t[f"{module}.weight_scale"] = (dtype, shape, raw[:at] + b"\x7f" + raw[at + 1 :])
+            t[f"{module}.weight_scales"] = ("U8", (4096,), b"\xff" * 4096)
+
+        model = interpret(rewrite.open_checkpoint(changed(name, folder, change)))
+        found += [fault.what for fault in faults(model) if fault.code == "scale-value"]
+    assert found == ["a scale of NaN"] * 4
 
 
 @pytest.mark.parametrize("strategy", [None, "tensor", "channel", "group", "block", "token", "tensor_group"])

@@ -52,7 +52,7 @@ def open_checkpoint(path: Address) -> Checkpoint:
 def inspect_checkpoint(
     path: Address,
     *,
-    selection: Selection = "qkvz",
+    selection: Selection | None = None,
     weights: bool = False,
     platform: str | None = DEFAULT_PLATFORM,
     enough_for: Collection[Loader] | None = None,
@@ -89,7 +89,7 @@ def _known_platform(platform: str | None) -> None:
 def make_plan(
     checkpoint: Checkpoint,
     profile: str | None = "exact",
-    selection: Selection = "qkvz",
+    selection: Selection | None = None,
     kv_scales: KvScales = "keep",
     engines: Collection[Loader] = NEWEST.engines,
     platform: str = DEFAULT_PLATFORM,
@@ -97,6 +97,7 @@ def make_plan(
     """What :func:`convert` would do, as data. Raises as :func:`convert`; writes nothing."""
     _known_platform(platform)
     model = interpret(checkpoint)
+    selection = selection or model.groups.default
     if profile is not None:
         return planner.make_plan(model, profile, selection, kv_scales)
     choice = choose(model, selection, engines, platform)
@@ -107,7 +108,7 @@ class Wanted(TypedDict):
     """What a conversion is to make: arguments of :func:`make_plan`."""
 
     profile: str | None
-    selection: Selection
+    selection: Selection | None
     kv_scales: KvScales
     engines: Collection[Loader]
     platform: str
@@ -118,7 +119,7 @@ def plan_conversion(
     dst: str | os.PathLike[str],
     *,
     profile: str | None = "exact",
-    selection: Selection = "qkvz",
+    selection: Selection | None = None,
     kv_scales: KvScales = "keep",
     engines: Collection[Loader] = NEWEST.engines,
     platform: str = DEFAULT_PLATFORM,
@@ -143,7 +144,7 @@ def convert(
     dst: str | os.PathLike[str],
     *,
     profile: str | None = "exact",
-    selection: Selection = "qkvz",
+    selection: Selection | None = None,
     kv_scales: KvScales = "keep",
     engines: Collection[Loader] = NEWEST.engines,
     platform: str = DEFAULT_PLATFORM,
@@ -165,7 +166,8 @@ def convert(
     to an output on the hub.
     ``profile`` is a key of :data:`PROFILES`; None: the one that makes ``src`` exact in ``engines`` on ``platform`` with
     the least change, as :func:`inspect_checkpoint` and ``rewrite inspect`` advise; the manifest notes it.
-    ``selection`` "all" is about every fused layer, not ``in_proj_qkvz`` only.
+    ``selection`` "all" is about every fused layer, "qkvz" about ``in_proj_qkvz`` only; None: that, or "all" in a model
+    without this layer.
     ``kv_scales`` "drop" leaves out the scales of an FP8 KV cache; ``dequantized`` always does.
     ``dst`` is absent or complete, never in between; the same call after an interruption resumes. ``workers`` files are
     written at a time; ``overwrite`` replaces an existing ``dst`` at the very end; without ``copy``, blocks are shared

@@ -10,7 +10,9 @@ one scheme, and perhaps another for a glob. The weights are those of a fixture, 
 from __future__ import annotations
 
 import json
+import math
 import random
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -151,12 +153,13 @@ class Recipe:
     shards: int
     alike_inputs: bool = False  # one input scale for all modules; else each has its own
     dialect: str = "compressed-tensors"
+    fault: str = ""  # of FAULTS
 
 
-def draw(seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Recipe:
-    """The recipe of a seed."""
+def draw(seed: int, kinds: tuple[str, ...] = tuple(KINDS), bases: Mapping[str, int] = BASES) -> Recipe:
+    """The recipe of a seed. ``bases``: fixtures or absolute paths of checkpoints, and how often each is chosen."""
     chance = random.Random(seed)
-    base = chance.choices(list(BASES), list(BASES.values()))[0]
+    base = chance.choices(list(bases), list(bases.values()))[0]
     dialect = chance.choices(list(DIALECTS), list(DIALECTS.values()))[0]
     linears = sorted(_linears(base))
     ignore = [name for name in ("lm_head",) if chance.random() < 0.8]
@@ -171,6 +174,11 @@ def draw(seed: int, kinds: tuple[str, ...] = tuple(KINDS)) -> Recipe:
     kv_cache = chance.random() < 0.2 and dialect == "compressed-tensors"
     shards, alike = chance.choice((1, 1, 2, 5)), chance.random() < 0.3
     return Recipe(seed, base, tuple(groups), tuple(dict.fromkeys(ignore)), kv_cache, shards, alike, dialect)
+
+
+def with_fault(recipe: Recipe) -> Recipe:
+    """The same, with something wrong in it."""
+    return replace(recipe, fault=random.Random(recipe.seed).choice(list(FAULTS)))
 
 
 def _groups(chance: random.Random, linears: list[str], kinds: tuple[str, ...]) -> list[tuple[str, tuple[str, ...]]]:
@@ -314,11 +322,14 @@ def make(recipe: Recipe, folder: Path) -> dict[str, str]:
             for which in "kv":
                 tensors[f"{layer}.{which}_scale"] = (torch.rand(1, generator=generator) + 0.01).bfloat16()
     quantization = _CONFIGS[recipe.dialect](recipe, kinds)
+    if recipe.fault:
+        FAULTS[recipe.fault](tensors, quantization, random.Random(recipe.seed))
     folder.mkdir(parents=True)
     if recipe.dialect.startswith("modelopt"):
         (folder / "hf_quant_config.json").write_text(json.dumps(_hf_quant_config(quantization), indent=2))
     for extra in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(FIXTURES / recipe.base / extra, folder / extra)
+        if (FIXTURES / recipe.base / extra).exists():
+            shutil.copy(FIXTURES / recipe.base / extra, folder / extra)
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": quantization}, indent=2))
     _save(tensors, folder, recipe)
     return kinds
@@ -474,6 +485,76 @@ def _config(recipe: Recipe, _: Mapping[str, str]) -> dict[str, Any]:
     return dict(config.model_dump(mode="json", exclude_none=False))
 
 
+Spoil = Callable[[Tensors, dict[str, Any], random.Random], None]
+
+
+def _scales(tensors: Tensors) -> list[str]:
+    return sorted(name for name in tensors if name.rpartition(".")[2] in _SCALES)
+
+
+def _drop(tensors: Tensors, _: dict[str, Any], chance: random.Random) -> None:
+    for name in chance.sample(_scales(tensors), k=min(1, len(_scales(tensors)))):
+        del tensors[name]
+
+
+def _put(value: float) -> Spoil:
+    """One value of one scale."""
+
+    def spoil(tensors: Tensors, _: dict[str, Any], chance: random.Random) -> None:
+        for name in chance.sample(_scales(tensors), k=min(1, len(_scales(tensors)))):
+            tensors[name] = (scale := tensors[name].clone())
+            scale.view(-1)[chance.randrange(scale.numel())] = value
+
+    return spoil
+
+
+def _swap(tensors: Tensors, _: dict[str, Any], chance: random.Random) -> None:
+    """The scales of two modules, or of weights and activations of one, where they look alike."""
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for name in _scales(tensors):
+        alike.setdefault((tensors[name].dtype, tensors[name].shape), []).append(name)
+    pairs = [names for names in alike.values() if len(names) > 1]
+    if pairs:
+        one, other = chance.sample(chance.choice(pairs), 2)
+        tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
+def _mislabel(_: Tensors, config: dict[str, Any], chance: random.Random) -> None:
+    """The config states something else than what is stored."""
+    groups = list(config.get("config_groups", {}).values())
+    if "activation_scheme" in config:
+        config["activation_scheme"] = {"static": "dynamic", "dynamic": "static"}[config["activation_scheme"]]
+    elif config["quant_method"] == "modelopt" and config["quant_algo"] == "FP8":
+        config["quant_algo"] = "NVFP4"
+    elif config["quant_method"] == "compressed-tensors" and groups:
+        group = chance.choice(groups)
+        change = chance.choice(({"strategy": "channel"}, {"strategy": "tensor"}, {"num_bits": 4}, {"type": "int"}))
+        group["weights"] = {**group["weights"], **change}
+
+
+def _ignore_others(tensors: Tensors, config: dict[str, Any], chance: random.Random) -> None:
+    """``ignore`` has a layer that is quantized, by its own name or a fused one, or lacks one that is not."""
+    key = next((key for key in ("ignore", "ignored_layers", "exclude") if config.get(key)), None)
+    if key is None:
+        return
+    if chance.random() < 0.5:
+        config[key] = [entry for entry in config[key] if entry != chance.choice(config[key])]
+        return
+    for scale in chance.sample(_scales(tensors), k=min(1, len(_scales(tensors)))):
+        module = scale.rpartition(".")[0]
+        config[key] = [*config[key], chance.choice((module, re.sub(r"\.(q|k|v)_proj$", ".qkv_proj", module)))]
+
+
+#: What can be wrong with a checkpoint, each made in one place of it. Engines say what comes of it.
+FAULTS: dict[str, Spoil] = {
+    "missing": _drop, "nan": _put(math.nan), "zero": _put(0.0), "swapped": _swap, "mislabelled": _mislabel,
+    "ignored": _ignore_others,
+}  # fmt: skip
+
+_SCALES = (
+    *("weight_scale", "weight_scale_inv", "weight_scale_2", "weight_global_scale"),
+    *("input_scale", "input_global_scale"),
+)
 _GLOBAL = {"weight_global_scale": "weight_scale_2", "input_global_scale": "input_scale"}
 _MODELOPT_FP8 = {"dynamic": False, "num_bits": 8, "type": "float"}
 _CONFIGS: dict[str, Callable[[Recipe, Mapping[str, str]], dict[str, Any]]] = {

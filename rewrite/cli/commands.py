@@ -121,7 +121,7 @@ def inspect(
     checkpoint: str,
     asked: Asked,
     platform: str,
-    selection: rewrite.Selection,
+    selection: rewrite.Selection | None,
     weights: bool,
     level: Severity,
     workers: int,

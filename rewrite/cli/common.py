@@ -42,8 +42,8 @@ workers_option = click.option(
     "--workers", type=click.IntRange(1, 64), default=rewrite.DEFAULT_WORKERS, show_default=True, help="Files at a time."
 )
 groups_option = click.option(
-    "--groups", "selection", type=click.Choice(rewrite.SELECTIONS), default="qkvz", show_default=True,
-    help="in_proj_qkvz only, or every fused layer.",
+    "--groups", "selection", type=click.Choice(rewrite.SELECTIONS),
+    help="in_proj_qkvz only, or every fused layer. Default: qkvz, or all in a model without this layer.",
 )  # fmt: skip
 cluster_option = click.option(
     "--cluster", metavar="ADDRESS", help="Let the workers of this Dask scheduler (tcp://host:8786) do the work."

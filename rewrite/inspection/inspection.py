@@ -104,14 +104,15 @@ class Inspection:
 
 def inspect_model(
     model: Model,
-    selection: Selection = "qkvz",
+    selection: Selection | None = None,
     *,
     platform: str | None = DEFAULT_PLATFORM,
     in_weights: Iterable[Fault] = (),
     profiles: Iterable[str] = PROFILES,
     enough_for: Collection[Loader] | None = None,
 ) -> Inspection:
-    """Inspect a checkpoint. ``platform`` is where loaders compute with it; None: they load it only. ``in_weights`` is
+    """Inspect a checkpoint. ``selection`` None: :attr:`Groups.default`. ``platform`` is where loaders compute with it;
+    None: they load it only. ``in_weights`` is
     what was found by reading all weights; ``profiles`` are those that a conversion is planned with.
 
     ``enough_for``: plan no more of them than advice for these loaders needs: none where all of these are exact already,
@@ -119,6 +120,7 @@ def inspect_model(
 
     Raises :class:`Refused` where the fused groups do not fit the config.
     """
+    selection = selection or model.groups.default
     view = view_model(model, selection)
     needed = enough_for is None or not _all_exact(enough_for, view, view, platform)
     some = profiles if enough_for is None else sorted(profiles, key=LEAST_CHANGE.index)

@@ -30,8 +30,9 @@ class ExplicitScales:
     ``compressed_tensors.entrypoints.convert.Converter`` (compressed-tensors 0.19 and later).
     """
 
-    def __init__(self, source: str | os.PathLike[str], *, selection: Selection = "qkvz") -> None:
+    def __init__(self, source: str | os.PathLike[str], *, selection: Selection | None = None) -> None:
         model = interpret(read_checkpoint(LocalDirectory(source)))
+        selection = selection or model.groups.default
         plan_changes(model, "exact", selection)  # refuses what convert refuses
         affected = affected_groups(model, selection)
         modules = [module for _, modules in affected for module in modules]

@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from rewrite.loaders.outcome import Outcome
+from rewrite.loaders.outcome import SENTINEL, Outcome
 from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
+from rewrite.quantization.dialects.fp8 import Fp8, parts_of
 from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.groups import is_table
 from rewrite.quantization.model import Kind, Model, StoredModule
@@ -100,6 +101,8 @@ def misread(model: Model, lookups: Sequence[Lookup] = LOOKUPS) -> dict[Lookup, O
     dialect = model.dialect
     if isinstance(dialect, Quark):
         return dict(_misread_quark(model, dialect))
+    if isinstance(dialect, Fp8):
+        return dict(_misread_fp8(model, dialect))
     if not isinstance(dialect, CompressedTensors):
         return {}
     alike: dict[tuple[object, ...], ServedLayer] = {}  # layers that no pattern of the config can tell apart
@@ -115,6 +118,18 @@ def misread(model: Model, lookups: Sequence[Lookup] = LOOKUPS) -> dict[Lookup, O
         if worst is not None:
             found[lookup] = worst
     return found
+
+
+def _misread_fp8(model: Model, dialect: Fp8) -> Iterator[tuple[Lookup, Outcome]]:
+    """SGLang 0.5.23 looks for the names of its parts, of a layer that is stored fused, too (``is_layer_skipped``): a
+    plain one that ``ignored_layers`` has by its own name alone is cast to FP8 and gets scales that nothing fills."""
+    for name in (name for kind in model.kinds if kind.first.plain for name in kind.names if dialect.names(name)):
+        if (parts := parts_of(name)) and not all(map(dialect.names, parts)):
+            yield (
+                SGLANG,
+                Outcome("garbled", f"casts the plain {name} to FP8: ignored_layers lacks its parts", (), SENTINEL),
+            )
+            return
 
 
 def _misread_quark(model: Model, dialect: Quark) -> Iterator[tuple[Lookup, Outcome]]:

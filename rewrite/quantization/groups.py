@@ -105,6 +105,11 @@ class Groups:
 
     found: tuple[FusedGroup | BrokenGroup, ...]
 
+    @property
+    def default(self) -> Selection:
+        """What is looked at unless a user says more: every fused layer where none is ``in_proj_qkvz``."""
+        return "qkvz" if any(group.layer.name == QKVZ.name for group in self.found) else "all"
+
     def select(self, selection: Selection) -> tuple[FusedGroup, ...]:
         """The groups that ``selection`` is about: "qkvz" for ``in_proj_qkvz`` only, "all" for every fused layer.
 

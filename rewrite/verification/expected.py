@@ -158,10 +158,9 @@ def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:
 def profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
     """Profile and selection by OUT's manifest, and whether the scales of the KV cache were dropped. One that is not
     ours, or broken: the strictest reading."""
-    if MANIFEST_NAME not in out.files:
-        return "exact", "qkvz", False
     try:
-        stated = read_members(out.storage, MANIFEST_NAME, ("profile", "selection", "kv_scales"))
+        keys = ("profile", "selection", "kv_scales")
+        stated = read_members(out.storage, MANIFEST_NAME, keys) if MANIFEST_NAME in out.files else {}
     except Refused:
         stated = {}
     if not isinstance(stated.get("profile"), str) or "selection" not in stated:

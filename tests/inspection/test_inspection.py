@@ -78,7 +78,7 @@ def test_the_prediction_after_convert_is_the_prediction_of_the_converted(
 @pytest.mark.parametrize("fixture", OTHER_FAMILIES)
 def test_families_without_the_split_group(fixture: str) -> None:
     """in_proj_qkvz on disk is one matrix with one scale; Llama and Phi-3 have none."""
-    inspection = rewrite.inspect_checkpoint(FIXTURES / fixture, weights=True)
+    inspection = rewrite.inspect_checkpoint(FIXTURES / fixture, selection="qkvz", weights=True)
     assert inspection.findings == () and inspection.refusals == {}
     is_next = fixture == "llmcompressor-qwen3_next"
     names = [f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in range(2) if is_next]
@@ -129,13 +129,16 @@ def test_every_fused_layer_is_looked_at_when_asked(vl: Path) -> None:
     assert json.loads(run(vl, "--groups", "all", "--json").stdout)["selection"] == "all"
 
 
-def test_a_model_without_the_layer_points_at_the_option() -> None:
-    """Llama has no in_proj_qkvz, but layers that are requantized."""
+def test_a_model_without_the_layer_is_judged_by_the_others(tmp_path: Path) -> None:
+    """Llama has no in_proj_qkvz, but layers that are requantized: nobody has to know an option to see and repair it."""
     llama = FIXTURES / "llmcompressor-llama"
-    result = run(llama)
-    assert result.exit_code == 0
-    assert "--groups all" in result.stdout
-    assert run(llama, "--groups", "all").exit_code == 1
+    assert run(llama).stdout == run(llama, "--groups", "all").stdout
+    assert "loses precision: qkv_proj k v" in run(llama).stdout
+    said = run(llama, "--groups", "qkvz")
+    assert said.exit_code == 0 and said.stdout.endswith(f"Try --groups all.\n  rewrite inspect {llama} --groups all\n")
+    assert rewrite.convert(llama, tmp_path / "OUT").selection == "all"
+    assert rewrite.verify(llama, tmp_path / "OUT", device="cpu", tokens=2).ok
+    assert run(tmp_path / "OUT").exit_code == 0
 
 
 def test_groups_show_rows_scales_and_spread(text: Path) -> None:
@@ -254,7 +257,7 @@ def test_healthy_weights_have_no_nan_codes(real: Path) -> None:
 def test_unknown_architectures_are_reported(copy: Path) -> None:
     """Tell-tale names, no entry in the table."""
     edit_json(copy / "config.json", model_type="qwen9")
-    inspection = rewrite.inspect_checkpoint(copy)
+    inspection = rewrite.inspect_checkpoint(copy, selection="qkvz")
     assert "unknown architecture 'qwen9'" in inspection.findings[0].what
     assert inspection.groups == ()
 
@@ -270,16 +273,16 @@ def test_a_checkpoint_without_fused_groups(copy: Path) -> None:
     edit_json(
         copy / "model.safetensors.index.json", **{**index, "weight_map": dict.fromkeys(kept, "model.safetensors")}
     )
-    result = run(copy, "--loader", "vllm@0.32.0")
+    result = run(copy, "--loader", "vllm@0.32.0", "--groups", "qkvz")
     assert result.exit_code == 0
     assert "No in_proj_qkvz layer here, so nothing was judged. Try --groups all." in result.stdout
-    assert json.loads(run(copy, "--json").stdout)["judged"] is False
-    assert json.loads(run(copy, "--json", "--groups", "all").stdout)["judged"] is True
+    assert json.loads(run(copy, "--json", "--groups", "qkvz").stdout)["judged"] is False
+    assert json.loads(run(copy, "--json").stdout)["judged"] is True
 
 
 def test_scales_are_missed_without_fused_groups_too() -> None:
     """transformers leaves the scales of ModelOpt's dialect out, whatever layers they belong to."""
-    result = run(FIXTURES / "modelopt-llama", "--loader", "transformers")
+    result = run(FIXTURES / "modelopt-llama", "--loader", "transformers", "--groups", "qkvz")
     assert result.exit_code == 1
     assert "leaves the scales of the other layers out" in unfolded(result.stdout)
 

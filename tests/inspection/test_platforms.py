@@ -72,7 +72,7 @@ def test_failing_to_load_is_said_first(exact: Path) -> None:
 def test_a_layer_outside_the_groups_counts(tmp_path: Path) -> None:
     """`exact --groups all` gives the other layers channel scales, too; in_proj_qkvz alone is then `dynamic`."""
     rewrite.convert(FIXTURES / "llmcompressor-llama", tmp_path / "OUT", selection="all")
-    inspection = rewrite.inspect_checkpoint(tmp_path / "OUT")  # of in_proj_qkvz: there is none
+    inspection = rewrite.inspect_checkpoint(tmp_path / "OUT", selection="qkvz")  # there is none
     assert inspection.groups == ()
     (row,) = [row for row in inspection.rows if row.engine.first == "0.5.17"]
     assert row.as_is.kind == "does not run"

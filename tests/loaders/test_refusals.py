@@ -168,6 +168,32 @@ def test_layers_ignored_by_their_parts_are_not_found_in_a_llama(tmp_path: Path) 
     assert (outcome.kind, "self_attn.qkv_proj" in outcome.detail) == ("not known", True)
 
 
+def test_portable_of_a_fused_layer_that_two_groups_match(tmp_path: Path) -> None:
+    """compressed-tensors tries patterns by the alphabet, engines in the order of the config: the group that no module
+    is in was found for the fused name, and kept its one scale."""
+    second = ("fp8-tensor-token", (r"re:.*layers\.[01]\..*",))
+    groups = (second, ("fp8-tensor-static", ("re:.*_proj.*",)))
+    changes = {"dialect": "compressed-tensors", "groups": groups, "kv_cache": False}
+    ignore = ("lm_head", "re:.*in_proj_[ab]$")
+    source = search_recipe(0, tmp_path / "in", base="llmcompressor-qwen3_5-text", ignore=ignore, **changes)
+    rewrite.convert(source, tmp_path / "out", profile="portable", selection="all")
+    assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=2).ok
+    assert predicted(tmp_path / "out", "vLLM@0.32.0").kind == "exact"
+
+
+def test_stored_fused_layers_that_fp8_leaves_alone_by_their_own_name(tmp_path: Path) -> None:
+    """Phi-3. Seen: SGLang 0.5.23 casts the plain layer to FP8, off by infinity; not where the parts are named, too."""
+    changes = {"dialect": "fp8", "groups": (("fp8-tensor-static", ("Linear",)),), "kv_cache": False}
+    fused = "model.layers.1.self_attn.qkv_proj"
+    source = search_recipe(0, tmp_path / "in", base="llmcompressor-phi3", ignore=("lm_head", fused), **changes)
+    assert predicted(source, "vLLM@0.32.0").kind == "exact"
+    assert predicted(source, "SGLang@0.5.23").kind == "garbled"
+    config = json.loads((source / "config.json").read_text())
+    config["quantization_config"]["ignored_layers"] += [fused.replace("qkv", part) for part in "qkv"]
+    (source / "config.json").write_text(json.dumps(config))
+    assert predicted(source, "SGLang@0.5.23").kind == "exact"
+
+
 def test_nvfp4_of_a_module_with_several_partitions_in_vllm_0_19(tmp_path: Path) -> None:
     """Phi-3, stored fused. Seen: q served as NaN in vLLM 0.19.1, right in 0.32.0."""
     changes = {"dialect": "compressed-tensors", "groups": (("nvfp4", ("Linear",)),), "kv_cache": False}

@@ -88,7 +88,7 @@ def test_an_inspection_has_a_report_too(vl: Path, tmp_path: Path, suffix: str) -
 def test_inspections_of_other_kinds(fixture: str, word: str, tmp_path: Path) -> None:
     """NVFP4: scales are the global ones. No fused groups: nothing is drawn, and that is said."""
     name = tmp_path / "report.html"
-    run("inspect", FIXTURES / fixture, "--report", name)
+    run("inspect", FIXTURES / fixture, "--report", name, "--groups", "qkvz")
     said = Parsed(name.read_text()).said
     assert word in said
     expected = "The global scale that the weights of each partition are multiplied with"
@@ -111,7 +111,7 @@ def test_nvfp4_is_measured(tmp_path: Path) -> None:
 def test_nothing_to_do(tmp_path: Path) -> None:
     """A copy: it holds, nothing was multiplied."""
     source, out, name = FIXTURES / "llmcompressor-llama", tmp_path / "OUT", tmp_path / "report.html"
-    rewrite.convert(source, out)
+    rewrite.convert(source, out, selection="qkvz")
     assert run("verify", source, out, "-q", "--report", name).exit_code == 0
     said = Parsed(name.read_text()).said
     assert "Nothing is drawn: IN has no fused groups of the kinds that were looked at." in said
@@ -164,8 +164,11 @@ def test_a_report_that_cannot_be_written(vl: Path, tmp_path: Path) -> None:
     assert "report-chart-1.svg" in result.stderr
 
 
-def test_the_published_command_line_names_no_place_of_the_machine(vl: Path, tmp_path: Path) -> None:
+def test_the_published_command_line_names_no_place_of_the_machine(
+    vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Paths by their names; addresses of servers not at all."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "")  # the option sets it, for good
     name = tmp_path / "my report.md"
     words = ["--endpoint-url", "http://host.internal:9000", "--loader", "vllm", f"--report={name}"]
     run("inspect", vl, "--platform", "cpu", *words)

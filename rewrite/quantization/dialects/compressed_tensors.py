@@ -150,7 +150,8 @@ class CompressedTensors:
         return CompressedTensors({**deepcopy(self.value), **changes, **ignore})
 
     def portable(self, converted: Collection[str], layers: Layers, fused_plain: Collection[str]) -> CompressedTensors:
-        """Channel scales and activations per token for the groups of the ``converted`` modules; the others stay.
+        """Channel scales and activations per token for the groups of the ``converted`` modules, and for those of one
+        FP8 scale a weight that no module is left in: engines may find them for one. The others stay.
 
         Neighboring groups that say the same afterwards become one: some consumers take one group only.
         """
@@ -158,7 +159,8 @@ class CompressedTensors:
         chosen = {self._stated(module) for module in converted}
         groups: dict[str, Any] = {}
         for name, group in self._groups.items():
-            is_chosen = _stated(group) in chosen
+            scheme = self._schemes[name]
+            is_chosen = _stated(group) in chosen or (scheme is not None and scheme.fp8 and scheme.layout == "tensor")
             changed = _channel_group(group, group["targets"], per_token=True) if is_chosen else deepcopy(group)
             _add(groups, name, changed)
         ignore = self._lasting_ignore(layers, fused_plain)

@@ -58,6 +58,10 @@ class Fp8:
         activations = self._activations()
         return Scheme("FP8", "tensor", activations, f"FP8 weights per tensor, {activations} activations")
 
+    def names(self, module: str) -> bool:
+        """Whether ``ignored_layers`` has this very name."""
+        return module in self._names
+
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
         return per_tensor_fp8(layers, self._ignored, self._activations(), kv_cache_fp8=False)
 
@@ -69,7 +73,7 @@ class Fp8:
 
     def without(self, plain: Dequantized) -> Fp8:
         # SGLang 0.5.9 and 0.5.10 look for the fused names, 0.5.23 for the parts, of layers that are stored fused, too.
-        parts = (name for fused in plain.fused for name in _parts_of(fused))
+        parts = (name for fused in plain.fused for name in parts_of(fused))
         names = dict.fromkeys([*self._ignored, *plain.modules, *plain.fused, *parts])
         return Fp8({**self.value, self._key: list(names)}, fp4_experts=self._fp4_experts)
 
@@ -85,7 +89,7 @@ class Fp8:
         return "static" if scheme == "static" else "dynamic"
 
 
-def _parts_of(fused: str) -> list[str]:
+def parts_of(fused: str) -> list[str]:
     """The names of the modules that engines take a fused layer to be made of."""
     parent, _, name = fused.rpartition(".")
     return [f"{parent}.{part}" for part in _PARTS.get(name, ())]

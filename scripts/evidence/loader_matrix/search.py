@@ -33,7 +33,7 @@ from engines.process import Checkpoint, Process
 from loader_matrix.judging import NO_KERNEL, NOT_LEARNT, disagreement, observed, worse
 from loader_matrix.results import Cell, cell
 from loader_matrix.trials import ORIGINAL, Trial, Tried, attempt
-from tests.recipes import KINDS, Recipe, draw, make
+from tests.recipes import BASES, KINDS, Recipe, draw, make, with_fault
 from tests.shrinking import shrink
 from tests.zoo.rebuild import ENTRIES, names, rebuild
 
@@ -248,6 +248,8 @@ def main(words: Sequence[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="scripts/evidence.sh search", description=__doc__)
     parser.add_argument("recipes", type=int, help="how many recipes")
+    parser.add_argument("--faulty", action="store_true", help="something is wrong in each: tests/recipes.py, FAULTS")
+    parser.add_argument("--bases", type=Path, help="a folder of checkpoints to take weights from: of `families`")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--checkpoint", action="append", type=Path, default=[], help="a directory, as well")
     parser.add_argument("--zoo", action="store_true", help="the checkpoints of tests/zoo, as well")
@@ -259,7 +261,9 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--shrink", action="store_true", help="make the recipe of each disagreement smaller")
     given = parser.parse_args(words)
     kinds = tuple(given.kind or KINDS)
-    recipes = [Named(f"seed {seed}", draw(seed, kinds)) for seed in range(given.seed, given.seed + given.recipes)]
+    bases = dict.fromkeys(map(str, sorted(given.bases.resolve().iterdir())), 1) if given.bases else BASES
+    drawn = [draw(seed, kinds, bases) for seed in range(given.seed, given.seed + given.recipes)]
+    recipes = [Named(f"seed {each.seed}", with_fault(each) if given.faulty else each) for each in drawn]
     _one_thread()
     asked = Search(() if given.no_engine else given.engine or JUDGES, survey=given.survey or given.record)
     with tempfile.TemporaryDirectory(prefix="zoo-") as folder:

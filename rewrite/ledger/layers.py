@@ -66,7 +66,7 @@ def _of_kind(kind: Kind, model: Model) -> Iterator[Fault]:
         # Other formats beside the one that a config states were never seen; FP8 that it leaves alone was.
         found = f"{first.weight.dtype} weights"
         yield Fault("label", kind.names[0], found, "what the config says: not quantized", AGAIN, count)
-    elif scheme is not None and scheme.format in FORMATS:
+    elif scheme is not None and (scheme.format in FORMATS or first.weight.dtype in FP8_DTYPES):
         yield from _stored(kind, scheme, model)
     yield from _without_role(kind)
     if scheme is not None and scheme.format == "FP8" and not first.plain:
@@ -185,7 +185,7 @@ def _stored(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault]:
 
 
 def _format_of(name: str, dtype: str, scheme: Scheme) -> Format | None:
-    return next((form for form in FORMATS[scheme.format] if dtype in form.weights.get(name, ())), None)
+    return next((form for form in FORMATS.get(scheme.format, ()) if dtype in form.weights.get(name, ())), None)
 
 
 def _scale(scale: Scale, kind: Kind, scheme: Scheme, size: tuple[int, ...], model: Model) -> Iterator[Fault]:

@@ -390,6 +390,26 @@ def test_the_reciprocal_of_an_fp8_scale(tmp_path: Path) -> None:
     assert codes(changed(LLAMA, tmp_path, change)) == ["scale-inverse"]
 
 
+@pytest.mark.parametrize(
+    ("scale", "value", "found"),
+    [
+        ("weight_scale", 200.0, []),
+        ("weight_scale", 1e12, ["scale-value"]),
+        ("weight_scale", 1e-21, ["scale-value"]),
+        ("input_scale", 1e4, []),
+        ("input_scale", 1e7, ["scale-value"]),
+        ("input_scale", 1e-21, ["scale-value"]),
+    ],
+)
+def test_sizes_that_no_training_leads_to(scale: str, value: float, found: list[str], tmp_path: Path) -> None:
+    """Activations are larger than weights: what is far too large for the one may be right for the other."""
+
+    def change(tensors: Tensors) -> None:
+        tensors[f"model.layers.0.self_attn.o_proj.{scale}"] = ("F32", (1,), struct.pack("<f", value))
+
+    assert codes(changed(LLAMA, tmp_path, change)) == found
+
+
 @pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
 def test_a_vocabulary_in_fp8(name: str, tmp_path: Path) -> None:
     """vLLM has no place for its scales: run with entries of the zoo."""

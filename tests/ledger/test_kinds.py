@@ -324,6 +324,28 @@ def _without_input_scales(tensors: Tensors) -> None:
         del tensors[name]
 
 
+@pytest.mark.parametrize("some", ["", "o_proj"])
+@pytest.mark.parametrize("name", [FP4, "llmcompressor-qwen3_5-nvfp4"])
+def test_fp4_by_the_names_of_another_dialect(name: str, some: str, tmp_path: Path) -> None:
+    """Divisors under ModelOpt's config, multipliers under compressed-tensors': engines have no place for them."""
+    names = {"weight_packed": "weight", "weight_global_scale": "weight_scale_2", "input_global_scale": "input_scale"}
+    names = {new: old for old, new in names.items()} if name == FP4 else names
+
+    def change(tensors: Tensors) -> None:
+        for full, (dtype, shape, raw) in list(tensors.items()):
+            module, _, kind = full.rpartition(".")
+            if kind in names and dtype in ("U8", "F32") and module.endswith(some):
+                new = struct.pack("<f", 1 / struct.unpack("<f", raw)[0]) if dtype == "F32" else raw
+                tensors[f"{module}.{names[kind]}"] = (dtype, shape, new)
+                del tensors[full]
+
+    folder = changed(name, tmp_path, change)
+    assert set(codes(folder)) == {"label"}
+    assert outcome(folder, "vLLM").kind != "exact"
+    with pytest.raises(Refused, match="disagree"):
+        rewrite.convert(folder, tmp_path / "no")
+
+
 def test_experts_without_a_gate(tmp_path: Path) -> None:
     """Nemotron-H: up and down, nothing is joined."""
 

@@ -185,7 +185,7 @@ def _stored(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault]:
 
 
 def _format_of(name: str, dtype: str, scheme: Scheme, model: Model) -> Format | None:
-    """FP4 has other names in compressed-tensors than in ModelOpt, and scales that divide: engines look for their own."""
+    """FP4 has other names in compressed-tensors than in ModelOpt, and scales that divide: engines know their own."""
     is_packed = name == "weight_packed"
     odd = (ModelOpt, ModelOptMixed) if is_packed else CompressedTensors
     if scheme.format in ("NVFP4", "MXFP4") and isinstance(model.dialect, odd):

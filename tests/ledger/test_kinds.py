@@ -528,6 +528,8 @@ def test_fp8_that_does_not_say_how_activations_are_quantized(tmp_path: Path) -> 
         (["layers.0.input_layernorm"], "model.layers.0.input_layernorm.weight"),
         (["layers.0.self_attn.o_proj"], "model.layers.0.self_attn.o_proj.weight"),
         (["lm_head"], "lm_head"),
+        (["embed_tokens"], "embeddings"),
+        (["model.norm"], "model.norm"),
     ],
 )
 def test_a_part_of_the_model_is_not_stored(parts: list[str], where: str, tmp_path: Path) -> None:
@@ -538,6 +540,24 @@ def test_a_part_of_the_model_is_not_stored(parts: list[str], where: str, tmp_pat
     assert outcome(folder, "vLLM").kind == outcome(folder, "SGLang").kind == "garbled"
     with pytest.raises(Refused, match="not stored"):
         rewrite.convert(folder, tmp_path / "out", profile="dequantized")
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("q_proj.bias", (128,)), ("sinks", (4,)), ("A_log", (4,))])
+def test_a_layer_that_lacks_what_is_no_matrix(kind: str, rows: tuple[int, ...], tmp_path: Path) -> None:
+    """Biases, and parameters of their own; where one layer alone has them, nobody knows."""
+
+    def change(tensors: Tensors, layers: tuple[int, ...] = (0, 2)) -> None:
+        for name in [n for n in tensors if ".layers.1." in n]:
+            tensors[name.replace(".1.", ".2.")] = tensors[name]
+        for layer in layers:
+            tensors[f"model.layers.{layer}.self_attn.{kind}"] = ("BF16", rows, bytes(2 * rows[0]))
+
+    cases: list[tuple[tuple[int, ...], list[str]]] = [((0, 2), ["missing"]), ((0, 1, 2), [])]
+    for layers, found in [*cases, *([((1,), [])] if kind == "sinks" else [])]:
+        (tmp_path / str(layers)).mkdir()
+        folder = changed(LLAMA, tmp_path / str(layers), lambda t, layers=layers: change(t, layers))  # type: ignore[misc]
+        edit_json(folder / "config.json", num_hidden_layers=3)
+        assert codes(folder) == found, layers
 
 
 @pytest.mark.parametrize("name", ["embed_out", "transformer.output_layer", "output"])

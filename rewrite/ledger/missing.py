@@ -19,6 +19,7 @@ from rewrite.quantization.model import Model
 _LAYER = re.compile(r"((?:.*?\.)?layers)\.(\d{1,5})\.(.+)")
 _WEIGHTS = frozenset(("weight", "weight_packed"))
 _EMBEDDINGS = re.compile(r"(?:emb\w*|wte)$")
+_LAST_NORM = re.compile(r"(?!.*\blayers\.)(?:.*\.)?(?:\w*norm\w*|ln_f)")
 _AGAIN = "download it, or export the model, again"
 _FEW = 2  # layers of another kind differ by more
 
@@ -104,7 +105,7 @@ def _around(model: Model, prefix: str, words: object, untied: bool, has_norms: b
     if untied and lost:
         expected = f"a table beside {tables[0]}: tie_word_embeddings is false"
         yield Fault("missing", lost[0], "no tensor of it", expected, _AGAIN)
-    norm = re.compile(re.escape(prefix.removesuffix("layers")) + r"(\w*norm\w*|ln_f)")
-    if tables and has_norms and not any(norm.fullmatch(names[0]) for names in model.checkpoint.alike.values()):
+    apart = (names[0] for names in model.checkpoint.alike.values() if not is_vision(names[0]))
+    if tables and has_norms and not any(map(_LAST_NORM.fullmatch, apart)):
         where = f"{prefix.removesuffix('layers')}norm"
         yield Fault("missing", where, "no tensor of it", "a norm behind the layers", _AGAIN)

@@ -69,8 +69,12 @@ def _by_layout(scale: Shape, weight: Shape, scheme: Scheme) -> bool:
 
 
 def _by_row(scale: Shape, weight: Shape, _scheme: Scheme) -> bool:
-    """Integers: one number, or some for each row. ModelOpt packs two rows of INT4 into one."""
-    return scale in ((), (1,)) or (len(scale) < 3 and scale[0] in (weight[0], 2 * weight[0]))
+    """Integers: one number, or some for each row."""
+    return scale in ((), (1,)) or (len(scale) < 3 and scale[0] == weight[0])
+
+
+def _any(_scale: Shape, _weight: Shape, _scheme: Scheme) -> bool:
+    return True
 
 
 def _is_static(scheme: Scheme) -> bool:
@@ -128,20 +132,25 @@ MXFP8 = Format(
     (Scale("block", ("weight_scale",), _E8M0, _blocks_of(32), "[rows, columns / 32]"),),
     {},
 )
+_INT_INPUT = Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static)
 INT8 = Format(
     {"weight": frozenset({"I8"}), "weight_packed": frozenset({"I32"})},
     (
         Scale("weight", ("weight_scale",), PLAIN_DTYPES, _by_row, "some for each row"),
-        Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static),
+        _INT_INPUT,
     ),
     {"I32": 4},
 )
+#: compressed-tensors.
+INT4_PACKED = Format(
+    {"weight_packed": frozenset({"I32"})},
+    (Scale("weight", ("weight_scale",), PLAIN_DTYPES, _by_row, "some for each row"), _INT_INPUT),
+    {"I32": 8},
+)
+#: ModelOpt packs two rows into one, Quark has columns first.
 INT4 = Format(
-    {"weight_packed": frozenset({"I32"}), "weight": frozenset({"I8", "U8", "I32"})},
-    (
-        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _by_row, "some for each row"),
-        Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static),
-    ),
+    {"weight": frozenset({"I8", "U8", "I32"})},
+    (Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"), _INT_INPUT),
     {"I32": 8},
 )
 
@@ -152,7 +161,7 @@ FORMATS: Mapping[str, tuple[Format, ...]] = {
     "MXFP4": (MXFP4,),
     "MXFP8": (MXFP8,),
     "INT8": (INT8,),
-    "INT4": (INT4,),
+    "INT4": (INT4_PACKED, INT4),
 }
 
 #: Every name of a scale in any of them.

@@ -172,7 +172,7 @@ def _stored(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault]:
     """A quantized layer against the table of formats."""
     weight = kind.first.weight
     name, count, where = weight.name.rpartition(".")[2], len(kind.names), kind.names[0]
-    form = _format_of(name, weight.dtype, scheme)
+    form = _format_of(name, weight.dtype, scheme, model)
     if form is None:
         found = f"{name} of dtype {weight.dtype}"
         yield Fault("label", where, found, f"what the config says: {scheme.text}", AGAIN, count)
@@ -184,7 +184,12 @@ def _stored(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault]:
         yield from _scale(scale, kind, scheme, size, model)
 
 
-def _format_of(name: str, dtype: str, scheme: Scheme) -> Format | None:
+def _format_of(name: str, dtype: str, scheme: Scheme, model: Model) -> Format | None:
+    """FP4 has other names in compressed-tensors than in ModelOpt, and scales that divide: engines know their own."""
+    is_packed = name == "weight_packed"
+    odd = (ModelOpt, ModelOptMixed) if is_packed else CompressedTensors
+    if scheme.format in ("NVFP4", "MXFP4") and isinstance(model.dialect, odd):
+        return None
     return next((form for form in FORMATS.get(scheme.format, ()) if dtype in form.weights.get(name, ())), None)
 
 

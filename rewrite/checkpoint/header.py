@@ -70,6 +70,9 @@ class TensorInfo(NamedTuple):
         return prod(self.shape)
 
 
+Entry = tuple[str, str, tuple[int, ...], int, int, str]  # the same, where there is no time for names
+
+
 @dataclass(frozen=True)
 class Header:
     """All tensors of a shard in the order of their data, and the ``__metadata__`` strings as they stood."""
@@ -158,12 +161,12 @@ def _parse_usual(text: str, where: str) -> Header | None:
         return None
     sizes: dict[tuple[str, str], tuple[str, tuple[int, ...], int]] = {}  # most tensors share theirs with others
     tensors: list[TensorInfo] = []
-    at, closing = start.end(), ","
+    at, closing, end, last = start.end(), ",", 0, "0"
     for found in _USUAL_TENSOR.finditer(text, at):
-        closing_before = closing
+        closing_before, end_before, last_before = closing, end, last
         name, dtype, shape, first, last, closing = found.groups()
         known = sizes.get((dtype, shape)) or sizes.setdefault((dtype, shape), _usual_size(dtype, shape))
-        begin, end = int(first), int(last)
+        begin, end = end_before if first == last_before else int(first), int(last)
         if closing_before != "," or found.start() != at or end - begin != known[2] or name == "__metadata__":
             return None
         tensors.append(TensorInfo(name, known[0], known[1], begin, end, where))
@@ -190,18 +193,21 @@ def _usual_size(dtype: str, shape: str) -> tuple[str, tuple[int, ...], int]:
 
 
 def build_header(
-    tensors: Iterable[TensorInfo], metadata: Mapping[str, str] | None, residue: int = 0, modulus: int = ALIGNMENT
+    tensors: Iterable[Entry], metadata: Mapping[str, str] | None, residue: int = 0, modulus: int = ALIGNMENT
 ) -> bytes:
     """The bytes before the data: length field and JSON, padded with spaces.
 
     Data starts at ``residue`` modulo ``modulus``; as it stands, 8-byte aligned.
     """
     entries = [] if metadata is None else [f'"__metadata__":{_compact(dict(metadata))}']
-    shapes: dict[tuple[int, ...], str] = {}
+    shapes: dict[tuple[str, tuple[int, ...]], str] = {}  # most tensors share theirs with others
+    is_plain = _PLAIN_NAME.fullmatch
     for name, dtype, shape, start, end, _ in tensors:
-        sizes = shapes.get(shape) or shapes.setdefault(shape, _compact(shape))
-        key = f'"{name}"' if _PLAIN_NAME.fullmatch(name) else _compact(name)
-        entries.append(f'{key}:{{"dtype":"{dtype}","shape":{sizes},"data_offsets":[{start},{end}]}}')
+        kind = shapes.get((dtype, shape))
+        if kind is None:
+            kind = shapes[dtype, shape] = f'{{"dtype":"{dtype}","shape":{_compact(shape)},"data_offsets":['
+        key = f'"{name}"' if is_plain(name) else _compact(name)
+        entries.append(f"{key}:{kind}{start},{end}]}}")
     raw = f"{{{','.join(entries)}}}".encode()
     raw += b" " * ((residue - LENGTH_BYTES - len(raw)) % modulus)
     if len(raw) > MAX_HEADER_BYTES:

@@ -19,7 +19,8 @@ def replace_value(text: str, path: tuple[str, ...], value: Any) -> str:
     start, end = _find(text, path)
     indent = _indent_of(text)
     new = _dumps(value, text.isascii(), indent=indent, separators=None if indent else _separators(text))
-    return text[:start] + new.replace("\n", "\n" + _line_indent(text, start)) + text[end:]
+    begin = text[:start] + new.replace("\n", "\n" + _line_indent(text, start))
+    return text.replace(text[:end], begin, 1)  # no copy of what comes behind: an index may be 100 MB
 
 
 def append_value(text: str, key: str, value: Any) -> str:

@@ -261,9 +261,10 @@ def _view_after(model: Model, view: CheckpointView, profile: str, selection: Sel
 
 def _count_schemes(model: Model) -> dict[str, int]:
     counts: Counter[str] = Counter()
-    for module in model.modules.values():
-        if not module.plain:
-            counts[module.scheme.text if module.scheme else f"{module.weight.dtype} weights, scheme unknown"] += 1
+    for kind in model.kinds:
+        if not (first := kind.first).plain:
+            text = first.scheme.text if first.scheme else f"{first.weight.dtype} weights, scheme unknown"
+            counts[text] += len(kind.names)
     return dict(counts)
 
 

@@ -12,8 +12,7 @@ from math import ceil
 from typing import Literal
 
 from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
-from rewrite.quantization.scales import layout_of_shape
-from rewrite.quantization.scheme import Scheme
+from rewrite.quantization.scheme import Scheme, layout_of_shape
 
 Shape = tuple[int, ...]
 #: What a scale is one of: each has its own bounds.

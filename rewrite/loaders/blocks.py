@@ -49,20 +49,22 @@ def block_layers(model: Model) -> tuple[BlockLayer, ...]:
 
 def _fused(model: Model) -> Iterator[BlockLayer]:
     for group in model.groups.whole:
-        scheme = model.modules[group.modules[0].name].scheme
-        if (block := _block(scheme)) is None or not all(module.quantized for module in group.modules):
+        block = _block(group.modules[0].scheme)
+        if block is None or not all(module.fp8 for module in group.modules):
             continue
         rows = tuple(p.rows for module in group.modules for p in module.partitions)
         yield BlockLayer(group.name, rows, _slots(group, rows, model), block, _class_block(model))
 
 
 def _experts(model: Model) -> Iterator[BlockLayer]:
-    gates = ((n, m) for n, m in model.modules.items() if is_expert(n) and n.endswith((".0.gate_proj", ".0.w1")))
-    for name, module in gates:
-        block = _block(module.scheme)
-        if block is not None and module.fp8 and not name.startswith("mtp."):
-            rows = (module.weight.shape[0],)
-            yield BlockLayer(name.rpartition(".0.")[0], rows, rows, block, _class_block(model), experts=True)
+    for kind in model.kinds:
+        block, pattern = _block(kind.first.scheme), kind.form.pattern
+        if block is None or not kind.first.fp8 or not is_expert(pattern) or pattern.startswith("mtp."):
+            continue
+        rows = (kind.first.weight.shape[0],)
+        for name in kind.names if pattern.endswith((".gate_proj", ".w1")) else ():
+            if name.rpartition(".")[0].endswith(".0"):
+                yield BlockLayer(name.rpartition(".0.")[0], rows, rows, block, _class_block(model), experts=True)
 
 
 def _block(scheme: Scheme | None) -> Block | None:

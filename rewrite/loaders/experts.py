@@ -8,15 +8,13 @@ under ``others``). They take the scheme of a layer's first expert for all of its
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
-from rewrite.checkpoint.header import TensorInfo
 from rewrite.quantization.dtypes import decode
-from rewrite.quantization.model import Model, StoredModule
-from rewrite.quantization.nvfp4 import find_nvfp4
-from rewrite.quantization.scales import stored_layout
+from rewrite.quantization.groups import Module
+from rewrite.quantization.model import Model
 from rewrite.quantization.scheme import ScaleLayout, Scheme
 
 #: Of a stored expert: the layer's experts, the number, the projection.
@@ -59,7 +57,7 @@ def expert_layers(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts
     kinds = [kind for kind in model.kinds if is_expert(kind.form.pattern)]
     if nvfp4_only and all(kind.first.weight.dtype != "U8" for kind in kinds):
         return
-    named = ((name, model.modules[name]) for kind in kinds for name in kind.names)
+    named = ((name, model.module(name)) for kind in kinds for name in kind.names)
     found = ((match, module) for name, module in named if (match := _EXPERT.fullmatch(name)))
     by_layer = sorted(
         ((match[1], int(match[2]), match[3], module) for match, module in found if not match[1].startswith("mtp.")),
@@ -68,21 +66,20 @@ def expert_layers(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts
     for layer, own in groupby(by_layer, key=lambda each: each[0]):
         projections = {(number, projection): module for _, number, projection, module in own}
         first = next(iter(projections.values()))
-        if nvfp4_only and find_nvfp4(first.name, model.checkpoint.tensors) is None:
+        if nvfp4_only and first.nvfp4 is None:
             continue
         yield _experts(layer, projections, model)
 
 
-def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model: Model) -> Experts:
+def _experts(layer: str, projections: dict[tuple[int, str], Module], model: Model) -> Experts:
     modules = list(projections.values())
-    layouts = {stored_layout(module.name, module.weight.shape[0], model.checkpoint.tensors) for module in modules}
+    layouts = {module.layout for module in modules}
     kinds = {(module.scheme, module.weight.dtype) for module in modules}
-    packed = [find_nvfp4(module.name, model.checkpoint.tensors) for module in modules]
-    nvfp4 = all(packed) and len({each.divides for each in packed if each}) == 1
+    packed = {None if module.nvfp4 is None else module.nvfp4.divides for module in modules}
+    nvfp4 = len(packed) == 1 and None not in packed
     comparable = nvfp4 or (layouts == {"tensor"} and modules[0].fp8)
     furthest, gate, up = _furthest(projections, model) if comparable else ("", None, None)
     first = next((m for (_, kind), m in projections.items() if kind in _GATE), modules[0])
-    scale = model.checkpoint.tensors.get(f"{first.name}.weight_scale")
     return Experts(
         name=layer,
         count=len({number for number, _ in projections}),
@@ -95,29 +92,28 @@ def _experts(layer: str, projections: dict[tuple[int, str], StoredModule], model
         alike=len(kinds) == 1 and len(layouts) == 1 and _inputs_alike(projections, model),
         gate=gate,
         up=up,
-        scale_dtype="F32" if nvfp4 else scale.dtype if scale else "",
+        scale_dtype="F32" if nvfp4 else first.scale.dtype if first.scale else "",
         nvfp4=nvfp4,
-        divides=nvfp4 and any(each.divides for each in packed if each),
+        divides=nvfp4 and True in packed,
         furthest=furthest,
         gated=any(kind in _GATE for _, kind in projections),
     )
 
 
-def _furthest(projections: dict[tuple[int, str], StoredModule], model: Model) -> tuple[str, float | None, float | None]:
+def _furthest(projections: dict[tuple[int, str], Module], model: Model) -> tuple[str, float | None, float | None]:
     """The expert where the scales of gate and up differ most, and these two."""
     gates, ups = (
-        {number: module.name for (number, kind), module in projections.items() if kind in kinds}
-        for kinds in (_GATE, _UP)
+        {number: module for (number, kind), module in projections.items() if kind in kinds} for kinds in (_GATE, _UP)
     )
     if gates.keys() != ups.keys() or not gates:
         return "", None, None
     values = _values([*gates.values(), *ups.values()], model)
-    pairs = {number: (values[gates[number]], values[ups[number]]) for number in gates}
+    pairs = {number: (values[gates[number].name], values[ups[number].name]) for number in gates}
     number = max(pairs, key=lambda each: _apart(pairs[each]))
-    return gates[number].rpartition(".")[0], *pairs[number]
+    return gates[number].name.rpartition(".")[0], *pairs[number]
 
 
-def _inputs_alike(projections: dict[tuple[int, str], StoredModule], model: Model) -> bool:
+def _inputs_alike(projections: dict[tuple[int, str], Module], model: Model) -> bool:
     """Whether gate and up of each expert have the same input scale, to the bit, or none."""
     tensors = model.checkpoint.tensors
     named = {(number, module.name) for (number, kind), module in projections.items() if kind in (*_GATE, *_UP)}
@@ -133,21 +129,15 @@ def _inputs_alike(projections: dict[tuple[int, str], StoredModule], model: Model
     return all(len(values) == 1 for values in found.values())
 
 
-def _values(names: Iterable[str], model: Model) -> dict[str, float]:
-    tensors = model.checkpoint.tensors
-    packed = {name: find_nvfp4(name, tensors) for name in names}
-    scales = [own.scale if own else _scale(name, tensors) for name, own in packed.items()]
-    values = {}
-    for info, raw in model.checkpoint.read_tensors(scales):
-        name = info.name.rpartition(".")[0]
-        own = packed[name]
-        values[name] = own.multiplier(raw) if own else decode(info.dtype, raw, info.name)[0]
-    return values
-
-
-def _scale(name: str, tensors: Mapping[str, TensorInfo]) -> TensorInfo:
-    """Mistral calls a scale of one value ``weight_scale_inv``."""
-    return tensors.get(f"{name}.weight_scale") or tensors[f"{name}.weight_scale_inv"]
+def _values(modules: Iterable[Module], model: Model) -> dict[str, float]:
+    """The scale of each module, to multiply with."""
+    scales = {info.name: m for m in modules if (info := m.nvfp4.scale if m.nvfp4 else m.scale) is not None}
+    return {
+        (module := scales[info.name]).name: module.nvfp4.multiplier(raw)
+        if module.nvfp4
+        else decode(info.dtype, raw, info.name)[0]
+        for info, raw in model.checkpoint.read_tensors(model.checkpoint.tensors[name] for name in scales)
+    }
 
 
 def _apart(pair: tuple[float, float]) -> float:

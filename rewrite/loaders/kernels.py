@@ -9,8 +9,7 @@ from rewrite.loaders.facts import held
 from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN, KernelFact
 from rewrite.loaders.outcome import Kernels, Outcome
 from rewrite.loaders.ranges import version_key
-from rewrite.quantization.dtypes import FP8_DTYPES
-from rewrite.quantization.model import StoredModule
+from rewrite.quantization.groups import Module
 from rewrite.quantization.scheme import Activations, ScaleLayout
 
 #: What a user names, one or several joined by commas, and the cards that it stands for: the worst of all is said.
@@ -50,13 +49,13 @@ def is_platform(platform: str) -> bool:
     return all(name in PLATFORMS for name in platform.split(","))
 
 
-def kernel_schemes(modules: Iterable[StoredModule], dialect: str) -> frozenset[str]:
+def kernel_schemes(modules: Iterable[Module], dialect: str) -> frozenset[str]:
     """The schemes of the FP8 layers among ``modules``, as the record names them. Not of experts: these have kernels of
     their own, which were not run."""
     found = {
         (scheme.layout, scheme.activations, scheme.per_token)
-        for name, weight, scheme in modules
-        if scheme is not None and weight.dtype in FP8_DTYPES and scheme.fp8 and not is_expert(name)
+        for module in modules
+        if (scheme := module.scheme) is not None and module.fp8 and scheme.fp8 and not is_expert(module.name)
     }
     return frozenset(_named(layout, activations, per_token, dialect) for layout, activations, per_token in found)
 

@@ -27,8 +27,8 @@ from rewrite.quantization.dialects.fp8 import Fp8, parts_of
 from rewrite.quantization.dialects.modelopt import ModelOpt
 from rewrite.quantization.dialects.modelopt_mixed import ModelOptMixed
 from rewrite.quantization.dialects.quark import Quark
-from rewrite.quantization.groups import is_table
-from rewrite.quantization.model import Kind, Model, StoredModule
+from rewrite.quantization.groups import Module, is_table
+from rewrite.quantization.model import Kind, Model
 from rewrite.quantization.scheme import Scheme
 
 #: Linears that engines never quantize, whatever the config says, and what is not loaded with the language model.
@@ -73,10 +73,12 @@ LOOKUPS = (VLLM_RAISES, VLLM_CLASS_FIRST, VLLM, SGLANG)
 
 @dataclass(frozen=True)
 class ServedLayer:
-    """A layer as engines build it: the name it is looked up by, and the stored modules that become it."""
+    """A layer as engines build it: the name it is looked up by, the names of the stored modules that become it, and
+    modules like these."""
 
     name: str
     parts: tuple[str, ...]
+    modules: tuple[Module, ...]
 
 
 def served_layers(model: Model) -> Iterator[ServedLayer]:
@@ -85,9 +87,9 @@ def served_layers(model: Model) -> Iterator[ServedLayer]:
     for group in model.groups.whole:
         parts = tuple(module.name for module in group.modules)
         grouped.update(parts)
-        yield ServedLayer(group.name, parts)
+        yield ServedLayer(group.name, parts, group.modules)
     for kind in model.kinds:
-        yield from (ServedLayer(name, (name,)) for name in _looked_up(kind) if name not in grouped)
+        yield from (ServedLayer(name, (name,), (kind.first,)) for name in _looked_up(kind) if name not in grouped)
 
 
 def _looked_up(kind: Kind) -> Iterable[str]:
@@ -111,8 +113,8 @@ def misread(model: Model, lookups: Sequence[Lookup] = LOOKUPS) -> dict[Lookup, O
         return {}
     alike: dict[tuple[object, ...], ServedLayer] = {}  # layers that no pattern of the config can tell apart
     for layer in served_layers(model):
-        modules = [model.modules[part] for part in layer.parts if part in model.modules]
-        key = (dialect.shape_of(layer.name), *((dialect.shape_of(m.name), m.scheme, m.plain) for m in modules))
+        parts = zip(map(dialect.shape_of, layer.parts), layer.modules, strict=True)
+        key = (dialect.shape_of(layer.name), *((shape, m.scheme, m.plain) for shape, m in parts))
         alike.setdefault(key, layer)
     found = {}
     for lookup in lookups:
@@ -141,7 +143,7 @@ def _misread_modelopt(model: Model, dialect: ModelOpt | ModelOptMixed) -> Iterat
     with an AttributeError, SGLang 0.5.23 to serve codes as weights."""
     left_alone = ModelOpt(dialect.value)
     for group in model.groups.whole:
-        stored = not all(module.plain for module in group.modules) and group.name not in model.modules
+        stored = not all(module.plain for module in group.modules) and group.name not in model.kind_of
         if stored and left_alone.scheme(group.name) is None:
             said = Outcome("not known", f"takes {group.name} for plain: ignore has that name, and it is quantized")
             yield from ((lookup, said) for lookup in LOOKUPS)
@@ -154,28 +156,24 @@ def _misread_quark(model: Model, dialect: Quark) -> Iterator[tuple[Lookup, Outco
     grouped = {group.name for group in model.groups.whole}
     for lookup in LOOKUPS:
         for layer in served_layers(model):
-            modules = [model.modules[part] for part in layer.parts if part in model.modules]
-            wanted = {None if module.plain else module.scheme for module in modules}
+            wanted = {None if module.plain else module.scheme for module in layer.modules}
             by_name = lookup is SGLANG or layer.parts != (layer.name,) or layer.name not in grouped
-            found = {dialect.scheme_in_engines(m.name, lookup.served_name, by_name=by_name) for m in modules}
+            found = {dialect.scheme_in_engines(part, lookup.served_name, by_name=by_name) for part in layer.parts}
             if found != wanted or len(found) > 1:
                 yield lookup, Outcome("not known", f"looks {layer.name} up in another way than Quark does")
                 break
 
 
 def _problem(layer: ServedLayer, model: Model, dialect: CompressedTensors, lookup: Lookup) -> Outcome | None:
-    modules = [model.modules[part] for part in layer.parts if part in model.modules]
-    if not modules:
-        return None
     ignored = _ignored(layer, model, dialect, lookup)
     if ignored is None:
         return Outcome("fails to load", f"ignore names some parts of {layer.name} only")
     if ignored:
-        return _unless_alike(layer, modules, None)
+        return _unless_alike(layer, None)
     group = _group(layer, model, dialect, lookup)
     if group is None and lookup.unmatched_raises and dialect.has_targets:
         return Outcome("fails to load", f"finds no target for {layer.name}")
-    return _unless_alike(layer, modules, None if group is None else dialect.scheme_of_group(group))
+    return _unless_alike(layer, None if group is None else dialect.scheme_of_group(group))
 
 
 def _vocabulary(model: Model, dialect: CompressedTensors, lookup: Lookup) -> Outcome | None:
@@ -196,9 +194,9 @@ def _vocabulary(model: Model, dialect: CompressedTensors, lookup: Lookup) -> Out
     return None
 
 
-def _unless_alike(layer: ServedLayer, modules: Sequence[StoredModule], found: Scheme | None) -> Outcome | None:
+def _unless_alike(layer: ServedLayer, found: Scheme | None) -> Outcome | None:
     """What happens with the parts of a layer whose scheme is not the one that the engine finds is not modeled."""
-    if all(module.scheme == found or (module.plain and found is None) for module in modules):
+    if all(module.scheme == found or (module.plain and found is None) for module in layer.modules):
         return None
     said = "not quantized" if found is None else found.text
     return Outcome("not known", f"looks {layer.name} up as {said}, which is not how all of it is stored")

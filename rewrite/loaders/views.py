@@ -23,7 +23,6 @@ from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
 from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Model
-from rewrite.quantization.scales import layout_of
 from rewrite.quantization.scheme import ScaleLayout, Scheme
 
 SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4", "unknown", "other"]
@@ -125,7 +124,7 @@ def view_model(
         experts = [each for each in expert_layers(model, nvfp4_only=selection != "all") if each.gated]
         groups += [_view_experts(each) for each in experts if selection == "all" or each.gate != each.up]
         nvfp4_experts = any(each.nvfp4 for each in experts)
-    fused = (model.modules[module.name] for group in model.select(selection) for module in group.modules)
+    fused = (module for group in model.select(selection) for module in group.modules)
     return CheckpointView(
         model_type=str(model.checkpoint.config.value.get("model_type")),
         dialect=model.dialect.name,
@@ -178,10 +177,10 @@ def spread(group: GroupView) -> float | None:
 
 
 def _view_group(group: FusedGroup, model: Model) -> GroupView:
-    if group.nvfp4 and all(_is_nvfp4(model.modules[module.name].scheme) for module in group.modules):
+    if group.nvfp4 and all(_is_nvfp4(module.scheme) for module in group.modules):
         return _view_nvfp4(group, model)
     partitions = tuple(p for module in group.modules for p in _view_partitions(module, model))
-    first = model.modules[group.modules[0].name]
+    first = group.modules[0]
     # A config that says nothing of it: loaders go by the tensor.
     static = first.scheme.activations == "static" if first.scheme else any(m.input_scale for m in group.modules)
     return GroupView(group.name, group.layer.name, partitions, group.modules[0].weight.shape[1], static)
@@ -239,14 +238,14 @@ def _view_experts(experts: Experts) -> GroupView:
 
 
 def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
-    layout = _seen(layout_of(module), model.modules[module.name].scheme)
+    layout = _seen(module.layout, module.scheme)
     scales: tuple[float | None, ...] = (None,) * len(module.partitions)
-    if module.quantized and module.scale is not None and layout in ("tensor", "partition"):
+    if module.fp8 and module.scale is not None and layout in ("tensor", "partition"):
         values = decode(module.scale.dtype, model.checkpoint.read_tensor(module.scale.name), module.scale.name)
         scales = values if layout == "partition" else values * len(module.partitions)
     found = module.scale or module.block_scale
     dtype = found.dtype if found else ""
-    is_known = module.quantized and _is_run(model.modules[module.name].scheme, dtype)
+    is_known = module.fp8 and _is_run(module.scheme, dtype)
     seen = "none" if module.plain else (layout or "unknown") if is_known else "other"
     for partition, scale in zip(module.partitions, scales, strict=True):
         yield PartitionView(partition.name, module.name, partition.rows, seen, scale, dtype)

@@ -15,7 +15,8 @@ from rewrite.ledger.names import is_vision
 from rewrite.loaders.experts import is_expert
 from rewrite.loaders.lookups import misread
 from rewrite.planning.profiles.base import PlannedScheme
-from rewrite.quantization.model import Model, StoredModule
+from rewrite.quantization.groups import Module
+from rewrite.quantization.model import Kind, Model
 from rewrite.quantization.scheme import Dialect, Scheme
 
 
@@ -24,19 +25,21 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
 
     Raises :class:`Unsupported` for the first module whose scheme would not be what it must be.
     """
-    if len(before.modules) != len(after.modules) or any(name not in before.modules for name in after.modules):
-        name = min(before.modules.keys() ^ after.modules.keys())
-        raise _refusal(name, "the same modules", "one more" if name in after.modules else "none of this name")
-    for name, new in after.modules.items():
-        old = before.modules[name]
-        if new is not old or name in planned:  # the same object: nothing changed
-            _check_scheme(name, old, new, planned)
+    if before.kind_of.keys() != after.kind_of.keys():
+        name = min(before.kind_of.keys() ^ after.kind_of.keys())
+        raise _refusal(name, "the same modules", "one more" if name in after.kind_of else "none of this name")
+    seen = set()
+    for name, new in after.kind_of.items():
+        pair = (id(old := before.kind_of[name]), id(new))
+        if name in planned or pair not in seen:
+            _check_scheme(name, old.first, new.first, planned)
+            seen.add(pair)
     refuse_faults(after)
     _check_experts(before, after)
     _check_fused_names(before, after)
     _check_lookups(before, after)
     if before.second_dialect is not None and after.second_dialect is not None:
-        _check_second(before.second_dialect, after.second_dialect, after.modules.values(), planned)
+        _check_second(before.second_dialect, after.second_dialect, after.kind_of, planned)
 
 
 def refuse_faults(model: Model) -> None:
@@ -59,7 +62,7 @@ def refuse_values(values: Iterable[Fault]) -> None:
         )
 
 
-def _check_scheme(name: str, old: StoredModule, new: StoredModule, planned: Mapping[str, PlannedScheme | None]) -> None:
+def _check_scheme(name: str, old: Module, new: Module, planned: Mapping[str, PlannedScheme | None]) -> None:
     if name in planned:
         if not _is_as_planned(new.scheme, planned[name]):
             raise _refusal(name, _wording(planned[name]), _text(new.scheme))
@@ -93,7 +96,7 @@ def _check_experts(before: Model, after: Model) -> None:
         name, scheme = kind.names[0], kind.first.scheme
         if not is_expert(name) or scheme is None or not scheme.fp8 or scheme.layout != "tensor" or not scheme.per_token:
             continue
-        olds = (before.modules[each].scheme for each in kind.names)
+        olds = (before.kind_of[each].first.scheme for each in kind.names)
         if not all(old is not None and old.per_token for old in olds):
             raise Unsupported(
                 "Engines would not load the experts any more",
@@ -106,17 +109,15 @@ def _check_experts(before: Model, after: Model) -> None:
 def _check_fused_names(before: Model, after: Model) -> None:
     """Engines look a fused layer up under its own name first: it must agree with its modules wherever it did."""
     for group in before.groups.whole:
-        names = [module.name for module in group.modules]
+        kinds = [(before.kind_of[module.name], after.kind_of[module.name]) for module in group.modules]
         old, new = (model.dialect.scheme(group.name) for model in (before, after))
-        was = [before.modules[name].scheme for name in names]
-        now = [after.modules[name].scheme for name in names]
+        was, now = [[each.first.scheme for each in kind] for kind in zip(*kinds, strict=True)]
         agreed = all(scheme == old for scheme in was)
         fitted = all(_layout(scheme) == _layout(old) for scheme in was)  # perhaps with other activations
         if (agreed and any(scheme != new for scheme in now)) or (
             fitted and any(_layout(scheme) != _layout(new) for scheme in now)
         ):
-            found = after.modules[names[0]].scheme
-            raise _refusal(group.name, f"as its modules: {_text(found)}", _text(new))
+            raise _refusal(group.name, f"as its modules: {_text(now[0])}", _text(new))
 
 
 def _layout(scheme: Scheme | None) -> str | None:
@@ -135,15 +136,15 @@ def _check_lookups(before: Model, after: Model) -> None:
 
 
 def _check_second(
-    old: Dialect, new: Dialect, modules: Iterable[StoredModule], planned: Mapping[str, PlannedScheme | None]
+    old: Dialect, new: Dialect, kinds: Mapping[str, Kind], planned: Mapping[str, PlannedScheme | None]
 ) -> None:
     """A second config that stays beside the first must say what it said, or what the first says now."""
-    for module in modules:
-        if module.name in planned:
-            if planned[module.name] is None and new.scheme(module.name) is not None:
-                raise _refusal(module.name, "not quantized, in hf_quant_config.json, too", "still listed there")
-        elif not _agrees(new.scheme(module.name), old.scheme(module.name), module.scheme):
-            raise _refusal(module.name, "as it was, in hf_quant_config.json, too", _text(new.scheme(module.name)))
+    for name, kind in kinds.items():
+        if name in planned:
+            if planned[name] is None and new.scheme(name) is not None:
+                raise _refusal(name, "not quantized, in hf_quant_config.json, too", "still listed there")
+        elif not _agrees(new.scheme(name), old.scheme(name), kind.first.scheme):
+            raise _refusal(name, "as it was, in hf_quant_config.json, too", _text(new.scheme(name)))
 
 
 def _agrees(new: Scheme | None, old: Scheme | None, first: Scheme | None) -> bool:

@@ -99,7 +99,7 @@ class TextFile:
 
     @property
     def size(self) -> int:
-        return len(self.text.encode())
+        return len(self.text) if self.text.isascii() else len(self.text.encode())  # an index may be 100 MB
 
     def to_json(self) -> dict[str, Any]:
         return {"name": self.name, "text": self.text, "source": self.source.to_json()}

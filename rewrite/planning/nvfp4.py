@@ -124,8 +124,8 @@ def _experts(model: Model) -> Iterator[_Layer]:
 
 
 def _is_nvfp4(name: str, model: Model) -> bool:
-    module = model.modules.get(name)
-    is_stated = module is not None and module.scheme is not None and module.scheme.format == "NVFP4"
+    kind = model.kind_of.get(name)
+    is_stated = kind is not None and kind.first.scheme is not None and kind.first.scheme.format == "NVFP4"
     return is_stated and _packed(name, model) is not None
 
 

@@ -60,8 +60,9 @@ class Plan:
     @property
     def files(self) -> dict[str, int]:
         """Every file of the output with its size."""
-        texts = {name: len(text.encode()) for name, text in self.texts_to_write.items()}
-        return {**{job.name: job.size for job in self.jobs}, **texts}
+        texts = {text.name: text.size for text in self.texts}
+        manifest = {MANIFEST_NAME: len(self.manifest.to_text().encode())} if self.manifest.changed else {}
+        return {**{job.name: job.size for job in self.jobs}, **texts, **manifest}
 
     def check(self) -> None:
         """That carrying it out does nothing but write the files of one output from those of one source: it may come

@@ -67,7 +67,7 @@ def plan_changes(model: Model, profile: str, selection: Selection, kv_scales: Kv
         refuse_faults(model)
         return Checked(chosen, changes, texts, left_out, model)
     gone = [file.name for file in left_out]
-    after = interpret(preview(model.checkpoint, changes.edits, texts, gone), earlier=model)
+    after = interpret(preview(model.checkpoint, changes.edits, texts, gone))
     check_plan(model, after, changes.schemes)
     return Checked(chosen, changes, texts, left_out, after)
 
@@ -157,7 +157,7 @@ def _refuse_lookalikes(model: Model) -> None:
 
 def _notes(model: Model, checked: Checked, selection: Selection) -> Iterator[str]:
     yield from notes(model, checked.changes)
-    packed = [group for group in model.select(selection) if any(not m.plain and not m.quantized for m in group.modules)]
+    packed = [group for group in model.select(selection) if any(not m.plain and not m.fp8 for m in group.modules)]
     yield from repair_notes(checked.changes.repair.changes)
     unequal = [] if checked.profile.nvfp4 else [group for group in packed if group in model.unequal_nvfp4]
     if unequal:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from rewrite.checkpoint.checkpoint import Shard
-from rewrite.checkpoint.header import DTYPE_BITS, TensorInfo, build_header
+from rewrite.checkpoint.header import DTYPE_BITS, Entry, TensorInfo, build_header
 from rewrite.planning.jobs import ShardPlan
 from rewrite.planning.placement import BLOCK, Piece, place
 from rewrite.planning.segments import Copy, Fill, Segment
@@ -43,31 +43,32 @@ def touches(edits: Edits, shard: Shard) -> bool:
 def plan_shard(shard: Shard, edits: Edits) -> ShardPlan:
     """The new header and every tensor but the dropped ones, where ``placement`` wants them."""
     olds = {info.name: info for info in shard.header.tensors if edits.get(info.name, info) is not None}
-    placement = place([_piece(old, edits.get(name), shard.header.size) for name, old in olds.items()])
+    placement = place(list(_pieces(olds.values(), edits, shard.header.size)))
     start = () if placement.residue is None else (placement.residue, BLOCK)
     header = build_header(_entries(placement.order, olds, edits), shard.header.metadata, *start)
     segments = _merged(_ranges(placement.order, olds, edits, shard.header.size))
     return ShardPlan(shard.name, shard.file_id, header, tuple(segments))
 
 
-def _piece(old: TensorInfo, new: NewTensor | None, data: int) -> Piece:
-    if new is not None:
-        return Piece(old.name, _WIDTHS[new.dtype], new.nbytes, None)
-    name, dtype, _, start, end, _ = old
-    width = _WIDTHS[dtype]
-    return Piece(name, width, end - start, data + start, start % width == 0)
+def _pieces(olds: Iterable[TensorInfo], edits: Edits, data: int) -> Iterator[Piece]:
+    for name, dtype, _, start, end, _ in olds:
+        if new := edits.get(name):
+            yield Piece(name, _WIDTHS[new.dtype], new.nbytes, None)
+        else:
+            width = _WIDTHS[dtype]
+            yield Piece(name, width, end - start, data + start, start % width == 0)
 
 
 _WIDTHS = {dtype: max(bits // 8, 1) for dtype, bits in DTYPE_BITS.items()}
 
 
-def _entries(order: Iterable[Piece], olds: Mapping[str, TensorInfo], edits: Edits) -> Iterator[TensorInfo]:
+def _entries(order: Iterable[Piece], olds: Mapping[str, TensorInfo], edits: Edits) -> Iterator[Entry]:
     offset = 0
     for piece in order:
         name, dtype, shape, _, _, where = olds[piece.name]
         if new := edits.get(name):
             name, dtype, shape = new.name or name, new.dtype, new.shape
-        yield TensorInfo(name, dtype, shape, offset, offset + piece.size, where)
+        yield name, dtype, shape, offset, offset + piece.size, where
         offset += piece.size
 
 

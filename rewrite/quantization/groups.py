@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from rewrite.quantization.architectures import QKVZ, FusedLayer, PartitionSpec, 
 from rewrite.quantization.by_source import layers_by_source
 from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
 from rewrite.quantization.nvfp4 import Nvfp4, find_nvfp4
+from rewrite.quantization.scheme import ScaleLayout, Scheme, layout_of_shape
 
 #: What a module's weights are stored as: ``weight_packed`` where several of them share a byte.
 WEIGHTS = ("weight", "weight_packed")
@@ -46,7 +47,11 @@ class Partition:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A linear layer as stored. The scales are None when the checkpoint holds none.
+    """A matrix of weights as stored, and the scheme that the config gives it (None: it is left alone). The scales are
+    None when the checkpoint holds none.
+
+    Whether a plain matrix is a linear layer cannot be seen in a checkpoint: embeddings, too, have a scheme on paper
+    where a config names the class ``Linear`` only.
 
     ``block_scale`` is the ``weight_scale_inv`` of block-wise FP8 (DeepSeek-V3's format, Qwen's own FP8 releases).
     """
@@ -58,16 +63,33 @@ class Module:
     input_scale: TensorInfo | None
     block_scale: TensorInfo | None
     nvfp4: Nvfp4 | None = None  # of an NVFP4 module: its scales in the words of both dialects
+    scheme: Scheme | None = None  # None, too, where no config was asked
 
     @property
-    def quantized(self) -> bool:
-        """Whether the weights are FP8."""
+    def fp8(self) -> bool:
         return self.weight.dtype in FP8_DTYPES
 
     @property
     def plain(self) -> bool:
         """Whether the weights are stored as ordinary floating-point numbers."""
         return self.weight.dtype in PLAIN_DTYPES
+
+    @property
+    def layout(self) -> ScaleLayout | None:
+        """How the weight scale is stored, by its shape; None for no scale, or a shape that is no layout."""
+        if self.scale is None:
+            return None if self.block_scale is None else "block"
+        return layout_of_shape(self.scale.shape, self.weight.shape[0], len(self.partitions))
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether there is a scale for each row, in the form ``[N]`` that the dialect has for it."""
+        return self.layout == "rows" and self.scheme is not None and self.scheme.layout == "rows"
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the config gives the activations a stored scale."""
+        return self.scheme is not None and self.scheme.activations == "static"
 
 
 @dataclass(frozen=True)
@@ -81,7 +103,7 @@ class FusedGroup:
     @property
     def quantized_in_part(self) -> bool:
         """Whether some of the modules are FP8 and some are not: no engine that fuses them can serve that."""
-        return len({module.quantized for module in self.modules}) > 1
+        return len({module.fp8 for module in self.modules}) > 1
 
     @property
     def nvfp4(self) -> bool:
@@ -127,19 +149,28 @@ class Groups:
         return tuple(group for group in self.found if isinstance(group, FusedGroup))
 
 
-def find_groups(checkpoint: Checkpoint) -> Groups:
+#: What the config says of a module, by its name.
+SchemeOf = Callable[[str], Scheme | None]
+
+
+def _no_scheme(_module: str) -> None:
+    """Where no config is asked."""
+
+
+def find_groups(checkpoint: Checkpoint, scheme_of: SchemeOf = _no_scheme) -> Groups:
     """The fused groups of a checkpoint of a known architecture, of the language model: MTP layers and vision towers are
     left alone. A group is broken when it lacks a module or its rows are not what the config says."""
     architecture = find_architecture(checkpoint.config.value)
     if architecture is None:
-        return Groups(tuple(_groups_by_source(checkpoint)))
+        return Groups(tuple(_groups_by_source(checkpoint, scheme_of)))
     text = text_config(checkpoint.config.value)
     layers = [layer for layer in architecture.fused_layers if not layer.needs or text.get(layer.needs)]
     stored = _stored_modules(layers, checkpoint)
-    return Groups(tuple(group for layer in layers for group in _groups_of(layer, stored[layer.name], checkpoint)))
+    found = (_groups_of(layer, stored[layer.name], checkpoint, scheme_of) for layer in layers)
+    return Groups(tuple(group for groups in found for group in groups))
 
 
-def _groups_by_source(checkpoint: Checkpoint) -> Iterator[FusedGroup]:
+def _groups_by_source(checkpoint: Checkpoint, scheme_of: SchemeOf) -> Iterator[FusedGroup]:
     """What the atlas says of a family that is not among :data:`ARCHITECTURES`. A layer that lacks a module, or is
     quantized in part wherever it is, is no group: engines may have a rule for it (Gemma 4 stores no v where it is k,
     DeepSeek-V3.2 a plain part beside the FP8 one of its indexer)."""
@@ -147,14 +178,14 @@ def _groups_by_source(checkpoint: Checkpoint) -> Iterator[FusedGroup]:
     stored = {name for names in modules for name in names if not _BESIDE.match(name)}
     for layer, parents in layers_by_source(checkpoint.config.value, stored):
         names = (f"{parent}.{part}" for parent in parents for part in layer.modules)
-        groups = [group for group in _groups_of(layer, names, checkpoint) if isinstance(group, FusedGroup)]
+        groups = [group for group in _groups_of(layer, names, checkpoint, scheme_of) if isinstance(group, FusedGroup)]
         if any(len({module.weight.dtype for module in group.modules}) == 1 for group in groups):
             yield from groups
 
 
-def single_module(name: str, checkpoint: Checkpoint) -> Module:
+def single_module(name: str, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Module:
     """A linear layer on its own, as one partition."""
-    return _module(name, (PartitionSpec(name.rpartition(".")[2]),), checkpoint)
+    return _module(name, (PartitionSpec(name.rpartition(".")[2]),), checkpoint, scheme)
 
 
 _EXPERT = re.compile(rf"(?!{_NOT_THE_LANGUAGE_MODEL})(.*\.experts\.\d+)\.(\w+)")
@@ -183,30 +214,31 @@ def find_lookalikes(checkpoint: Checkpoint) -> tuple[str, ...]:
     return tuple(_stored_modules((QKVZ,), checkpoint)[QKVZ.name])
 
 
-def _groups_of(layer: FusedLayer, stored: Iterable[str], checkpoint: Checkpoint) -> Iterator[FusedGroup | BrokenGroup]:
+def _groups_of(
+    layer: FusedLayer, stored: Iterable[str], checkpoint: Checkpoint, scheme_of: SchemeOf
+) -> Iterator[FusedGroup | BrokenGroup]:
     for parent in sorted({name.rpartition(".")[0] for name in stored}, key=_natural):
         name = f"{parent}.{layer.name}"
         try:
-            modules = tuple(_part(parent, part, specs, layer, checkpoint) for part, specs in layer.modules.items())
+            _check_complete(parent, layer, checkpoint)
+            parts = ((f"{parent}.{part}", specs) for part, specs in layer.modules.items())
+            modules = tuple(_module(own, specs, checkpoint, scheme_of(own)) for own, specs in parts)
         except Refused as error:
             yield BrokenGroup(name, layer, error)
         else:
             yield FusedGroup(name, layer, modules)
 
 
-def _part(
-    parent: str, part: str, specs: tuple[PartitionSpec, ...], layer: FusedLayer, checkpoint: Checkpoint
-) -> Module:
-    name = f"{parent}.{part}"
-    if not any(f"{name}.{weight}" in checkpoint.tensors for weight in WEIGHTS):
-        raise CheckpointError(
-            "A fused group is incomplete",
-            where=f"{parent}.{layer.name}",
-            expected=", ".join(layer.modules),
-            found=f"no {name}.weight",
-            hint="loaders fill the missing rows with whatever memory held: export the model again",
-        )
-    return _module(name, specs, checkpoint)
+def _check_complete(parent: str, layer: FusedLayer, checkpoint: Checkpoint) -> None:
+    for part in layer.modules:
+        if not any(f"{parent}.{part}.{weight}" in checkpoint.tensors for weight in WEIGHTS):
+            raise CheckpointError(
+                "A fused group is incomplete",
+                where=f"{parent}.{layer.name}",
+                expected=", ".join(layer.modules),
+                found=f"no {parent}.{part}.weight",
+                hint="loaders fill the missing rows with whatever memory held: export the model again",
+            )
 
 
 def _stored_modules(layers: Iterable[FusedLayer], checkpoint: Checkpoint) -> dict[str, list[str]]:
@@ -228,9 +260,10 @@ def _has_rows(form: Form) -> bool:
     return bool(stored) and not any(dtype == "U8" and shape[1:] == (1,) for dtype, shape in stored)
 
 
-def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint) -> Module:
+def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint, scheme: Scheme | None) -> Module:
     tensors = checkpoint.tensors
-    weight = next(tensors[full] for kind in WEIGHTS if (full := f"{name}.{kind}") in tensors)
+    stored = [tensors[full] for kind in WEIGHTS if (full := f"{name}.{kind}") in tensors]
+    weight = next((each for each in reversed(stored) if len(each.shape) == 2), stored[0])
     if len(weight.shape) != 2:
         raise CheckpointError(
             "A linear layer is not a matrix",
@@ -256,7 +289,7 @@ def _module(name: str, specs: tuple[PartitionSpec, ...], checkpoint: Checkpoint)
     )
     if scale is None and block_scale is not None and block_scale.shape in ((), (1,)):
         scale, block_scale = block_scale, None  # Mistral's name for a scale of one value
-    return Module(name, tuple(partitions), weight, scale, input_scale, block_scale, find_nvfp4(name, tensors))
+    return Module(name, tuple(partitions), weight, scale, input_scale, block_scale, find_nvfp4(name, tensors), scheme)
 
 
 #: The names of a scale, of a scale of the input, and of block scales: those of Mistral and of DeepSeek-V4 are last.

@@ -2,47 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.forms import Form
-from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import ConfigError
 from rewrite.quantization.dialects import config_path, read_dialect, read_side_dialect
-from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
-from rewrite.quantization.groups import WEIGHTS, FusedGroup, Groups, Selection, find_groups
+from rewrite.quantization.groups import WEIGHTS, FusedGroup, Groups, Module, Selection, find_groups, single_module
 from rewrite.quantization.scheme import Dialect, Layers, Scheme
-
-
-class StoredModule(NamedTuple):
-    """A module with a matrix of weights, and the scheme that the config gives it (None: it is left alone).
-
-    Whether a plain matrix is a linear layer cannot be seen in a checkpoint: embeddings, too, have a scheme on paper
-    where a config names the class ``Linear`` only. A named tuple, as there may be 100,000 of them.
-    """
-
-    name: str
-    weight: TensorInfo  # ``.weight``, or ``.weight_packed`` where several weights share a byte
-    scheme: Scheme | None
-
-    @property
-    def plain(self) -> bool:
-        """Whether the weights are stored as ordinary floating-point numbers."""
-        return self.weight.dtype in PLAIN_DTYPES
-
-    @property
-    def fp8(self) -> bool:
-        return self.weight.dtype in FP8_DTYPES
 
 
 @dataclass(frozen=True)
 class Kind:
     """Modules with a matrix of weights that are alike: of one form and one scheme. ``first`` stands for all."""
 
-    first: StoredModule
+    first: Module
     form: Form
     names: Sequence[str]
 
@@ -55,8 +31,7 @@ class Model:
     dialect: Dialect
     second_dialect: Dialect | None  # what hf_quant_config.json says, where config.json counts instead
     groups: Groups
-    modules: Mapping[str, StoredModule]  # every module with a matrix of weights, by its stored name
-    kinds: tuple[Kind, ...]  # the same, by what is alike
+    kinds: tuple[Kind, ...]  # every module with a matrix of weights, by what is alike
 
     @property
     def model_type(self) -> str:
@@ -64,11 +39,21 @@ class Model:
         return str(self.checkpoint.config.value.get("model_type", "unknown"))
 
     @cached_property
+    def kind_of(self) -> Mapping[str, Kind]:
+        """The kind of each module, by its stored name."""
+        return {name: kind for kind in self.kinds for name in kind.names}
+
+    def module(self, name: str) -> Module:
+        """A module on its own: made when it is asked for, as there may be 500,000. Raises :class:`KeyError`."""
+        return single_module(name, self.checkpoint, self.kind_of[name].first.scheme)
+
+    @cached_property
     def layers(self) -> Layers:
         """The modules by how they are stored. Made when a profile asks: 60 bytes a module."""
         fp8 = frozenset(name for kind in self.kinds if kind.first.fp8 for name in kind.names)
+        others = tuple(name for kind in self.kinds if not kind.first.fp8 for name in kind.names)
         quantized = frozenset(name for kind in self.kinds if not kind.first.plain for name in kind.names)
-        return Layers(fp8, tuple(name for name in self.modules if name not in fp8), quantized)
+        return Layers(fp8, others, quantized)
 
     def select(self, selection: Selection) -> tuple[FusedGroup, ...]:
         """The fused groups that ``selection`` is about: with "qkvz" also those of NVFP4 modules whose global scales
@@ -91,31 +76,21 @@ class Model:
         return tuple(group for group in groups if group.name in unequal)
 
 
-def interpret(checkpoint: Checkpoint, earlier: Model | None = None) -> Model:
+def interpret(checkpoint: Checkpoint) -> Model:
     """Read config and headers of ``checkpoint`` as a :class:`Model`.
-
-    What is equal in a model of an ``earlier`` state is shared with it: there may be 500,000 modules.
 
     Raises :class:`rewrite.errors.ConfigError` for a quantization config that cannot be understood.
     """
     dialect = read_dialect(checkpoint)
-    shared: Mapping[str, StoredModule] = earlier.modules if earlier else {}
-    tensors = checkpoint.tensors
-    modules: dict[str, StoredModule] = {}
-    alike: list[Kind] = []
-    for form, suffix in _matrices(checkpoint):
-        kinds: dict[int, tuple[StoredModule, list[str]]] = {}  # schemes by identity: dialects share theirs
+    kinds: list[Kind] = []
+    for form in filter(_is_matrix, checkpoint.alike):
+        found: dict[int, tuple[Scheme | None, list[str]]] = {}  # schemes by identity: dialects share theirs
         for name in checkpoint.alike[form]:
-            weight, scheme, old = tensors[name + suffix], dialect.scheme(name), shared.get(name)
-            is_kept = old is not None and old.weight is weight and (old.scheme is scheme or old.scheme == scheme)
-            module = modules[name] = old if old is not None and is_kept else StoredModule(name, weight, scheme)
-            key = id(module.scheme)
-            if key in kinds:
-                kinds[key][1].append(name)
-            else:
-                kinds[key] = (module, [name])
-        alike += [Kind(first, form, names) for first, names in kinds.values()]
-    return Model(checkpoint, dialect, _second_dialect(checkpoint), find_groups(checkpoint), modules, tuple(alike))
+            scheme = dialect.scheme(name)
+            found.setdefault(id(scheme), (scheme, []))[1].append(name)
+        kinds += [Kind(single_module(names[0], checkpoint, scheme), form, names) for scheme, names in found.values()]
+    groups = find_groups(checkpoint, dialect.scheme)
+    return Model(checkpoint, dialect, _second_dialect(checkpoint), groups, tuple(kinds))
 
 
 def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:
@@ -128,9 +103,7 @@ def _second_dialect(checkpoint: Checkpoint) -> Dialect | None:
         return None
 
 
-def _matrices(checkpoint: Checkpoint) -> Iterator[tuple[Form, str]]:
-    """Whatever may be linear layers, and how the names of their weights end."""
-    for form in checkpoint.alike:
-        stored = [weight for weight in WEIGHTS if weight in form.tensors and len(form.tensors[weight][1]) == 2]
-        if stored and form.pattern:  # a tensor without a module is none
-            yield form, f".{stored[-1]}"
+def _is_matrix(form: Form) -> bool:
+    """Whether modules of this form may be linear layers. A tensor without a module is none."""
+    shapes = (form.tensors[weight][1] for weight in WEIGHTS if weight in form.tensors)
+    return bool(form.pattern) and any(len(shape) == 2 for shape in shapes)

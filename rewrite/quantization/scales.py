@@ -6,7 +6,6 @@ Expanding a scale is repetition of its bytes: exact, dtype kept, nothing compute
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from rewrite.checkpoint.header import DTYPE_BITS, TensorInfo
 from rewrite.errors import CheckpointError
@@ -15,38 +14,9 @@ from rewrite.quantization.groups import Module, Partition
 from rewrite.quantization.scheme import ScaleLayout
 
 
-def layout_of(module: Module) -> ScaleLayout | None:
-    """How the module's weight scale is stored, by its shape; None for no scale, or a shape that is no layout."""
-    if module.scale is None:
-        return None if module.block_scale is None else "block"
-    return layout_of_shape(module.scale.shape, module.weight.shape[0], len(module.partitions))
-
-
-def stored_layout(name: str, rows: int, tensors: Mapping[str, TensorInfo]) -> ScaleLayout | None:
-    """As :func:`layout_of` for a module ``name`` of ``rows`` rows that is one partition, by its tensors."""
-    scale = tensors.get(f"{name}.weight_scale")
-    if scale is not None:
-        return layout_of_shape(scale.shape, rows)
-    blocks = tensors.get(f"{name}.weight_scale_inv") or tensors.get(f"{name}.scale")
-    return None if blocks is None else "tensor" if blocks.shape in ((), (1,)) else "block"
-
-
-def layout_of_shape(shape: tuple[int, ...], rows: int, partitions: int = 1) -> ScaleLayout | None:
-    """The layout of a scale of ``shape`` for a weight of ``rows`` rows in so many partitions."""
-    if shape in ((), (1,)):
-        return "tensor"
-    if shape == (rows, 1):
-        return "channel"
-    if shape == (partitions,):
-        return "partition"
-    if shape == (rows,):
-        return "rows"
-    return "block" if len(shape) == 2 else None
-
-
 def known_layout(module: Module) -> ScaleLayout:
-    """As :func:`layout_of`. Raises :class:`CheckpointError` where there is none."""
-    layout = layout_of(module)
+    """How its weight scale is stored. Raises :class:`CheckpointError` for none, or a shape that is no layout."""
+    layout = module.layout
     if layout is None:
         raise CheckpointError(
             "An FP8 weight has no scale" if module.scale is None else "A weight scale has an unknown shape",

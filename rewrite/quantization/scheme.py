@@ -112,6 +112,19 @@ class ChannelDialect(Dialect, Protocol):
         """
 
 
+def layout_of_shape(shape: tuple[int, ...], rows: int, partitions: int = 1) -> ScaleLayout | None:
+    """The layout of a scale of ``shape`` for a weight of ``rows`` rows in so many partitions."""
+    if shape in ((), (1,)):
+        return "tensor"
+    if shape == (rows, 1):
+        return "channel"
+    if shape == (partitions,):
+        return "partition"
+    if shape == (rows,):
+        return "rows"
+    return "block" if len(shape) == 2 else None
+
+
 def block_shape(value: object) -> tuple[int, int] | None:
     """``[rows, columns]`` of a block as a config states it; None for anything else."""
     if not isinstance(value, list) or len(value) != 2 or not all(type(n) is int and n > 0 for n in value):

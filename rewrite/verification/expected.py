@@ -66,7 +66,7 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
     elif promise.part_of_group:
         groups = tuple(group for g in found if (group := _quantized_part(g)).modules)
     else:
-        groups = tuple(g for g in found if all(m.quantized and m.scale for m in g.modules))
+        groups = tuple(g for g in found if all(m.fp8 and m.scale for m in g.modules))
     if not promise.nothing_quantized:
         groups = tuple(group for group in groups if not has_blocks(group))
     if promise.every_layer and not promise.nothing_quantized:
@@ -198,14 +198,12 @@ def mended_of(out: Checkpoint) -> frozenset[str]:
 
 def _quantized_part(group: FusedGroup) -> FusedGroup:
     """The modules of a group that a conversion to BF16 dequantizes."""
-    return replace(group, modules=tuple(m for m in group.modules if m.quantized and m.scale))
+    return replace(group, modules=tuple(m for m in group.modules if m.fp8 and m.scale))
 
 
 def _all_quantized(source: Checkpoint, found: tuple[FusedGroup, ...]) -> tuple[FusedGroup, ...]:
     """Every FP8 layer: those of fused groups together, the others, tables of embeddings too, on their own."""
-    fused = tuple(
-        replace(g, modules=quantized) for g in found if (quantized := tuple(m for m in g.modules if m.quantized))
-    )
+    fused = tuple(replace(g, modules=quantized) for g in found if (quantized := tuple(m for m in g.modules if m.fp8)))
     return fused + tuple(_others(source, fused, tables=True))
 
 

@@ -150,7 +150,7 @@ def _fused(source: Checkpoint, expected: Expected) -> Iterator[FusedGroup]:
     yield from expected.groups
     converted = {group.name for group in expected.groups}
     for group in find_groups(source).whole:
-        fp8 = all(module.quantized and module.scale for module in group.modules) and not has_blocks(group)
+        fp8 = all(module.fp8 and module.scale for module in group.modules) and not has_blocks(group)
         if group.name not in converted and (fp8 or all(module.plain for module in group.modules)):
             yield group
 

@@ -68,7 +68,7 @@ def format_of(kind: str, tmp_path: Path) -> tuple[str, str, Format]:
     """Checkpoint, module, and what its format stores."""
     name, module = SOURCES[kind]
     model = interpret(rewrite.open_checkpoint(source(name, tmp_path)))
-    scheme, weight = model.modules[module].scheme, model.modules[module].weight
+    scheme, weight = model.module(module).scheme, model.module(module).weight
     assert scheme is not None
     (form,) = [f for f in FORMATS[scheme.format] if weight.name.rpartition(".")[2] in f.weights]
     return name, module, form

@@ -60,9 +60,9 @@ def mixed(directory: Path, kind: str) -> None:
 def test_other_formats_stay(kind: str, profile: str, copy: Path, tmp_path: Path) -> None:
     """The config group of another format is there afterwards, word for word, and its module is read by it."""
     mixed(copy, kind)
-    before = open_model(copy).modules["model.layers.0.mlp.extra"].scheme
+    before = open_model(copy).module("model.layers.0.mlp.extra").scheme
     assert rewrite.convert(copy, tmp_path / "out", profile=profile).changed
-    assert open_model(tmp_path / "out").modules["model.layers.0.mlp.extra"].scheme == before
+    assert open_model(tmp_path / "out").module("model.layers.0.mlp.extra").scheme == before
     assert before is not None and before.format == kind
     assert rewrite.verify(copy, tmp_path / "out", device="cpu").ok
 
@@ -98,7 +98,7 @@ def test_plain_layers_stay_plain(profile: str, copy: Path, tmp_path: Path) -> No
     value["config_groups"]["group_0"]["targets"] = [f"re:{pattern}" for pattern in patterns]
     edit_json(copy / "config.json", quantization_config=value)
     assert rewrite.convert(copy, tmp_path / "out", profile=profile).changed
-    assert open_model(tmp_path / "out").modules["model.layers.0.linear_attn.in_proj_a"].scheme is None
+    assert open_model(tmp_path / "out").module("model.layers.0.linear_attn.in_proj_a").scheme is None
     assert rewrite.verify(copy, tmp_path / "out", device="cpu").ok
 
 
@@ -208,7 +208,7 @@ def test_what_a_plan_may_not_do(
         edit(folder)
     after = open_model(folder)
     if "*" in planned:
-        planned = {n: planned["*"] for n, module in after.modules.items() if module.fp8}
+        planned = {n: planned["*"] for kind in after.kinds if kind.first.fp8 for n in kind.names}
     with pytest.raises(Unsupported) as caught:
         check_plan(before, after, planned)
     assert str(caught.value.where).startswith(where) and said in str(caught.value.found), caught.value

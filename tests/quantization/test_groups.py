@@ -30,7 +30,7 @@ def test_groups_of_every_fixture(real: Path) -> None:
             ("v", 2 * key, 2 * key + value),
         ]
         assert [(p.name, p.start, p.stop) for p in z.partitions] == [("z", 0, value)]
-        assert qkv.quantized and z.quantized and qkv.scale and z.input_scale
+        assert qkv.fp8 and z.fp8 and qkv.scale and z.input_scale
 
 
 def test_modelopt_names(copy_of: Callable[[str], Path]) -> None:

@@ -13,7 +13,7 @@ from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, Unsupported
 from rewrite.quantization.dtypes import decode
 from rewrite.quantization.groups import Module, Partition
-from rewrite.quantization.scales import layout_of, read_values, repeated_by_row
+from rewrite.quantization.scales import read_values, repeated_by_row
 
 QKV = (Partition("q", 0, 2), Partition("k", 2, 4), Partition("v", 4, 8))
 
@@ -30,7 +30,7 @@ def module(shape: tuple[int, ...] | None) -> Module:
 )  # fmt: skip
 def test_layout_of(shape: tuple[int, ...] | None, layout: str | None) -> None:
     """By shape alone; None for what no loader would take."""
-    assert layout_of(module(shape)) == layout
+    assert module(shape).layout == layout
 
 
 @given(st.binary(min_size=2, max_size=2))

@@ -19,7 +19,7 @@ from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import dequantize, fits
 from rewrite.quantization.groups import FusedGroup, Module, Selection
 from rewrite.quantization.model import Model
-from rewrite.quantization.scales import known_layout, layout_of, read_values, repeated_by_row
+from rewrite.quantization.scales import known_layout, read_values, repeated_by_row
 from rewrite.quantization.scheme import Activations, Dialect, ScaleLayout
 
 
@@ -90,7 +90,7 @@ class Builder:
     def scheme(self, module: str, layout: ScaleLayout, *, per_token: bool = False) -> None:
         """The scheme that the config must give the module. With ``per_token`` its activations, where they are quantized
         at all, become dynamic; else they stay."""
-        old = self._model.modules[module].scheme
+        old = self._model.kind_of[module].first.scheme
         activations = old.activations if old else "none"
         self._schemes[module] = PlannedScheme(layout, "dynamic" if per_token and activations != "none" else activations)
 
@@ -186,9 +186,9 @@ def kv_scales(model: Model) -> dict[str, NewTensor]:
 
 def row_scales(model: Model) -> dict[str, NewTensor]:
     """The scales for every row as compressed-tensors has them, ``[N, 1]``: Quark has ``[N]``."""
-    stored = ((name, m) for name, m in model.modules.items() if m.scheme is not None and m.scheme.layout == "rows")
-    scales = ((info, m) for name, m in stored if (info := model.checkpoint.tensors.get(f"{name}.weight_scale")))
-    return {info.name: _reshaped(info) for info, m in scales if info.shape == m.weight.shape[:1]}
+    rows = (kind for kind in model.kinds if kind.first.has_rows and kind.first.scale is not None)
+    scales = (model.checkpoint.tensors[f"{name}.weight_scale"] for kind in rows for name in kind.names)
+    return {info.name: _reshaped(info) for info in scales}
 
 
 def _reshaped(scale: TensorInfo) -> NewTensor:
@@ -206,8 +206,8 @@ def affected_groups(model: Model, selection: Selection, *, per_token: bool = Fal
     """
     affected = []
     for group in model.select(selection):
-        modules = _implicit(group, model)
-        if per_token and not _is_left_alone(group) and (modules or any(is_static(m, model) for m in group.modules)):
+        modules = _implicit(group)
+        if per_token and not _is_left_alone(group) and (modules or any(m.is_static for m in group.modules)):
             modules = group.modules
         for module in modules:
             check_scheme(module, model)
@@ -219,13 +219,13 @@ def affected_groups(model: Model, selection: Selection, *, per_token: bool = Fal
 def fused_plain(model: Model) -> Collection[str]:
     """Patterns for plain layers under their fused name: SGLang looks ``in_proj_ba`` up, not its parts."""
     parts = ("linear_attn.in_proj_a", "linear_attn.in_proj_b")
-    plain = {module.plain for name, module in model.modules.items() if name.endswith(parts)}
+    plain = {kind.first.plain for kind in model.kinds if kind.form.pattern.endswith(parts)}
     return (r"re:.*linear_attn\.in_proj_(a|b|ba)$",) if plain == {True} else ()
 
 
 def check_scheme(module: Module, model: Model) -> None:
     """Raise unless the config gives the module the scheme that its tensors have."""
-    scheme, layout = model.modules[module.name].scheme, layout_of(module)
+    scheme, layout = module.scheme, module.layout
     stored = "tensor" if layout == "partition" else layout  # no dialect words a vector of partitions differently
     if isinstance(model.dialect, Other):
         model.dialect.as_compressed_tensors(model.layers)  # refuses
@@ -246,7 +246,7 @@ def check_scheme(module: Module, model: Model) -> None:
         )
 
 
-def _implicit(group: FusedGroup, model: Model) -> tuple[Module, ...]:
+def _implicit(group: FusedGroup) -> tuple[Module, ...]:
     """The modules of a group that have no scale of their own for each row."""
     if group.quantized_in_part:
         raise Unsupported(
@@ -261,25 +261,13 @@ def _implicit(group: FusedGroup, model: Model) -> tuple[Module, ...]:
     layouts = {module.name: known_layout(module) for module in group.modules}
     if any(layout == "block" for layout in layouts.values()):
         raise Unsupported("A fused group mixes block scales with others", where=group.name, found=layouts)
-    return tuple(m for m in group.modules if layouts[m.name] != "channel" and not has_rows(m, model))
-
-
-def has_rows(module: Module, model: Model) -> bool:
-    """Whether the module has a scale for each row, in the form ``[N]`` that its dialect has for it."""
-    scheme = model.modules[module.name].scheme
-    return layout_of(module) == "rows" and scheme is not None and scheme.layout == "rows"
+    return tuple(m for m in group.modules if layouts[m.name] != "channel" and not m.has_rows)
 
 
 def _is_left_alone(group: FusedGroup) -> bool:
     """Not quantized, one scale for one partition, or block scales, which every loader reads right."""
-    plain = not group.modules[0].quantized
+    plain = not group.modules[0].fp8
     return plain or _is_one_partition(group) or all(known_layout(module) == "block" for module in group.modules)
-
-
-def is_static(module: Module, model: Model) -> bool:
-    """Whether the config gives the module's activations a stored scale."""
-    scheme = model.modules[module.name].scheme
-    return scheme is not None and scheme.activations == "static"
 
 
 def _is_one_partition(group: FusedGroup) -> bool:

@@ -50,7 +50,7 @@ def _targets(chosen: Affected, model: Model) -> Iterator[str]:
 
 def _to_dequantize(group: FusedGroup, model: Model) -> list[Module]:
     """The quantized modules of a group; none where a scale is for a block, which every loader reads right."""
-    quantized = [module for module in group.modules if module.quantized]
+    quantized = [module for module in group.modules if module.fp8]
     if any(known_layout(module) == "block" for module in quantized):
         return []
     for module in quantized:

@@ -17,11 +17,11 @@ from rewrite.planning.shards import NewTensor
 from rewrite.promise import Promise
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import FP8_DTYPES, model_dtype
-from rewrite.quantization.groups import Partition, Selection
+from rewrite.quantization.groups import Module, Partition, Selection
 from rewrite.quantization.kv_cache import is_kv_cache_scale
-from rewrite.quantization.model import Model, StoredModule
-from rewrite.quantization.scales import layout_of_shape, read_values
-from rewrite.quantization.scheme import Scheme
+from rewrite.quantization.model import Model
+from rewrite.quantization.scales import read_values
+from rewrite.quantization.scheme import Scheme, layout_of_shape
 
 _SCALES = WEIGHT_SCALES  # no name of them means an inverse: all are multiplied with
 #: What only a reader of the quantization config knows what to do with.
@@ -35,7 +35,7 @@ _OF_A_QUANTIZATION = re.compile(
 class _Layer:
     """An FP8 module with its scale, and how they go together: rows of ``parts`` in blocks of ``block``."""
 
-    module: StoredModule
+    module: Module
     scale: TensorInfo
     parts: tuple[Partition, ...]
     block: tuple[int, int]
@@ -46,7 +46,7 @@ def _plan(model: Model, _selection: Selection) -> Changes:
     _refuse_other_formats(model)
     tensors, dtype = model.checkpoint.tensors, model_dtype(model.checkpoint.config.value)
     partitions = {m.name: m.partitions for group in model.groups.whole for m in group.modules}
-    layers = [_layer(model.modules[name], partitions.get(name), model) for name in sorted(model.layers.fp8)]
+    layers = [_layer(model.module(name), partitions.get(name), model) for name in sorted(model.layers.fp8)]
     edits: dict[str, NewTensor | None] = {i.name: None for i in model.checkpoint.tensors_like(is_kv_cache_scale)}
     edits |= {name: None for layer in layers for name in _dropped(layer) if name in tensors}
     groups = []
@@ -64,7 +64,7 @@ def _plan(model: Model, _selection: Selection) -> Changes:
     return Changes(edits, tuple(groups), schemes, Other.none()) if edits else Changes()
 
 
-def _layer(module: StoredModule, partitions: tuple[Partition, ...] | None, model: Model) -> _Layer:
+def _layer(module: Module, partitions: tuple[Partition, ...] | None, model: Model) -> _Layer:
     found = [info for kind in _SCALES if (info := model.checkpoint.tensors.get(f"{module.name}.{kind}"))]
     if module.weight.dtype != "F8_E4M3":
         raise Unsupported(
@@ -147,7 +147,7 @@ def _refuse_other_formats(model: Model) -> None:
     """A checkpoint that is dequantized in part must not lose its config."""
     others = sorted(model.layers.quantized - model.layers.fp8)
     if others:
-        schemes = {model.modules[name].scheme for name in others}
+        schemes = {model.kind_of[name].first.scheme for name in others}
         formats = sorted({scheme.format if scheme else "unknown" for scheme in schemes})
         raise Unsupported(
             "Layers of other formats than FP8 are not dequantized",

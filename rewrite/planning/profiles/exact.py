@@ -11,12 +11,10 @@ from rewrite.planning.profiles.base import (
     Profile,
     affected_groups,
     fused_plain,
-    has_rows,
 )
 from rewrite.promise import Promise
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
-from rewrite.quantization.scales import layout_of
 
 
 def _plan(model: Model, selection: Selection, *, per_token: bool) -> Changes:
@@ -26,7 +24,7 @@ def _plan(model: Model, selection: Selection, *, per_token: bool) -> Changes:
     every_module = (module for _, modules in affected for module in modules)
     builder = Builder(model, every_module, keep_inputs=not per_token)
     for group, modules in affected:
-        implicit = (module for module in modules if layout_of(module) != "channel" and not has_rows(module, model))
+        implicit = (module for module in modules if module.layout != "channel" and not module.has_rows)
         builder.group(group.name, (builder.channel(module) for module in implicit))
         for module in modules:
             builder.scheme(module.name, "channel", per_token=per_token)

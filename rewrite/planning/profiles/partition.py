@@ -6,7 +6,6 @@ from rewrite.planning.profiles.base import Builder, Changes, Profile, affected_g
 from rewrite.promise import Promise
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import Model
-from rewrite.quantization.scales import layout_of
 
 
 def _plan(model: Model, selection: Selection) -> Changes:
@@ -16,8 +15,8 @@ def _plan(model: Model, selection: Selection) -> Changes:
         (group, shared)
         for group, modules in affected_groups(model, selection)
         if len(group.modules) > 1
-        and all(layout_of(module) in ("tensor", "partition") for module in group.modules)
-        and (shared := [m for m in modules if len(m.partitions) > 1 and layout_of(m) == "tensor"])
+        and all(module.layout in ("tensor", "partition") for module in group.modules)
+        and (shared := [m for m in modules if len(m.partitions) > 1 and m.layout == "tensor"])
     ]
     builder = Builder(model, (module for _, modules in chosen for module in modules), keep_inputs=True)
     for group, modules in chosen:

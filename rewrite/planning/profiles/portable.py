@@ -9,11 +9,9 @@ from rewrite.planning.profiles.base import (
     affected_groups,
     check_scheme,
     fused_plain,
-    has_rows,
-    is_static,
 )
 from rewrite.promise import Promise
-from rewrite.quantization.groups import Selection, is_table, single_module
+from rewrite.quantization.groups import Selection, is_table
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import known_layout
 
@@ -22,18 +20,17 @@ def _plan(model: Model, selection: Selection) -> Changes:
     """Layers with block scales stay, since every known loader reads these right; so do tables of embeddings."""
     grouped = {module.name: module for group in model.select(selection) for module in group.modules}
     names = (name for name in sorted(model.layers.fp8) if not is_table(name))
-    found = [grouped.get(name) or single_module(name, model.checkpoint) for name in names]
+    found = [grouped.get(name) or model.module(name) for name in names]
     layouts = {module.name: known_layout(module) for module in found}
     modules = [module for module in found if layouts[module.name] != "block"]
-    if all(layouts[module.name] == "channel" and not is_static(module, model) for module in modules):
+    if all(layouts[module.name] == "channel" and not module.is_static for module in modules):
         return Changes()
     affected_groups(model, selection)  # refuses groups that are quantized in part
     builder = Builder(model, modules)
     for module in modules:
         check_scheme(module, model)
         if layouts[module.name] != "channel":
-            by_row = has_rows(module, model)
-            builder.group(module.name, [builder.reshape(module) if by_row else builder.channel(module)])
+            builder.group(module.name, [builder.reshape(module) if module.has_rows else builder.channel(module)])
         builder.drop(module.input_scale)
         builder.scheme(module.name, "channel", per_token=True)
     dialect = model.dialect.as_compressed_tensors(model.layers)

@@ -24,7 +24,7 @@ from tests.support import FIXTURES, edit_json
 RECORD = json.loads(measured.FILE.read_text())
 #: Quick to make; of the last one the rules and SGLang disagree.
 SAMPLED = [(family, form) for family in ("qwen3", "gemma3_text") for form in families.FORMS if form != "mxfp4"]
-SAMPLED += [("qwen3_moe", "fp8-tensor"), ("qwen3_moe", "modelopt-nvfp4")]
+SAMPLED += [("qwen3_moe", "fp8-tensor"), ("qwen3_moe", "modelopt-nvfp4"), ("gpt_oss", "mxfp4")]
 
 
 def predicted(folder: Path, release: str) -> Outcome:

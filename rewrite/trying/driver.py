@@ -34,10 +34,11 @@ import time
 import traceback
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import torch
 from safetensors import safe_open
@@ -345,6 +346,13 @@ class Recorder(TorchDispatchMode):
         return self._ranges[self._starts[at]][1]
 
 
+def _at_once(_: ThreadPoolExecutor, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
+    """In the place of a thread: the recorder sees its own thread only."""
+    done: Future[Any] = Future()
+    done.set_result(function(*args, **kwargs))
+    return done
+
+
 # --- what the engine holds ------------------------------------------------------------------------------------------
 
 
@@ -608,7 +616,7 @@ class Engine(abc.ABC):
             recorder = Recorder(model)
             into.append(recorder)
             self.phase = "reading weights"
-            with recorder:
+            with recorder, patch.object(ThreadPoolExecutor, "submit", _at_once):
                 out = own(recorder.watch(given if weights is None else weights), *args, **kwargs)
             recorder.finish()
             self.phase = "preparing weights"
@@ -999,6 +1007,7 @@ class Sglang(Engine):
         self.replace(
             "the question for the compute capability of a card",
             lambda: setattr(module("sglang.srt.model_loader.loader"), "get_device_capability", lambda *_, **__: (9, 0)),
+            lambda: setattr(torch.cuda, "get_device_capability", lambda *_, **__: (9, 0)),
             lambda: setattr(
                 module(f"{quantization}.compressed_tensors.compressed_tensors").CompressedTensorsConfig,
                 yes,

@@ -383,6 +383,7 @@ FORMS: Mapping[str, tuple[Stores, Callable[[list[str], Quantized], dict[str, Any
 VARIANTS: Mapping[str, re.Pattern[str]] = {
     "plain-attention": re.compile(r"(?!.*(?:attn|attention)\.|.*mixer\.[qkvo]_proj).*"),
     "plain-experts": re.compile(r"(?!.*(?:attn|attention)\.|.*mixer\.[qkvo]_proj|.*\.experts\.).*"),
+    "plain-shared-experts": re.compile(r"(?!.*shared_expert).*"),
     "experts-only": re.compile(r".*\.experts\..*"),
     "output-projection": re.compile(r"(?!.*attn\.|.*mixer\.[qkv]_proj).*|.*attn\.o_proj"),
     "head": re.compile(r".*"),

@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -414,6 +415,26 @@ def test_the_recorder_sees_through_any_loader() -> None:
     assert recorder.coverage["experts"] == (32, 0, 64)
     assert recorder.coverage["joined"][0] == 0
     assert {name for names, _ in recorder.writes["joined"] for name in names} == {"j0", "j1"}
+
+
+class InThreads(torch.nn.Module):
+    """As SGLang loads DeepSeek."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+
+    def load_weights(self, weights: Any) -> None:
+        with ThreadPoolExecutor() as pool:
+            for each in [pool.submit(self.held.copy_, tensor) for _, tensor in weights]:
+                each.result()
+
+
+def test_the_recorder_sees_what_is_loaded_in_threads() -> None:
+    model, into = InThreads(), list[driver.Recorder]()
+    driver.Transformers({}).watched(model, None, into)
+    model.load_weights([("stored", torch.ones(4))])
+    assert into[0].used == {"stored"}
 
 
 def test_dequantizing() -> None:

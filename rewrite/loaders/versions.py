@@ -40,6 +40,7 @@ from rewrite.loaders.obstacles import (
     experts_lose_their_scale,
     ignore_must_survive_renaming,
     latent_scales_are_joined,
+    method_is_not_stated,
     minicpmv_vision_is_cast,
     missing_scales_are_made_up,
     mixed_without_nvfp4,
@@ -95,6 +96,8 @@ def forms(checkpoint: CheckpointView) -> frozenset[str]:
         found.add("blocks")
     if checkpoint.weight_only_nvfp4 and checkpoint.dialect == "modelopt MIXED_PRECISION":
         found.add("W4A16_NVFP4")
+    if checkpoint.group_scales:
+        found.add("scales for groups")
     if checkpoint.nvfp4_layers and checkpoint.dialect == "compressed-tensors":
         found.add("NVFP4")
     return frozenset(found)
@@ -180,6 +183,7 @@ _CT_020 = "run with compressed-tensors 0.20.0"
 OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("vLLM", "0.17.0", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
     Fact("SGLang", "0.5.23", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
+    Fact("vLLM", "0.17.0", None, _EVERY, method_is_not_stated, "model_arch_config_convertor.py"),
     Fact("vLLM", "0.17.0", None, _EVERY, blocks_are_torn, "fp8_utils.py: validate_fp8_block_shape"),
     Fact("vLLM", "0.17.0", None, Checkpoints(_DEEPSEEK), router_bias_is_not_stated, "0.32.0 models/deepseek_v2.py"),
     Fact("vLLM", "0.17.0", None, _IN_CT, vocabulary_has_no_scale, "tests/zoo/engines.json"),
@@ -316,7 +320,8 @@ class Loader(Engine):
         if source is None:
             return Outcome("not known", f"{self.name} has no class for it")
         groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
-        return self._judge(replace(checkpoint, groups=groups, misread=source.misread))
+        # Only what was run counts: a head that was quantized in no run is covered by none.
+        return self._judge(replace(checkpoint, groups=groups, misread=source.misread, vocabulary_is_quantized=False))
 
     def _of_family(self, checkpoint: CheckpointView) -> Outcome:
         """Of a family that no fact is about."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from click.testing import CliRunner
@@ -174,3 +175,11 @@ def test_sglang_loads_no_block_scales_of_a_llama(tmp_path: Path) -> None:
     found = outcome(blocks(tmp_path / "in", 32), "sglang@0.5.23")
     assert (found.kind, "never loaded" in found.detail) == ("garbled", True)
     assert outcome(tmp_path / "in", "vllm@0.32.0").kind == "exact"
+
+
+def test_parts_that_are_not_stored_may_not_be_left_out(tmp_path: Path) -> None:
+    """Run: vLLM 0.32 refuses a Gemma 4 whose config lists q_proj and k_proj of layers without a v_proj."""
+    families.write("gemma4", "modelopt-nvfp4+output-projection", tmp_path / "in")
+    assert "may take some parts of" in by_rules(tmp_path / "in").detail
+    families.write("gemma4", "modelopt-nvfp4+plain-attention", tmp_path / "whole")
+    assert by_rules(tmp_path / "whole").kind == "garbled", "all of self_attn* is listed"

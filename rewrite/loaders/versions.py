@@ -342,10 +342,10 @@ class Loader(Engine):
         misread = checkpoint.misread.get(self.lookup) if self.lookup is not None else None
         if unknown := misread or vocabulary_is_quantized(checkpoint):
             return unknown if unknown.kind == "not known" else _worst([unknown, *wrong], checkpoint)
-        if unsure := [outcome for outcome in wrong if outcome.kind == "not known"]:
-            return unsure[0]  # it may end the load, whatever the groups are
         outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
-        return _worst([*outcomes, *wrong, *_said(self.caveats, checkpoint)], checkpoint)
+        worst = _worst([*outcomes, *wrong, *_said(self.caveats, checkpoint)], checkpoint)
+        unsure = (outcome for outcome in wrong if outcome.kind == "not known")  # what may end the load
+        return worst if worst.kind == "fails to load" else next(unsure, worst)
 
     def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
         """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""

@@ -186,7 +186,8 @@ class Checkpoint:
         if weight.dtype == torch.uint8 and (divisor is not None or factor is not None):
             return fp4(weight, scale, factor.float() if factor is not None else 1 / divisor.float())  # type: ignore[union-attr]
         if weight.dtype == torch.uint8 and scale.dtype in EXPONENTS and stem.endswith("_blocks"):
-            return fp4(weight.flatten(-2), multipliers(scale), torch.ones(1)).transpose(-1, -2)
+            stack: torch.Tensor = fp4(weight.flatten(-2), multipliers(scale), torch.ones(1)).transpose(-1, -2)
+            return stack
         if weight.dtype == torch.uint8 and scale.dtype in EXPONENTS:
             return fp4(weight, multipliers(scale), torch.ones(1))
         if weight.dtype == torch.int32 and f"{stem}_shape" in self.shards:

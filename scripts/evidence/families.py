@@ -387,6 +387,7 @@ VARIANTS: Mapping[str, re.Pattern[str]] = {
     "experts-only": re.compile(r".*\.experts\..*"),
     "output-projection": re.compile(r"(?!.*attn\.|.*mixer\.[qkv]_proj).*|.*attn\.o_proj"),
     "head": re.compile(r".*"),
+    "kv-scales": re.compile(r".*"),
     "newer-names": re.compile(r".*"),
 }
 
@@ -446,15 +447,20 @@ def write(model_type: str, form: str, folder: Path) -> None:
         quantized |= _stack(tensors)
     if not quantized:
         return  # nothing of the kind is there
-    folder.mkdir(parents=True)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     if base.startswith("modelopt"):
         ignored = _globs(ignored, quantized)
     value = stated(ignored, quantized)
+    if variant == "kv-scales":
+        value |= {"kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}}
+        for module in (name for name in quantized if re.search(r"\.[kv]_proj$", name)):
+            tensors[f"{module}.{module[-6]}_scale"] = torch.tensor(0.02)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": value}, indent=2))
     if base.startswith("modelopt"):
         said: dict[str, Any] = {key: value[key] for key in ("quant_algo", "quantized_layers") if key in value}
-        quantization = {**said, "exclude_modules": ignored, "group_size": 16}
+        cache = {"kv_cache_quant_algo": "FP8"} if variant == "kv-scales" else {}
+        quantization = {**said, **cache, "exclude_modules": ignored, "group_size": 16}
         side = {"producer": {"name": "modelopt", "version": "0.47.0"}, "quantization": quantization}
         (folder / "hf_quant_config.json").write_text(json.dumps(side, indent=2))
 

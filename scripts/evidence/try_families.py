@@ -76,7 +76,7 @@ def seen_in(out: Path) -> tuple[str, str, frozenset[str]]:
     kind, why, found = _judged(out)
     layers = found.layers if found is not None and found.failure is None else ()
     names = (each.module.rpartition(".")[2] for each in layers if each.error is not None and not each.error <= _ROUNDED)
-    return kind, why, frozenset(name.removeprefix("routed_") for name in names)
+    return kind, why, frozenset(name.removeprefix("routed_").removesuffix("_with_mqa") for name in names)
 
 
 def _judged(out: Path) -> tuple[str, str, verdict.Verdict | None]:

@@ -13,7 +13,6 @@
 #   logits            logits of the NVFP4 fixtures as served (transformers)
 #   kernel_choice     which kernel they choose for an FP8 layer on a GPU that is not here (half an hour; --ci: a few)
 #   other_consumers   what llama.cpp's converter and MLX-LM read
-#   try_agreement     whether `rewrite try` agrees with the record of loader_matrix
 #   try_families      what engines make of the checkpoints of `families`, and whether the predictions say the same
 #   atlas             which layers they fuse in each model, read from their source; nothing is run (a minute)
 #   judge             lm-evaluation-harness on the model that talks; --backend vllm: through vLLM
@@ -76,7 +75,7 @@ case $name in
   kernel_choice | zoo) exec "$python" -m "$name" "$@" ;;
   atlas) exec "$(environment project)" -m atlas "$@" ;;
   search | logits | joined) exec "$(environment project)" -m "loader_matrix.$name" "$@" ;;
-  try_agreement | families | try_families) exec "$(environment project)" -m "$name" "$@" ;;
+  families | try_families) exec "$(environment project)" -m "$name" "$@" ;;
   other_consumers) exec "$(environment project)" -m other_consumers "$@" ;;
   fixtures) exec "$(environment fixtures)" -m "$name" "$@" ;;
   make_talk | judge)

@@ -242,7 +242,7 @@ def _left_alone(chance: random.Random, linears: list[str]) -> list[str]:
 
 def is_linear(name: str, tensor: torch.Tensor) -> bool:
     """Whether a stored tensor is the weight of a ``torch.nn.Linear``."""
-    return name.endswith(".weight") and tensor.ndim == 2 and "embed" not in name
+    return name.endswith(".weight") and tensor.ndim == 2 and tensor.numel() > 0 and "embed" not in name
 
 
 @cache

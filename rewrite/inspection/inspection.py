@@ -16,6 +16,7 @@ from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row, gap
 from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import LOADERS, Loader
 from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
+from rewrite.planning.check import refuse_values
 from rewrite.planning.manifest import MANIFEST_NAME
 from rewrite.planning.planner import Checked, plan_changes
 from rewrite.planning.profiles import PROFILES
@@ -254,6 +255,7 @@ def _view_after(model: Model, view: CheckpointView, profile: str, selection: Sel
     the shards."""
     checked = plan_changes(model, profile, selection)
     after = view_model(checked.after, selection, view, checked.changed)
+    refuse_values(after.faults)
     return _State(after, checked.changes.repair.losses, replace(checked, after=model))  # what it was is in the view
 
 

@@ -22,6 +22,7 @@ Code = Literal[
     "missing",
     "no-config",
     "no-activations",
+    "arguments",
     "status",
     "router",
     "no-matrix",
@@ -53,6 +54,7 @@ TITLES: Mapping[Code, str] = {
     "scale-name": "a scale whose name engines do not look for",
     "missing": "a part of the model is not stored",
     "no-activations": "the config does not say how activations are quantized",
+    "arguments": "the config contradicts itself, and compressed-tensors does not read it",
     "no-config": "FP8 weights, and no config says how they are quantized",
     "status": "quantization_status is not compressed",
     "router": "a quantized router: engines build it as a plain layer",
@@ -77,6 +79,7 @@ REFUSED: frozenset[Code] = frozenset(
     (
         *("label", "no-scale", "scale-shape", "no-input-scale", "no-role", "router", "no-matrix"),
         *("plain-layer", "fused-name", "mtp-format", "mtp-label", "kv-scale-alone", "kv-scale-shape", "missing"),
+        "arguments",
     )
 )
 
@@ -153,6 +156,11 @@ class Fault:
             "next": self.next,
             "count": self.count,
         }
+
+
+def is_finite(fault: Fault) -> bool:
+    """False: of a scale that is NaN or infinite."""
+    return fault.code != "scale-value" or not fault.found.lower().startswith(("nan", "inf", "-inf"))
 
 
 def merged(faults: Iterable[Fault]) -> Iterator[Fault]:

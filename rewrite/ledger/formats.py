@@ -57,14 +57,19 @@ def _blocks_of(columns: int) -> _Fits:
 
 
 def _by_layout(scale: Shape, weight: Shape, scheme: Scheme) -> bool:
-    """As the scheme of FP8 says; a vector of partitions, too: no dialect has another word for it."""
+    """As the scheme of FP8 says."""
     if scheme.layout == "tensor":
-        return len(scale) <= 1
+        return scale in ((), (1,))
     if scheme.layout in ("channel", "rows"):
         return layout_of_shape(scale, weight[0]) == scheme.layout
     if scheme.layout == "block" and scheme.block is not None and len(scale) == 2 and scale != (weight[0], 1):
         return scale == (ceil(weight[0] / scheme.block[0]), ceil(weight[1] / scheme.block[1]))
     return scheme.layout is None or layout_of_shape(scale, weight[0]) in ("block", "channel")
+
+
+def _by_row(scale: Shape, weight: Shape, _scheme: Scheme) -> bool:
+    """Integers: one number, or some for each row."""
+    return scale in ((), (1,)) or (len(scale) < 3 and scale[0] == weight[0])
 
 
 def _any(_scale: Shape, _weight: Shape, _scheme: Scheme) -> bool:
@@ -91,7 +96,7 @@ FP8 = Format(
     {"weight": _E4M3},
     (
         Scale("weight", WEIGHT_SCALES, _FLOAT, _by_layout, "as the config says"),
-        Scale("input", _INPUT, PLAIN_DTYPES, lambda s, _w, _c: len(s) <= 1, "one number", _is_static),
+        Scale("input", _INPUT, PLAIN_DTYPES, _one, "one number", _is_static),
     ),
     {},
 )
@@ -126,20 +131,25 @@ MXFP8 = Format(
     (Scale("block", ("weight_scale",), _E8M0, _blocks_of(32), "[rows, columns / 32]"),),
     {},
 )
+_INT_INPUT = Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static)
 INT8 = Format(
     {"weight": frozenset({"I8"}), "weight_packed": frozenset({"I32"})},
     (
-        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"),
-        Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static),
+        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _by_row, "some for each row"),
+        _INT_INPUT,
     ),
     {"I32": 4},
 )
+#: compressed-tensors.
+INT4_PACKED = Format(
+    {"weight_packed": frozenset({"I32"})},
+    (Scale("weight", ("weight_scale",), PLAIN_DTYPES, _by_row, "some for each row"), _INT_INPUT),
+    {"I32": 8},
+)
+#: ModelOpt packs two rows into one, Quark has columns first.
 INT4 = Format(
-    {"weight_packed": frozenset({"I32"}), "weight": frozenset({"I8", "U8", "I32"})},
-    (
-        Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"),
-        Scale("input", ("input_scale",), PLAIN_DTYPES, _one, "one number", _is_static),
-    ),
+    {"weight": frozenset({"I8", "U8", "I32"})},
+    (Scale("weight", ("weight_scale",), PLAIN_DTYPES, _any, "as the config says"), _INT_INPUT),
     {"I32": 8},
 )
 
@@ -150,7 +160,7 @@ FORMATS: Mapping[str, tuple[Format, ...]] = {
     "MXFP4": (MXFP4,),
     "MXFP8": (MXFP8,),
     "INT8": (INT8,),
-    "INT4": (INT4,),
+    "INT4": (INT4_PACKED, INT4),
 }
 
 #: Every name of a scale in any of them.

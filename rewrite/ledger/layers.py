@@ -66,7 +66,7 @@ def _of_kind(kind: Kind, model: Model) -> Iterator[Fault]:
         # Other formats beside the one that a config states were never seen; FP8 that it leaves alone was.
         found = f"{first.weight.dtype} weights"
         yield Fault("label", kind.names[0], found, "what the config says: not quantized", AGAIN, count)
-    elif scheme is not None and scheme.format in FORMATS:
+    elif scheme is not None and (scheme.format in FORMATS or first.weight.dtype in FP8_DTYPES):
         yield from _stored(kind, scheme, model)
     yield from _without_role(kind)
     if scheme is not None and scheme.format == "FP8" and not first.plain:
@@ -172,7 +172,7 @@ def _stored(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault]:
     """A quantized layer against the table of formats."""
     weight = kind.first.weight
     name, count, where = weight.name.rpartition(".")[2], len(kind.names), kind.names[0]
-    form = _format_of(name, weight.dtype, scheme)
+    form = _format_of(name, weight.dtype, scheme, model)
     if form is None:
         found = f"{name} of dtype {weight.dtype}"
         yield Fault("label", where, found, f"what the config says: {scheme.text}", AGAIN, count)
@@ -181,14 +181,19 @@ def _stored(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault]:
     for scale in form.scales:
         if isinstance(model.dialect, Quark) and scheme.format == "NVFP4":
             return  # its names for these scales are not known
-        yield from _scale(scale, kind, scheme, size)
+        yield from _scale(scale, kind, scheme, size, model)
 
 
-def _format_of(name: str, dtype: str, scheme: Scheme) -> Format | None:
-    return next((form for form in FORMATS[scheme.format] if dtype in form.weights.get(name, ())), None)
+def _format_of(name: str, dtype: str, scheme: Scheme, model: Model) -> Format | None:
+    """FP4 has other names in compressed-tensors than in ModelOpt, and scales that divide: engines know their own."""
+    is_packed = name == "weight_packed"
+    odd = (ModelOpt, ModelOptMixed) if is_packed else CompressedTensors
+    if scheme.format in ("NVFP4", "MXFP4") and isinstance(model.dialect, odd):
+        return None
+    return next((form for form in FORMATS.get(scheme.format, ()) if dtype in form.weights.get(name, ())), None)
 
 
-def _scale(scale: Scale, kind: Kind, scheme: Scheme, size: tuple[int, ...]) -> Iterator[Fault]:
+def _scale(scale: Scale, kind: Kind, scheme: Scheme, size: tuple[int, ...], model: Model) -> Iterator[Fault]:
     tensors, where, count = kind.form.tensors, kind.names[0], len(kind.names)
     name = next((each for each in scale.names if each in tensors), None)
     if name is None:
@@ -199,10 +204,17 @@ def _scale(scale: Scale, kind: Kind, scheme: Scheme, size: tuple[int, ...]) -> I
         return
     dtype, shape = tensors[name]
     weight = kind.first.weight
-    if dtype not in scale.dtypes or not scale.fits(shape, size, scheme):
+    fits = scale.fits(shape, size, scheme) or (scale.role == "weight" and _is_vector(shape, where, scheme, model))
+    if dtype not in scale.dtypes or not fits:
         found = f"{weight.dtype} weight {list(weight.shape)} with {name} {dtype} {list(shape)}"
         expected = f"{scale.shape}, {scheme.text}, in {' or '.join(sorted(scale.dtypes))}"
         yield Fault("scale-shape", where, found, expected, AGAIN, count)
+
+
+def _is_vector(shape: tuple[int, ...], module: str, scheme: Scheme, model: Model) -> bool:
+    """A scale for each partition of a module that is stored fused: no dialect has a word for it but "tensor"."""
+    modules = (each for group in model.groups.whole for each in group.modules if each.name == module)
+    return scheme.layout == "tensor" and any(shape == (len(each.partitions),) for each in modules)
 
 
 def _of_form(form: Form, names: Sequence[str], model: Model) -> Iterator[Fault]:

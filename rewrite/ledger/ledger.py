@@ -37,7 +37,7 @@ def group_faults(model: Model, groups: Iterable[FusedGroup]) -> Iterator[Fault]:
             yield Fault(
                 "group-in-part",
                 group.name,
-                "no loader that fuses these modules can serve them",
+                "no engine that fuses these modules can serve them",
                 "all of its modules in one format",
                 "quantize all of them, or none",
             )

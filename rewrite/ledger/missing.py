@@ -10,6 +10,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
+from rewrite.checkpoint.forms import Form
 from rewrite.ledger.fault import Fault
 from rewrite.ledger.names import LINEARS, is_mtp, is_vision
 from rewrite.quantization.architectures import text_config
@@ -18,6 +19,7 @@ from rewrite.quantization.model import Model
 _LAYER = re.compile(r"((?:.*?\.)?layers)\.(\d{1,5})\.(.+)")
 _WEIGHTS = frozenset(("weight", "weight_packed"))
 _EMBEDDINGS = re.compile(r"(?:emb\w*|wte)$")
+_LAST_NORM = re.compile(r"(?!.*\blayers\.)(?:.*\.)?(?:\w*norm\w*|ln_f)")
 _AGAIN = "download it, or export the model, again"
 _FEW = 2  # layers of another kind differ by more
 
@@ -36,31 +38,40 @@ def missing_faults(model: Model) -> Iterator[Fault]:
             yield Fault("missing", f"{prefix}.{lost[0]}", "no tensor of it", expected, _AGAIN, len(lost))
         yield from _torn(prefix, {number: held for number, held in stack.items() if number < count})
     untied = (text if "tie_word_embeddings" in text else config).get("tie_word_embeddings") is False
-    if stack and untied and _has_head(config.get("architectures")):
-        yield from _no_head(model, text.get("vocab_size"))
+    if stack and _has_head(config.get("architectures")):
+        has_norms = any("norm" in name for held in stack.values() for name in held)  # OLMo has none anywhere
+        yield from _around(model, prefix, text.get("vocab_size"), untied, has_norms)
 
 
 def _stacks(model: Model) -> dict[str, Stack]:
     """The layers of the language model, and of whatever else has layers. Experts are counted elsewhere."""
     found: dict[str, Stack] = defaultdict(lambda: defaultdict(set))
     for form, names in model.checkpoint.alike.items():
-        if not _WEIGHTS.intersection(form.tensors) or ".experts." in form.pattern or is_vision(form.pattern):
+        if ".experts." in form.pattern or is_vision(form.pattern):
             continue
-        for name in names:
+        kinds = _of_model(form)
+        for name in names if kinds else ():
             at = None if is_mtp(name, {}) else _LAYER.fullmatch(name)
             if at is not None:
-                found[at[1]][int(at[2])].add(f"{at[3]}.weight")
+                found[at[1]][int(at[2])].update(f"{at[3]}.{kind}" for kind in kinds)
     return found
 
 
+def _of_model(form: Form) -> set[str]:
+    """What a module has whether it is quantized or not: its weight and biases, or the parameters that it is."""
+    if _WEIGHTS.intersection(form.tensors):
+        return {"weight", *(kind for kind in form.tensors if kind.endswith("bias"))}
+    return set() if form.pattern.endswith("weight") else {kind for kind in form.tensors if "scale" not in kind}
+
+
 def _torn(prefix: str, stack: Stack) -> Iterator[Fault]:
-    """A layer that is alone in having one or two weights less than others have. Where only one has them, and they are
-    not those that every family has, that one may be the odd layer."""
+    """A layer that is alone in lacking one or two modules that others have, or parts of them. Where only one has them,
+    and they are not those that every family has, that one may be the odd layer."""
     kinds = Counter(map(frozenset, stack.values()))
     for number, held in stack.items():
         own = frozenset(held)
         lost = min((other - own for other in kinds if own < other), key=len, default=frozenset())
-        if kinds[own] > 1 or not 0 < len(lost) <= _FEW:
+        if kinds[own] > 1 or not 0 < len({name.rpartition(".")[0] for name in lost}) <= _FEW:
             continue
         for name in sorted(lost):
             if _is_usual(name) or sum(name in other for other in stack.values()) > 1:
@@ -77,8 +88,9 @@ def _has_head(architectures: object) -> bool:
     return isinstance(first, str) and first.endswith(("ForCausalLM", "ForConditionalGeneration"))
 
 
-def _no_head(model: Model, words: object) -> Iterator[Fault]:
-    """Heads have many names (lm_head, output, embed_out, output_layer), and all have a row for each word."""
+def _around(model: Model, prefix: str, words: object, untied: bool, has_norms: bool) -> Iterator[Fault]:
+    """The embeddings, the last norm and the head. Heads have many names (lm_head, output, embed_out, output_layer), and
+    all have a row for each word."""
     if type(words) is not int:
         return
     tables = [
@@ -88,6 +100,12 @@ def _no_head(model: Model, words: object) -> Iterator[Fault]:
         if len(shape := form.tensors[weight][1]) == 2 and shape[0] >= words
         for name in names
     ]
-    if len(tables) == 1 and _EMBEDDINGS.search(tables[0]):
+    lost = ["lm_head"] if len(tables) == 1 and _EMBEDDINGS.search(tables[0]) else []
+    lost += ["embeddings"] if tables == ["lm_head"] else []
+    if untied and lost:
         expected = f"a table beside {tables[0]}: tie_word_embeddings is false"
-        yield Fault("missing", "lm_head", "no tensor of it", expected, _AGAIN)
+        yield Fault("missing", lost[0], "no tensor of it", expected, _AGAIN)
+    apart = (names[0] for names in model.checkpoint.alike.values() if not is_vision(names[0]))
+    if tables and has_norms and not any(map(_LAST_NORM.fullmatch, apart)):
+        where = f"{prefix.removesuffix('layers')}norm"
+        yield Fault("missing", where, "no tensor of it", "a norm behind the layers", _AGAIN)

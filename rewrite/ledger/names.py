@@ -20,7 +20,7 @@ LINEARS = frozenset(
     )
 )
 _VISION = re.compile(r"(?:.*\.)?(?:visual|vision_\w+|vpm|audio_\w+|multi_modal_projector|mm_projector|merger)\.")
-_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.")
+_LAYER = re.compile(r"(?:.*\.)?layers\.(\d{1,9})\.")
 
 
 def is_router(module: str) -> bool:
@@ -43,8 +43,4 @@ def is_mtp(module: str, config: Mapping[str, Any]) -> bool:
     if module.startswith("mtp.") or ".mtp." in module:
         return True
     number, last = _LAYER.match(module), config.get("num_hidden_layers")
-    return mtp_layers(config) > 0 and number is not None and type(last) is int and _number(number[1]) >= last
-
-
-def _number(digits: str) -> int:
-    return int(digits) if len(digits) < 10 else 10**9
+    return mtp_layers(config) > 0 and number is not None and type(last) is int and int(number[1]) >= last

@@ -8,14 +8,14 @@ its beginning.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from math import inf
 from statistics import median
 
 from rewrite.checkpoint.forms import Form
 from rewrite.checkpoint.header import TensorInfo
-from rewrite.ledger.fault import CALIBRATE, Fault
+from rewrite.ledger.fault import CALIBRATE, VALUES, Fault
 from rewrite.ledger.formats import WEIGHT_SCALES
 from rewrite.quantization.dtypes import PLAIN_DTYPES, decode
 from rewrite.quantization.model import Model
@@ -39,6 +39,15 @@ _Alike = dict[tuple[str, str], tuple[list[float], list[TensorInfo]]]
 
 def value_faults(model: Model) -> tuple[Fault, ...]:
     return (*_floats(model), *_blocks(model))
+
+
+def left(found: Iterable[Fault], after: Model, changed: Collection[str]) -> Iterator[Fault]:
+    """Those of the values of scales that are there after a conversion, too, which ``changed`` these modules: none makes
+    a scale good that is not, but some leave it out."""
+    for fault in found:
+        name = fault.where.rpartition(": ")[2]
+        if fault.code in VALUES and (name.rpartition(".")[0] not in changed or name in after.checkpoint.tensors):
+            yield fault
 
 
 def _floats(model: Model) -> Iterator[Fault]:

@@ -24,6 +24,8 @@ from rewrite.loaders.outcome import SENTINEL, Outcome
 from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.fp8 import Fp8, parts_of
+from rewrite.quantization.dialects.modelopt import ModelOpt
+from rewrite.quantization.dialects.modelopt_mixed import ModelOptMixed
 from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.groups import Module, is_table
 from rewrite.quantization.model import Kind, Model
@@ -105,6 +107,8 @@ def misread(model: Model, lookups: Sequence[Lookup] = LOOKUPS) -> dict[Lookup, O
         return dict(_misread_quark(model, dialect))
     if isinstance(dialect, Fp8):
         return dict(_misread_fp8(model, dialect))
+    if isinstance(dialect, ModelOpt | ModelOptMixed):
+        return dict(_misread_modelopt(model, dialect))
     if not isinstance(dialect, CompressedTensors):
         return {}
     alike: dict[tuple[object, ...], ServedLayer] = {}  # layers that no pattern of the config can tell apart
@@ -131,6 +135,18 @@ def _misread_fp8(model: Model, dialect: Fp8) -> Iterator[tuple[Lookup, Outcome]]
                 SGLANG,
                 Outcome("garbled", f"casts the plain {name} to FP8: ignored_layers lacks its parts", (), SENTINEL),
             )
+            return
+
+
+def _misread_modelopt(model: Model, dialect: ModelOpt | ModelOptMixed) -> Iterator[tuple[Lookup, Outcome]]:
+    """An entry of ``ignore`` that is the name of a fused layer whose parts are quantized: vLLM 0.32.0 was seen to end
+    with an AttributeError, SGLang 0.5.23 to serve codes as weights."""
+    left_alone = ModelOpt(dialect.value)
+    for group in model.groups.whole:
+        stored = not all(module.plain for module in group.modules) and group.name not in model.kind_of
+        if stored and left_alone.scheme(group.name) is None:
+            said = Outcome("not known", f"takes {group.name} for plain: ignore has that name, and it is quantized")
+            yield from ((lookup, said) for lookup in LOOKUPS)
             return
 
 

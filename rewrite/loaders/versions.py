@@ -56,6 +56,7 @@ from rewrite.loaders.obstacles import (
 from rewrite.loaders.of_faults import (
     OfFault,
     codes_are_served,
+    config_is_not_read,
     fp8_is_no_nvfp4,
     is_beside,
     key_is_needed,
@@ -211,6 +212,9 @@ OF_FAULTS: tuple[Fact[Code, OfFault], ...] = (
     Fact("vLLM", "0.27.0", None, "scale-name", no_such_parameter, "run: 0.32.0"),
     Fact("vLLM", "0.27.0", None, "no-activations", key_is_needed, "run: 0.32.0"),
     Fact("SGLang", "0.5.23", None, "no-activations", key_is_needed, "run: 0.5.23"),
+    Fact("vLLM", "0.27.0", None, "arguments", config_is_not_read, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, "arguments", config_is_not_read, "run: 0.5.23"),
+    Fact("transformers", "5.23.0", None, "arguments", config_is_not_read, "run: 5.24.0"),
     Fact("vLLM", "0.27.0", None, "missing", nothing_fills_it, "run: 0.32.0"),
     Fact("SGLang", "0.5.23", None, "missing", nothing_fills_it, "run: 0.5.23"),
     Fact("transformers", "5.17.0", None, "status", codes_are_served, "issue #47145"),
@@ -332,7 +336,9 @@ class Loader(Engine):
             return _worst(obstacles, checkpoint)
         misread = checkpoint.misread.get(self.lookup) if self.lookup is not None else None
         if unknown := misread or vocabulary_is_quantized(checkpoint):
-            return _worst([unknown, *wrong], checkpoint)
+            return unknown if unknown.kind == "not known" else _worst([unknown, *wrong], checkpoint)
+        if unsure := [outcome for outcome in wrong if outcome.kind == "not known"]:
+            return unsure[0]  # it may end the load, whatever the groups are
         outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
         return _worst([*outcomes, *wrong, *_said(self.caveats, checkpoint)], checkpoint)
 

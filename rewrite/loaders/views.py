@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rewrite.ledger.fault import VALUES, Fault
+from rewrite.ledger.fault import Fault
 from rewrite.ledger.ledger import faults, group_faults, header_faults
+from rewrite.ledger.values import left
 from rewrite.loaders.blocks import BlockLayer, block_layers
 from rewrite.loaders.by_source import Sources
 from rewrite.loaders.experts import Experts, expert_layers, is_expert
@@ -161,12 +162,8 @@ def _faults_after(
     groups = model.select(selection)
     if before is None:
         return faults(model, groups)
-    kept = (fault for fault in before.faults if fault.code in VALUES and _module_of(fault) not in changed)
+    kept = left(before.faults, model, changed)
     return (*group_faults(model, groups), *header_faults(model), *kept)
-
-
-def _module_of(fault: Fault) -> str:
-    return fault.where.rpartition(": ")[2].rpartition(".")[0]
 
 
 def _is_new(group: FusedGroup, known: Mapping[str, GroupView], changed: Collection[str]) -> bool:

@@ -6,11 +6,12 @@ tensors. No profile can leave this out: what fails is refused before a byte is w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rewrite.errors import Unsupported
-from rewrite.ledger.fault import REFUSED, TITLES
+from rewrite.ledger.fault import REFUSED, TITLES, Fault, is_finite
 from rewrite.ledger.ledger import header_faults
+from rewrite.ledger.names import is_vision
 from rewrite.loaders.experts import is_expert
 from rewrite.loaders.lookups import misread
 from rewrite.planning.profiles.base import PlannedScheme
@@ -48,6 +49,16 @@ def refuse_faults(model: Model) -> None:
         what, hint = TITLES[fault.code], fault.next or None
         raise Unsupported(
             what[0].upper() + what[1:], where=fault.where, expected=fault.expected, found=fault.found, hint=hint
+        )
+
+
+def refuse_values(values: Iterable[Fault]) -> None:
+    """Raise for the first scale of OUT that is no number: no engine serves what it scales. Vision towers that no sample
+    of a calibration has reached have such scales, and serve text all the same."""
+    fault = next((fault for fault in values if not is_finite(fault) and not is_vision(fault.where)), None)
+    if fault is not None:
+        raise Unsupported(
+            "A scale is no number", where=fault.where, expected=fault.expected, found=fault.found, hint=fault.next
         )
 
 

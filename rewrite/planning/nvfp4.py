@@ -25,6 +25,7 @@ from rewrite.planning.manifest import ScaleChange
 from rewrite.planning.segments import Fill, Lookup
 from rewrite.planning.shards import NewTensor
 from rewrite.quantization.architectures import EXPERT_PROJECTIONS, Absorber, FusedLayer, find_architecture, text_config
+from rewrite.quantization.atlas import find_sources
 from rewrite.quantization.dtypes import decode, e4m3, encode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Partition, packed_experts
 from rewrite.quantization.model import Model
@@ -90,8 +91,10 @@ def repair(model: Model, method: Method | None) -> Repair:
 
 
 def _experts(model: Model) -> Iterator[FusedGroup]:
-    """Gate and up of every expert, in a model family that is known."""
-    if find_architecture(model.checkpoint.config.value) is None:
+    """Gate and up of every expert; folded in a model family that is known, and rescaled in one that the atlas has."""
+    config = model.checkpoint.config.value
+    is_known = find_architecture(config) is not None
+    if not is_known and not find_sources(config):
         return
     for name, projections in packed_experts(model.checkpoint):
         for gate, up, down in EXPERT_PROJECTIONS:
@@ -99,7 +102,8 @@ def _experts(model: Model) -> Iterator[FusedGroup]:
                 pair = [model.module(f"{name}.{each}") for each in (gate, up)]
                 named = zip(("gate", "up"), pair, strict=True)
                 modules = tuple(replace(m, partitions=(Partition(part, 0, m.weight.shape[0]),)) for part, m in named)
-                yield FusedGroup(name, FusedLayer("experts", "", {}, Absorber(gate, up, down)), modules)
+                absorber = Absorber(gate, up, down) if is_known else None
+                yield FusedGroup(name, FusedLayer("experts", "", {}, absorber), modules)
 
 
 def _is_nvfp4(module: Module) -> bool:

@@ -9,7 +9,8 @@ from rewrite.card import BEGIN, MAX_BYTES, README_NAME
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import Refused, Unsupported, UsageError
 from rewrite.ledger.fault import TITLES
-from rewrite.planning.check import check_plan, refuse_faults
+from rewrite.ledger.values import left, value_faults
+from rewrite.planning.check import check_plan, refuse_faults, refuse_values
 from rewrite.planning.jobs import FileCopy, ShardPlan, TextFile
 from rewrite.planning.kv_cache import without_kv_scales
 from rewrite.planning.manifest import Chosen, Manifest, ManifestFile
@@ -89,6 +90,7 @@ def make_plan(
     try:
         if checked is None or kv_scales != "keep":
             checked = plan_changes(model, profile, selection, kv_scales)
+            _refuse_values(model, checked)
         checked = replace(checked, after=model)  # frees the model after the changes
     except Refused as refusal:
         raise refusal.with_hint(_way_out(model, profile, selection)) from refusal
@@ -127,9 +129,15 @@ def _way_out(model: Model, refusing: str, selection: Selection) -> str:
 
 def _converts(model: Model, profile: str, selection: Selection) -> bool:
     try:
-        return bool(plan_changes(model, profile, selection).changes.any)
+        checked = plan_changes(model, profile, selection)
+        _refuse_values(model, checked)
+        return bool(checked.changes.any)
     except Refused:
         return False
+
+
+def _refuse_values(model: Model, checked: Checked) -> None:
+    refuse_values(left(value_faults(model), checked.after, checked.changed))
 
 
 def _refuse_lookalikes(model: Model) -> None:

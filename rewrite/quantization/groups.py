@@ -172,15 +172,15 @@ def find_groups(checkpoint: Checkpoint, scheme_of: SchemeOf = _no_scheme) -> Gro
 
 def _groups_by_source(checkpoint: Checkpoint, scheme_of: SchemeOf) -> Iterator[FusedGroup]:
     """What the atlas says of a family that is not among :data:`ARCHITECTURES`. A layer that lacks a module, or is
-    quantized in part, is no group: engines may have a rule for it (Gemma 4 stores no v where it is k, DeepSeek-V3.2
-    a plain part beside the FP8 one of its indexer)."""
+    quantized in part wherever it is, is no group: engines may have a rule for it (Gemma 4 stores no v where it is k,
+    DeepSeek-V3.2 a plain part beside the FP8 one of its indexer)."""
     modules = (names for form, names in checkpoint.alike.items() if _has_rows(form))
     stored = {name for names in modules for name in names if not _BESIDE.match(name)}
     for layer, parents in layers_by_source(checkpoint.config.value, stored):
         names = (f"{parent}.{part}" for parent in parents for part in layer.modules)
-        for group in _groups_of(layer, names, checkpoint, scheme_of):
-            if isinstance(group, FusedGroup) and len({module.weight.dtype for module in group.modules}) == 1:
-                yield group
+        groups = [group for group in _groups_of(layer, names, checkpoint, scheme_of) if isinstance(group, FusedGroup)]
+        if any(len({module.weight.dtype for module in group.modules}) == 1 for group in groups):
+            yield from groups
 
 
 def single_module(name: str, checkpoint: Checkpoint, scheme: Scheme | None = None) -> Module:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 import bisect
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -33,11 +34,12 @@ import tempfile
 import time
 import traceback
 import types
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import MagicMock, patch
 
 import torch
 from safetensors import safe_open
@@ -84,6 +86,7 @@ class Checkpoint:
         self.block = (int(found[0][0]), int(found[0][1])) if found else None
         self.meaningless: dict[str, str] = {}  # quantized tensors that the files do not explain
         self.vocabulary = self._large_vocabulary() if cut else None  # its size, where it is cut
+        self.cuts: Mapping[str, Sequence[int]] = {}
 
     def names(self) -> list[str]:
         return [name for name in self.shards if self._wanted(name)]
@@ -439,7 +442,8 @@ def _row(
         exact = truth.float() if kind in _IN_CODES else truth.to(getattr(torch, kind)).float()
         if truth.dtype != torch.float32:  # a reference in fewer bits
             held = held.to(truth.dtype).float()
-        row["parts"] = _parts(held.to(exact.device) - exact, exact, writes)
+        regions = list(_cut(writes, math.prod(truth.shape[-2:]), source.cuts))
+        row["parts"] = _parts(held.to(exact.device) - exact, exact, regions)
     if (quantized or cast) and attribute == "weight":
         try:
             product = through_kernel(module, truth.shape, dtype)
@@ -468,6 +472,34 @@ def _parts(
                 found[key] = {"tensor": name, "rows": rows, "error": error}
     parts = sorted(found.values(), key=lambda part: (part["rows"] or [0], part["tensor"]))
     return [{**part, "error": number(part["error"])} for part in parts]
+
+
+def _cut(
+    writes: Sequence[tuple[frozenset[str], Place]], matrix: int, cuts: Mapping[str, Sequence[int]]
+) -> Iterator[tuple[frozenset[str], Place]]:
+    """The same regions, of matrices of ``matrix`` elements; where all of a tensor was written at once, one for each of
+    its shares."""
+    count = Counter((names, place[2] // matrix) for names, place in writes)
+    for names, (size, stride, offset) in writes:
+        last = next(iter(names)).removesuffix(".weight").rpartition(".")[2]
+        shares = cuts.get(last, ()) if count[names, offset // matrix] == 1 else ()
+        for share in shares:
+            rows = size[0] * share // sum(shares)
+            yield names, ((rows, *size[1:]), stride, offset)
+            offset += rows * stride[0]  # noqa: PLW2901
+        if not shares:
+            yield names, (size, stride, offset)
+
+
+def cache_scales(model: torch.nn.Module) -> dict[str, dict[str, float | str]]:
+    """What attention layers scale their caches of keys and values by."""
+    found: dict[str, dict[str, float | str]] = {}
+    for name, held in model.named_modules():
+        for which in ("k", "v"):
+            scale = _tensor(held, f"_{which}_scale", f"{which}_scale")
+            if scale is not None and scale.numel() == 1:
+                found.setdefault(name, {})[which] = number(float(scale.float()))
+    return found
 
 
 def _input_scale(module: Any, attribute: str, quantized: Sequence[str], source: Checkpoint) -> Result | None:
@@ -527,6 +559,16 @@ class Loaded:
         return [(names, place) for names, place in self.recorder.writes.get(name, ()) if names]
 
 
+def _at_once(_: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+    """Runs in this thread what a loader gives to others, whose operators no recorder sees."""
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    try:
+        future.set_result(function(*args, **kwargs))
+    except Exception as error:  # the loader asks the future for it
+        future.set_exception(error)
+    return future
+
+
 class Engine(abc.ABC):
     """What this file needs of an engine. ``replaced`` says which parts of it are stood in for, on a CPU."""
 
@@ -563,7 +605,7 @@ class Engine(abc.ABC):
             recorder = Recorder(model)
             into.append(recorder)
             self.phase = "reading weights"
-            with recorder:
+            with recorder, patch.object(concurrent.futures.ThreadPoolExecutor, "submit", _at_once):
                 out = own(recorder.watch(given if weights is None else weights), *args, **kwargs)
             recorder.finish()
             self.phase = "preparing weights"
@@ -663,6 +705,9 @@ class Vllm(Engine):
             queue = module("vllm.distributed.device_communicators.shm_broadcast").MessageQueue
             queue.create_from_process_group = staticmethod(lambda *_, **__: None)
             module("vllm.distributed.parallel_state").in_the_same_node_as = lambda *_, **__: [True] * self.world
+            with suppress(ImportError):  # memory that the ranks of a CPU share
+                shared = module("vllm.distributed.device_communicators.cpu_communicator").CpuCommunicator
+                shared._all_group_ranks_share_shm_group_name = lambda _: False
             backend = "fake"
         parallel.init_distributed_environment(self.world, self.rank, method, 0, backend)
         named = "backend" in inspect.signature(parallel.initialize_model_parallel).parameters
@@ -670,7 +715,6 @@ class Vllm(Engine):
 
     def _on_cpu(self) -> None:
         """Nothing replaced here reads, places or merges a weight or a scale."""
-        os.environ.setdefault("VLLM_USE_NVFP4_CT_EMULATIONS", "1")
         layers = "vllm.model_executor.layers"
         oracle, fused = f"{layers}.fused_moe.oracle", f"{layers}.fused_moe"
 
@@ -697,7 +741,7 @@ class Vllm(Engine):
         )
         self.replace(
             "NVFP4 kernels (vLLM's emulation)",
-            lambda: _take_fp4_kernel(module("vllm.model_executor.kernels.linear"), layers, self._cpu()),
+            offer_fp4_kernel,
             lambda: setattr(
                 module(f"{quantization}.compressed_tensors.schemes.compressed_tensors_w4a16_nvfp4"),
                 "prepare_fp4_layer_for_marlin",
@@ -752,8 +796,10 @@ def _take_torch_kernels(linear: Any, cpu: Any) -> None:
         kernel.process_weights_after_loading = lambda *_: None
 
 
-def _take_fp4_kernel(linear: Any, layers: str, cpu: Any) -> None:
+def offer_fp4_kernel() -> None:
     """vLLM's emulation, which takes weight-only layers, too: latent attention multiplies while it is loaded."""
+    os.environ.setdefault("VLLM_USE_NVFP4_CT_EMULATIONS", "1")  # 0.19.1
+    layers, linear = "vllm.model_executor.layers", module("vllm.model_executor.kernels.linear")
     stock, config = linear.EmulationNvFp4LinearKernel, linear.NvFp4LinearLayerConfig
     dequantize = module(f"{layers}.quantization.utils.nvfp4_emulation_utils").dequantize_to_dtype
 
@@ -766,7 +812,7 @@ def _take_fp4_kernel(linear: Any, layers: str, cpu: Any) -> None:
                 @ dequantize(layer.weight, layer.weight_scale, layer.weight_global_scale, x.dtype, 16, swizzle=False).T
             )
 
-    linear._POSSIBLE_NVFP4_KERNELS[cpu] = [Emulation]
+    linear._POSSIBLE_NVFP4_KERNELS[module("vllm.platforms").PlatformEnum.CPU] = [Emulation]
     linear.init_nvfp4_linear_kernel = lambda **_: Emulation(config())
 
 
@@ -794,7 +840,7 @@ class Sglang(Engine):
         if self.world > 1:
             raise Lacking("SGLang is tried on one rank only")
         if not torch.cuda.is_available():
-            _stand_in("sgl_kernel", "flashinfer", "vllm")
+            stand_in("sgl_kernel", "flashinfer", "vllm")
             self.replaced.append("the packages sgl_kernel and flashinfer")
         version = str(module("sglang").__version__)
         for name in ("sglang.srt.distributed.utils", "sglang.srt.distributed"):
@@ -965,7 +1011,7 @@ class _Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._packages = packages
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        known = name.partition(".")[0] in self._packages
+        known = f"{name}.".startswith(tuple(f"{package}." for package in self._packages))
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if known else None
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
@@ -977,9 +1023,10 @@ class _Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         """Nothing to run."""
 
 
-def _stand_in(*packages: str) -> None:
-    """Let imports of GPU packages succeed where they are not installed."""
-    sys.meta_path.append(_Mocks(packages))
+def stand_in(*packages: str, first: bool = False) -> None:
+    """Let imports of GPU packages, and of all that is below them, succeed where they are not installed; ``first``: also
+    where they are."""
+    sys.meta_path.insert(0 if first else len(sys.meta_path), _Mocks(packages))
 
 
 class Transformers(Engine):
@@ -1061,11 +1108,14 @@ def described(error: BaseException) -> Result:
 
 
 def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None]) -> Result:
-    """Load and compare ``checkpoint``; of the layers of ``stack`` those of ``runs``: first and last ones."""
+    """Load and compare ``checkpoint``; of the layers of ``stack`` those of ``runs``: first and last ones.
+
+    ``truth``: the checkpoint that it was converted from, where that one says what the weights are; ``cuts``: by the
+    last part of a stored module's name, the shares of its rows that are judged one by one."""
     folder = Path(request["checkpoint"])
     result: Result = {
         "layers": [], "unused": [], "unfilled": {}, "twice": {}, "empty": {}, "meaningless": {}, "failure": None,
-        "operators": 0, "communicated": False, "words": None,
+        "operators": 0, "communicated": False, "words": None, "cache": {},
         "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
     }  # fmt: skip
     runs = (request.get("runs") if engine.splits else None) or [None]
@@ -1075,9 +1125,13 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
         engine.layers = None if run is None else (run[0], run[1])
         named = "all layers" if run is None else f"layers {run[0]} to {run[1]}"
         for cut in (True, False) if run else (False,):
-            source = Checkpoint(folder, request.get("stack", ""), layers, cut=cut)
+            source, truth = (
+                Checkpoint(Path(each), request.get("stack", ""), layers, cut=cut)
+                for each in (folder, request.get("truth", folder))
+            )
             result["failure"] = None
-            _one_run(engine, source, result, functools.partial(_tell, tell, named), partly=run is not None)
+            truth.cuts = request.get("cuts", {})
+            _one_run(engine, source, truth, result, functools.partial(_tell, tell, named), partly=run is not None)
             gc.collect()
             result["words"] = None if source.vocabulary is None else [WORDS, source.vocabulary]
             if not result["failure"] or source.vocabulary is None:
@@ -1094,7 +1148,15 @@ def _tell(tell: Callable[[str], None], named: str, step: str) -> None:
     tell(f"{step}: {named}")
 
 
-def _one_run(engine: Engine, source: Checkpoint, result: Result, tell: Callable[[str], None], *, partly: bool) -> None:
+def _one_run(
+    engine: Engine,
+    source: Checkpoint,
+    truth: Checkpoint,
+    result: Result,
+    tell: Callable[[str], None],
+    *,
+    partly: bool,
+) -> None:
     dtype = "float16" if "float16" in (source.config.get("dtype"), source.config.get("torch_dtype")) else "bfloat16"
     tell("loading")
     clock, loaded, failure = time.monotonic(), None, None
@@ -1107,23 +1169,24 @@ def _one_run(engine: Engine, source: Checkpoint, result: Result, tell: Callable[
     result["seconds"]["load"] += time.monotonic() - clock
     tell("loading the dequantized weights")
     clock, plain, reason = time.monotonic(), None, None
-    with shadow(source, quantized=False) as folder:
+    with shadow(truth, quantized=False) as folder:
         for reference in ("float32", "bfloat16"):
             try:
-                plain = engine.load(folder, reference, source.plain(whole=not engine.splits), finish=False)
+                plain = engine.load(folder, reference, truth.plain(whole=not engine.splits), finish=False)
                 break
             except Exception as error:
                 traceback.print_exc()
                 reason = {**described(error), "phase": engine.phase}
     result["seconds"]["reference"] += time.monotonic() - clock
-    result["meaningless"] |= source.meaningless
+    result["meaningless"] |= truth.meaningless
     if failure is not None or plain is None or loaded is None:
         result["failure"] = {"loading": failure, "reference": None if plain is not None else reason}
         return
     tell("comparing")
     clock = time.monotonic()
-    result["layers"] += compare(loaded, plain, source, getattr(torch, dtype))
-    if not source.meaningless:  # those are left out of the plain model
+    result["layers"] += compare(loaded, plain, truth, getattr(torch, dtype))
+    result["cache"] |= cache_scales(loaded.model)
+    if not truth.meaningless:  # those are left out of the plain model
         held = loaded.filled()  # tables of words are left out of the plain model, too
         empty = {name: some for name, some in plain.empty().items() if name not in held}
         result["empty"] |= _with_neighbors(empty, [name for name, _ in plain.model.named_parameters()])

@@ -13,6 +13,8 @@ from struct import unpack
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.promise import Promise
+from rewrite.quantization.architectures import find_architecture
+from rewrite.quantization.atlas import find_sources
 from rewrite.quantization.groups import find_groups
 
 #: Stored modules of an expert that engines fuse, and the one behind them.
@@ -94,6 +96,9 @@ def _layers(source: Checkpoint) -> Iterator[PackedLayer]:
         names = [module.name for module in group.modules]
         if len(names) > 1:
             yield from _layer(group.name, names, source)
+    config = source.config.value
+    if find_architecture(config) is None and not find_sources(config):
+        return  # what engines fuse there is not known
     for name in source.tensors:
         module, _, kind = name.rpartition(".")
         if kind in ("weight", "weight_packed") and (match := _EXPERT.fullmatch(module)):

@@ -11,14 +11,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from try_agreement import run
+from engines.driver import Unavailable
+from engines.envs import environment
+from engines.known import find_engine
+from engines.process import Checkpoint, Process
 
 import rewrite
 from rewrite.errors import RewriteError
@@ -91,9 +96,7 @@ def cells(spec: str, sources: list[Path], home: Path) -> Iterator[Cell]:
     served = architectures(f"{find_loaders(spec.replace('==', '@'))[0].name} {spec.partition('==')[2]}")
     own = [source for source in sources if _architecture(source) in served]
     outs = {source: home / f"{spec}-{source.name}.json" for source in own}
-    jobs = [{"checkpoint": str(source.resolve()), "out": str(out)} for source, out in outs.items() if not out.exists()]
-    if jobs:
-        run(spec, jobs, home)
+    run(spec, {source: out for source, out in outs.items() if not out.exists()})
     (loader,) = find_loaders(spec.replace("==", "@"))
     for source, out in outs.items():
         model = interpret(rewrite.open_checkpoint(source))
@@ -104,6 +107,18 @@ def cells(spec: str, sources: list[Path], home: Path) -> Iterator[Cell]:
         named = frozenset(name.partition(".")[0] for name in said.partitions)
         release = f"{loader.name} {spec.partition('==')[2]}"
         yield Cell(release, source.name, model, seen, said.kind, why, off & fused, named)
+
+
+def run(spec: str, outs: Mapping[Path, Path]) -> None:
+    """Let an engine try checkpoints; a file for each that it has a result of."""
+    engine = find_engine(spec)
+    checkpoints = [Checkpoint(source.name, source.resolve(), source.resolve()) for source in outs]
+    process = Process(engine, environment(engine), "engines.trying", quiet=True)
+    with tempfile.TemporaryDirectory() as folder, closing(process):
+        found = process.load(checkpoints, Path(folder)) if outs else []
+    for out, results in zip(outs.values(), found, strict=True):
+        if not isinstance(results, Unavailable) and "fault" not in results[0]:
+            out.write_text(json.dumps(results[0] | {"version": engine.version}))
 
 
 def _architecture(source: Path) -> str:

@@ -101,6 +101,20 @@ def test_an_old_config_of_plain_weights(tmp_path: Path) -> None:
     assert codes(out) == [] and outcome(out, "vLLM").kind == "exact"
 
 
+@pytest.mark.parametrize(("stored", "found"), [(["0"], ["plain-layer"]), (["0", "1"], [])])
+def test_a_plain_layer_by_a_name_that_no_family_has(stored: list[str], found: list[str], tmp_path: Path) -> None:
+    """It is a linear layer where another one of its name is quantized; else nobody knows what it is."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [n for n in tensors if ".self_attn.o_proj." in n]:
+            tensors[name.replace("o_proj", "odd")] = tensors[name]
+        plain(*(f"layers.{layer}.self_attn.odd" for layer in stored))(tensors)
+
+    folder = changed(LLAMA, tmp_path, change)
+    assert codes(folder) == found
+    assert not found or codes(repaired(folder, tmp_path / "out")) == []
+
+
 def test_ignore_has_the_fused_name_only(tmp_path: Path) -> None:
     """Engines that do not fuse look for the names of the parts."""
     folder = changed(LLAMA, tmp_path, plain("q_proj", "k_proj", "v_proj"))
@@ -310,6 +324,28 @@ def _without_input_scales(tensors: Tensors) -> None:
         del tensors[name]
 
 
+@pytest.mark.parametrize("some", ["", "o_proj"])
+@pytest.mark.parametrize("name", [FP4, "llmcompressor-qwen3_5-nvfp4"])
+def test_fp4_by_the_names_of_another_dialect(name: str, some: str, tmp_path: Path) -> None:
+    """Divisors under ModelOpt's config, multipliers under compressed-tensors': engines have no place for them."""
+    names = {"weight_packed": "weight", "weight_global_scale": "weight_scale_2", "input_global_scale": "input_scale"}
+    names = {new: old for old, new in names.items()} if name == FP4 else names
+
+    def change(tensors: Tensors) -> None:
+        for full, (dtype, shape, raw) in list(tensors.items()):
+            module, _, kind = full.rpartition(".")
+            if kind in names and dtype in ("U8", "F32") and module.endswith(some):
+                new = struct.pack("<f", 1 / struct.unpack("<f", raw)[0]) if dtype == "F32" else raw
+                tensors[f"{module}.{names[kind]}"] = (dtype, shape, new)
+                del tensors[full]
+
+    folder = changed(name, tmp_path, change)
+    assert set(codes(folder)) == {"label"}
+    assert outcome(folder, "vLLM").kind != "exact"
+    with pytest.raises(Refused, match="disagree"):
+        rewrite.convert(folder, tmp_path / "no")
+
+
 def test_experts_without_a_gate(tmp_path: Path) -> None:
     """Nemotron-H: up and down, nothing is joined."""
 
@@ -374,6 +410,26 @@ def test_the_reciprocal_of_an_fp8_scale(tmp_path: Path) -> None:
         tensors["model.layers.0.self_attn.o_proj.weight_scale"] = ("F32", (1,), struct.pack("<f", 2000.0))
 
     assert codes(changed(LLAMA, tmp_path, change)) == ["scale-inverse"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "value", "found"),
+    [
+        ("weight_scale", 200.0, []),
+        ("weight_scale", 1e12, ["scale-value"]),
+        ("weight_scale", 1e-21, ["scale-value"]),
+        ("input_scale", 1e4, []),
+        ("input_scale", 1e7, ["scale-value"]),
+        ("input_scale", 1e-21, ["scale-value"]),
+    ],
+)
+def test_sizes_that_no_training_leads_to(scale: str, value: float, found: list[str], tmp_path: Path) -> None:
+    """Activations are larger than weights: what is far too large for the one may be right for the other."""
+
+    def change(tensors: Tensors) -> None:
+        tensors[f"model.layers.0.self_attn.o_proj.{scale}"] = ("F32", (1,), struct.pack("<f", value))
+
+    assert codes(changed(LLAMA, tmp_path, change)) == found
 
 
 @pytest.mark.parametrize("name", ["lm_head", "model.embed_tokens"])
@@ -472,6 +528,8 @@ def test_fp8_that_does_not_say_how_activations_are_quantized(tmp_path: Path) -> 
         (["layers.0.input_layernorm"], "model.layers.0.input_layernorm.weight"),
         (["layers.0.self_attn.o_proj"], "model.layers.0.self_attn.o_proj.weight"),
         (["lm_head"], "lm_head"),
+        (["embed_tokens"], "embeddings"),
+        (["model.norm"], "model.norm"),
     ],
 )
 def test_a_part_of_the_model_is_not_stored(parts: list[str], where: str, tmp_path: Path) -> None:
@@ -482,6 +540,24 @@ def test_a_part_of_the_model_is_not_stored(parts: list[str], where: str, tmp_pat
     assert outcome(folder, "vLLM").kind == outcome(folder, "SGLang").kind == "garbled"
     with pytest.raises(Refused, match="not stored"):
         rewrite.convert(folder, tmp_path / "out", profile="dequantized")
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("q_proj.bias", (128,)), ("sinks", (4,)), ("A_log", (4,))])
+def test_a_layer_that_lacks_what_is_no_matrix(kind: str, rows: tuple[int, ...], tmp_path: Path) -> None:
+    """Biases, and parameters of their own; where one layer alone has them, nobody knows."""
+
+    def change(tensors: Tensors, layers: tuple[int, ...] = (0, 2)) -> None:
+        for name in [n for n in tensors if ".layers.1." in n]:
+            tensors[name.replace(".1.", ".2.")] = tensors[name]
+        for layer in layers:
+            tensors[f"model.layers.{layer}.self_attn.{kind}"] = ("BF16", rows, bytes(2 * rows[0]))
+
+    cases: list[tuple[tuple[int, ...], list[str]]] = [((0, 2), ["missing"]), ((0, 1, 2), [])]
+    for layers, found in [*cases, *([((1,), [])] if kind == "sinks" else [])]:
+        (tmp_path / str(layers)).mkdir()
+        folder = changed(LLAMA, tmp_path / str(layers), lambda t, layers=layers: change(t, layers))  # type: ignore[misc]
+        edit_json(folder / "config.json", num_hidden_layers=3)
+        assert codes(folder) == found, layers
 
 
 @pytest.mark.parametrize("name", ["embed_out", "transformer.output_layer", "output"])

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from collections.abc import Callable, Iterator
+from itertools import product
 from math import isnan, prod
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 import rewrite
+from rewrite.ledger import values
+from rewrite.ledger.config import contradiction
 from rewrite.ledger.formats import FORMATS, Format, Scale
 from rewrite.ledger.ledger import faults
 from rewrite.quantization.model import interpret
@@ -98,17 +103,22 @@ def test_each_scale_must_be_there(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", SOURCES)
 def test_each_scale_must_fit(kind: str, tmp_path: Path) -> None:
-    """Another dtype, which no format has for its scales."""
+    """Another dtype, which no format has for its scales; two values of its own; rows and columns swapped."""
     name, module, form = format_of(kind, tmp_path)
     tensors = {n: t[1:] for n, t in raw_tensors(source(name, tmp_path)).items()}
     for number, (_, full) in enumerate(stored(tensors, module, form)):
-        folder = tmp_path / str(number)
-        folder.mkdir()
+        dtype, shape, raw = tensors[full]
+        two = 2 * len(raw) // prod(shape)
+        others = [("I64", shape, bytes(8 * prod(shape))), (dtype, (2,), (raw * 2)[:two])]
+        others += [(dtype, shape[::-1], raw)] if shape != shape[::-1] else []
+        for case, other in enumerate(others):
+            folder = tmp_path / f"{number} {case}"
+            folder.mkdir()
 
-        def change(t: Tensors, full: str = full) -> None:
-            t[full] = ("I64", (3, 1, 1), bytes(24))
+            def change(t: Tensors, full: str = full, other: tuple[str, tuple[int, ...], bytes] = other) -> None:
+                t[full] = other
 
-        assert "scale-shape" in codes(changed(name, folder, change)), full
+            assert "scale-shape" in codes(changed(name, folder, change)), (full, other[:2])
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -196,16 +206,83 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         assert codes(changed(name, folder, change)) == found
 
 
-def test_blocks_of_zeros_may_have_a_scale_of_zero(tmp_path: Path) -> None:
-    """Where their codes are zero, too: a matrix that was padded."""
+@pytest.mark.parametrize("padded", [0, 3, 511])
+@pytest.mark.parametrize("zero", [0, 3, 511])
+def test_blocks_of_zeros_may_have_a_scale_of_zero(zero: int, padded: int, tmp_path: Path) -> None:
+    """Where their own codes are zero, too: a matrix that was padded."""
     name, module, _ = format_of("NVFP4", tmp_path)
 
-    def padded(t: Tensors) -> None:
+    def change(t: Tensors) -> None:
         scale, weight = t[f"{module}.weight_scale"], t[f"{module}.weight"]
-        t[f"{module}.weight_scale"] = (*scale[:2], b"\0" + scale[2][1:])
-        t[f"{module}.weight"] = (*weight[:2], bytes(8) + weight[2][8:])
+        t[f"{module}.weight_scale"] = (*scale[:2], scale[2][:zero] + b"\x80" + scale[2][zero + 1 :])
+        codes = weight[2][: padded * 8] + b"\0\x08\x80\x88" * 2 + weight[2][padded * 8 + 8 :]
+        t[f"{module}.weight"] = (*weight[:2], codes)
 
-    assert codes(changed(name, tmp_path, padded)) == []
+    assert codes(changed(name, tmp_path, change)) == ([] if zero == padded else ["scale-value"])
+
+
+def test_block_scales_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte of them once, and no byte of the tensor behind them."""
+    name, module, _ = format_of("NVFP4", tmp_path)
+    monkeypatch.setattr(values, "_MAX_RUN", 96)
+    found = []
+    for at in (0, 95, 96, 511):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+
+        def change(t: Tensors, at: int = at) -> None:
+            dtype, shape, raw = t[f"{module}.weight_scale"]
+            t[f"{module}.weight_scale"] = (dtype, shape, raw[:at] + b"\x7f" + raw[at + 1 :])
+            t[f"{module}.weight_scales"] = ("U8", (4096,), b"\xff" * 4096)
+
+        model = interpret(rewrite.open_checkpoint(changed(name, folder, change)))
+        found += [fault.what for fault in faults(model) if fault.code == "scale-value"]
+    assert found == ["a scale of NaN"] * 4
+
+
+@pytest.mark.parametrize("strategy", [None, "tensor", "channel", "group", "block", "token", "tensor_group"])
+def test_arguments_that_compressed_tensors_does_not_read(strategy: str | None) -> None:
+    """As its own class has it."""
+    from compressed_tensors.quantization import QuantizationArgs
+
+    for size, dynamic, blocks in product((None, -1, 0, 16), (False, True, "local"), (None, [128, 128])):
+        stated = {"strategy": strategy, "group_size": size, "dynamic": dynamic, "block_structure": blocks}
+        try:
+            QuantizationArgs.model_validate({"num_bits": 8, "type": "float", **stated})
+            is_read = True
+        except ValueError:
+            is_read = False
+        assert (contradiction(stated) is None) == is_read, stated
+
+
+def test_a_config_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    """Seen: vLLM 0.32.0, SGLang 0.5.23 and transformers 5.24.0 end with a ValidationError; convert wrote it again."""
+    folder = tmp_path / "in"
+    shutil.copytree(FIXTURES / "llmcompressor-qwen3_5-nvfp4", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["strategy"] = "channel"
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "arguments" in codes(folder)
+    with pytest.raises(rewrite.Refused, match="contradicts itself"):
+        rewrite.convert(folder, tmp_path / "out", profile="rescaled", selection="all")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_scale_that_is_no_number_is_refused_by_what_keeps_it(value: float, tmp_path: Path) -> None:
+    """`portable` leaves scales of rows as they are. Seen: exit 0, "exact" promised, and verify failed OUT."""
+    source = tmp_path / "in"
+    shutil.copytree(FIXTURES / "llmcompressor-llama", tmp_path / "tensor")
+    rewrite.convert(tmp_path / "tensor", source, profile="exact", selection="all")
+    shard, name = next(
+        (s, n) for s in source.glob("*.safetensors") for n in load_file(s) if "up_proj.weight_scale" in n
+    )
+    tensors = load_file(shard)
+    tensors[name][3] = value
+    save_file(tensors, shard, {"format": "pt"})
+    inspection = rewrite.inspect_checkpoint(source, selection="all")
+    assert "portable" in inspection.refusals
+    with pytest.raises(rewrite.Refused, match="no number"):
+        rewrite.convert(source, tmp_path / "out", profile="portable", selection="all")
 
 
 def test_every_code_is_in_the_json_of_inspect(tmp_path: Path) -> None:

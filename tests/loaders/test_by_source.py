@@ -70,6 +70,51 @@ def test_what_is_fused_is_found_and_repaired(named: Named, tmp_path: Path) -> No
     assert rewrite.verify(path, tmp_path / "out", tokens=1, device="cpu").ok
 
 
+def test_a_layer_that_is_quantized_in_part_is_not_exact(named: Named, tmp_path: Path) -> None:
+    """One v_proj is plain, all others are FP8. Seen: "exact", vLLM 0.32.0 raises, SGLang 0.5.23 casts it to FP8."""
+    path = named("granite", "GraniteForCausalLM")
+    config = json.loads((path / "config.json").read_text())["quantization_config"]
+    plain = "model.layers.1.self_attn.v_proj"
+    edit_json(path / "config.json", quantization_config={**config, "ignore": [*config["ignore"], plain]})
+    for shard in path.glob("*.safetensors"):
+        tensors = {name: value for name, value in load_file(shard).items() if not name.startswith(f"{plain}.")}
+        if (
+            shard.name
+            == json.loads((path / "model.safetensors.index.json").read_text())["weight_map"][f"{plain}.weight"]
+        ):
+            tensors[f"{plain}.weight"] = torch.zeros(32, 64, dtype=torch.bfloat16)
+        save_file(tensors, shard, {"format": "pt"})
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    index["weight_map"] = {
+        name: shard
+        for name, shard in index["weight_map"].items()
+        if name.endswith("v_proj.weight") or plain not in name
+    }
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert by_rules(path).kind != "exact"
+    assert [fault.code for fault in rewrite.inspect_checkpoint(path).findings] == ["group-in-part"]
+    with pytest.raises(rewrite.Refused, match="quantized in part"):
+        rewrite.convert(path, tmp_path / "out", profile="portable")
+
+
+def test_experts_of_a_family_by_source_get_one_global_scale(tmp_path: Path) -> None:
+    """Rescaled: that up and down are a product was seen in families that were run only. Seen: `verify` asked for the
+    experts, which `convert` had left alone."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    shutil.copytree(FIXTURES / "modelopt-qwen3_5-moe-nvfp4", source)
+    text = json.loads((source / "config.json").read_text())["text_config"]
+    named = {"model_type": "glm4v_moe", "architectures": ["Glm4vMoeForConditionalGeneration"]}
+    edit_json(source / "config.json", **named, text_config={**text, "model_type": "glm4v_moe_text"})
+    for shard in source.glob("*.safetensors"):
+        tensors = load_file(shard)
+        for name in [name for name in tensors if name.endswith("experts.0.up_proj.weight_scale_2")]:
+            tensors[name] *= 2
+        save_file(tensors, shard, {"format": "pt"})
+    manifest = rewrite.convert(source, out, profile="exact", selection="all")
+    assert {change.how for change in manifest.scales if ".experts." in change.name} == {"rescaled"}
+    assert rewrite.verify(source, out, tokens=1, device="cpu").ok
+
+
 def test_a_class_that_no_engine_has(named: Named) -> None:
     assert by_rules(named("made_up", "MadeUpForCausalLM")).kind == "not known"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,27 @@ def test_stored_fused_layers_that_fp8_leaves_alone_by_their_own_name(tmp_path: P
     config["quantization_config"]["ignored_layers"] += [fused.replace("qkv", part) for part in "qkv"]
     (source / "config.json").write_text(json.dumps(config))
     assert predicted(source, "SGLang@0.5.23").kind == "exact"
+
+
+@pytest.mark.parametrize("fixture", ["modelopt-qwen3_5-vl", "modelopt-qwen3_5-mixed"])
+def test_modelopt_with_the_name_of_a_fused_layer_in_ignore(fixture: str, tmp_path: Path) -> None:
+    """Its parts are quantized. Seen: "loses precision"; vLLM 0.32.0 raises, SGLang 0.5.23 serves codes as weights."""
+    shutil.copytree(FIXTURES / fixture, tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    config["quantization_config"]["ignore"].append("model.language_model.layers.2.self_attn.qkv_proj")
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    for engine in ("vLLM@0.32.0", "SGLang@0.5.23"):
+        assert predicted(tmp_path / "in", engine).kind not in ("exact", "loses precision", "garbled")
+
+
+def test_fp8_weights_under_a_config_of_four_bits(tmp_path: Path) -> None:
+    """No format of the ledger's table, so nothing was compared. Seen: SGLang 0.5.23 raises NotImplementedError."""
+    shutil.copytree(FIXTURES / "llmcompressor-llama", tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    config["quantization_config"]["config_groups"]["group_0"]["weights"]["num_bits"] = 4
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    assert "label" in [fault.code for fault in rewrite.inspect_checkpoint(tmp_path / "in").findings]
+    assert predicted(tmp_path / "in", "SGLang@0.5.23").kind == "not known"
 
 
 def test_nvfp4_of_a_module_with_several_partitions_in_vllm_0_19(tmp_path: Path) -> None:

@@ -12,8 +12,12 @@ import pytest
 
 import rewrite
 from rewrite import Unsupported
+from rewrite.planning.check import check_plan
+from rewrite.planning.profiles.base import PlannedScheme
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.model import Model, interpret
+from tests.ledger.test_kinds import KV, LLAMA, MOE, edited, plain, same
+from tests.ledger.test_table import Tensors, changed
 from tests.recipes import draw, make
 from tests.support import edit_json, write_shard
 
@@ -127,3 +131,109 @@ def test_a_fused_name_that_another_group_has(tmp_path: Path) -> None:
     make(replace(recipe, kv_cache=False), tmp_path / "in")
     rewrite.convert(tmp_path / "in", tmp_path / "out", profile="portable")
     assert rewrite.verify(tmp_path / "in", tmp_path / "out", device="cpu", tokens=2).ok
+
+
+O_PROJ = "model.layers.0.self_attn.o_proj"
+EXPERTS = "model.layers.0.mlp.experts."
+STATIC, CHANNEL = PlannedScheme("tensor", "static"), PlannedScheme("channel", "static")
+
+
+def another_module(tensors: Tensors) -> None:
+    tensors["model.layers.0.another.weight"] = ("BF16", (4, 4), bytes(32))
+
+
+def another_name(tensors: Tensors) -> None:
+    another_module(tensors)
+    del tensors["lm_head.weight"]
+
+
+def ignoring(*names: str) -> Any:
+    return lambda folder: edited(folder, ignore=list(names))
+
+
+def second(key: str, value: object) -> Any:
+    """ModelOpt's own file says something else; config.json does not."""
+
+    def edit(folder: Path) -> None:
+        path = folder / "hf_quant_config.json"
+        stated = json.loads(path.read_text())
+        stated["quantization"][key] = value
+        path.write_text(json.dumps(stated))
+
+    return edit
+
+
+def per_token(folder: Path) -> None:
+    """One scale a weight, and one for each token."""
+    value = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]
+    for group in value.values():
+        group["input_activations"].update(dynamic=True, strategy="token")
+    edited(folder, config_groups=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "edit", "planned", "where", "said"),
+    [
+        (LLAMA, another_module, None, {}, "model.layers.0.another", "one more"),
+        (LLAMA, another_name, None, {}, "lm_head", "none of this name"),
+        (LLAMA, lambda t: t.pop("lm_head.weight"), None, {}, "lm_head", "none of this name"),
+        (LLAMA, same, ignoring(), {}, "lm_head", "FP8"),
+        (LLAMA, same, ignoring("lm_head", O_PROJ), {}, O_PROJ, "not quantized"),
+        (LLAMA, same, ignoring("lm_head", O_PROJ), {O_PROJ: STATIC}, O_PROJ, "not quantized"),
+        (LLAMA, same, None, {O_PROJ: None}, O_PROJ, "FP8"),
+        (LLAMA, same, None, {O_PROJ: CHANNEL}, O_PROJ, "FP8"),
+        (LLAMA, same, None, {O_PROJ: PlannedScheme("tensor", "dynamic")}, O_PROJ, "FP8"),
+        (LLAMA, same, ignoring("lm_head", O_PROJ.replace("o_p", "qkv_p")), {}, O_PROJ.replace("o_p", "qkv_p"), "not"),
+        (KV, same, second("exclude_modules", ["lm_head", "model.embed_tokens", O_PROJ]), {}, O_PROJ, "not quantized"),
+        (KV, same, second("exclude_modules", ["model.embed_tokens"]), {}, "lm_head", "FP8"),
+        (
+            KV,
+            plain("0.self_attn.o_proj"),
+            ignoring("lm_head", "model.embed_tokens", O_PROJ),
+            {O_PROJ: None},
+            O_PROJ,
+            "still listed",
+        ),
+        (MOE, same, per_token, {"*": PlannedScheme("tensor", "dynamic")}, EXPERTS, "FP8"),
+    ],
+)
+def test_what_a_plan_may_not_do(
+    name: str, change: Any, edit: Any, planned: dict[str, Any], where: str, said: str, tmp_path: Path
+) -> None:
+    """Whatever profile makes it: each is refused where it is. What the plan leaves alone passes."""
+    (tmp_path / "as_is").mkdir()
+    before, folder = open_model(changed(name, tmp_path / "as_is", same)), changed(name, tmp_path, change)
+    check_plan(before, before, {O_PROJ: STATIC} if name == LLAMA else {})
+    if edit is not None:
+        edit(folder)
+    after = open_model(folder)
+    if "*" in planned:
+        planned = {n: planned["*"] for kind in after.kinds if kind.first.fp8 for n in kind.names}
+    with pytest.raises(Unsupported) as caught:
+        check_plan(before, after, planned)
+    assert str(caught.value.where).startswith(where) and said in str(caught.value.found), caught.value
+
+
+def test_a_second_config_that_says_something_else_already(tmp_path: Path) -> None:
+    """It stays as it was: no fault of the plan."""
+    folder = changed(KV, tmp_path, same)
+    second("exclude_modules", ["lm_head", "model.embed_tokens", O_PROJ])(folder)
+    check_plan(open_model(folder), open_model(folder), {})
+
+
+def test_the_order_of_groups_by_which_engines_look_layers_up(tmp_path: Path) -> None:
+    """compressed-tensors sorts patterns, engines take the first: the same for the one, another scheme for the other."""
+    folders = []
+    for reverse in (False, True):
+        (tmp_path / str(reverse)).mkdir()
+        folder = changed(LLAMA, tmp_path / str(reverse), same)
+        group = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+        wide = {**group, "targets": ["re:.*_proj$"]}
+        narrow = {**group, "targets": ["re:.*o_proj$"], "input_activations": None}
+        groups = {"group_0": wide, "group_1": narrow}
+        folders.append(edited(folder, config_groups=dict(reversed(groups.items())) if reverse else groups))
+    before, after = map(open_model, folders)
+    check_plan(before, before, {})
+    with pytest.raises(Unsupported, match="find another scheme"):
+        check_plan(before, after, {})
+    check_plan(after, after, {})  # what they misread already is no fault of the plan

@@ -59,7 +59,7 @@ class _ServesAll:
 
     def load(self, checkpoints: Sequence[object], _: Path) -> list[list[dict[str, object]]]:
         layer = {"layer": "qkv_proj", "module": "qkv_proj", "rank": 0, "errors": {"q": 0.0}, "input_scale": "equal"}
-        layers = [layer | {"quantized": True, "quantized_on_disk": True}]
+        layers = [layer | {"cast": False}]
         return [[{"layers": layers, "strays": [], "not_compared": [], "kv_cache": "none"}] for _ in checkpoints]
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class Layer(nn.Module):
         super().__init__()
         self.attn, self.norm = nn.Module(), nn.Module()
         self.attn.qkv_proj = Fused(dtype)
+        self.attn._k_scale = torch.tensor(0.5)
         self.norm.weight = nn.Parameter(torch.empty(COLUMNS, dtype=torch.bfloat16), requires_grad=False)
 
 
@@ -78,26 +80,33 @@ class Model(nn.Module):
         self.fault = fault
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
-        for name, tensor in weights:
-            if name == "lm_head.weight":
-                weight: Any = self.lm_head.weight
-                if weight.shape != tensor.shape:
-                    raise ValueError(f"{name}: found {list(tensor.shape)}")
-                weight.data.copy_(tensor)
-                continue
-            _, _, number, *rest = name.split(".")
-            layer: Any = self.layers[int(number)]
-            if isinstance(layer, nn.Identity):
-                continue
-            if rest[0] == "norm":
-                layer.norm.weight.data.copy_(tensor)
-                continue
-            part = PARTS.index(rest[1][0])
-            fused = layer.attn.qkv_proj
-            if rest[2] == "weight":
-                fused.weight.data.narrow(0, part * ROWS, ROWS).copy_(tensor)
-            elif hasattr(fused, rest[2]):
-                self._scale(getattr(fused, rest[2]).data, part, tensor, rest[2])
+        if self.fault == "in threads":
+            with ThreadPoolExecutor() as pool:
+                list(pool.map(lambda each: self._load(*each), weights))
+        else:
+            for name, tensor in weights:
+                self._load(name, tensor)
+
+    def _load(self, name: str, tensor: torch.Tensor) -> None:
+        if name == "lm_head.weight":
+            weight: Any = self.lm_head.weight
+            if weight.shape != tensor.shape:
+                raise ValueError(f"{name}: found {list(tensor.shape)}")
+            weight.data.copy_(tensor)
+            return
+        _, _, number, *rest = name.split(".")
+        layer: Any = self.layers[int(number)]
+        if isinstance(layer, nn.Identity):
+            return
+        if rest[0] == "norm":
+            layer.norm.weight.data.copy_(tensor)
+            return
+        part = PARTS.index(rest[1][0])
+        fused = layer.attn.qkv_proj
+        if rest[2] == "weight":
+            fused.weight.data.narrow(0, part * ROWS, ROWS).copy_(tensor)
+        elif hasattr(fused, rest[2]):
+            self._scale(getattr(fused, rest[2]).data, part, tensor, rest[2])
 
     def _scale(self, slots: torch.Tensor, part: int, scale: torch.Tensor, name: str) -> None:
         if self.fault == "raises":
@@ -139,7 +148,7 @@ class FakeEngine(driver.Engine):
         words = config.get("text_config", {}).get("vocab_size", 0)
         if self.fault == "needs all words" and words != 3000:
             raise ValueError("a token beyond the vocabulary")
-        fault = self.fault if quantized else ""
+        fault = self.fault if quantized or self.fault == "in threads" else ""
         model = Model(None if quantized else getattr(torch, dtype), self.stage(2), 2, fault, words)
         into: list[driver.Recorder] = []
         self.watched(model, weights, into)

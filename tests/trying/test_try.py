@@ -65,6 +65,41 @@ def test_a_sound_engine_is_exact(checkpoint: Path) -> None:
     assert [part["rows"] for part in rows[0]["parts"]] == [[0, 8], [8, 16], [16, 24]]
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_rows_are_judged_by_their_shares(checkpoint: Path, recorded: bool) -> None:
+    """Where all of a tensor lies in one region: each share of it has an error of its own."""
+    last = "k_proj" if recorded else "qkv_proj"
+    rows = result_of(checkpoint, "doubled", recorded=recorded, cuts={last: [1, 2, 1]})["layers"]
+    parts = next(row["parts"] for row in rows if row["parameter"] == "weight" and "attn" in row["module"])
+    shown = {tuple(part["rows"]): round(part["error"], 6) for part in parts}
+    if recorded:  # k is twice as large, whatever its share
+        assert shown == {(0, 8): 0, (8, 10): 1, (10, 14): 1, (14, 16): 1, (16, 24): 0}
+    else:  # k has a third of the rows
+        assert list(shown) == [(0, 6), (6, 18), (18, 24)]
+        assert shown[0, 6] == shown[18, 24] == 0 < shown[6, 18]
+
+
+def test_a_conversion_can_be_held_to_what_it_was_made_of(checkpoint: Path, tmp_path: Path) -> None:
+    """A scale that was doubled before it was stored is loaded exactly, and is not what the original says."""
+    shutil.copytree(checkpoint, tmp_path / "out")
+    fake.change(tmp_path / "out", lambda tensors: tensors.update({f"{K}.weight_scale": torch.tensor(1.0)}))
+    assert verdict.judge(result_of(tmp_path / "out")).kind == "exact"
+    found = verdict.judge(result_of(tmp_path / "out", truth=str(checkpoint)))
+    assert found.kind == "garbled"
+    assert {layer.tensor for layer in found.layers if layer.kind == "garbled"} == {f"{K}.weight"}
+
+
+def test_what_a_loader_does_in_threads_is_seen(checkpoint: Path) -> None:
+    """A recorder is one thread's: DeepSeek in SGLang gave no layer at all."""
+    result = result_of(checkpoint, "in threads")
+    assert verdict.judge(result).kind == "exact"
+    assert len([row for row in result["layers"] if row["judged"]]) == 2
+
+
+def test_scales_of_caches_are_told(checkpoint: Path) -> None:
+    assert result_of(checkpoint)["cache"] == {f"layers.{n}.attn": {"k": 0.5} for n in range(2)}
+
+
 @pytest.mark.parametrize(
     ("fault", "kind", "tensor", "reason"),
     [

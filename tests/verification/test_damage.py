@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -117,6 +118,88 @@ def test_no_key_of_the_quantization_may_change(
             tried += 1
         (out / file).write_text(text)
     assert tried > 30
+
+
+def other_dialect(value: dict[str, Any]) -> None:
+    value.clear()
+    value.update(quant_method="fp8", activation_scheme="static")
+
+
+def other_targets(value: dict[str, Any]) -> None:
+    for group in value["config_groups"].values():
+        group["targets"] = ["re:.*proj$" if target == "Linear" else target for target in group["targets"]]
+
+
+def old_size(source: Path, out: Path) -> None:
+    metadata = json.loads((source / "model.safetensors.index.json").read_text())["metadata"]
+    edit_json(out / "model.safetensors.index.json", metadata=metadata)
+
+
+def no_copy(_source: Path, out: Path) -> None:
+    files = json.loads((out / MANIFEST).read_text())["files"]
+    edit_json(out / MANIFEST, files=[{**each, "rewritten": False} for each in files])
+
+
+def stated(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], None]:
+    return lambda _source, out: quantization(out, edit)
+
+
+def empty(_source: Path, out: Path) -> None:
+    edit_json(out / "config.json", quantization_config={"quant_method": "compressed-tensors", "config_groups": {}})
+
+
+@pytest.mark.parametrize(
+    ("profile", "edit", "said"),
+    [
+        ("bf16", stated(lambda q: q["ignore"].pop()), "in_proj_z has a scheme, its weight is BF16"),
+        ("portable", stated(lambda q: q["ignore"].append("re:.*in_proj_z$")), "in_proj_z has no scheme, its scale"),
+        ("exact", stated(other_targets), "targets of classes were ['Linear'], are []"),
+        ("bf16", stated(other_dialect), "the dialect is"),
+        ("dequantized", empty, "still states a quantization"),
+        ("exact", old_size, "total_size is 212204, the tensors take"),
+        ("exact", no_copy, "safetensors: is said to be a copy, and is none"),
+    ],
+)
+def test_what_structure_alone_sees(
+    profile: str, edit: Callable[[Path, Path], None], said: str, text: Path, tmp_path: Path
+) -> None:
+    """No byte of a tensor tells."""
+    source, out = converted(text.name, profile, tmp_path / "out")
+    edit(source, out)
+    assert said in problems(source, out, quick=True)["structure"]
+
+
+def test_modelopts_file_keeps_what_it_says(tmp_path: Path) -> None:
+    """Beside its lists of layers."""
+    source, out = converted("modelopt-llama", "bf16", tmp_path / "out", selection="all")
+    edit_json(out / HF, producer={"name": "another"})
+    assert f"{HF}: differs outside its lists of layers" in problems(source, out)["untouched"]
+
+
+def test_a_copy_of_the_quantization_must_be_gone(text: Path, tmp_path: Path) -> None:
+    """AutoRound's, which engines may read first; where nothing changed, it stays."""
+    source, name = Path(shutil.copytree(text, tmp_path / "in")), "quantization_config.json"
+    (source / name).write_text("{}")
+    for profile, file, said in (
+        ("exact", source / name, f"{name}: contradicts"),
+        ("partition", None, f"{name}: missing"),
+    ):
+        out = tmp_path / profile
+        rewrite.convert(source, out, profile=profile)
+        assert problems(source, out) == {}
+        shutil.copy(file, out) if file else (out / name).unlink()
+        assert said in problems(source, out)["untouched"]
+
+
+def test_a_norm_does_not_make_up_for_any_factor(tmp_path: Path) -> None:
+    """Its epsilon counts where its input is much smaller than it was."""
+    source = Path(shutil.copytree(FIXTURES / "modelfree-deepseek_v3-nvfp4a16", tmp_path / "in"))
+    rewrite.convert(source, tmp_path / "out")
+    for name, (_, _, shape, raw) in raw_tensors(source).items():
+        if name.endswith("q_a_proj.weight_global_scale"):
+            replace_tensor(source, name, struct.pack("<f", struct.unpack("<f", raw)[0] * 300), shape)
+    found = problems(source, tmp_path / "out", quick=True, weights_only=True)
+    assert "a norm stands behind a factor of 127: its epsilon may count" in found["weights"]
 
 
 def test_the_kv_cache_keeps_its_scheme(tmp_path: Path) -> None:

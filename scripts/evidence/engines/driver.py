@@ -113,15 +113,17 @@ def where(error: BaseException, packages: tuple[str, ...]) -> str:
     return "unknown"
 
 
-def described(error: BaseException, packages: tuple[str, ...]) -> dict[str, str]:
-    """Type, first line of the message (without this machine's paths) and place of an exception.
-
-    Pydantic's first line only counts the faults; the next ones say what they are.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+def first_line(message: str) -> str:
+    """Of what an exception says, without this machine's paths. Pydantic's only counts the faults; the next ones say
+    what they are."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
     said = " ".join(lines[1:]) if re.match(r"\d+ validation error", lines[0]) else lines[0]
-    message = re.sub(r"(/[\w.+-]+){2,}/", "", said)
-    return {"type": type(error).__name__, "message": message[:240], "where": where(error, packages)}
+    return re.sub(r"(/[\w.+-]+){2,}/", "", said)[:240]
+
+
+def described(error: BaseException, packages: tuple[str, ...]) -> dict[str, str]:
+    """Type, message and place of an exception."""
+    return {"type": type(error).__name__, "message": first_line(str(error)), "where": where(error, packages)}
 
 
 def attempt(

@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from environments import Failed, exact, overlay, read_pins
 
@@ -24,6 +25,7 @@ HOME = SCRIPTS.parent / ".cache" / "loaders"
 BASE = HERE / "base.txt"
 # A CUDA build needs GPU libraries that are not installed here, and fails to import without them.
 IS_CPU_BUILD = ("-c", "import torch; assert torch.version.cuda is None, 'torch has to be a CPU build'")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -85,10 +87,10 @@ def environment(engine: Engine) -> Environment:
     )
 
 
-def environment_or_reason(engine: Engine) -> Environment | Unavailable:
-    """An engine that can't be installed must not stop the others."""
+def or_reason(make: Callable[[], T]) -> T | Unavailable:
+    """What `make` makes, or why it can't: one engine that can't be installed must not stop the others."""
     try:
-        return environment(engine)
+        return make()
     except Unavailable as reason:
         return reason
 

@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engines.driver import Unavailable
-from engines.envs import Environment, environment_or_reason
+from engines.envs import Environment, environment, or_reason
 from engines.known import Engine, find_engine
 from engines.process import Checkpoint, Process
 
@@ -92,7 +93,7 @@ def main(words: Sequence[str]) -> int:
         print(table.readme(BOOK.read().cells))
         return 0
     runs = selected(given)
-    where = {engine: environment_or_reason(engine) for engine in dict.fromkeys(engine for engine, _ in runs)}
+    where = {engine: or_reason(partial(environment, engine)) for engine in dict.fromkeys(engine for engine, _ in runs)}
     with ThreadPoolExecutor(given.jobs) as pool:
         cells = [cell for own in pool.map(lambda run: choose(run, where[run[0]]), runs) for cell in own]
     show(cells)

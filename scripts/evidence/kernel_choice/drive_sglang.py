@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from engines import mocks
+from engines.trying import trying
 
 from kernel_choice import card, operators
 from kernel_choice.driver import main
@@ -24,7 +24,7 @@ def run(platform: Platform) -> tuple[str, list[Cell]]:
     """The version that is installed, and the cells."""
     card.pretend(platform, available=True)
     packages = ("sgl_kernel", "deep_gemm", "flash_mla", "flashinfer", "vllm", *["aiter"] * platform.rocm)
-    mocks.install(*packages)
+    trying.stand_in(*packages)
     _declare_operators()
     anywhere: Any = torch
     anywhere.compile = lambda function=None, **_: function or (lambda each: each)  # there is no compiler for the card

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from engines import mocks
+from engines.trying import trying
 
 from kernel_choice import card, operators
 from kernel_choice.driver import main
@@ -44,9 +44,8 @@ def _start_on_cpu() -> None:
     """The CPU's own kernels multiply. Missing from CPU builds is what quantizes. Results must not depend on the CPU:
     where there is AMX, vLLM has another kernel for scales per tensor (``CPUFp8PerTensorScaledMMLinearKernel``)."""
     import vllm._custom_ops as ops
-    from loader_matrix.reference import scaled_fp8_quant
 
-    ops.scaled_fp8_quant = scaled_fp8_quant
+    ops.scaled_fp8_quant = trying.scaled_fp8_quant
     cpu: Any = torch.cpu
     cpu._is_amx_tile_supported = lambda: False
 
@@ -56,7 +55,7 @@ def _start_on_card(platform: Platform) -> None:
     card.pretend(platform, available=False)
     binaries = (f"vllm.{name}" for name in _BINARIES.split())
     flashinfer = ("flashinfer", "flashinfer_cubin") if platform.flashinfer else ()
-    mocks.install("flash_attn", "vllm.vllm_flash_attn", *flashinfer, *binaries, first=True)
+    trying.stand_in("flash_attn", "vllm.vllm_flash_attn", *flashinfer, *binaries, first=True)
     platforms: Any = importlib.import_module("vllm.platforms")
     known: Any = importlib.import_module("vllm.platforms.rocm" if platform.rocm else "vllm.platforms.cuda")
     platforms._current_platform = known.RocmPlatform() if platform.rocm else known.CudaPlatform()

@@ -6,8 +6,7 @@ from typing import Any
 
 from engines import driver
 from engines.driver import Job
-
-from loader_matrix.reference import scaled_fp8_quant, silu_and_mul_quant
+from engines.trying import trying
 
 PROMPT = list(range(10, 40))
 TOKENS = 12
@@ -20,10 +19,18 @@ def start() -> str:
     import vllm._custom_ops as ops
 
     # Missing from CPU builds; everything else runs as released.
-    ops.scaled_fp8_quant = scaled_fp8_quant
+    ops.scaled_fp8_quant = trying.scaled_fp8_quant
     torch.library.define("_C::silu_and_mul_quant", "(Tensor! result, Tensor input, Tensor scale) -> ()")
     torch.library.impl("_C::silu_and_mul_quant", "cpu", silu_and_mul_quant)
     return str(vllm.__version__)
+
+
+def silu_and_mul_quant(result: Any, input: Any, scale: Any) -> None:  # noqa: A002 - the name that callers pass it by
+    """Fill `result` (FP8, [..., d]) with silu(gate) x up of `input` ([..., 2 d]), quantized by `scale`."""
+    from torch.nn.functional import silu
+
+    gate, up = input.float().chunk(2, -1)
+    result.copy_(trying.scaled_fp8_quant(silu(gate) * up, scale)[0])
 
 
 def generate(job: Job) -> dict[str, Any]:

@@ -9,10 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from engines import driver
+from engines import driver, trying
 from engines.driver import Job
-
-from loader_matrix import drive_vllm
 
 _SCHEMES = "vllm.model_executor.layers.quantization.compressed_tensors.schemes"
 _FUSED = {
@@ -32,7 +30,7 @@ class _NoKernel:
 
 def start() -> str:
     """Import vLLM, and leave out the kernels that it would repack these weights for."""
-    version = drive_vllm.start()
+    version = trying.start()
     packed: Any = importlib.import_module(f"{_SCHEMES}.compressed_tensors_wNa16")
     packed.choose_mp_linear_kernel = lambda *_, **__: _NoKernel
     packed.CompressedTensorsWNA16.process_weights_after_loading = lambda *_: None
@@ -74,4 +72,4 @@ def _bytes(tensor: Any) -> Any:
 
 
 if __name__ == "__main__":
-    driver.run(("vllm", "compressed_tensors", "transformers"), start, drive_vllm.load, measure)
+    driver.run(("vllm", "compressed_tensors", "transformers"), start, trying.load, measure)

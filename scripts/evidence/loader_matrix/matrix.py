@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import records
 from engines.driver import Results, Unavailable
-from engines.envs import HOME, environment
+from engines.envs import HOME, environment, or_reason
 from engines.known import ENGINES, Engine, find_engine
 from engines.process import Checkpoint, Process
 
@@ -62,11 +62,11 @@ class Runner:
     """Prepares environments and converted checkpoints once, and runs drivers in them."""
 
     def __init__(self, selection: Selection, jobs: int) -> None:
-        self._environments = {each: _or_reason(partial(environment, each)) for each in selection.engines}
-        self._converter = _or_reason(partial(environment, CONVERTER))
+        self._environments = {each: or_reason(partial(environment, each)) for each in selection.engines}
+        self._converter = or_reason(partial(environment, CONVERTER))
         with ThreadPoolExecutor(jobs) as pool:
             wanted = selection.checkpoints()
-            made = pool.map(lambda each: _or_reason(partial(self._converted, *each)), wanted)
+            made = pool.map(lambda each: or_reason(partial(self._converted, *each)), wanted)
             self._checkpoints = dict(zip(wanted, made, strict=True))
 
     def _converted(self, fixture: str, profile: str) -> Path:
@@ -89,7 +89,7 @@ class Runner:
     def run(self, driver: str, loads: Sequence[Load]) -> dict[Load, Results]:
         """The driver's results for loads of one engine, one for each rank; or why there are none."""
         engine = loads[0][0]
-        found = {load: _or_reason(partial(self._checkpoint, driver, load)) for load in loads}
+        found = {load: or_reason(partial(self._checkpoint, driver, load)) for load in loads}
         ready = {load: each for load, each in found.items() if isinstance(each, Checkpoint)}
         results: dict[Load, Results] = {load: each for load, each in found.items() if isinstance(each, Unavailable)}
         if ready:
@@ -103,16 +103,8 @@ class Runner:
         engine, fixture, profile, ranks = load
         _available(self._environments[engine])
         model = _available(self._checkpoints[fixture, profile])
-        is_own = driver.startswith("drive_") and cases.is_own_truth(fixture, profile)
+        is_own = driver == "drive" and cases.is_own_truth(fixture, profile)
         return Checkpoint(f"{fixture}-{profile}-{ranks}", model, model if is_own else cases.folder(fixture), ranks)
-
-
-def _or_reason(make: Callable[[], T]) -> T | Unavailable:
-    """What `make` makes, or why it can't: one engine that can't be installed must not stop the others."""
-    try:
-        return make()
-    except Unavailable as reason:
-        return reason
 
 
 def _available(made: T | Unavailable) -> T:
@@ -153,7 +145,7 @@ def batches(kind: str, loads: list[Load]) -> list[tuple[str, tuple[Load, ...]]]:
     found: dict[tuple[Engine, int], list[Load]] = {}
     for each in loads:
         found.setdefault((each[0], each[3]), []).append(each)
-    return [(f"{kind}_{engine.name}", tuple(own)) for (engine, _), own in found.items()]
+    return [(kind, tuple(own)) for own in found.values()]
 
 
 def compared(generation: list[Generation], recorded: list[Generation]) -> list[Generation]:
@@ -210,17 +202,13 @@ def select(given: argparse.Namespace) -> Selection:
 def run(runner: Runner, selection: Selection, jobs: int) -> tuple[list[Cell], list[Generation]]:
     """Every load and every generation of the selection, in its order."""
     loads, generations = selection.loads(), selection.generations()
-    rows = [*batches("generate", generations), *batches("drive", loads)]  # the slowest first
+    rows = [*batches("generate_vllm", generations), *batches("drive", loads)]  # the slowest first
     with ThreadPoolExecutor(jobs) as pool:
         done = list(pool.map(lambda batch: runner.run(*batch), rows))
-    found = {
-        (driver.partition("_")[0], row): result
-        for (driver, _), own in zip(rows, done, strict=True)
-        for row, result in own.items()
-    }
+    found = {(driver, row): result for (driver, _), own in zip(rows, done, strict=True) for row, result in own.items()}
     return (
         [results.cell({**_key(row), "ranks": row[-1]}, found["drive", row]) for row in loads],
-        [generate(row, found["generate", row]) for row in generations],
+        [generate(row, found["generate_vllm", row]) for row in generations],
     )
 
 

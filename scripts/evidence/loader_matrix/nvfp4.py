@@ -1,4 +1,4 @@
-"""NVFP4 weights: as they are stored, and as an engine holds them once it has loaded them.
+"""NVFP4 weights, as they are stored.
 
 A weight is code x block scale x global scale: E2M1 codes, two a byte with the first in the low half; an E4M3 scale for
 every 16 of them; one F32 for the matrix, which compressed-tensors stores as a divisor and ModelOpt as a multiplier.
@@ -7,7 +7,6 @@ every 16 of them; one F32 for the matrix, which compressed-tensors stores as a d
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -50,38 +49,3 @@ def stored(tensors: dict[str, torch.Tensor], name: str) -> Packed | None:
     if multiplier is not None and tensors[f"{name}.weight"].dtype == torch.uint8:
         return Packed(tensors[f"{name}.weight"], blocks, multiplier, tensors.get(f"{name}.input_scale"))
     return None
-
-
-def served(module: torch.nn.Module) -> Packed | None:
-    """What a loaded linear layer multiplies with, or None where it holds no NVFP4 in an order that is known here.
-
-    vLLM names the codes `weight` and turns divisors into multipliers. SGLang's W4A4 of compressed-tensors (it has
-    `alpha`) and transformers keep `weight_packed` and the divisor.
-    """
-    packed = _tensor(module, "weight_packed")
-    codes = packed if packed is not None else _tensor(module, "weight")
-    blocks, scale = _tensor(module, "weight_scale"), _tensor(module, "weight_global_scale")
-    if codes is None or codes.dtype != torch.uint8 or codes.ndim != 2 or blocks is None or scale is None:
-        return None
-    if blocks.shape != (codes.shape[0], codes.shape[1] * 2 // _BLOCK) or scale.numel() != 1:
-        return None
-    inputs = _tensor(module, "input_global_scale")
-    if packed is not None:
-        return Packed(codes, blocks, 1 / scale, None if inputs is None else 1 / inputs)
-    return Packed(codes, blocks, scale, inputs)
-
-
-def served_expert(module: torch.nn.Module, which: str, expert: int) -> Packed | None:
-    """The same of one expert's weight ``which`` (`w13`, `w2`) in a module of all experts of a layer."""
-    codes, blocks = _tensor(module, f"{which}_weight"), _tensor(module, f"{which}_weight_scale")
-    scales = _tensor(module, f"{which}_weight_scale_2")
-    if codes is None or codes.dtype != torch.uint8 or blocks is None or scales is None or scales.ndim != 1:
-        return None
-    if blocks.shape != (*codes.shape[:2], codes.shape[2] * 2 // _BLOCK):
-        return None
-    return Packed(codes[expert], blocks[expert], scales[expert], None)
-
-
-def _tensor(module: torch.nn.Module, name: str) -> torch.Tensor | None:
-    found: Any = getattr(module, name, None)
-    return found.detach() if isinstance(found, torch.Tensor) else None

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from engines import driver
+from engines import driver, trying
 from engines.driver import Job
-
-from loader_matrix import drive_vllm
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +57,7 @@ def _ways(module: torch.nn.Module) -> list[tuple[Any, Any]]:
 def _gated_delta_net(own: str, module: Any, truth: Truth) -> Outputs:
     x, name = _activations(module.in_proj_qkvz), f"{own}.in_proj_qkv"
     weight = truth.linear(name).weight
-    true, rows = x.double() @ weight.double().T, truth.rows(name, 3)
+    true, rows = x.double() @ weight.double().T, truth.rows(name)
     served = _apply(module.in_proj_qkvz, x)
     ours = _convolved(served[:, : len(weight)], module.conv1d.weight).split(rows, -1)
     yield from zip("qkv", ours, _convolved(true, truth.filters(f"{own}.conv1d")).split(rows, -1), strict=True)
@@ -109,4 +107,4 @@ def _apply(layer: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 if __name__ == "__main__":
-    driver.run(("vllm", "compressed_tensors", "transformers"), drive_vllm.start, drive_vllm.load, measure)
+    driver.run(("vllm", "compressed_tensors", "transformers"), trying.start, trying.load, measure)

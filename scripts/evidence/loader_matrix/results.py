@@ -112,7 +112,7 @@ def cell(key: dict[str, Any], results: Results) -> Cell:
     groups = [layer for layer in layers if layer["layer"]]
     if not groups:
         return Cell(**key, outcome="not run", reason="no fused layer was found in the loaded model")
-    cast = sorted({layer["module"] for layer in layers if layer["quantized"] and not layer["quantized_on_disk"]})
+    cast = sorted({layer["module"] for layer in layers if layer["cast"]})
     cast += sorted({stray for result in results for stray in result["strays"]})
     return Cell(
         **key,

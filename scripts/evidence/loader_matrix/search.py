@@ -169,7 +169,7 @@ class _Chunk:
 
 def _process(spec: str) -> Process:
     engine = find_engine(spec)
-    return Process(engine, environment(engine), f"loader_matrix.drive_{engine.name}", quiet=True)
+    return Process(engine, environment(engine), "loader_matrix.drive", quiet=True)
 
 
 def _load(spec: str, process: Process, trials: Sequence[Trial], folder: Path) -> list[Cell]:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from engines import driver
 from engines.driver import Job
+from engines.trying import trying
 
-from loader_matrix import drive_vllm, generate_vllm
+from loader_matrix import generate_vllm
 
 if TYPE_CHECKING:
     import torch
@@ -40,9 +41,9 @@ _OLD = "vllm.model_executor.layers.mamba.gdn_linear_attn"
 def start() -> str:
     """Import vLLM, replace the kernels that a CPU lacks."""
     version = generate_vllm.start()
-    drive_vllm._inspect_models_here()
+    trying.module("vllm.model_executor.models.registry")._run_in_subprocess = lambda ask: ask()
     _multiply_faster()
-    drive_vllm._offer_nvfp4_kernel()
+    trying.offer_fp4_kernel()
     if only_whole_prompts():
         _offer_operators()
         _compute_delta_rule_here()

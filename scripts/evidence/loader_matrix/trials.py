@@ -14,11 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 import rewrite
 from loader_matrix.damage import damaged
+from loader_matrix.truth import Truth, canonical
 from rewrite.loaders.versions import find_loaders
 from rewrite.loaders.views import view_model
 from rewrite.quantization.model import interpret
+from rewrite.trying.driver import Checkpoint
 
 ORIGINAL = "original"
 _READ_BY_ENGINES = ("*.safetensors", "config.json", "hf_quant_config.json", "*.index.json")
@@ -62,6 +66,8 @@ def attempt(source: Path, folder: Path, engines: Sequence[str], seed: Seed, prof
     selection: rewrite.Selection = "qkvz" if seed % 4 == 3 else "all"
     with _tracebacks(tried, ORIGINAL):
         _original(tried, source, engines)
+        if (module := misread(source)) is not None:
+            tried.problems.append((ORIGINAL, "try", f"reads another weight of {module} than the files say"))
     inspection: rewrite.Inspection | str = "no inspection"
     with _tracebacks(tried, ORIGINAL):
         inspection = _inspected(source, selection)
@@ -104,6 +110,24 @@ class _tracebacks:  # noqa: N801 - reads as a statement
 
 def _original(tried: Tried, source: Path, engines: Sequence[str]) -> None:
     tried.trials.append(Trial(source.name, ORIGINAL, source, source, predict(source, engines), digest(source)))
+
+
+def misread(folder: Path) -> str | None:
+    """A module of which the driver of `try` reads another weight, or another scale of activations, than ``Truth``: that
+    knows no code of ``rewrite``."""
+    truth, source = Truth(folder), Checkpoint(folder)
+    plain = {canonical(name.removesuffix(".weight")): weight for name, weight in source.plain(whole=True)}
+    stated = {
+        canonical(name.removesuffix("_packed").removesuffix(".weight")): source.input_scale(name)
+        for name in source.shards
+        if name.endswith(("weight", "weight_packed"))
+    }
+    for module in sorted(truth.quantized()):
+        linear = truth.linear(module)
+        same = module in plain and torch.equal(plain[module], linear.weight)
+        if not same or stated[module] != linear.input_scale:
+            return module
+    return None
 
 
 def _inspected(folder: Path, selection: rewrite.Selection) -> rewrite.Inspection | str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,14 +74,12 @@ def read_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 class Linear:
     """One stored linear: dequantized `weight` F32 [N, K], and whether FP8, INT8 or NVFP4 lies on disk.
 
-    `input_scale` is the static activation scale, None where the checkpoint has none; `block` the rows and columns that
-    share a weight scale, None where whole rows do.
+    `input_scale` is the static activation scale, None where the checkpoint has none.
     """
 
     weight: torch.Tensor
     quantized: bool
     input_scale: float | None
-    block: tuple[int, int] | None = None
 
 
 def _block(config: dict[str, Any]) -> tuple[int, int] | None:
@@ -153,16 +151,15 @@ class Truth:
                 found[match.group(1), match.group(2) or match.group(3)] = tensor.float().item()
         return found
 
-    def rows(self, name: str, parts: int) -> list[int]:
-        """Rows of the `parts` partitions of a stored linear, by the config where it is several."""
-        weight = self._weight(name)
-        rows = 0 if weight is None else weight.shape[0]
-        if parts == 1:
-            return [rows]
-        sizes = _PARTITIONS[name.rpartition(".")[2]](self._config)
-        if len(sizes) != parts or sum(sizes) != rows:
-            raise ValueError(f"{name}: {rows} rows, by the config {sizes} for {parts} partitions")
-        return sizes
+    def shares(self) -> dict[str, list[int]]:
+        """By the last name of a stored linear that is several: how its rows are shared among its partitions."""
+        stored = {name.rpartition(".")[0].rpartition(".")[2] for name in self._tensors} | {"gate_up_proj"}
+        return {last: shares(self._config) for last, shares in _PARTITIONS.items() if last in stored}
+
+    def rows(self, name: str) -> list[int]:
+        """Rows of each partition of a stored linear that is several."""
+        weight, shares = self._tensors[f"{name}.weight"], self.shares()[name.rpartition(".")[2]]
+        return [len(weight) * share // sum(shares) for share in shares]
 
     def filters(self, name: str) -> torch.Tensor:
         """The weights of a convolution."""
@@ -179,9 +176,9 @@ class Truth:
             raise ValueError(f"{name}: packed weights, which truth.py can't read")
         if weight.dtype not in SCALED:
             return Linear(weight.float(), quantized=False, input_scale=None)
-        scale, block = self._scale(name).float(), None
+        scale = self._scale(name).float()
         if self._block is not None and is_by_blocks(scale, weight, self._block):
-            scale, block = spread(scale, weight, self._block), self._block
+            scale = spread(scale, weight, self._block)
         elif scale.numel() == 1:
             scale = scale.reshape(1, 1)
         elif scale.shape == (weight.shape[0],):  # Quark's channel scales
@@ -190,7 +187,7 @@ class Truth:
             raise ValueError(f"{name}: a fixture's scale has shape {tuple(scale.shape)}, which truth.py can't read")
         given = self._tensors.get(f"{name}.input_scale")
         static = None if given is None else given.max().item()
-        return Linear(weight.float() * scale, quantized=True, input_scale=static, block=block)
+        return Linear(weight.float() * scale, quantized=True, input_scale=static)
 
 
 def is_by_blocks(scale: torch.Tensor, weight: torch.Tensor, block: tuple[int, int]) -> bool:
@@ -217,9 +214,8 @@ def _attention_rows(config: dict[str, Any]) -> list[int]:
     return [heads * head, config["num_key_value_heads"] * head, config["num_key_value_heads"] * head]
 
 
-def _mlp_rows(config: dict[str, Any]) -> list[int]:
-    """Gate and up of an MLP."""
-    return [config["intermediate_size"]] * 2
-
-
-_PARTITIONS = {"in_proj_qkv": _gdn_rows, "qkv_proj": _attention_rows, "gate_up_proj": _mlp_rows}
+_PARTITIONS: dict[str, Callable[[dict[str, Any]], list[int]]] = {
+    "in_proj_qkv": _gdn_rows,
+    "qkv_proj": _attention_rows,
+    "gate_up_proj": lambda _: [1, 1],
+}

@@ -16,7 +16,7 @@ from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.local import LocalDirectory, io_errors
 from rewrite.checkpoint.storage import Storage
 from rewrite.errors import StorageError, UsageError
-from rewrite.integrations.addresses import open_storage, scheme_of
+from rewrite.integrations.addresses import STORES, load, open_storage, scheme_of
 from rewrite.planning.manifest import ByteCounts, Manifest
 from rewrite.planning.plan import Plan
 from rewrite.progress import Progress
@@ -97,13 +97,10 @@ class Conversion:
             return DirectoryOutput(self.plan, storage, self.out, self.overwrite, self.created, self.copy)
         if self.copy:
             raise UsageError("Only an output in a directory can share disk blocks", where=self.out, found="--copy")
-        if scheme_of(self.out) == "hf":
-            from rewrite.integrations.hub_output import HubOutput
-
-            return HubOutput(self.plan, storage, self.out, self.overwrite, self.created, self.create_pr)
-        from rewrite.integrations.s3_output import S3Output
-
-        return S3Output(self.plan, storage, self.out, self.overwrite, self.created)
+        more = {"create_pr": True} if self.create_pr else {}
+        store = STORES[scheme_of(self.out) or ""]
+        output: Output = load(store.writes)(self.plan, storage, self.out, self.overwrite, self.created, **more)
+        return output
 
     def save(self, path: Path) -> None:
         """Write it to a file, which others see complete or not at all."""

@@ -15,12 +15,11 @@ from rewrite.checkpoint.checkpoint import read_checkpoint
 from rewrite.checkpoint.local import LocalDirectory
 from rewrite.errors import CheckpointError
 from rewrite.planning.planner import plan_changes
-from rewrite.planning.profiles.base import affected_groups, kv_scales
-from rewrite.planning.profiles.exact import modules_by_target
+from rewrite.planning.profiles.base import affected_groups, kv_scales, modules_by_target
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.groups import Selection
 from rewrite.quantization.model import interpret
-from rewrite.quantization.scheme import ChannelDialect, Layers
+from rewrite.quantization.scheme import Layers
 
 
 class ExplicitScales:
@@ -59,7 +58,7 @@ class ExplicitScales:
         """The config with a channel group. Without a compressed-tensors config, the checkpoint's own is restated."""
         if self._restated is None:
             return config
-        restated: ChannelDialect = (
+        restated: CompressedTensors = (
             self._restated if config is None else CompressedTensors(config.model_dump(mode="json"))
         )
         if self._rows:

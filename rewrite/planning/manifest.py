@@ -6,7 +6,7 @@ The same input and version give the same bytes: no timestamps, no machine names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any, Literal
 
 from rewrite.checkpoint.json_edit import dump
@@ -117,15 +117,9 @@ class ByteCounts:
     unsummed: int = 0  # files that the store has no checksum of: size and ETag are all that was compared at the end
 
     def __add__(self, other: ByteCounts) -> ByteCounts:
-        return ByteCounts(
-            self.shared + other.shared,
-            self.copied + other.copied,
-            self.written + other.written,
-            self.kept + other.kept,
-            self.read + other.read,
-            None if self.sent is None or other.sent is None else self.sent + other.sent,
-            self.unsummed + other.unsummed,
-        )
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        counts: list[Any] = [None if one is None or two is None else one + two for one, two in pairs]
+        return ByteCounts(*counts)
 
     def to_json(self) -> dict[str, int | None]:
         """Without what came over no network."""

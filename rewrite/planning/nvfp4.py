@@ -17,17 +17,17 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from struct import pack, unpack
 from typing import Literal
 
 from rewrite.planning.manifest import ScaleChange
 from rewrite.planning.segments import Fill, Lookup
 from rewrite.planning.shards import NewTensor
-from rewrite.quantization.architectures import EXPERT_PROJECTIONS, Absorber, find_architecture, text_config
+from rewrite.quantization.architectures import EXPERT_PROJECTIONS, Absorber, FusedLayer, find_architecture, text_config
 from rewrite.quantization.atlas import find_sources
 from rewrite.quantization.dtypes import decode, e4m3, encode, model_dtype
-from rewrite.quantization.groups import packed_experts
+from rewrite.quantization.groups import FusedGroup, Module, Partition, packed_experts
 from rewrite.quantization.model import Model
 from rewrite.quantization.nvfp4 import Nvfp4, as_f32, find_nvfp4
 
@@ -54,17 +54,6 @@ class Repair:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """Modules that engines fuse. ``partitions`` are the names of each module's; ``layer`` as predictions call it."""
-
-    name: str
-    layer: str
-    modules: tuple[str, ...]
-    partitions: tuple[tuple[str, ...], ...]
-    absorber: Absorber | None
-
-
-@dataclass(frozen=True)
 class _Scales:
     """Stored scales of one value, as bytes, by tensor."""
 
@@ -83,14 +72,14 @@ def repair(model: Model, method: Method | None) -> Repair:
     """
     if method is None:
         return Repair()
-    layers = [*_groups(model), *_experts(model)]
-    packed = {name: found for layer in layers for name in _involved(layer) if (found := _packed(name, model))}
+    layers = [each for each in (*model.unequal_nvfp4, *_experts(model)) if all(map(_is_nvfp4, each.modules))]
+    packed = {name: own for layer in layers for name, own in _packed(layer, model).items()}
     raw = _read(model, packed.values())
     edits: dict[str, NewTensor] = {}
     changes: list[ScaleChange] = []
     losses: dict[str, float] = {}
     for layer in layers:
-        members = {name: packed[name] for name in layer.modules}
+        members = {module.name: packed[module.name] for module in layer.modules}
         if not _needs_repair(members, raw):
             continue
         done = _fold(layer, packed, raw, model) if method == "fold" else None
@@ -101,15 +90,7 @@ def repair(model: Model, method: Method | None) -> Repair:
     return Repair(edits, tuple(changes), losses)
 
 
-def _groups(model: Model) -> Iterator[_Layer]:
-    for group in model.unequal_nvfp4:
-        if all(_is_nvfp4(module.name, model) for module in group.modules):
-            names = tuple(module.name for module in group.modules)
-            partitions = tuple(tuple(p.name for p in module.partitions) for module in group.modules)
-            yield _Layer(group.name, group.layer.name, names, partitions, group.layer.absorber)
-
-
-def _experts(model: Model) -> Iterator[_Layer]:
+def _experts(model: Model) -> Iterator[FusedGroup]:
     """Gate and up of every expert; folded in a model family that is known, and rescaled in one that the atlas has."""
     config = model.checkpoint.config.value
     is_known = find_architecture(config) is not None
@@ -117,30 +98,29 @@ def _experts(model: Model) -> Iterator[_Layer]:
         return
     for name, projections in packed_experts(model.checkpoint):
         for gate, up, down in EXPERT_PROJECTIONS:
-            pair = (f"{name}.{gate}", f"{name}.{up}")
-            if {gate, up} <= projections and all(_is_nvfp4(module, model) for module in pair):
+            if {gate, up} <= projections and all(f"{name}.{each}" in model.kind_of for each in (gate, up)):
+                pair = [model.module(f"{name}.{each}") for each in (gate, up)]
+                named = zip(("gate", "up"), pair, strict=True)
+                modules = tuple(replace(m, partitions=(Partition(part, 0, m.weight.shape[0]),)) for part, m in named)
                 absorber = Absorber(gate, up, down) if is_known else None
-                yield _Layer(name, "experts", pair, (("gate",), ("up",)), absorber)
+                yield FusedGroup(name, FusedLayer("experts", "", {}, absorber), modules)
 
 
-def _is_nvfp4(name: str, model: Model) -> bool:
-    kind = model.kind_of.get(name)
-    is_stated = kind is not None and kind.first.scheme is not None and kind.first.scheme.format == "NVFP4"
-    return is_stated and _packed(name, model) is not None
+def _is_nvfp4(module: Module) -> bool:
+    return module.nvfp4 is not None and module.scheme is not None and module.scheme.format == "NVFP4"
 
 
-def _packed(name: str, model: Model) -> Nvfp4 | None:
-    return find_nvfp4(name, model.checkpoint.tensors)
+def _packed(layer: FusedGroup, model: Model) -> dict[str, Nvfp4]:
+    """The modules of a layer, and the one behind it that may take a factor."""
+    found = {module.name: module.nvfp4 for module in layer.modules}
+    if (absorber := layer.layer.absorber) is not None:
+        into = f"{_parent(layer)}.{absorber.into}"
+        found[into] = find_nvfp4(into, model.checkpoint.tensors)
+    return {name: own for name, own in found.items() if own is not None}
 
 
-def _involved(layer: _Layer) -> Iterator[str]:
-    yield from layer.modules
-    if layer.absorber is not None:
-        yield f"{_parent(layer)}.{layer.absorber.into}"
-
-
-def _parent(layer: _Layer) -> str:
-    return layer.modules[0].rpartition(".")[0]
+def _parent(layer: FusedGroup) -> str:
+    return layer.modules[0].name.rpartition(".")[0]
 
 
 def _read(model: Model, packed: Iterable[Nvfp4]) -> _Scales:
@@ -175,7 +155,7 @@ def _one_input_scale(members: Mapping[str, Nvfp4], scales: _Scales) -> dict[str,
     }
 
 
-def _rescale(layer: _Layer, members: Mapping[str, Nvfp4], scales: _Scales) -> Repair:
+def _rescale(layer: FusedGroup, members: Mapping[str, Nvfp4], scales: _Scales) -> Repair:
     kept = next(iter(members))
     for name, own in members.items():
         if scales.ratio(own, members[kept]) > 1:
@@ -183,7 +163,7 @@ def _rescale(layer: _Layer, members: Mapping[str, Nvfp4], scales: _Scales) -> Re
     edits: dict[str, NewTensor] = {}
     losses: dict[str, float] = {}
     ratios: dict[str, float] = {}
-    for (name, own), partitions in zip(members.items(), layer.partitions, strict=True):
+    for module, (name, own) in zip(layer.modules, members.items(), strict=True):
         if scales.raw[own.scale.name] == scales.raw[members[kept].scale.name]:
             continue
         ratio = ratios[name] = scales.ratio(own, members[kept])
@@ -191,7 +171,7 @@ def _rescale(layer: _Layer, members: Mapping[str, Nvfp4], scales: _Scales) -> Re
         edits[own.blocks.name] = NewTensor(
             own.blocks.dtype, own.blocks.shape, (Lookup(0, own.blocks.nbytes, rescaled(ratio)),)
         )
-        losses |= {f"{layer.layer}.{partition}": RESCALING for partition in partitions}
+        losses |= {f"{layer.layer.name}.{partition.name}": RESCALING for partition in module.partitions}
     return Repair(edits, (ScaleChange(layer.name, "rescaled", kept, ratios, None),) if ratios else (), losses)
 
 
@@ -214,9 +194,9 @@ def _nearest(value: float) -> int:
     return max(code, 1)
 
 
-def _fold(layer: _Layer, packed: Mapping[str, Nvfp4], scales: _Scales, model: Model) -> Repair | None:
+def _fold(layer: FusedGroup, packed: Mapping[str, Nvfp4], scales: _Scales, model: Model) -> Repair | None:
     """None where the layer, or what follows it, is not of a kind that can take the ratio."""
-    absorber, parent = layer.absorber, _parent(layer)
+    absorber, parent = layer.layer.absorber, _parent(layer)
     if absorber is None or len(layer.modules) != 2 or not _may_fold(model, f"{parent}.{absorber.folded}"):
         return None
     kept, folded = packed[f"{parent}.{absorber.kept}"], packed[f"{parent}.{absorber.folded}"]
@@ -233,14 +213,11 @@ def _fold(layer: _Layer, packed: Mapping[str, Nvfp4], scales: _Scales, model: Mo
     if taken is None:
         return None
     edits = {folded.scale.name: _value(folded, scales.raw[kept.scale.name]), **taken}
-    names = dict(zip(layer.modules, layer.partitions, strict=True))
-    hurt = (
-        names[f"{parent}.{absorber.folded}"] if absorber.kind == "convolution" and not _is_power_of_two(ratio) else ()
-    )
-    change = ScaleChange(
-        layer.name, "folded", f"{parent}.{absorber.kept}", {f"{parent}.{absorber.folded}": ratio}, into
-    )
-    return Repair(edits, (change,), {f"{layer.layer}.{partition}": BF16_ROUNDING for partition in hurt})
+    is_rounded = absorber.kind == "convolution" and not _is_power_of_two(ratio)
+    name = f"{parent}.{absorber.folded}"
+    hurt = [p.name for m in layer.modules if m.name == name for p in m.partitions] if is_rounded else []
+    change = ScaleChange(layer.name, "folded", f"{parent}.{absorber.kept}", {name: ratio}, into)
+    return Repair(edits, (change,), {f"{layer.layer.name}.{partition}": BF16_ROUNDING for partition in hurt})
 
 
 def _is_power_of_two(ratio: float) -> bool:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 from rewrite.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 
 #: How a weight scale is stored: one value; one per partition ``[P]``; one per row, ``[N, 1]`` ("channel") or ``[N]``
 #: ("rows"); one per block.
@@ -59,24 +63,31 @@ class Dequantized:
     targets: tuple[str, ...]
 
 
-class Dialect(Protocol):
+class Dialect(ABC):
     """One way of stating quantization. ``value`` is the stated part of the config."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
-    @property
-    def value(self) -> dict[str, Any]: ...
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.value = value
 
+    @staticmethod
+    def states(value: dict[str, Any]) -> bool:
+        """Whether a quantization part is of this dialect."""
+        raise NotImplementedError
+
+    @abstractmethod
     def scheme(self, module: str) -> Scheme | None:
         """The scheme of a linear layer by its stored name; None when the config leaves it alone."""
 
-    def as_compressed_tensors(self, layers: Layers) -> ChannelDialect:
+    @abstractmethod
+    def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
         """The same quantization stated as compressed-tensors, which can state every layout.
 
         Raises :class:`rewrite.errors.Unsupported` for what cannot be said there.
         """
 
+    @abstractmethod
     def without(self, plain: Dequantized) -> Dialect:
         """The dialect after some modules became plain.
 
@@ -84,32 +95,12 @@ class Dialect(Protocol):
         """
 
     def without_kv_cache(self) -> Dialect:
-        """The dialect where the KV cache is not quantized any more."""
+        """The dialect where the KV cache is not quantized any more; as it is where it has no words for one."""
+        return self
 
     def as_compressed(self) -> Dialect:
-        """The dialect where it says that the weights are stored as codes."""
-
-
-class ChannelDialect(Dialect, Protocol):
-    """A dialect that can state channel scales and dynamic activations: compressed-tensors."""
-
-    def with_channel_scales(
-        self,
-        targets: Mapping[str, Collection[str]],
-        layers: Layers,
-        *,
-        per_token: bool = False,
-        fused_plain: Collection[str] = (),
-    ) -> ChannelDialect:
-        """The config after some modules got one scale per row, by target: a ``re:`` pattern for the modules and for the
-        layer that engines fuse them to. ``per_token``: their activations become dynamic. ``fused_plain`` are ``re:``
-        patterns for plain layers that engines fuse."""
-
-    def portable(self, converted: Collection[str], layers: Layers, fused_plain: Collection[str]) -> ChannelDialect:
-        """The config after the modules ``converted`` got channel scales and dynamic activations per token.
-
-        ``fused_plain`` are ``re:`` patterns for plain layers that engines fuse.
-        """
+        """The dialect where it says that the weights are stored as codes; as it is where it has no word for that."""
+        return self
 
 
 def layout_of_shape(shape: tuple[int, ...], rows: int, partitions: int = 1) -> ScaleLayout | None:

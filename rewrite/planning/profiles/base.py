@@ -216,6 +216,14 @@ def affected_groups(model: Model, selection: Selection, *, per_token: bool = Fal
     return affected
 
 
+def modules_by_target(affected: Affected) -> dict[str, list[str]]:
+    """The names of the modules by the target that matches them and the layer that engines fuse them to."""
+    targets: dict[str, list[str]] = {}
+    for group, modules in affected:
+        targets.setdefault(group.layer.target, []).extend(module.name for module in modules)
+    return targets
+
+
 def fused_plain(model: Model) -> Collection[str]:
     """Patterns for plain layers under their fused name: SGLang looks ``in_proj_ba`` up, not its parts."""
     parts = ("linear_attn.in_proj_a", "linear_attn.in_proj_b")

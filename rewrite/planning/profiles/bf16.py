@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rewrite.errors import Unsupported
-from rewrite.planning.profiles.base import Affected, Builder, Changes, Profile, check_scheme
+from rewrite.planning.profiles.base import Affected, Builder, Changes, Profile, check_scheme, modules_by_target
 from rewrite.promise import Promise
 from rewrite.quantization.dtypes import model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection
@@ -36,11 +36,8 @@ def _targets(chosen: Affected, model: Model) -> Iterator[str]:
     """Patterns for what becomes plain, narrowed where they would match a module that stays quantized. One that cannot
     be narrowed comes as it is: the check of the plan refuses it."""
     plain = {module.name for _, modules in chosen for module in modules}
-    by_target: dict[str, list[str]] = {}
-    for group, modules in chosen:
-        by_target.setdefault(group.layer.target, []).extend(module.name for module in modules)
     patterns = Patterns()
-    for target, names in by_target.items():
+    for target, names in modules_by_target(chosen).items():
 
         def strays(candidate: str) -> list[str]:
             return [n for n in model.layers.quantized if n not in plain and patterns.matches(candidate, n)]

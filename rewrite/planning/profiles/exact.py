@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 
 from rewrite.planning.profiles.base import (
-    Affected,
     Builder,
     Changes,
     Profile,
     affected_groups,
     fused_plain,
+    modules_by_target,
 )
 from rewrite.promise import Promise
 from rewrite.quantization.groups import Selection
@@ -38,14 +38,6 @@ def _plan(model: Model, selection: Selection, *, per_token: bool) -> Changes:
         return builder.changes(dialect.with_channel_scales(targets, model.layers))
     plain = fused_plain(model)
     return builder.changes(dialect.with_channel_scales(targets, model.layers, per_token=True, fused_plain=plain))
-
-
-def modules_by_target(affected: Affected) -> dict[str, list[str]]:
-    """The names of the modules by the target that matches them and the layer that engines fuse them to."""
-    targets: dict[str, list[str]] = {}
-    for group, modules in affected:
-        targets.setdefault(group.layer.target, []).extend(module.name for module in modules)
-    return targets
 
 
 #: The engines' own choice of kernels, run with the platform mocked, without a GPU (tests/kernel_choice.json): what they

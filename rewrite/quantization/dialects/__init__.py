@@ -5,15 +5,14 @@ A new dialect is a file here and its class in :data:`DIALECTS`.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.quantization.dialects import hf_quant_config
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.fp8 import Fp8
-from rewrite.quantization.dialects.modelopt import ModelOpt
+from rewrite.quantization.dialects.modelopt import ModelOpt, ModelOptNvfp4
 from rewrite.quantization.dialects.modelopt_mixed import ModelOptMixed
-from rewrite.quantization.dialects.modelopt_nvfp4 import ModelOptNvfp4
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.scheme import Dialect
@@ -22,15 +21,7 @@ from rewrite.quantization.scheme import Dialect
 _PLACES = (("quantization_config",), ("text_config", "quantization_config"), ("compression_config",))
 
 
-class _DialectClass(Protocol):
-    @staticmethod
-    def states(value: dict[str, Any]) -> bool:
-        """Whether a quantization part is of this dialect."""
-
-    def __call__(self, value: dict[str, Any]) -> Dialect: ...
-
-
-DIALECTS: tuple[_DialectClass, ...] = (CompressedTensors, Fp8, ModelOpt, ModelOptMixed, ModelOptNvfp4, Quark)
+DIALECTS: tuple[type[Dialect], ...] = (CompressedTensors, Fp8, ModelOpt, ModelOptMixed, ModelOptNvfp4, Quark)
 
 
 def config_path(config: dict[str, Any]) -> tuple[str, ...] | None:

@@ -15,7 +15,16 @@ from typing import Any, NamedTuple
 from rewrite.errors import ConfigError, Unsupported
 from rewrite.quantization.groups import is_table
 from rewrite.quantization.patterns import Patterns
-from rewrite.quantization.scheme import Activations, Dequantized, Layers, ScaleLayout, Scheme, block_shape, strings
+from rewrite.quantization.scheme import (
+    Activations,
+    Dequantized,
+    Dialect,
+    Layers,
+    ScaleLayout,
+    Scheme,
+    block_shape,
+    strings,
+)
 from rewrite.quantization.targets import fitting_target
 
 _WHERE = "config.json: quantization_config"
@@ -38,7 +47,7 @@ class _Target(NamedTuple):
         return (2 if self.pattern in _CLASSES else int(self.pattern.startswith("re:")), self.pattern)
 
 
-class CompressedTensors:
+class CompressedTensors(Dialect):
     """A ``quantization_config`` with ``quant_method: compressed-tensors``."""
 
     name = "compressed-tensors"
@@ -124,7 +133,8 @@ class CompressedTensors:
         per_token: bool = False,
         fused_plain: Collection[str] = (),
     ) -> CompressedTensors:
-        """Put groups for ``targets`` with ``strategy: channel`` before the others; all else stays.
+        """Put groups for ``targets`` with ``strategy: channel`` before the others; all else stays. ``per_token``: their
+        activations become dynamic. ``fused_plain`` are ``re:`` patterns for plain layers that engines fuse.
 
         The other groups' targets that match a converted module are narrowed, since a pattern that sorts before ours
         would win in compressed-tensors and one that stands before ours would win in vLLM. Class names need no

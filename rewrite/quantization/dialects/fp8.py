@@ -12,7 +12,7 @@ from typing import Any
 from rewrite.errors import ConfigError
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
 from rewrite.quantization.dialects.modelopt_mixed import NVFP4, experts_of
-from rewrite.quantization.scheme import Activations, Dequantized, Layers, Scheme, block_shape, strings
+from rewrite.quantization.scheme import Activations, Dequantized, Dialect, Layers, Scheme, block_shape, strings
 
 _FP4 = Scheme("MXFP4", None, "dynamic", "FP4 weights with a scale for 32, dynamic activations")
 _WHERE = "config.json: quantization_config"
@@ -22,7 +22,7 @@ _WHERE = "config.json: quantization_config"
 _PARTS = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 
-class Fp8:
+class Fp8(Dialect):
     """A ``quantization_config`` with ``quant_method: fp8``."""
 
     name = "fp8"
@@ -64,12 +64,6 @@ class Fp8:
 
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
         return per_tensor_fp8(layers, self._ignored, self._activations(), kv_cache_fp8=False)
-
-    def as_compressed(self) -> Fp8:
-        return self  # it has no word for that
-
-    def without_kv_cache(self) -> Fp8:
-        return self  # it has no words for a KV cache
 
     def without(self, plain: Dequantized) -> Fp8:
         # SGLang 0.5.9 and 0.5.10 look for the fused names, 0.5.23 for the parts, of layers that are stored fused, too.

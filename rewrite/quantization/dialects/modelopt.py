@@ -7,21 +7,22 @@ no word for channel scales with static activations: such checkpoints are restate
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, NoReturn
 
 from rewrite.errors import Unsupported
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
 from rewrite.quantization.dialects.hf_quant_config import KV_CACHE
 from rewrite.quantization.globs import as_target, compile_globs, is_glob
-from rewrite.quantization.scheme import Dequantized, Layers, Scheme, strings
+from rewrite.quantization.scheme import Dequantized, Dialect, Layers, Scheme, strings
 
 _WHERE = "config.json: quantization_config"
 
 #: ``quant_algo: FP8``, of a whole checkpoint or of one layer.
 PER_TENSOR = Scheme("FP8", "tensor", "static", "FP8 weights per tensor, static activations")
+_NVFP4 = Scheme("NVFP4", None, "static", "NVFP4 weights, static activations")
 
 
-class ModelOpt:
+class ModelOpt(Dialect):
     """A ``quantization_config`` with ``quant_method: modelopt`` and ``quant_algo: FP8``."""
 
     name = "modelopt"
@@ -46,10 +47,7 @@ class ModelOpt:
 
     def without(self, plain: Dequantized) -> ModelOpt:
         names = [*self._ignore, *plain.modules, *map(_survives_renaming, plain.fused)]
-        return ModelOpt({**self.value, self._key: names})
-
-    def as_compressed(self) -> ModelOpt:
-        return self  # it has no word for that
+        return type(self)({**self.value, self._key: names})
 
     def without_kv_cache(self) -> ModelOpt:
         return type(self)(without_kv_cache(self.value))
@@ -65,6 +63,27 @@ class ModelOpt:
                 found=algorithm,
             )
         return algorithm == "FP8" or bool(scheme)
+
+
+class ModelOptNvfp4(ModelOpt):
+    """``quant_algo: NVFP4``, with the same list of ignored layers."""
+
+    name = "modelopt NVFP4"
+
+    @staticmethod
+    def states(value: dict[str, Any]) -> bool:
+        return value.get("quant_method") == "modelopt" and value.get("quant_algo") == "NVFP4"
+
+    def scheme(self, module: str) -> Scheme | None:
+        return None if super().scheme(module) is None else _NVFP4
+
+    def as_compressed_tensors(self, _layers: Layers) -> NoReturn:
+        raise Unsupported(
+            "NVFP4 of ModelOpt is not restated as compressed-tensors",
+            where="config.json: quantization_config",
+            expected="one FP8 scheme",
+            found="NVFP4",
+        )
 
 
 def without_kv_cache(value: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from rewrite.errors import ConfigError, Unsupported
 from rewrite.quantization.dialects.modelopt import PER_TENSOR, without_kv_cache
-from rewrite.quantization.scheme import Dequantized, Layers, Scheme, strings
+from rewrite.quantization.scheme import Dequantized, Dialect, Layers, Scheme, strings
 
 NVFP4 = Scheme("NVFP4", None, "static", "NVFP4 weights")
 _WHERE = "config.json: quantization_config"
@@ -27,7 +27,7 @@ _SCHEMES = {
 }
 
 
-class ModelOptMixed:
+class ModelOptMixed(Dialect):
     """A ``quantization_config`` with ``quant_method: modelopt`` and ``quant_algo: MIXED_PRECISION``."""
 
     name = "modelopt MIXED_PRECISION"
@@ -60,9 +60,6 @@ class ModelOptMixed:
             expected="one FP8 scheme",
             found=", ".join(sorted(set(self._algorithms.values()))),
         )
-
-    def as_compressed(self) -> ModelOptMixed:
-        return self  # it has no word for that
 
     def without_kv_cache(self) -> ModelOptMixed:
         return ModelOptMixed(without_kv_cache(self.value))

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from rewrite.errors import Unsupported
-from rewrite.quantization.scheme import Dequantized, Layers, Scheme
+from rewrite.quantization.scheme import Dequantized, Dialect, Layers, Scheme
 
 
-class Other:
+class Other(Dialect):
     """Knows no scheme of any module, and refuses to state a new one."""
 
     def __init__(self, name: str, value: dict[str, Any]) -> None:
+        super().__init__(value)
         self.name = name
-        self.value = value
 
     @classmethod
     def named(cls, value: dict[str, Any]) -> Other:
@@ -36,12 +36,6 @@ class Other:
             expected="compressed-tensors, modelopt (quant_algo FP8) or fp8",
             found=self.name,
         )
-
-    def as_compressed(self) -> Other:
-        return self  # it has no word for that
-
-    def without_kv_cache(self) -> Other:
-        return self  # what it states is not read
 
     def without(self, _plain: Dequantized) -> NoReturn:
         self.as_compressed_tensors(Layers(frozenset(), (), frozenset()))

@@ -22,14 +22,14 @@ from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, 
 from rewrite.quantization.globs import as_target, compile_globs, is_glob
 from rewrite.quantization.groups import is_table
 from rewrite.quantization.patterns import Patterns
-from rewrite.quantization.scheme import Activations, Dequantized, Layers, ScaleLayout, Scheme, strings
+from rewrite.quantization.scheme import Activations, Dequantized, Dialect, Layers, ScaleLayout, Scheme, strings
 
 _WHERE = "config.json: quantization_config"
 _LAYOUTS: dict[str, ScaleLayout] = {"per_tensor": "tensor", "per_channel": "rows", "per_block": "block"}
 _FORMATS = {"fp8_e4m3": "FP8", "int8": "INT8", "uint8": "INT8", "int4": "INT4", "uint4": "INT4"}
 
 
-class Quark:
+class Quark(Dialect):
     """A ``quantization_config`` with ``quant_method: quark``."""
 
     name = "quark"
@@ -120,9 +120,6 @@ class Quark:
         # Engines look the fused name up, SGLang before its parts.
         names = dict.fromkeys([*self._exclude, *plain.modules, *plain.fused])
         return Quark({**self.value, "exclude": list(names)})
-
-    def as_compressed(self) -> Quark:
-        return self  # it has no word for that
 
     def without_kv_cache(self) -> Quark:
         if not (patterns := self._kv_patterns()):

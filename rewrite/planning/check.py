@@ -23,8 +23,8 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
 
     Raises :class:`Unsupported` for the first module whose scheme would not be what it must be.
     """
-    if len(before.modules) != len(after.modules) or any(name not in before.modules for name in after.modules):
-        name = min(before.modules.keys() ^ after.modules.keys())
+    if odd := before.modules.keys() ^ after.modules.keys():
+        name = min(odd)
         raise _refusal(name, "the same modules", "one more" if name in after.modules else "none of this name")
     for name, new in after.modules.items():
         old = before.modules[name]

@@ -315,10 +315,16 @@ class Loader(Engine):
 
     def by_rules(self, checkpoint: CheckpointView) -> Outcome:
         """What the rules of these versions give for the layers that the atlas has, whether anybody ran them or not."""
-        said = () if checkpoint.by_source is None else checkpoint.by_source.said
-        source = next((each for each in said if each.engine == self.name and self.covers(each.version)), None)
-        if source is None:
+        known = () if checkpoint.by_source is None else checkpoint.by_source.said
+        sources = [each for each in known if each.engine == self.name and self.covers(each.version)]
+        if not sources:
             return Outcome("not known", f"{self.name} has no class for it")
+        source, *later = sources
+        if any(each.layers != source.layers for each in later):  # of a release that was read, and not run
+            said = (
+                f"{self.name} {later[-1].version} fuses its layers in another way than {source.version}, which was run"
+            )
+            return Outcome("not known", said)
         groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
         # Only what was run counts: a head that was quantized in no run is covered by none.
         return self._judge(replace(checkpoint, groups=groups, misread=source.misread, vocabulary_is_quantized=False))

@@ -116,6 +116,12 @@ def test_experts_of_a_family_by_source_get_one_global_scale(tmp_path: Path) -> N
     assert rewrite.verify(source, out, tokens=1, device="cpu").ok
 
 
+def test_a_newer_release_that_fuses_in_another_way(named: Named) -> None:
+    """What was run in 0.32.0 is said of 0.27.0 and later: not where 0.33.0, which was read, is another one."""
+    found = by_rules(named("mimo_v2_flash", "MiMoV2FlashForCausalLM"))
+    assert (found.kind, "0.33.0" in found.detail) == ("not known", True)
+
+
 def test_a_class_that_no_engine_has(named: Named) -> None:
     assert by_rules(named("made_up", "MadeUpForCausalLM")).kind == "not known"
 

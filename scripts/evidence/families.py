@@ -160,14 +160,17 @@ def made(model_type: str) -> tuple[dict[str, Any], dict[str, tuple[torch.Size, t
     if model_type in WRAPPED:
         architecture, inner, prefix = WRAPPED[model_type]
         text, shapes = made(inner)
-        tower = {f"vt_{key}": SIZES[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")}
-        tower |= {
+        vision: dict[str, Any] = {
+            f"vt_{key}": SIZES[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")
+        }
+        vision |= {
             "vt_num_hidden_layers": 1,
             "text_hidden_size": 256,
             "mm_hidden_size": 256,
             "merge_kernel_size": [2, 2],
         }
-        value = {"architectures": [architecture], "model_type": model_type, "text_config": text, "vision_config": tower}
+        value: dict[str, Any] = {"architectures": [architecture], "model_type": model_type}
+        value |= {"text_config": text, "vision_config": vision}
         return value, {f"{prefix}{name}": each for name, each in shapes.items()}
     texts, towers = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     named = towers[model_type] if model_type in towers else texts[model_type]
@@ -466,7 +469,7 @@ def write(model_type: str, form: str, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": value}, indent=2))
     if base.startswith("modelopt"):
-        said = {key: value[key] for key in ("quant_algo", "quantized_layers") if key in value}
+        said: dict[str, Any] = {key: value[key] for key in ("quant_algo", "quantized_layers") if key in value}
         if variant == "kv-scales":
             said["kv_cache_quant_algo"] = "FP8"
         quantization = {**said, "exclude_modules": ignored, "group_size": 16}

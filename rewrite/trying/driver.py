@@ -997,9 +997,12 @@ class Sglang(Engine):
         with suppress(ModuleNotFoundError):
             context = module("sglang.srt.runtime_context")
             if hasattr(context, "SpawnRanks"):
-                arguments = made.ServerArgs(**given, disable_radix_cache=True)
-                context.publish(arguments, role="scheduler", ranks=context.SpawnRanks(world_rank=0))
-                return arguments
+                try:
+                    return self._published(context, made.ServerArgs, given)
+                except AssertionError:  # gpt-oss and Gemma 4 want another one
+                    if on_gpu:
+                        raise
+                    return self._published(context, made.ServerArgs, given | {"attention_backend": "triton"})
         if on_gpu:
             arguments = made.ServerArgs(**given)
         else:  # its __post_init__ looks for GPUs: made from the defaults of its fields
@@ -1011,6 +1014,12 @@ class Sglang(Engine):
             for name, value in given.items():
                 setattr(arguments, name, value)
         made.set_global_server_args_for_scheduler(arguments)
+        return arguments
+
+    @staticmethod
+    def _published(context: Any, made: Any, given: Result) -> Any:
+        arguments = made(**given, disable_radix_cache=True)
+        context.publish(arguments, role="scheduler", ranks=context.SpawnRanks(world_rank=0))
         return arguments
 
     def _join(self, arguments: Any, config: Any) -> None:
@@ -1061,6 +1070,10 @@ class Sglang(Engine):
                 module(f"{quantization}.modelopt_quant"), schemes, f"{quantization}.marlin_utils_fp4"
             ),
         )
+        self.replace(
+            "rotary embeddings that the CPU lacks",
+            lambda: _any_rope(module("sglang.srt.layers.rotary_embedding.factory")),
+        )
         self.replace("where MiniCPM-V's resampler is put", lambda: _stay_on_cpu(module("sglang.srt.models.minicpmv")))
 
 
@@ -1086,6 +1099,16 @@ def _no_fp4_repacking(modelopt: Any, schemes: str, marlin: str) -> None:
         stock(self, layer)
 
     scheme.process_weights_after_loading = process
+
+
+def _any_rope(factory: Any) -> None:
+    own = factory.get_rope_cpu
+
+    def rope(*given: Any, **more: Any) -> Any:
+        """Of all but DeepSeek's: they hold no weights."""
+        return own(*given, **more) if given[5] is not None else factory.get_rope(*given[:5])
+
+    factory.get_rope_cpu = rope
 
 
 def _stay_on_cpu(model: Any) -> None:

@@ -160,7 +160,17 @@ def made(model_type: str) -> tuple[dict[str, Any], dict[str, tuple[torch.Size, t
     if model_type in WRAPPED:
         architecture, inner, prefix = WRAPPED[model_type]
         text, shapes = made(inner)
-        value = {"architectures": [architecture], "model_type": model_type, "text_config": text, "vision_config": {}}
+        vision: dict[str, Any] = {
+            f"vt_{key}": SIZES[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")
+        }
+        vision |= {
+            "vt_num_hidden_layers": 1,
+            "text_hidden_size": 256,
+            "mm_hidden_size": 256,
+            "merge_kernel_size": [2, 2],
+        }
+        value: dict[str, Any] = {"architectures": [architecture], "model_type": model_type}
+        value |= {"text_config": text, "vision_config": vision}
         return value, {f"{prefix}{name}": each for name, each in shapes.items()}
     texts, towers = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     named = towers[model_type] if model_type in towers else texts[model_type]
@@ -432,7 +442,8 @@ def write(model_type: str, form: str, folder: Path) -> None:
         shapes = {_newer(name): each for name, each in shapes.items()}
     (stores, stated), wanted = FORMS[base], VARIANTS.get(variant, re.compile(".*"))
     tensors: Tensors = {}
-    ignored, quantized = ["lm_head"] if variant != "head" else [], {}
+    ignored = [] if variant == "head" else ["lm_head"]
+    quantized: dict[str, str] = {}
     for name, (shape, dtype) in sorted(shapes.items()):
         module = name.removesuffix(".weight")
         is_head = variant == "head" and name.endswith("lm_head.weight")
@@ -459,8 +470,9 @@ def write(model_type: str, form: str, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": value}, indent=2))
     if base.startswith("modelopt"):
         said: dict[str, Any] = {key: value[key] for key in ("quant_algo", "quantized_layers") if key in value}
-        cache = {"kv_cache_quant_algo": "FP8"} if variant == "kv-scales" else {}
-        quantization = {**said, **cache, "exclude_modules": ignored, "group_size": 16}
+        if variant == "kv-scales":
+            said["kv_cache_quant_algo"] = "FP8"
+        quantization = {**said, "exclude_modules": ignored, "group_size": 16}
         side = {"producer": {"name": "modelopt", "version": "0.47.0"}, "quantization": quantization}
         (folder / "hf_quant_config.json").write_text(json.dumps(side, indent=2))
 

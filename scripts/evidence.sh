@@ -19,7 +19,7 @@
 #
 # Checkpoints
 #   fixtures          tests/fixtures, by llm-compressor and ModelOpt
-#   families          small checkpoints of every family of the atlas that transformers has a class for, in eight forms
+#   families          small checkpoints of every family of the atlas that transformers has a class for, in all forms
 #   make_talk         tests/talk: trains the small model (Debian's bible-kjv and bible-kjv-text), quantizes it
 #   zoo PRODUCER      tests/zoo/entries; PYTHON has the producer
 #

@@ -7,6 +7,7 @@ its beginning.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -232,8 +233,12 @@ def _is_integer(scheme: object) -> bool:
     return str(getattr(scheme, "format", "")).startswith("INT")
 
 
+#: Of quantization: models have trained parameters that end like that (Gemma 4's ``per_expert_scale``).
+_SCALE = re.compile(r".*\.(?:(?:weight|input)(?:_global)?|activation|output|[kqv]|kv|prob)_scale(?:_inv|_2)?")
+
+
 def _is_scale(name: str) -> bool:
-    return name.endswith(("_scale", "_scale_inv", "_scale_2"))
+    return _SCALE.fullmatch(name) is not None
 
 
 def _may_be_blocks(name: str) -> bool:

@@ -16,7 +16,7 @@ from functools import cached_property
 from rewrite.loaders.lookups import LOOKUPS, SGLANG, Lookup, misread
 from rewrite.loaders.measured import Measured, measured
 from rewrite.loaders.outcome import Outcome
-from rewrite.quantization.atlas import Source, find_sources
+from rewrite.quantization.atlas import Source, SourceLayer, find_sources
 from rewrite.quantization.model import Model
 
 
@@ -27,6 +27,7 @@ class BySource:
 
     engine: str
     version: str
+    layers: tuple[SourceLayer, ...]
     apart: frozenset[str]
     misread: Mapping[Lookup, Outcome]
 
@@ -49,12 +50,32 @@ class Sources:
 
 def _view(source: Source, model: Model) -> BySource:
     apart = (group.name for group in model.groups.whole if source.layer_of(group.layer.modules) is None)
-    return BySource(source.engine, source.version, frozenset(apart), _misread(source, model))
+    return BySource(source.engine, source.version, source.layers, frozenset(apart), _misread(source, model))
+
+
+def _some_parts_are_listed(source: Source, model: Model) -> str:
+    """The first fused layer of which the config leaves plain what is stored, but not what is not: Gemma 4 stores no
+    ``v_proj`` in some layers. vLLM 0.32 asks for all by their names ("some but not all shards")."""
+    for layer in source.layers if model.dialect.name.startswith("modelopt") else ():
+        first, *others = (f".{part}" for part in layer.parts)
+        for kind in model.kinds if layer.kind != "slots" else ():
+            if not kind.form.pattern.endswith(first) or not kind.first.plain:
+                continue
+            for parent in (name.removesuffix(first) for name in kind.names):
+                absent = [f"{parent}{other}" for other in others if f"{parent}{other}" not in model.kind_of]
+                if 0 < len(absent) < len(others) and any(model.dialect.scheme(name) for name in absent):
+                    return f"{parent}.{layer.name}"
+    return ""
 
 
 def _misread(source: Source, model: Model) -> Mapping[Lookup, Outcome]:
     known = {layer.name for layer in source.layers if layer.name in source.packed}
     also = {group.layer.name: group.layer.also for group in model.groups.whole}
+
+    if source.engine == "vLLM" and (name := _some_parts_are_listed(source, model)):
+        return dict.fromkeys(
+            LOOKUPS, Outcome("not known", f"may take some parts of {name} for quantized: not all are stored")
+        )
 
     def knows_parts(_model_type: str, layer: str) -> bool:
         return layer in known or any(name in known for name in also.get(layer, ()))

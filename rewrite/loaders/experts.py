@@ -26,8 +26,8 @@ _GATE, _UP = ("gate_proj", "w1"), ("up_proj", "w3")
 class Experts:
     """The experts of one layer. ``gate`` and ``up`` are the scales (of NVFP4: global, to multiply with) of the expert
     whose two are furthest apart, ``furthest``; None where there is not one for each. ``alike``: all of them have one
-    scheme and one layout, and gate and up of each have one input scale (vLLM 0.32 ``routed_experts.py`` raises where
-    they differ)."""
+    scheme and one layout, and gate and up of each have one input scale where engines want that: in compressed-tensors
+    (vLLM 0.32 ``routed_experts.py``, SGLang 0.5.23 ``layer.py``: both raise where they differ)."""
 
     name: str
     count: int
@@ -114,7 +114,9 @@ def _furthest(projections: dict[tuple[int, str], Module], model: Model) -> tuple
 
 
 def _inputs_alike(projections: dict[tuple[int, str], Module], model: Model) -> bool:
-    """Whether gate and up of each expert have the same input scale, to the bit, or none."""
+    """Whether gate and up of each expert have the same input scale, to the bit, or none, or may have two."""
+    if model.dialect.name == "fp8" or model.dialect.name.startswith("modelopt"):
+        return True
     tensors = model.checkpoint.tensors
     named = {(number, module.name) for (number, kind), module in projections.items() if kind in (*_GATE, *_UP)}
     scales = {

@@ -41,7 +41,8 @@ def unset_slots(group: GroupView) -> Outcome:
 def one_or_refused(group: GroupView) -> Outcome:
     """SGLang 0.5.23: as :func:`one_global_scale`, but weight-only layers of compressed-tensors with different scales
     raise (``compressed_tensors_w4a16_nvfp4.py``), as do Qwen3-Next's layers that are stored fused
-    (``qwen3_next.py``, ``_make_packed_weight_loader``). Which scale experts get depends on the kernel."""
+    (``qwen3_next.py``, ``_make_packed_weight_loader``). Which scale experts get depends on the kernel: most take
+    gate's, FlashInfer's TRT-LLM both (``modelopt_quant.py``, ``_compute_gemm1_alphas``)."""
     if group.layer in ("in_proj_qkvz", "in_proj_ba") and len(group.partitions) == 1:
         if group.divides:
             return Outcome("fails to load", f"looks for an unpacked weight of {group.layer} (AttributeError)")
@@ -52,7 +53,9 @@ def one_or_refused(group: GroupView) -> Outcome:
     if group.divides and not group.static_activations:
         return Outcome("fails to load", "wants one global scale for all of a fused layer (Re-export the checkpoint)")
     if group.experts:
-        return Outcome("not known", "which global scale experts get depends on the kernel")
+        return Outcome(
+            "not known", "which global scale experts get depends on the kernel: gate's, or TRT-LLM's takes both"
+        )
     return one_global_scale(group)
 
 

@@ -191,6 +191,14 @@ def quark_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
     return None if reason is None else Outcome("not known", f"no loader was run with AMD Quark where {reason}")
 
 
+def method_is_not_stated(checkpoint: CheckpointView) -> Outcome | None:
+    """vLLM takes a ``quantization_config`` without ``quant_method`` for none (0.19.1 and 0.32.0
+    ``model_arch_config_convertor.py``): the scales find no place. Run with 0.32.0: ModelOpt 0.31 wrote such configs."""
+    if checkpoint.method_is_stated:
+        return None
+    return Outcome("fails to load", "quantization_config has no quant_method: takes the checkpoint for plain")
+
+
 def vocabulary_has_no_scale(checkpoint: CheckpointView) -> Outcome | None:
     """vLLM builds embeddings plain, and ``lm_head``, too, where only the class ``Linear`` is a target: 0.19.1 and 0.32
     were run, and have no parameter for the scales ("no module or parameter named lm_head.input_scale")."""

@@ -40,6 +40,7 @@ from rewrite.loaders.obstacles import (
     experts_lose_their_scale,
     ignore_must_survive_renaming,
     latent_scales_are_joined,
+    method_is_not_stated,
     minicpmv_vision_is_cast,
     missing_scales_are_made_up,
     mixed_without_nvfp4,
@@ -95,6 +96,8 @@ def forms(checkpoint: CheckpointView) -> frozenset[str]:
         found.add("blocks")
     if checkpoint.weight_only_nvfp4 and checkpoint.dialect == "modelopt MIXED_PRECISION":
         found.add("W4A16_NVFP4")
+    if checkpoint.group_scales:
+        found.add("scales for groups")
     if checkpoint.nvfp4_layers and checkpoint.dialect == "compressed-tensors":
         found.add("NVFP4")
     return frozenset(found)
@@ -180,6 +183,7 @@ _CT_020 = "run with compressed-tensors 0.20.0"
 OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("vLLM", "0.17.0", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
     Fact("SGLang", "0.5.23", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
+    Fact("vLLM", "0.17.0", None, _EVERY, method_is_not_stated, "model_arch_config_convertor.py"),
     Fact("vLLM", "0.17.0", None, _EVERY, blocks_are_torn, "fp8_utils.py: validate_fp8_block_shape"),
     Fact("vLLM", "0.17.0", None, Checkpoints(_DEEPSEEK), router_bias_is_not_stated, "0.32.0 models/deepseek_v2.py"),
     Fact("vLLM", "0.17.0", None, _IN_CT, vocabulary_has_no_scale, "tests/zoo/engines.json"),
@@ -311,12 +315,19 @@ class Loader(Engine):
 
     def by_rules(self, checkpoint: CheckpointView) -> Outcome:
         """What the rules of these versions give for the layers that the atlas has, whether anybody ran them or not."""
-        said = () if checkpoint.by_source is None else checkpoint.by_source.said
-        source = next((each for each in said if each.engine == self.name and self.covers(each.version)), None)
-        if source is None:
+        known = () if checkpoint.by_source is None else checkpoint.by_source.said
+        sources = [each for each in known if each.engine == self.name and self.covers(each.version)]
+        if not sources:
             return Outcome("not known", f"{self.name} has no class for it")
+        source, *later = sources
+        if any(each.layers != source.layers for each in later):  # of a release that was read, and not run
+            said = (
+                f"{self.name} {later[-1].version} fuses its layers in another way than {source.version}, which was run"
+            )
+            return Outcome("not known", said)
         groups = tuple(group for group in checkpoint.groups if group.name not in source.apart)
-        return self._judge(replace(checkpoint, groups=groups, misread=source.misread))
+        # Only what was run counts: a head that was quantized in no run is covered by none.
+        return self._judge(replace(checkpoint, groups=groups, misread=source.misread, vocabulary_is_quantized=False))
 
     def _of_family(self, checkpoint: CheckpointView) -> Outcome:
         """Of a family that no fact is about."""
@@ -337,10 +348,10 @@ class Loader(Engine):
         misread = checkpoint.misread.get(self.lookup) if self.lookup is not None else None
         if unknown := misread or vocabulary_is_quantized(checkpoint):
             return unknown if unknown.kind == "not known" else _worst([unknown, *wrong], checkpoint)
-        if unsure := [outcome for outcome in wrong if outcome.kind == "not known"]:
-            return unsure[0]  # it may end the load, whatever the groups are
         outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
-        return _worst([*outcomes, *wrong, *_said(self.caveats, checkpoint)], checkpoint)
+        worst = _worst([*outcomes, *wrong, *_said(self.caveats, checkpoint)], checkpoint)
+        unsure = (outcome for outcome in wrong if outcome.kind == "not known")  # what may end the load
+        return worst if worst.kind == "fails to load" else next(unsure, worst)
 
     def serves(self, checkpoint: CheckpointView, platform: str | None) -> Outcome:
         """What is made of the checkpoint when it is loaded and computed with on ``platform``; None: loaded only."""

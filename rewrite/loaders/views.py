@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import reduce
+from typing import Any, Literal
 
 from rewrite.ledger.fault import Fault
 from rewrite.ledger.ledger import faults, group_faults, header_faults
@@ -17,6 +18,7 @@ from rewrite.loaders.lookups import Lookup, misread
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
 from rewrite.quantization.architectures import text_config
+from rewrite.quantization.dialects import config_path
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
@@ -25,11 +27,12 @@ from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Model
 from rewrite.quantization.scheme import ScaleLayout, Scheme
 
-SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4", "unknown", "other"]
+SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4", "group", "unknown", "other"]
 #: Of the modules of ``fused_qkv_a_proj``, if any is quantized: the shape of scales of one value, of weights and
 #: activations (of NVFP4 the global ones); "[1]" where any has that, "other" where there are none.
 LatentScales = Literal["none", "[1]", "()", "other"]
 _SCALES = (".weight_scale", ".input_scale", ".weight_global_scale", ".input_global_scale")
+_GROUPED = ("INT4", "MXFP4", "MXFP8")  # a scale for a few weights of one row, and no other
 _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
 
 
@@ -37,7 +40,7 @@ _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weight
 class PartitionView:
     """A partition as a loader sees it. ``layout`` is that of its module's scale; "none": not quantized; "other": of
     a scheme that no loader was run with; "nvfp4": ``scale`` and ``input_scale`` are the global ones, to multiply
-    with."""
+    with; "group": there are scales for groups of a row only, which joining rows leaves as they are."""
 
     name: str
     module: str
@@ -97,6 +100,8 @@ class CheckpointView:
     fp8_vocabulary: str | None = None  # lm_head by the class Linear, or embed_tokens, in FP8 of compressed-tensors
     weight_only_nvfp4: bool = False  # whether the config gives any module NVFP4 without quantized activations
     faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
+    method_is_stated: bool = True  # False: the quantization part of config.json has no ``quant_method``
+    group_scales: bool = False  # whether the config gives any module a format with scales for groups of a row only
     by_source: Sources | None = None  # what the releases that were read say of its family
 
 
@@ -122,7 +127,7 @@ def view_model(
         nvfp4_experts = before.nvfp4_experts
     else:
         experts = [each for each in expert_layers(model, nvfp4_only=selection != "all") if each.gated]
-        groups += [_view_experts(each) for each in experts if selection == "all" or each.gate != each.up]
+        groups += [_view_experts(each, model) for each in experts if selection == "all" or each.gate != each.up]
         nvfp4_experts = any(each.nvfp4 for each in experts)
     fused = (module for group in model.select(selection) for module in group.modules)
     return CheckpointView(
@@ -151,6 +156,8 @@ def view_model(
         weight_only_nvfp4=any(_is_nvfp4(s := k.first.scheme) and s and s.activations == "none" for k in model.kinds),
         fp8_vocabulary=_fp8_vocabulary(model),
         faults=wrong,
+        method_is_stated=_method_is_stated(model.checkpoint.config.value),
+        group_scales=any((s := kind.first.scheme) is not None and s.format in _GROUPED for kind in model.kinds),
         by_source=Sources(model),
     )
 
@@ -211,13 +218,15 @@ def _view_nvfp4(group: FusedGroup, model: Model) -> GroupView:
     return GroupView(group.name, group.layer.name, partitions, columns, static, divides=first.divides)
 
 
-def _view_experts(experts: Experts) -> GroupView:
+def _view_experts(experts: Experts, model: Model) -> GroupView:
     is_known = experts.fp8 and experts.alike and _is_run(experts.scheme, experts.scale_dtype)
     layout: SeenLayout = (
         "none" if experts.plain else (_seen(experts.layout, experts.scheme) or "unknown") if is_known else "other"
     )
     if experts.nvfp4 and experts.alike and _is_nvfp4(experts.scheme):
         layout = "nvfp4"
+    if experts.alike and not experts.plain and _has_groups(experts.scheme, model):
+        layout = "group"
     named = (("gate", experts.gate), ("up", experts.up))
     partitions = tuple(
         PartitionView(name, f"{experts.name}.{name}", experts.rows, layout, scale, experts.scale_dtype)
@@ -247,8 +256,17 @@ def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
     dtype = found.dtype if found else ""
     is_known = module.fp8 and _is_run(module.scheme, dtype)
     seen = "none" if module.plain else (layout or "unknown") if is_known else "other"
+    if not module.plain and _has_groups(module.scheme, model):
+        seen = "group"
     for partition, scale in zip(module.partitions, scales, strict=True):
         yield PartitionView(partition.name, module.name, partition.rows, seen, scale, dtype)
+
+
+def _has_groups(scheme: Scheme | None, model: Model) -> bool:
+    """Zero points, and groups of columns in another order, were not run."""
+    more = ("weight_zero_point", "weight_g_idx")
+    known = scheme is not None and scheme.format in _GROUPED
+    return known and not any(name in form.tensors for form in model.checkpoint.alike for name in more)
 
 
 def _seen(layout: ScaleLayout | None, scheme: Scheme | None) -> SeenLayout | None:
@@ -313,6 +331,13 @@ def _router_bias_is_not_stated(model: Model) -> bool:
     if text_config(config).get("model_type") != "deepseek_v3" or text_config(config).get("topk_method") is not None:
         return False
     return any("e_score_correction_bias" in form.tensors for form in model.checkpoint.alike)
+
+
+def _method_is_stated(config: dict[str, Any]) -> bool:
+    """ModelOpt's own file may lie in the part as it is: engines read the algorithm there."""
+    path = config_path(config)
+    part = reduce(lambda found, key: found[key], path or (), config)
+    return path is None or "quant_method" in part or "quantization" in part
 
 
 def _ignore_survives_renaming(model: Model) -> bool:

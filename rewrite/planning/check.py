@@ -25,8 +25,8 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
 
     Raises :class:`Unsupported` for the first module whose scheme would not be what it must be.
     """
-    if before.kind_of.keys() != after.kind_of.keys():
-        name = min(before.kind_of.keys() ^ after.kind_of.keys())
+    if odd := before.kind_of.keys() ^ after.kind_of.keys():
+        name = min(odd)
         raise _refusal(name, "the same modules", "one more" if name in after.kind_of else "none of this name")
     seen = set()
     for name, new in after.kind_of.items():

@@ -10,9 +10,12 @@ from typing import Literal
 KvScales = Literal["keep", "drop"]
 KV_SCALES: tuple[KvScales, ...] = ("keep", "drop")
 
-#: llm-compressor ``self_attn.k_scale``; ModelOpt ``self_attn.k_proj.k_scale``; Quark ``self_attn.k_proj.output_scale``
-#: (vLLM ``maybe_remap_kv_scale_name``). ``q_scale`` quantizes the queries that meet such a cache.
-_SCALE = re.compile(r".*attn\.(?:attn\.)?(?:(?:(?:qkv|[qkv])_proj\.)?(?:[qkv]|kv)_scale|[kv]_proj\.output_scale)")
+#: llm-compressor ``self_attn.k_scale``; ModelOpt ``self_attn.k_proj.k_scale``, of Nemotron-H ``mixer.k_proj.k_scale``;
+#: Quark ``self_attn.k_proj.output_scale`` (vLLM ``maybe_remap_kv_scale_name``). ``q_scale`` quantizes the queries that
+#: meet such a cache.
+_SCALE = re.compile(
+    r".*(?:attn|mixer)\.(?:attn\.)?(?:(?:(?:qkv|[qkv])_proj\.)?(?:[qkv]|kv)_scale|[kv]_proj\.output_scale)"
+)
 
 
 def is_kv_cache_scale(tensor: str) -> bool:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import abc
 import bisect
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -36,6 +35,7 @@ import traceback
 import types
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -50,13 +50,14 @@ Result = dict[str, Any]
 Weights = Iterable[tuple[str, torch.Tensor]]
 FP8 = torch.float8_e4m3fn
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+EXPONENTS = (torch.uint8, torch.float8_e8m0fnu)
 CODES = (FP8, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32)
 LARGE = 1 << 26  # elements
 WORDS = 1024  # of a vocabulary that is cut
 LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.")
 #: Tensors that say how another one is to be read, or how activations and caches are quantized.
 SIDE = re.compile(
-    r"(?:_scale|_scale_inv|_scale_2|_global_scale|_zero_point|_shape|_g_idx|\binput_scale|\binput_global_scale)$"
+    r"(?:_scale|_scales|_scale_inv|_scale_2|_global_scale|_zero_point|_shape|_g_idx|\binput_scale|\binput_global_scale)$"
 )
 
 
@@ -142,7 +143,7 @@ class Checkpoint:
             if not SIDE.search(name) and (whole or not self._is_large_table(name)):
                 tensor = self._dequantized(name)
                 if tensor is not None:
-                    yield name.removesuffix("_packed") if name.endswith("weight_packed") else name, tensor
+                    yield re.sub(r"(?<=weight)_packed$|_blocks$", "", name), tensor
 
     def _is_large_table(self, name: str) -> bool:
         if LAYER.match(name) or self.is_quantized(name):
@@ -159,6 +160,8 @@ class Checkpoint:
 
     def _scale(self, name: str) -> torch.Tensor | None:
         stem = name.removesuffix("_packed")
+        if name.endswith("_blocks"):  # of gpt-oss
+            return self.get(f"{name.removesuffix('_blocks')}_scales")
         return next((s for s in map(self.get, (f"{stem}_scale", f"{stem}_scale_inv")) if s is not None), None)
 
     def _dequantized(self, name: str) -> torch.Tensor | None:
@@ -172,22 +175,49 @@ class Checkpoint:
                 return weight
             self.meaningless[name] = "FP8 codes without a scale"
             return None
-        divisor, factor = self.get(f"{stem}_global_scale"), self.get(f"{stem}_scale_2")
         try:
-            if weight.dtype == torch.uint8 and (divisor is not None or factor is not None):
-                return fp4(weight, scale, factor.float() if factor is not None else 1 / divisor.float())  # type: ignore[union-attr]
-            if weight.dtype in (torch.uint8, torch.int32):
-                raise ValueError(f"a format that is not read: {weight.dtype} with scales {list(scale.shape)}")
-            return weight.float() * spread(scale.float(), weight.shape, self.block)
+            return self._multiplied(weight, scale, stem)
         except (ValueError, RuntimeError) as error:
             self.meaningless[name] = str(error)
             return None
 
+    def _multiplied(self, weight: torch.Tensor, scale: torch.Tensor, stem: str) -> torch.Tensor:
+        divisor, factor = self.get(f"{stem}_global_scale"), self.get(f"{stem}_scale_2")
+        if weight.dtype == torch.uint8 and (divisor is not None or factor is not None):
+            return fp4(weight, scale, factor.float() if factor is not None else 1 / divisor.float())  # type: ignore[union-attr]
+        if weight.dtype == torch.uint8 and scale.dtype in EXPONENTS and stem.endswith("_blocks"):
+            stack: torch.Tensor = fp4(weight.flatten(-2), multipliers(scale), torch.ones(1)).transpose(-1, -2)
+            return stack
+        if weight.dtype == torch.uint8 and scale.dtype in EXPONENTS:
+            return fp4(weight, multipliers(scale), torch.ones(1))
+        if weight.dtype == torch.int32 and f"{stem}_shape" in self.shards:
+            return int4(weight, scale)
+        if weight.dtype in (torch.uint8, torch.int32):
+            raise ValueError(f"a format that is not read: {weight.dtype} with scales {list(scale.shape)}")
+        return weight.float() * spread(multipliers(scale), weight.shape, self.block)
+
+
+def multipliers(scale: torch.Tensor) -> torch.Tensor:
+    """Scales of the MX formats are exponents of 2."""
+    return torch.exp2(scale.float() - 127) if scale.dtype == torch.uint8 else scale.float()
+
+
+def by_group(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Values times a scale for every few of a row."""
+    grouped = values.reshape(*values.shape[:-1], scale.shape[-1], -1)
+    return (grouped * scale.float().unsqueeze(-1)).flatten(-2)
+
+
+def int4(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Eight codes a word, the first in the lowest bits; 8 is zero."""
+    values = codes.unsqueeze(-1) >> torch.arange(0, 32, 4, device=codes.device) & 15
+    return by_group(values.flatten(-2).float() - 8, scale)
+
 
 def fp4(codes: torch.Tensor, blocks: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-    """NVFP4: two E2M1 codes a byte, an E4M3 scale for every 16, one F32 for the matrix, or for each of a stack."""
+    """Two E2M1 codes a byte. NVFP4: an E4M3 scale for every 16, one F32 for the matrix, or for each of a stack."""
     values = E2M1.to(codes.device)[torch.stack([codes & 15, codes >> 4], -1).flatten(-2).long()]
-    weight: torch.Tensor = (values.unflatten(-1, (-1, 16)) * blocks.float().unsqueeze(-1)).flatten(-2)
+    weight = by_group(values, blocks)
     return weight * (factor.reshape(()) if factor.numel() == 1 else factor.reshape(-1, *[1] * (codes.ndim - 1)))
 
 
@@ -201,6 +231,8 @@ def spread(scale: torch.Tensor, shape: Sequence[int], block: tuple[int, int] | N
     if block and by_block and scale.ndim == len(shape):
         scale = scale.repeat_interleave(block[0], -2)[..., :rows, :]
         return scale.repeat_interleave(block[1], -1)[..., :columns]
+    if scale.ndim == len(shape) and scale.shape[-2] == rows and columns % scale.shape[-1] == 0:
+        return scale.repeat_interleave(columns // scale.shape[-1], -1)
     if scale.numel() == rows * matrices:
         return scale.reshape(*lead, rows, 1)
     if lead and scale.numel() == matrices:
@@ -321,7 +353,7 @@ class Recorder(TorchDispatchMode):
 # --- what the engine holds ------------------------------------------------------------------------------------------
 
 
-_IN_CODES = ("nvfp4", "float8_e4m3fn", "float8_e5m2", "int8")  # kinds of weights
+_IN_CODES = ("nvfp4", "mxfp4", "int4", "float8_e4m3fn", "float8_e5m2", "int8")  # kinds of weights
 
 
 def held_weight(
@@ -348,7 +380,7 @@ def held_weight(
     try:
         if weight.shape != shape:
             raise ValueError("another shape")
-        return weight.float() * spread(scale.float(), shape, block), _kind(weight)
+        return weight.float() * spread(multipliers(scale), shape, block), _kind(weight)
     except ValueError as error:
         return None, str(error)
 
@@ -359,6 +391,8 @@ def _held_fp4(
     factors = f"{attribute}_global_scale", f"{attribute}_scale_2"
     # A stack of experts may keep the divisors that it was loaded with beside the multipliers that it uses.
     factor = _tensor(module, *(factors if len(shape) == 2 else reversed(factors)))
+    if factor is None:
+        return _held_groups(shape, weight, scale)
     blocks = (*shape[:-1], shape[-1] // 16)
     if factor is None or tuple(scale.shape) != blocks or 2 * weight.shape[-1] != shape[-1] or weight.ndim < 2:
         return None, "in an order of a kernel"
@@ -366,6 +400,19 @@ def _held_fp4(
         return None, "several global scales"
     inverse = hasattr(module, f"{attribute}_packed") and not hasattr(module, f"{attribute}_scale_2")
     return fp4(weight, scale, 1 / factor.float() if inverse else factor.float()), "nvfp4"
+
+
+def _held_groups(shape: torch.Size, weight: torch.Tensor, scale: torch.Tensor) -> tuple[torch.Tensor | None, str]:
+    """Codes with a scale for each group and nothing else: MXFP4, INT4. Experts may be held by columns."""
+    ratio, kind = (2, "mxfp4") if weight.dtype == torch.uint8 else (8, "int4")
+    if kind == "mxfp4" and scale.dtype not in EXPONENTS:
+        return None, "in an order of a kernel"
+    for held, scales in ((weight, scale), (weight.transpose(-1, -2), scale.transpose(-1, -2))):
+        if held.ndim > 1 and (*held.shape[:-1], held.shape[-1] * ratio) == shape and scales.shape[:-1] == shape[:-1]:
+            if kind == "int4":
+                return int4(held, scales), kind
+            return fp4(held, multipliers(scales), torch.ones(1, device=held.device)), kind
+    return None, "in an order of a kernel"
 
 
 def _kind(weight: torch.Tensor) -> str:
@@ -426,7 +473,7 @@ def _row(
     dtype: torch.dtype,
 ) -> Result:
     sources = sorted({name for names, _ in writes for name in names})
-    stored = [n for name in sources for n in (name, f"{name}_packed") if n in source.shards]
+    stored = [n for name in sources for n in (name, f"{name}_packed", f"{name}_blocks") if n in source.shards]
     quantized = [name for name in stored if source.is_quantized(name)]
     held, kind = held_weight(module, attribute, truth.shape, source.block)
     # An engine may quantize what the files do not; and what it renamed without a recorder may be of quantized tensors.
@@ -559,9 +606,9 @@ class Loaded:
         return [(names, place) for names, place in self.recorder.writes.get(name, ()) if names]
 
 
-def _at_once(_: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+def _at_once(_: Any, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
     """Runs in this thread what a loader gives to others, whose operators no recorder sees."""
-    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    future: Future[Any] = Future()
     try:
         future.set_result(function(*args, **kwargs))
     except Exception as error:  # the loader asks the future for it
@@ -605,7 +652,7 @@ class Engine(abc.ABC):
             recorder = Recorder(model)
             into.append(recorder)
             self.phase = "reading weights"
-            with recorder, patch.object(concurrent.futures.ThreadPoolExecutor, "submit", _at_once):
+            with recorder, patch.object(ThreadPoolExecutor, "submit", _at_once):
                 out = own(recorder.watch(given if weights is None else weights), *args, **kwargs)
             recorder.finish()
             self.phase = "preparing weights"
@@ -749,6 +796,22 @@ class Vllm(Engine):
             ),
         )
         self.replace(
+            "kernels of INT4 and the MX formats, and their repacking",
+            *(
+                lambda name=name, choice=choice, scheme=scheme: _without_kernel(
+                    module(f"{quantization}.{name}"), choice, scheme
+                )
+                for name, choice, scheme in (
+                    (f"{_CT}.schemes.{_CT}_wNa16", "choose_mp_linear_kernel", "CompressedTensorsWNA16"),
+                    (f"{_CT}.schemes.{_CT}_w4a4_mxfp4", "init_mxfp4_linear_kernel", "CompressedTensorsW4A4Mxfp4"),
+                    (f"{_CT}.{_CT}_moe.{_CT}_moe_wna16", "select_wna16_moe_backend", "CompressedTensorsWNA16MoEMethod"),
+                    (f"{_CT}.{_CT}_moe.{_CT}_moe_w4a4_mxfp4", "", "CompressedTensorsW4A4Mxfp4MoEMethod"),
+                    ("mxfp4", "select_mxfp4_moe_backend", "GptOssMxfp4MoEMethod"),
+                )
+            ),
+            lambda: setattr(module(f"{quantization}.modelopt"), "init_mxfp8_linear_kernel", lambda **_: MagicMock()),
+        )
+        self.replace(
             "the question for the compute capability of a card",
             *(
                 lambda name=name, owner=owner: setattr(
@@ -761,10 +824,28 @@ class Vllm(Engine):
             ),
         )
         self.replace("the choice of an FP8 cache", _take_fp8_cache)
+        self.replace(
+            "the refusal of sparse attention, and of experts without a gate",
+            _take_sparse_attention,
+            lambda: _take_ungated_experts(fused),
+        )
+        self.replace("events and streams of a card", lambda: _no_events(torch.cuda))
 
     @staticmethod
     def _cpu() -> Any:
         return module("vllm.platforms").PlatformEnum.CPU
+
+
+_CT = "compressed_tensors"
+
+
+def _without_kernel(owner: Any, choice: str, scheme: str) -> None:
+    """Codes and scales stay as they were loaded. A choice of experts has two parts."""
+    kernel = MagicMock()
+    kernel.__name__ = "none"
+    getattr(owner, scheme).process_weights_after_loading = lambda *_: None
+    if choice:
+        setattr(owner, choice, lambda *_, **__: (kernel, kernel) if "moe" in choice else kernel)
 
 
 def _take_experts(oracle: Any) -> None:
@@ -814,6 +895,28 @@ def offer_fp4_kernel() -> None:
 
     linear._POSSIBLE_NVFP4_KERNELS[module("vllm.platforms").PlatformEnum.CPU] = [Emulation]
     linear.init_nvfp4_linear_kernel = lambda **_: Emulation(config())
+
+
+def _no_events(cuda: Any) -> None:
+    cuda.Event = cuda.Stream = MagicMock
+
+
+def _take_ungated_experts(fused: str) -> None:
+    config = module(f"{fused}.config")
+    config.current_platform = MagicMock(wraps=config.current_platform, is_cuda_alike=lambda: True)
+    experts = module(f"{fused}.experts.cpu_moe").CPUUnquantizedExperts
+    experts._supports_no_act_and_mul = experts._supports_activation = staticmethod(lambda *_: True)
+
+
+def _take_sparse_attention() -> None:
+    """Which keys are looked at is no matter of weights: the backend of dense attention holds the same ones."""
+    platform = module("vllm.platforms.cpu").CpuPlatform
+    choose = platform.get_attn_backend_cls
+
+    def dense(backend: Any, attn_selector_config: Any, num_heads: Any = None) -> Any:
+        return choose(backend, attn_selector_config._replace(use_sparse=False), num_heads)
+
+    platform.get_attn_backend_cls = staticmethod(dense)
 
 
 def _take_fp8_cache() -> None:
@@ -944,6 +1047,7 @@ class Sglang(Engine):
         self.replace(
             "the question for the compute capability of a card",
             lambda: setattr(module("sglang.srt.model_loader.loader"), "get_device_capability", lambda *_, **__: (9, 0)),
+            lambda: setattr(torch.cuda, "get_device_capability", lambda *_, **__: (9, 0)),
             lambda: setattr(
                 module(f"{quantization}.compressed_tensors.compressed_tensors").CompressedTensorsConfig,
                 yes,

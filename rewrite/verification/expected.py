@@ -12,7 +12,7 @@ from rewrite.checkpoint.storage import Storage
 from rewrite.errors import Refused, StorageError
 from rewrite.promise import Promise
 from rewrite.quantization.architectures import FusedLayer
-from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES
+from rewrite.quantization.dtypes import FP8_DTYPES, PLAIN_DTYPES, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, find_groups, is_table, single_module
 from rewrite.verification.configs import states_compressed_tensors
 from rewrite.verification.packed import PackedLayer, changeable, unequal_layers
@@ -20,7 +20,6 @@ from rewrite.verification.packed import PackedLayer, changeable, unequal_layers
 #: dtype and shape that a tensor may have in OUT; None: it may be missing.
 Form = tuple[str, tuple[int, ...]] | None
 MANIFEST_NAME = "rewrite_manifest.json"
-_PLAIN = ("BF16", "F16", "F32")
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,17 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
         groups = tuple(group for group in groups if not has_blocks(group))
     if promise.every_layer and not promise.nothing_quantized:
         groups += tuple(g for g in _others(source, groups, tables=False) if g.modules[0].scale and not has_blocks(g))
+    plain = model_dtype(source.config.value)
     forms: dict[str, frozenset[Form]] = {}
     kv_dropped = kv_dropped or promise.nothing_quantized
     if kv_dropped:
         forms |= {name: frozenset({None}) for name in source.tensors if is_kv_scale(name)}
     for module in (module for group in groups for module in group.modules):
-        forms |= _forms(module, promise)
+        forms |= _forms(module, promise, plain)
     required = {
         name: may
         for group in groups
-        for name, may in _required(group, promise)
+        for name, may in _required(group, promise, plain)
         if (old := source.tensors.get(name)) is not None and (old.dtype, old.shape) not in may
     }
     restated = _is_restated(source, out)
@@ -230,7 +230,7 @@ def has_blocks(group: FusedGroup) -> bool:
     )
 
 
-def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:
+def _forms(module: Module, promise: Promise, plain: str) -> dict[str, frozenset[Form]]:
     dtype = module.scale.dtype if module.scale else ""
     scale: Form = {
         "channel": (dtype, (module.weight.shape[0], 1)),
@@ -243,13 +243,13 @@ def _forms(module: Module, promise: Promise) -> dict[str, frozenset[Form]]:
         forms[f"{module.name}.weight_scale_inv"] = frozenset({None})
         forms[f"{module.name}.activation_scale"] = frozenset({None})  # Mistral's name
     if promise.weight == "plain":
-        forms[f"{module.name}.weight"] = frozenset((plain, module.weight.shape) for plain in _PLAIN)
+        forms[f"{module.name}.weight"] = frozenset({(plain, module.weight.shape)})
     if promise.input_scale == "dropped":
         forms[f"{module.name}.input_scale"] = frozenset({None})
     return forms
 
 
-def _required(group: FusedGroup, promise: Promise) -> Iterator[tuple[str, frozenset[Form]]]:
+def _required(group: FusedGroup, promise: Promise, plain: str) -> Iterator[tuple[str, frozenset[Form]]]:
     """What must become of the tensors of a group: a layer of one partition has no scale that it shares, and a vector
     of partitions is made where several of them share a module."""
     partitions = [len(module.partitions) for module in group.modules]
@@ -259,6 +259,6 @@ def _required(group: FusedGroup, promise: Promise) -> Iterator[tuple[str, frozen
     for module in group.modules:
         if promise.scale == "partition" and not (single and len(partitions) > 1 and len(module.partitions) > 1):
             continue
-        for name, forms in _forms(module, promise).items():
+        for name, forms in _forms(module, promise, plain).items():
             by_row = module.scale is not None and module.scale.shape == module.weight.shape[:1] != (1,)  # Quark's
             yield name, forms | {(module.scale.dtype, module.scale.shape)} if by_row and module.scale else forms

@@ -14,7 +14,7 @@ import re
 import sys
 import tempfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,9 @@ SIZES: Mapping[str, int] = {
     **{"ffn_hidden_size": 256, "num_attention_groups": 2, "swa_num_key_value_heads": 2, "swa_num_attention_heads": 4},
     **{"global_head_dim": 64, "num_global_key_value_heads": 2, "vocab_size_per_layer_input": 512, "swa_head_dim": 64},
     **{"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0, "swa_v_head_dim": 64, "depth": 1, "num_heads": 2},
-    **{"out_hidden_size": 256, "num_position_embeddings": 16, "mamba_num_heads": 4, "mamba_head_dim": 64},
+    **{"out_hidden_size": 256, "num_position_embeddings": 16, "mamba_num_heads": 16, "mamba_head_dim": 16},
     **{"ssm_state_size": 32, "mamba_n_heads": 4, "mamba_d_head": 64, "mamba_d_ssm": 256, "n_groups": 1},
+    **{"projector_hidden_size": 256, "share_expert_dim": 128, "index_n_heads": 2, "num_index_heads": 2},
     **{"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 64, "linear_value_head_dim": 64},
     **{"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": 5, "image_token_index": 5},
 }
@@ -57,10 +58,25 @@ MORE: Mapping[str, Mapping[str, Any]] = {
         for key in ("deepseek_v3", "deepseek_v32")
     },
     "glm_moe_dsa": {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
-    "minimax_m2": {"scoring_func": "sigmoid", "num_mtp_modules": 0},
+    "minimax_m2": {"scoring_func": "sigmoid", "num_mtp_modules": 0, "rotary_dim": 64, "use_routing_bias": True},
+    "mimo_v2_flash": {
+        **{"hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1], "attention_value_scale": 0.707},
+        **{"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "layernorm_epsilon": 1e-5},
+        **{
+            "add_swa_attention_sink_bias": True,
+            "add_full_attention_sink_bias": False,
+            "swa_rope_theta": 10000,
+            "sliding_window_size": 128,
+        },
+        **{"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 64, "swa_v_head_dim": 64},
+    },
+    "qwen3_vl_moe": {"norm_topk_prob": True},
     "afmoe": {"score_func": "sigmoid"},
     "deepseek_v2": {"topk_method": "group_limited_greedy", "scoring_func": "softmax"},
+    "gemma4": {"enable_moe_block": True, "attention_k_eq_v": True},
 }
+#: Whose quantized releases have stacked experts.
+STACKED = ("gpt_oss",)
 #: Modules that producers leave plain, by their last names, and towers.
 _PLAIN = re.compile(
     r"(?:gate|router|proj_router|shared_expert_gate|weights_proj|conv1d|in_proj_[ab]|in_proj_ba|x_proj|dt_proj|g_proj"
@@ -99,8 +115,40 @@ def _config(model_type: str, *, tower: bool) -> Any:
             values["text_config"].pop(key, None)
     if not tower:
         values = {key: value for key, value in values.items() if not key.endswith(("vision_config", "audio_config"))}
+    elif stated.get("vision_config", {}) is None:
+        values["vision_config"] = _cut(kind.sub_configs["vision_config"]().to_dict(), "", 0)
     values.setdefault("head_dim", SIZES["head_dim"])
-    return kind(**{**values, **MORE.get(model_type, {}), "tie_word_embeddings": False})
+    values.get("text_config", values).update(MORE.get(model_type, {}))
+    return kind(**{**values, "tie_word_embeddings": False})
+
+
+def _unrolled(shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Stacked experts one by one, as producers of quantized checkpoints store them."""
+    found: dict[str, tuple[torch.Size, torch.dtype]] = {}
+    for name, (shape, dtype) in shapes.items():
+        stem, _, last = name.rpartition(".")
+        if stem.endswith(".experts") and last in ("gate_up_proj", "down_proj"):
+            width = min(shapes[f"{stem}.down_proj"][0][1:])
+            hidden = max(shapes[f"{stem}.down_proj"][0][1:])
+            parts = (
+                {"down_proj": (hidden, width)}
+                if last == "down_proj"
+                else dict.fromkeys(("gate_proj", "up_proj"), (width, hidden))
+            )
+            found |= {
+                f"{stem}.{number}.{part}.weight": (torch.Size(size), dtype)
+                for number in range(shape[0])
+                for part, size in parts.items()
+            }
+        else:
+            found[name] = shape, dtype
+    return found
+
+
+#: Families whose language model is another family's under a prefix. Their towers are left out.
+WRAPPED: Mapping[str, tuple[str, str, str]] = {
+    "kimi_k25": ("KimiK25ForConditionalGeneration", "deepseek_v3", "language_model."),
+}
 
 
 @cache
@@ -109,9 +157,14 @@ def made(model_type: str) -> tuple[dict[str, Any], dict[str, tuple[torch.Size, t
     import transformers
     from transformers.models.auto import modeling_auto as auto
 
+    if model_type in WRAPPED:
+        architecture, inner, prefix = WRAPPED[model_type]
+        text, shapes = made(inner)
+        value = {"architectures": [architecture], "model_type": model_type, "text_config": text, "vision_config": {}}
+        return value, {f"{prefix}{name}": each for name, each in shapes.items()}
     texts, towers = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-    tower = model_type in towers
-    named = towers[model_type] if tower else texts[model_type]
+    named = towers[model_type] if model_type in towers else texts[model_type]
+    tower = named.endswith("ForConditionalGeneration")
     config = _config(model_type, tower=tower)
     with torch.device("meta"):
         size = sum(each.numel() for each in getattr(transformers, named)(config).parameters())
@@ -123,7 +176,8 @@ def made(model_type: str) -> tuple[dict[str, Any], dict[str, tuple[torch.Size, t
         model.save_pretrained(folder)
         stored = load_file(Path(folder) / "model.safetensors")
         value = json.loads((Path(folder) / "config.json").read_text())
-    return value, {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+    return value, shapes if model_type in STACKED else _unrolled(shapes)
 
 
 # --- quantization ---------------------------------------------------------------------------------------------------
@@ -147,9 +201,14 @@ def _fp8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (weight / scale).clamp(-448, 448).to(FP8)
 
 
+def _input(weight: torch.Tensor, scale: float) -> torch.Tensor:
+    """A scale of activations that differs from module to module: of gate and up, too."""
+    return scale * (1 + weight.abs().amax())
+
+
 def _tensor(weight: torch.Tensor) -> Tensors:
     scale = weight.abs().amax() / 448
-    return {"weight": _fp8(weight, scale), "weight_scale": scale, "input_scale": torch.tensor(0.02)}
+    return {"weight": _fp8(weight, scale), "weight_scale": scale, "input_scale": _input(weight, 0.02)}
 
 
 def _tensor_ct(weight: torch.Tensor) -> Tensors:
@@ -177,20 +236,28 @@ def _block(weight: torch.Tensor) -> Tensors:
 _GRID = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6])
 
 
+def _codes(groups: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """The nearest E2M1 numbers, a byte each."""
+    codes = (groups.abs() / scale[..., None])[..., None].sub(_GRID).abs().argmin(-1)
+    return torch.where(groups < 0, codes + 8, codes).to(torch.uint8)
+
+
 def _fp4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Codes, block scales, and the global scale to multiply with."""
     factor = weight.abs().amax() / (6 * 448)
     blocks = weight.reshape(len(weight), -1, 16)
     scale = (blocks.abs().amax(2) / 6 / factor).clamp(max=448).to(FP8)
-    unit = (scale.float() * factor).clamp(min=1e-12)[..., None]
-    codes = (blocks.abs() / unit)[..., None].sub(_GRID).abs().argmin(-1)
-    codes = torch.where(blocks < 0, codes + 8, codes).reshape(weight.shape).to(torch.uint8)
+    codes = _codes(blocks, (scale.float() * factor).clamp(min=1e-12)).reshape(weight.shape)
     return codes[:, ::2] | (codes[:, 1::2] << 4), scale, factor
 
 
 def _nvfp4(weight: torch.Tensor) -> Tensors:
     codes, scale, factor = _fp4(weight)
-    return {"weight": codes, "weight_scale": scale, "weight_scale_2": factor, "input_scale": torch.tensor(0.002)}
+    return {"weight": codes, "weight_scale": scale, "weight_scale_2": factor, "input_scale": _input(weight, 0.002)}
+
+
+def _nvfp4_weights(weight: torch.Tensor) -> Tensors:
+    return {name: each for name, each in _nvfp4(weight).items() if name != "input_scale"}
 
 
 def _nvfp4_ct(weight: torch.Tensor) -> Tensors:
@@ -203,11 +270,38 @@ def _nvfp4_ct(weight: torch.Tensor) -> Tensors:
     }
 
 
+def _exponents(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Groups of 32, and the exponents of their scales: the largest is at most 4 of them, and all that E2M1 has is 6."""
+    groups = weight.reshape(len(weight), -1, 32)
+    return groups, groups.abs().amax(2).log2().floor() - 2
+
+
+def _mxfp4_ct(weight: torch.Tensor) -> Tensors:
+    groups, exponents = _exponents(weight)
+    codes = _codes(groups, torch.exp2(exponents)).reshape(weight.shape)
+    return {"weight_packed": codes[:, ::2] | (codes[:, 1::2] << 4), "weight_scale": (exponents + 127).to(torch.uint8)}
+
+
+def _mxfp8(weight: torch.Tensor) -> Tensors:
+    groups, exponents = _exponents(weight)
+    scale = torch.exp2(exponents - 5)
+    values = _fp8(groups, scale[..., None]).reshape(weight.shape)
+    return {"weight": values, "weight_scale": (exponents + 122).to(torch.uint8)}
+
+
+def _int4_ct(weight: torch.Tensor) -> Tensors:
+    groups = weight.reshape(len(weight), -1, 32)
+    scale = (groups.abs().amax(2) / 7).bfloat16()
+    codes = ((groups / scale.float()[..., None]).round().clamp(-8, 7) + 8).reshape(len(weight), -1, 8).int()
+    packed = (codes << torch.arange(0, 32, 4, dtype=torch.int32)).sum(2, dtype=torch.int32)
+    return {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor(weight.shape)}
+
+
 def _args(**given: Any) -> dict[str, Any]:
     return {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False, **given}
 
 
-def _compressed(form: str, weights: dict[str, Any], inputs: dict[str, Any], ignore: list[str]) -> dict[str, Any]:
+def _compressed(form: str, weights: dict[str, Any], inputs: dict[str, Any] | None, ignore: list[str]) -> dict[str, Any]:
     group = {"targets": ["Linear"], "weights": weights, "input_activations": inputs, "format": form}
     return {
         "quant_method": "compressed-tensors",
@@ -219,77 +313,155 @@ def _compressed(form: str, weights: dict[str, Any], inputs: dict[str, Any], igno
 
 
 _FOUR = _args(num_bits=4, strategy="tensor_group", group_size=16)
-#: How a matrix is stored, and the config of it all, given what is left plain.
-FORMS: Mapping[str, tuple[Any, Any]] = {
-    "modelopt-fp8": (
-        _tensor,
-        lambda ignore: {"quant_method": "modelopt", "quant_algo": "FP8", "ignore": ignore},
-    ),
-    "ct-tensor": (_tensor_ct, lambda ignore: _compressed("float-quantized", _args(), _args(), ignore)),
+Stores = Mapping[str, tuple[str, Callable[[torch.Tensor], Tensors]]]  # by a pattern of modules: algorithm, function
+Quantized = Mapping[str, str]  # the algorithm of each module
+
+
+def _all(store: Callable[[torch.Tensor], Tensors]) -> Stores:
+    return {"": ("", store)}
+
+
+def _native(ignored: list[str], **more: Any) -> dict[str, Any]:
+    return {"quant_method": "fp8", "modules_to_not_convert": ignored, **more}
+
+
+def _modelopt(algorithm: str, ignored: list[str], **more: Any) -> dict[str, Any]:
+    return {"quant_method": "modelopt", "quant_algo": algorithm, "ignore": ignored, **more}
+
+
+def _mixed(ignored: list[str], quantized: Quantized) -> dict[str, Any]:
+    layers = {
+        name: {"quant_algo": algorithm, **({"group_size": 16} if "NVFP4" in algorithm else {})}
+        for name, algorithm in quantized.items()
+    }
+    return _modelopt("MIXED_PRECISION", ignored, quantized_layers=layers)
+
+
+#: How matrices are stored, and the config of it all, given what is left plain and what is not.
+FORMS: Mapping[str, tuple[Stores, Callable[[list[str], Quantized], dict[str, Any]]]] = {
+    "modelopt-fp8": (_all(_tensor), lambda ignored, _: _modelopt("FP8", ignored)),
+    "ct-tensor": (_all(_tensor_ct), lambda ignored, _: _compressed("float-quantized", _args(), _args(), ignored)),
     "ct-channel": (
-        _channel,
-        lambda ignore: _compressed(
-            "float-quantized", _args(strategy="channel"), _args(strategy="token", dynamic=True), ignore
+        _all(_channel),
+        lambda ignored, _: _compressed(
+            "float-quantized", _args(strategy="channel"), _args(strategy="token", dynamic=True), ignored
         ),
     ),
     "fp8-block": (
-        _block,
-        lambda ignore: {
-            "quant_method": "fp8",
-            "activation_scheme": "dynamic",
-            "fmt": "e4m3",
-            "weight_block_size": [BLOCK, BLOCK],
-            "modules_to_not_convert": ignore,
-        },
+        _all(_block),
+        lambda ignored, _: _native(ignored, activation_scheme="dynamic", fmt="e4m3", weight_block_size=[BLOCK, BLOCK]),
     ),
-    "fp8-tensor": (
-        _tensor,
-        lambda ignore: {"quant_method": "fp8", "activation_scheme": "static", "modules_to_not_convert": ignore},
-    ),
-    "modelopt-nvfp4": (
-        _nvfp4,
-        lambda ignore: {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16, "ignore": ignore},
-    ),
+    "fp8-tensor": (_all(_tensor), lambda ignored, _: _native(ignored, activation_scheme="static")),
+    "modelopt-nvfp4": (_all(_nvfp4), lambda ignored, _: _modelopt("NVFP4", ignored, group_size=16)),
     "ct-nvfp4": (
-        _nvfp4_ct,
-        lambda ignore: _compressed("nvfp4-pack-quantized", _FOUR, {**_FOUR, "dynamic": "local"}, ignore),
+        _all(_nvfp4_ct),
+        lambda ignored, _: _compressed("nvfp4-pack-quantized", _FOUR, {**_FOUR, "dynamic": "local"}, ignored),
+    ),
+    "ct-int4": (
+        _all(_int4_ct),
+        lambda ignored, _: _compressed(
+            "pack-quantized", _args(num_bits=4, type="int", strategy="group", group_size=32), None, ignored
+        ),
+    ),
+    "ct-mxfp4": (
+        _all(_mxfp4_ct),
+        lambda ignored, _: _compressed(
+            "mxfp4-pack-quantized",
+            _args(num_bits=4, strategy="group", group_size=32, scale_dtype="torch.uint8"),
+            None,
+            ignored,
+        ),
+    ),
+    "mxfp4": ({}, lambda ignored, _: {"quant_method": "mxfp4", "modules_to_not_convert": ignored}),
+    "modelopt-mxfp8": ({r"\.experts\.": ("NVFP4", _nvfp4), "": ("MXFP8", _mxfp8)}, _mixed),
+    "modelopt-mixed": (
+        {r"attn\.|mixer\.\w+$": ("FP8", _tensor), "": ("W4A16_NVFP4", _nvfp4_weights)},
+        _mixed,
     ),
 }
 #: The same with more left plain, as NVFP4 releases have it: what else is quantized, if anything of its kind is there.
 VARIANTS: Mapping[str, re.Pattern[str]] = {
-    "plain-attention": re.compile(r"(?!.*(?:attn|attention)\.).*"),
+    "plain-attention": re.compile(r"(?!.*(?:attn|attention)\.|.*mixer\.[qkvo]_proj).*"),
+    "plain-experts": re.compile(r"(?!.*(?:attn|attention)\.|.*mixer\.[qkvo]_proj|.*\.experts\.).*"),
+    "plain-shared-experts": re.compile(r"(?!.*shared_expert).*"),
     "experts-only": re.compile(r".*\.experts\..*"),
-    "output-projection": re.compile(r"(?!.*attn\.).*|.*attn\.o_proj"),
+    "output-projection": re.compile(r"(?!.*attn\.|.*mixer\.[qkv]_proj).*|.*attn\.o_proj"),
+    "head": re.compile(r".*"),
+    "kv-scales": re.compile(r".*"),
+    "newer-names": re.compile(r".*"),
 }
+
+
+def _newer(name: str) -> str:
+    """As transformers 5 saves what it calls ``language_model.model`` in older checkpoints."""
+    if name.startswith("language_model.model."):
+        return name.replace("language_model.model.", "model.language_model.", 1)
+    return name.removeprefix("language_model.")
+
+
+def _globs(ignored: list[str], quantized: Collection[str]) -> list[str]:
+    """As ModelOpt lists modules of which none is quantized: ``model.layers.0.self_attn*``."""
+    within = {parent for name in quantized for parent in _parents(name)}
+    parents = ((module, module.rpartition(".")[0]) for module in ignored)
+    return list(dict.fromkeys(module if parent in within or not parent else f"{parent}*" for module, parent in parents))
+
+
+def _parents(module: str) -> Iterator[str]:
+    while module := module.rpartition(".")[0]:
+        yield module
+
+
+def _stack(tensors: Tensors) -> Quantized:
+    """The experts of gpt-oss as OpenAI stores them."""
+    found = {}
+    for name in [name for name, each in tensors.items() if name.endswith("_proj") and each.ndim == 3]:
+        stack = tensors.pop(name).float().transpose(1, 2)
+        own = _mxfp4_ct(stack.flatten(0, 1))
+        groups = (*stack.shape[:2], stack.shape[2] // 32)
+        tensors[f"{name}_blocks"] = own["weight_packed"].reshape(*groups, 16).contiguous()
+        tensors[f"{name}_scales"] = own["weight_scale"].reshape(groups).contiguous()
+        found[name] = "MXFP4"
+    return found
 
 
 def write(model_type: str, form: str, folder: Path) -> None:
     """The checkpoint of a family in a form."""
     config, shapes = made(model_type)
     base, _, variant = form.partition("+")
-    (store, stated), wanted = FORMS[base], VARIANTS.get(variant, re.compile(".*"))
+    if variant == "newer-names":
+        shapes = {_newer(name): each for name, each in shapes.items()}
+    (stores, stated), wanted = FORMS[base], VARIANTS.get(variant, re.compile(".*"))
     tensors: Tensors = {}
-    ignored = ["lm_head"]
+    ignored, quantized = ["lm_head"] if variant != "head" else [], {}
     for name, (shape, dtype) in sorted(shapes.items()):
         module = name.removesuffix(".weight")
-        if _linear(name, shape) and wanted.fullmatch(module):
+        is_head = variant == "head" and name.endswith("lm_head.weight")
+        if stores and (is_head or (_linear(name, shape) and wanted.fullmatch(module))):
+            quantized[module], store = next(held for pattern, held in stores.items() if re.search(pattern, module))
             tensors |= {f"{module}.{last}": each.contiguous() for last, each in store(_drawn(name, shape)).items()}
             continue
         tensors[name] = torch.ones(shape, dtype=dtype) if "norm" in name else _drawn(name, shape).to(dtype)
         if name.endswith(".weight") and len(shape) == 2 and module != "lm_head" and "embed" not in module:
             ignored.append(module)
-    if not any(each.dtype in (FP8, torch.uint8) for each in tensors.values()):
+    if base == "mxfp4":
+        quantized |= _stack(tensors)
+    if not quantized:
         return  # nothing of the kind is there
+    if base.startswith("modelopt"):
+        ignored = _globs(ignored, quantized)
+    value = stated(ignored, quantized)
+    if variant == "kv-scales":
+        value |= {"kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}}
+        for module in (name for name in quantized if re.search(r"\.[kv]_proj$", name)):
+            tensors[f"{module}.{module[-6]}_scale"] = torch.tensor(0.02)
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    value = {**config, "quantization_config": stated(ignored)}
-    (folder / "config.json").write_text(json.dumps(value, indent=2))
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": value}, indent=2))
     if base.startswith("modelopt"):
-        quantization = {"quant_algo": "FP8" if base == "modelopt-fp8" else "NVFP4", "exclude_modules": ignored}
-        side = {
-            "producer": {"name": "modelopt", "version": "0.47.0"},
-            "quantization": {**quantization, "group_size": 16},
-        }
+        said: dict[str, Any] = {key: value[key] for key in ("quant_algo", "quantized_layers") if key in value}
+        cache = {"kv_cache_quant_algo": "FP8"} if variant == "kv-scales" else {}
+        quantization = {**said, **cache, "exclude_modules": ignored, "group_size": 16}
+        side = {"producer": {"name": "modelopt", "version": "0.47.0"}, "quantization": quantization}
         (folder / "hf_quant_config.json").write_text(json.dumps(side, indent=2))
 
 
@@ -299,6 +471,7 @@ def known() -> Iterator[str]:
 
     from rewrite.quantization.atlas import architectures
 
+    yield from WRAPPED
     served = architectures()
     for table in (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
         yield from (model_type for model_type, name in table.items() if str(name) in served)

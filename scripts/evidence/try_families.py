@@ -28,6 +28,7 @@ from engines.process import Checkpoint, Process
 import rewrite
 from rewrite.errors import RewriteError
 from rewrite.loaders.measured import FILE, signature
+from rewrite.loaders.outcome import E4M3_ROUNDING
 from rewrite.loaders.versions import find_loaders
 from rewrite.loaders.views import view_model
 from rewrite.quantization.atlas import architectures
@@ -60,11 +61,14 @@ class Cell:
     why: str
     off_seen: frozenset[str]  # the fused layers, and "experts", of which any part was off
     off_said: frozenset[str]
+    open: frozenset[str]  # those of which the rules say that they do not know
 
     @property
     def agrees(self) -> bool:
         """In kind, and on the layers: what is said of one layer must not hide what is seen of another."""
-        return (self.seen, self.off_seen) == (self.said, self.off_said)
+        loads = self.seen != "fails to load"
+        same = self.seen == self.said or (self.said == "not known" and self.open and loads)
+        return bool(same) and self.off_seen - self.open == self.off_said - self.open
 
 
 def seen_in(out: Path) -> tuple[str, str, frozenset[str]]:
@@ -72,7 +76,7 @@ def seen_in(out: Path) -> tuple[str, str, frozenset[str]]:
     kind, why, found = _judged(out)
     layers = found.layers if found is not None and found.failure is None else ()
     names = (each.module.rpartition(".")[2] for each in layers if each.error is not None and not each.error <= _ROUNDED)
-    return kind, why, frozenset(name.removeprefix("routed_") for name in names)
+    return kind, why, frozenset(name.removeprefix("routed_").removesuffix("_with_mqa") for name in names)
 
 
 def _judged(out: Path) -> tuple[str, str, verdict.Verdict | None]:
@@ -87,8 +91,11 @@ def _judged(out: Path) -> tuple[str, str, verdict.Verdict | None]:
         return NOTHING, "SGLang's experts in NVFP4 of compressed-tensors want a Blackwell card", found
     if found.failure is not None:
         return KINDS.get(found.kind, NOTHING), f"{found.failure['type']}: {found.failure['message']}", found
+    kind = KINDS.get(found.kind, NOTHING)
+    if kind == "loses precision" and any(each.error and each.error > E4M3_ROUNDING for each in found.layers):
+        kind = "garbled"  # more than a rounding, as the rules have it
     off = sorted({f"{each.module.rpartition('.')[2]} {each.error:.2g}" for each in found.layers if each.error})
-    return KINDS.get(found.kind, NOTHING), "; ".join(off or found.unlearnt[:2]), found
+    return kind, "; ".join(off or found.unlearnt[:2]), found
 
 
 def cells(spec: str, sources: list[Path], home: Path) -> Iterator[Cell]:
@@ -104,9 +111,12 @@ def cells(spec: str, sources: list[Path], home: Path) -> Iterator[Cell]:
         view = view_model(model, "all")
         said = loader.by_rules(view)
         fused = {group.layer for group in view.groups} | {"experts"}
+        kinds = [(group.layer, loader.of_group(group).kind) for group in view.groups]
         named = frozenset(name.partition(".")[0] for name in said.partitions)
+        named |= {layer for layer, kind in kinds if said.partitions and kind in ("garbled", "loses precision")}
         release = f"{loader.name} {spec.partition('==')[2]}"
-        yield Cell(release, source.name, model, seen, said.kind, why, off & fused, named)
+        unknown = frozenset(layer for layer, kind in kinds if kind == "not known")
+        yield Cell(release, source.name, model, seen, said.kind, why, off & fused, named, unknown)
 
 
 def run(spec: str, outs: Mapping[Path, Path]) -> None:
@@ -125,10 +135,11 @@ def _architecture(source: Path) -> str:
     return str((json.loads((source / "config.json").read_text()).get("architectures") or [""])[0])
 
 
-def recorded(found: list[Cell]) -> dict[str, Any]:
-    """By engine and architecture: the scheme, the modules that have it (a number in ``modules``), what was seen."""
-    modules: list[list[str]] = []
-    engines: dict[str, dict[str, list[dict[str, Any]]]] = {}
+def recorded(found: list[Cell], before: dict[str, Any]) -> dict[str, Any]:
+    """By engine and architecture: the scheme, the modules that have it (a number in ``modules``), what was seen. What
+    was recorded before stays, but where the same was run again."""
+    modules: list[list[str]] = before["modules"]
+    engines: dict[str, dict[str, list[dict[str, Any]]]] = before["engines"]
     for cell in found:
         architecture, scheme, names = signature(cell.model)
         if cell.seen == NOTHING or not names:
@@ -138,8 +149,10 @@ def recorded(found: list[Cell]) -> dict[str, Any]:
         entry = {"scheme": scheme, "modules": modules.index(held), "seen": cell.seen}
         if not cell.agrees:
             entry |= {"said": f"{cell.said} {sorted(cell.off_said)}", "why": cell.why[:120]}
-        engines.setdefault(cell.engine, {}).setdefault(architecture, []).append(entry)
-    return {"date": time.strftime("%Y-%m-%d"), "modules": modules, "engines": engines}
+        own = engines.setdefault(cell.engine, {}).setdefault(architecture, [])
+        own[:] = [each for each in own if (each["scheme"], each["modules"]) != (scheme, entry["modules"])] + [entry]
+    sorted_engines = {engine: dict(sorted(families.items())) for engine, families in engines.items()}
+    return {"date": time.strftime("%Y-%m-%d"), "modules": modules, "engines": sorted_engines}
 
 
 def dump(value: dict[str, Any]) -> str:
@@ -166,13 +179,13 @@ def main() -> int:
     found = [cell for spec in given.engine or ENGINES for cell in cells(spec, sources, given.keep.absolute())]
     contradicted = 0
     for cell in found:
-        claims = cell.said != "not known" and cell.seen != NOTHING
+        claims = (cell.said != "not known" or bool(cell.open)) and cell.seen != NOTHING
         contradicted += claims and not cell.agrees
         word = "agrees" if cell.agrees else "CONTRADICTED" if claims else "no claim"
         print(f"{cell.engine} {cell.family}: {word}: seen {cell.seen}, said {cell.said}; {cell.why[:200]}")
     print(dict(Counter((cell.engine, cell.seen, "agrees" if cell.agrees else "differs") for cell in found)))
     if given.record:
-        FILE.write_text(dump(recorded(found)))
+        FILE.write_text(dump(recorded(found, json.loads(FILE.read_text()))))
     return 1 if contradicted else 0
 
 

@@ -299,7 +299,10 @@ def test_modelopt_without_its_method(tmp_path: Path) -> None:
     """ModelOpt 0.31 wrote no quant_method, and groups without targets."""
     folder = changed(KV, tmp_path, same)
     edited(folder, quant_method=None, config_groups={"group_0": {"weights": {"num_bits": 8, "type": "float"}}})
-    assert rewrite.inspect_checkpoint(folder).dialect == "modelopt"
+    found = rewrite.inspect_checkpoint(folder)
+    assert found.dialect == "modelopt"
+    assert {row.as_is.kind for row in found.rows if row.engine.name == "vLLM"} == {"fails to load"}, "run: 0.32.0"
+    assert "fails to load" not in {row.as_is.kind for row in found.rows if row.engine.name == "SGLang"}
     assert codes(folder) == []
 
 

@@ -285,6 +285,13 @@ def test_a_scale_that_is_no_number_is_refused_by_what_keeps_it(value: float, tmp
         rewrite.convert(source, tmp_path / "out", profile="portable", selection="all")
 
 
+def test_a_trained_parameter_is_no_scale(tmp_path: Path) -> None:
+    """Gemma 4 has ``router.per_expert_scale``; a value of it below 0 was "a scale that is probably wrong"."""
+    name, _, _ = format_of("FP8", tmp_path)
+    scale = ("F32", (2,), struct.pack("<2f", -0.1, 0.0))
+    assert codes(changed(name, tmp_path, lambda t: t.update({"model.layers.0.router.per_expert_scale": scale}))) == []
+
+
 def test_every_code_is_in_the_json_of_inspect(tmp_path: Path) -> None:
     """Programs go by the code."""
     name, module, _ = format_of("FP8", tmp_path)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from click.testing import CliRunner
@@ -115,6 +116,12 @@ def test_experts_of_a_family_by_source_get_one_global_scale(tmp_path: Path) -> N
     assert rewrite.verify(source, out, tokens=1, device="cpu").ok
 
 
+def test_a_newer_release_that_fuses_in_another_way(named: Named) -> None:
+    """What was run in 0.32.0 is said of 0.27.0 and later: not where 0.33.0, which was read, is another one."""
+    found = by_rules(named("mimo_v2_flash", "MiMoV2FlashForCausalLM"))
+    assert (found.kind, "0.33.0" in found.detail) == ("not known", True)
+
+
 def test_a_class_that_no_engine_has(named: Named) -> None:
     assert by_rules(named("made_up", "MadeUpForCausalLM")).kind == "not known"
 
@@ -174,3 +181,11 @@ def test_sglang_loads_no_block_scales_of_a_llama(tmp_path: Path) -> None:
     found = outcome(blocks(tmp_path / "in", 32), "sglang@0.5.23")
     assert (found.kind, "never loaded" in found.detail) == ("garbled", True)
     assert outcome(tmp_path / "in", "vllm@0.32.0").kind == "exact"
+
+
+def test_parts_that_are_not_stored_may_not_be_left_out(tmp_path: Path) -> None:
+    """Run: vLLM 0.32 refuses a Gemma 4 whose config lists q_proj and k_proj of layers without a v_proj."""
+    families.write("gemma4", "modelopt-nvfp4+output-projection", tmp_path / "in")
+    assert "may take some parts of" in by_rules(tmp_path / "in").detail
+    families.write("gemma4", "modelopt-nvfp4+plain-attention", tmp_path / "whole")
+    assert by_rules(tmp_path / "whole").kind == "garbled", "all of self_attn* is listed"

@@ -23,8 +23,8 @@ from tests.support import FIXTURES, edit_json
 
 RECORD = json.loads(measured.FILE.read_text())
 #: Quick to make; of the last one the rules and SGLang disagree.
-SAMPLED = [(family, form) for family in ("qwen3", "gemma3_text") for form in families.FORMS]
-SAMPLED += [("qwen3_moe", "fp8-tensor"), ("qwen3_moe", "modelopt-nvfp4")]
+SAMPLED = [(family, form) for family in ("qwen3", "gemma3_text") for form in families.FORMS if form != "mxfp4"]
+SAMPLED += [("qwen3_moe", "fp8-tensor"), ("qwen3_moe", "modelopt-nvfp4"), ("gpt_oss", "mxfp4")]
 
 
 def predicted(folder: Path, release: str) -> Outcome:
@@ -53,6 +53,13 @@ def test_what_is_claimed_is_what_was_seen(family: str, form: str, tmp_path: Path
         assert found.kind == (run.seen if run.agrees else "not known")
 
 
+def add(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, folder / "more.safetensors", {"format": "pt"})
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    index["weight_map"] |= dict.fromkeys(tensors, "more.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 @pytest.fixture
 def granite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, dict[str, Any]]:
     """A checkpoint by source, and a record with one run of it, which agrees."""
@@ -78,10 +85,49 @@ def test_the_engine_is_right_and_its_source_is_not(granite: tuple[Path, dict[str
     assert "vLLM 0.32.0 was run with such a one: fails to load; KeyError: 'x'" in found.detail
 
 
-def test_other_modules_were_not_run(granite: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
-    record = measured._record()
-    record["modules"][0].pop()
+def test_other_modules_were_not_run(granite: tuple[Path, dict[str, Any]]) -> None:
+    measured._record()["modules"][0].remove(MLP)
     assert predicted(granite[0], "vLLM 0.32.0").kind == "not known"
+
+
+#: The parents of the fixture.
+MLP = "model.layers.0.mlp: down_proj gate_proj up_proj"
+ATTENTION = "model.layers.0.self_attn: k_proj o_proj q_proj v_proj"
+
+
+def in_parts(cell: dict[str, Any], *runs: list[str]) -> None:
+    """A record of several runs."""
+    record = measured._record()
+    record["modules"] = [*runs]
+    record["engines"]["vLLM 0.32.0"]["GraniteForCausalLM"] = [{**cell, "modules": n} for n in range(len(runs))]
+
+
+def test_its_parts_were_run_one_by_one(granite: tuple[Path, dict[str, Any]]) -> None:
+    plain = [each.replace(": ", ": (") + ")" for each in (MLP, ATTENTION)]
+    in_parts(granite[1], [MLP, plain[1]], [plain[0], ATTENTION])
+    assert predicted(granite[0], "vLLM 0.32.0").kind == "loses precision"
+    in_parts(granite[1], [MLP, plain[1]])
+    assert predicted(granite[0], "vLLM 0.32.0").kind == "not known", "attention was plain"
+
+
+def test_a_part_of_it_that_disagrees_counts(granite: tuple[Path, dict[str, Any]]) -> None:
+    plain = [each.replace(": ", ": (") + ")" for each in (MLP, ATTENTION)]
+    in_parts(granite[1], [MLP, plain[1]], [plain[0], ATTENTION])
+    cells = measured._record()["engines"]["vLLM 0.32.0"]["GraniteForCausalLM"]
+    measured._record()["modules"].append([MLP])
+    cells.append({**granite[1], "modules": 2, "said": "exact []", "why": "KeyError: 'y'"})
+    found = predicted(granite[0], "vLLM 0.32.0")
+    assert found.kind == "not known"
+    assert "KeyError: 'y'" in found.detail
+
+
+def test_layers_that_are_left_plain_were_run(granite: tuple[Path, dict[str, Any]]) -> None:
+    add(granite[0], {"model.layers.2.mlp.down_proj.weight": torch.zeros(16, 16)})
+    edit_json(granite[0] / "config.json", num_hidden_layers=3)
+    model = interpret(open_checkpoint(granite[0]))
+    assert not list(measured.measured(model)), "no run left any of it plain"
+    in_parts(granite[1], [MLP, ATTENTION], ["model.layers.0.mlp: (down_proj)", ATTENTION])
+    assert [run.agrees for run in measured.measured(model)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -96,8 +142,5 @@ def test_what_else_engines_have_code_for_was_not_run(
     granite: tuple[Path, dict[str, Any]], tensor: str, value: torch.Tensor
 ) -> None:
     """Scales of a KV cache, MTP layers, stacked FP8 experts: the same modules, and another checkpoint."""
-    save_file({tensor: value}, granite[0] / "more.safetensors", {"format": "pt"})
-    index = json.loads((granite[0] / "model.safetensors.index.json").read_text())
-    index["weight_map"][tensor] = "more.safetensors"
-    (granite[0] / "model.safetensors.index.json").write_text(json.dumps(index))
+    add(granite[0], {tensor: value})
     assert predicted(granite[0], "vLLM 0.32.0").kind == "not known"

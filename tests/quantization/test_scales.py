@@ -13,6 +13,7 @@ from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import CheckpointError, Unsupported
 from rewrite.quantization.dtypes import decode
 from rewrite.quantization.groups import Module, Partition
+from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.scales import read_values, repeated_by_row
 
 QKV = (Partition("q", 0, 2), Partition("k", 2, 4), Partition("v", 4, 8))
@@ -64,3 +65,10 @@ def test_integer_scales_are_refused() -> None:
     """Not a dtype that a scale can have."""
     with pytest.raises(Unsupported, match="I32"):
         decode("I32", bytes(4), "x")
+
+
+def test_names_of_the_scales_of_a_kv_cache() -> None:
+    """As vLLM's ``maybe_remap_kv_scale_name`` has them."""
+    names = ["self_attn.k_scale", "self_attn.v_proj.v_scale", "mixer.k_proj.k_scale", "self_attn.k_proj.output_scale"]
+    assert all(is_kv_cache_scale(f"model.layers.0.{name}") for name in names)
+    assert not is_kv_cache_scale("model.layers.0.mixer.k_proj.weight_scale")

@@ -7,7 +7,9 @@ import math
 import shutil
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -450,6 +452,26 @@ def test_the_recorder_sees_through_any_loader() -> None:
     assert {name for names, _ in recorder.writes["joined"] for name in names} == {"j0", "j1"}
 
 
+class InThreads(torch.nn.Module):
+    """As SGLang loads DeepSeek."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+
+    def load_weights(self, weights: Any) -> None:
+        with ThreadPoolExecutor() as pool:
+            for each in [pool.submit(self.held.copy_, tensor) for _, tensor in weights]:
+                each.result()
+
+
+def test_the_recorder_sees_what_is_loaded_in_threads() -> None:
+    model, into = InThreads(), list[driver.Recorder]()
+    driver.Transformers({}).watched(model, None, into)
+    model.load_weights([("stored", torch.ones(4))])
+    assert into[0].used == {"stored"}
+
+
 def test_dequantizing() -> None:
     codes = torch.tensor([[0x21] * 8], dtype=torch.uint8)  # 0.5, 1.0, ...
     weight = driver.fp4(codes, torch.tensor([[2.0]]), torch.tensor(0.25))
@@ -459,6 +481,36 @@ def test_dequantizing() -> None:
     with pytest.raises(ValueError, match="a scale of shape"):
         driver.spread(torch.ones(5), (4, 4), None)
     assert driver.number(math.nan) == "nan"
+
+
+def test_formats_with_a_scale_for_each_group(tmp_path: Path) -> None:
+    """INT4, MXFP4 and MXFP8: what lies there and what an engine holds, by columns, too."""
+    codes = torch.arange(64, dtype=torch.int32).reshape(1, 8, 8) % 16
+    packed = (codes << torch.arange(0, 32, 4, dtype=torch.int32)).sum(2, dtype=torch.int32)
+    halves = torch.tensor([[0x21, 0x9A] * 16], dtype=torch.uint8)  # 0.5, 1, -1, -0.5
+    exponents = torch.tensor([[127, 129]], dtype=torch.uint8)
+    tensors = {
+        "int4.weight_packed": packed, "int4.weight_scale": torch.tensor([[1.0, 2.0]]),
+        "int4.weight_shape": torch.tensor([1, 64]),
+        "mxfp4.weight_packed": halves, "mxfp4.weight_scale": exponents,
+        "mxfp8.weight": torch.ones(1, 64).to(torch.float8_e4m3fn), "mxfp8.weight_scale": exponents.clone(),
+    }  # fmt: skip
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    read = dict(driver.Checkpoint(tmp_path).plain(whole=True))
+    scale = torch.tensor([1.0] * 32 + [2.0] * 32)
+    assert torch.equal(read["int4.weight"][0], (codes.flatten() - 8) * scale)
+    assert torch.equal(read["mxfp4.weight"][0], torch.tensor([0.5, 1, -1, -0.5] * 16) * scale**2)
+    assert torch.equal(read["mxfp8.weight"][0], scale**2)
+    for name in ("int4", "mxfp4"):
+        held = SimpleNamespace(
+            weight_packed=tensors[f"{name}.weight_packed"].t(), weight_scale=tensors[f"{name}.weight_scale"].t()
+        )
+        weight, kind = driver.held_weight(held, "weight", torch.Size([1, 64]), None)
+        assert weight is not None
+        assert (kind, torch.equal(weight, read[f"{name}.weight"])) == (name, True)
+    nvfp4 = SimpleNamespace(weight=halves, weight_scale=torch.ones(1, 4).to(torch.float8_e4m3fn))
+    assert driver.held_weight(nvfp4, "weight", torch.Size([1, 64]), None)[0] is None, "without its global scale"
 
 
 def test_against_what_means_the_same(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

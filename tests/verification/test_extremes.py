@@ -12,7 +12,7 @@ import pytest
 import rewrite
 from rewrite.loaders.versions import find_loaders
 from rewrite.verification.values import code_values, encode
-from tests.support import FIXTURES, raw_tensors, replace_tensor
+from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor
 
 QKV = "layers.0.linear_attn.in_proj_qkv"
 Z = "layers.0.linear_attn.in_proj_z"
@@ -76,17 +76,31 @@ def test_a_wrong_row_is_still_found_beside_an_extreme_scale(tmp_path: Path) -> N
 @pytest.mark.parametrize("quick", [False, True])
 def test_a_weight_that_is_too_large_for_its_dtype(quick: bool, tmp_path: Path) -> None:
     """In F16 it is infinite: convert refuses to write that, and verify must not take it for what IN means."""
-    source = extreme("llmcompressor-qwen3_5-text", {f"{DOWN}.weight_scale": 300.0}, tmp_path)
+    source = extreme("llmcompressor-qwen3_5-text", {}, tmp_path)
+    edit_json(source / "config.json", dtype="float16")
     rewrite.convert(source, tmp_path / "out", profile="dequantized")
     for name, (_, dtype, shape, data) in raw_tensors(source).items():
         if name.endswith(f"{DOWN}.weight"):
-            assert dtype == "F8_E4M3"
-            half = encode(code_values(dtype)[np.frombuffer(data, np.uint8)] * np.float32(300), "F16").tobytes()
-            replace_tensor(tmp_path / "out", name, half, shape, "F16")
+            values = code_values(dtype)[np.frombuffer(data, np.uint8)] * np.float32(300)
+            replace_tensor(tmp_path / "out", name, encode(values, "F16").tobytes(), shape)
+        if name.endswith(f"{DOWN}.weight_scale"):
+            replace_tensor(source, name, struct.pack("<f", 300)[2:], shape)
     found = rewrite.verify(source, tmp_path / "out", weights_only=True, quick=quick)
     (weights,) = [check for check in found.checks if check.name == "weights"]
     assert f"{DOWN}: down_proj, " in weights.problems[0]
     assert "rows differ, by up to inf" in weights.problems[0]
+
+
+def test_plain_weights_have_the_dtype_of_the_model(tmp_path: Path) -> None:
+    """In F16 small ones are 0."""
+    source = extreme("llmcompressor-qwen3_5-text", {f"{DOWN}.weight_scale": 1e-11}, tmp_path)
+    edit_json(source / "config.json", dtype="float16")
+    rewrite.convert(source, tmp_path / "out", profile="dequantized")
+    for folder in (source, tmp_path / "out"):
+        edit_json(folder / "config.json", dtype="bfloat16")
+    found = rewrite.verify(source, tmp_path / "out", weights_only=True)
+    (structure,) = [check for check in found.checks if check.name == "structure"]
+    assert f"{DOWN}.weight: F8_E4M3 [64, 64] became F16" in "".join(structure.problems)
 
 
 def test_engines_that_compute_with_in_and_not_with_out_are_named(vl: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ Printed by `scripts/evidence.sh atlas --page` from [atlas.json](../quantization/
 
 - **run**: the engine was run with the family (see [versions.py](versions.py)). Predictions are held against the record.
 - **run: ...**: small checkpoints of the family were loaded in these forms, `scripts/evidence.sh try_families`, and
-  [measured.json](measured.json) has what was seen. `inspect` claims something of just these. `not as its rules say`: of
-  these it says "not known", and what was seen.
+  [measured.json](measured.json) has what was seen. `inspect` claims something of these, and of what is made of their
+  parts. `not as its rules say`: of these it says "not known", and what was seen.
 - **source**: the engine's source says what it fuses; it was not run: `inspect` says "not known".
 - Anything else is "not known". `--groups all` covers the layers of this page, whether anybody ran them or not.
 

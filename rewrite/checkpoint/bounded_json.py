@@ -135,6 +135,6 @@ def _check_depth(value: Mapping[str, Any], name: str) -> None:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         children = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
-        level = [child for child in children if isinstance(child, dict | list)]
+        level = [child for child in children if isinstance(child, (dict, list))]
     if level:
         raise ConfigError("The file is nested too deep", where=name, expected=f"at most {MAX_DEPTH} levels")

@@ -84,7 +84,13 @@ class Checkpoint:
         """As :meth:`read_tensor` for many, shard by shard: those that lie side by side are read in one go."""
         by_shard: dict[str, list[TensorInfo]] = {}
         for info in infos:
-            _check_small(info)
+            if info.end - info.start > _MAX_VALUE_BYTES:
+                raise CheckpointError(
+                    "A scale is too large",
+                    where=f"{info.shard}: {info.name}",
+                    expected=f"at most {_MAX_VALUE_BYTES} bytes",
+                    found=f"{info.dtype} {list(info.shape)}, {info.nbytes} bytes",
+                )
             by_shard.setdefault(info.shard, []).append(info)
         jobs = (
             (name, run) for name, found in by_shard.items() for run in _runs(sorted(found, key=attrgetter("start")))
@@ -135,16 +141,6 @@ def is_inside(name: str) -> bool:
     """Whether a relative file name stays inside its directory on every path that it could be joined to."""
     parts = name.split("/")
     return bool(name) and "\0" not in name and "\\" not in name and not any(part in ("", ".", "..") for part in parts)
-
-
-def _check_small(info: TensorInfo) -> None:
-    if info.nbytes > _MAX_VALUE_BYTES:
-        raise CheckpointError(
-            "A scale is too large",
-            where=f"{info.shard}: {info.name}",
-            expected=f"at most {_MAX_VALUE_BYTES} bytes",
-            found=f"{info.dtype} {list(info.shape)}, {info.nbytes} bytes",
-        )
 
 
 def _runs(infos: Iterable[TensorInfo]) -> Iterator[list[TensorInfo]]:

@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from operator import attrgetter
 from typing import Any, NamedTuple, NoReturn
 
 from rewrite.checkpoint.bounded_json import unique_keys
@@ -70,6 +71,7 @@ class TensorInfo(NamedTuple):
         return prod(self.shape)
 
 
+_by_offset = attrgetter("start", "end")
 Entry = tuple[str, str, tuple[int, ...], int, int, str]  # the same, where there is no time for names
 
 
@@ -348,10 +350,6 @@ def _check_contiguous(tensors: list[TensorInfo], where: str) -> None:
             fault = "overlap" if t.start < end else "leave a hole"
             _refuse(f"Tensors {fault} in the data", f"{where}: {t.name}", f"start {end}", f"start {t.start}")
         end = t.end
-
-
-def _by_offset(t: TensorInfo) -> tuple[int, int]:
-    return (t.start, t.end)
 
 
 def _refuse(what: str, where: str, expected: object, found: object, hint: str | None = None) -> NoReturn:

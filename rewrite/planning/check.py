@@ -15,9 +15,10 @@ from rewrite.ledger.names import is_vision
 from rewrite.loaders.experts import is_expert
 from rewrite.loaders.lookups import misread
 from rewrite.planning.profiles.base import PlannedScheme
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.groups import Module
 from rewrite.quantization.model import Kind, Model
-from rewrite.quantization.scheme import Dialect, Scheme
+from rewrite.quantization.scheme import Scheme
 
 
 def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme | None]) -> None:

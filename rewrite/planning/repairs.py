@@ -10,8 +10,9 @@ from rewrite.ledger.fault import Code
 from rewrite.ledger.layers import plain_layers
 from rewrite.ledger.ledger import header_faults
 from rewrite.planning.profiles.base import Changes
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.model import Model
-from rewrite.quantization.scheme import Dequantized, Dialect
+from rewrite.quantization.scheme import Dequantized
 
 #: The faults that an edit of config.json mends: layers that are left alone, and a status.
 OF_PLAIN_LAYERS: frozenset[Code] = frozenset({"plain-layer", "fused-name", "mtp-format"})

@@ -10,8 +10,9 @@ from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.forms import Form
 from rewrite.errors import ConfigError
 from rewrite.quantization.dialects import config_path, read_dialect, read_side_dialect
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.groups import WEIGHTS, FusedGroup, Groups, Module, Selection, find_groups, single_module
-from rewrite.quantization.scheme import Dialect, Layers, Scheme
+from rewrite.quantization.scheme import Layers, Scheme
 
 
 @dataclass(frozen=True)

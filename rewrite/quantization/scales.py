@@ -33,14 +33,9 @@ def bad_values(values: tuple[float, ...]) -> list[float]:
 
 
 #: Where the scales of trained weights and activations lie, with orders of magnitude to spare: producers keep them above
-#: 1e-12 / 448, and weights of 1e6 have no model.
+#: 1e-12 / 448, and weights of 1e6 have no model. (llm-compressor 0.14 wrote 4e+28 for layers that its calibration never
+#: ran.)
 PLAUSIBLE = (1e-20, 1e6)
-
-
-def implausible_values(values: tuple[float, ...]) -> list[float]:
-    """Positive values that no training leads to: what memory held where a producer set no scale (llm-compressor 0.14
-    wrote 4e+28 for layers that its calibration never ran)."""
-    return [value for value in values if 0 < value < PLAUSIBLE[0] or PLAUSIBLE[1] < value < math.inf]
 
 
 def read_values(scale: TensorInfo, raw: bytes) -> tuple[float, ...]:

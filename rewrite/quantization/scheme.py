@@ -1,16 +1,12 @@
-"""How a module is quantized, as a config states it, and what every dialect can be asked."""
+"""How a module is quantized, as a config states it."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 from rewrite.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 
 #: How a weight scale is stored: one value; one per partition ``[P]``; one per row, ``[N, 1]`` ("channel") or ``[N]``
 #: ("rows"); one per block.
@@ -61,46 +57,6 @@ class Dequantized:
     modules: tuple[str, ...]
     fused: tuple[str, ...]
     targets: tuple[str, ...]
-
-
-class Dialect(ABC):
-    """One way of stating quantization. ``value`` is the stated part of the config."""
-
-    name: str
-
-    def __init__(self, value: dict[str, Any]) -> None:
-        self.value = value
-
-    @staticmethod
-    def states(value: dict[str, Any]) -> bool:
-        """Whether a quantization part is of this dialect."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def scheme(self, module: str) -> Scheme | None:
-        """The scheme of a linear layer by its stored name; None when the config leaves it alone."""
-
-    @abstractmethod
-    def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
-        """The same quantization stated as compressed-tensors, which can state every layout.
-
-        Raises :class:`rewrite.errors.Unsupported` for what cannot be said there.
-        """
-
-    @abstractmethod
-    def without(self, plain: Dequantized) -> Dialect:
-        """The dialect after some modules became plain.
-
-        Raises :class:`rewrite.errors.Unsupported` where the dialect cannot say that.
-        """
-
-    def without_kv_cache(self) -> Dialect:
-        """The dialect where the KV cache is not quantized any more; as it is where it has no words for one."""
-        return self
-
-    def as_compressed(self) -> Dialect:
-        """The dialect where it says that the weights are stored as codes; as it is where it has no word for that."""
-        return self
 
 
 def layout_of_shape(shape: tuple[int, ...], rows: int, partitions: int = 1) -> ScaleLayout | None:

@@ -14,13 +14,14 @@ from rewrite.planning.nvfp4 import Method, Repair
 from rewrite.planning.segments import Copy, Fill, Lookup
 from rewrite.planning.shards import Edits, NewTensor
 from rewrite.promise import Promise
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.dialects.compressed_tensors import kv_scale_name
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import dequantize, fits
 from rewrite.quantization.groups import FusedGroup, Module, Selection
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import known_layout, read_values, repeated_by_row
-from rewrite.quantization.scheme import Activations, Dialect, ScaleLayout
+from rewrite.quantization.scheme import Activations, ScaleLayout
 
 
 class PlannedScheme(NamedTuple):

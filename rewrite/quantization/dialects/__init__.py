@@ -9,13 +9,13 @@ from typing import Any
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.quantization.dialects import hf_quant_config
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.fp8 import Fp8
 from rewrite.quantization.dialects.modelopt import ModelOpt, ModelOptNvfp4
 from rewrite.quantization.dialects.modelopt_mixed import ModelOptMixed
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dialects.quark import Quark
-from rewrite.quantization.scheme import Dialect
 
 #: Where loaders look for the quantization part of config.json, in their order (vLLM ``get_quant_config``).
 _PLACES = (("quantization_config",), ("text_config", "quantization_config"), ("compression_config",))

@@ -13,12 +13,12 @@ from copy import deepcopy
 from typing import Any, NamedTuple
 
 from rewrite.errors import ConfigError, Unsupported
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.groups import is_table
 from rewrite.quantization.patterns import Patterns
 from rewrite.quantization.scheme import (
     Activations,
     Dequantized,
-    Dialect,
     Layers,
     ScaleLayout,
     Scheme,

@@ -10,9 +10,10 @@ from functools import cached_property
 from typing import Any
 
 from rewrite.errors import ConfigError
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
 from rewrite.quantization.dialects.modelopt_mixed import NVFP4, experts_of
-from rewrite.quantization.scheme import Activations, Dequantized, Dialect, Layers, Scheme, block_shape, strings
+from rewrite.quantization.scheme import Activations, Dequantized, Layers, Scheme, block_shape, strings
 
 _FP4 = Scheme("MXFP4", None, "dynamic", "FP4 weights with a scale for 32, dynamic activations")
 _WHERE = "config.json: quantization_config"

@@ -10,7 +10,7 @@ from typing import Any
 from rewrite.checkpoint.bounded_json import JsonFile
 from rewrite.checkpoint.json_edit import replace_value
 from rewrite.errors import ConfigError
-from rewrite.quantization.scheme import Dialect
+from rewrite.quantization.dialects.base import Dialect
 
 NAME = "hf_quant_config.json"
 

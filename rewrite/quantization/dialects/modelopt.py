@@ -10,10 +10,11 @@ import re
 from typing import Any, NoReturn
 
 from rewrite.errors import Unsupported
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, per_tensor_fp8
 from rewrite.quantization.dialects.hf_quant_config import KV_CACHE
 from rewrite.quantization.globs import as_target, compile_globs, is_glob
-from rewrite.quantization.scheme import Dequantized, Dialect, Layers, Scheme, strings
+from rewrite.quantization.scheme import Dequantized, Layers, Scheme, strings
 
 _WHERE = "config.json: quantization_config"
 

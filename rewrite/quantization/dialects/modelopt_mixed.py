@@ -12,8 +12,9 @@ from collections.abc import Collection
 from typing import Any, NoReturn
 
 from rewrite.errors import ConfigError, Unsupported
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.dialects.modelopt import PER_TENSOR, without_kv_cache
-from rewrite.quantization.scheme import Dequantized, Dialect, Layers, Scheme, strings
+from rewrite.quantization.scheme import Dequantized, Layers, Scheme, strings
 
 NVFP4 = Scheme("NVFP4", None, "static", "NVFP4 weights")
 _WHERE = "config.json: quantization_config"

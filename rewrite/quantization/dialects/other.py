@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from rewrite.errors import Unsupported
-from rewrite.quantization.scheme import Dequantized, Dialect, Layers, Scheme
+from rewrite.quantization.dialects.base import Dialect
+from rewrite.quantization.scheme import Dequantized, Layers, Scheme
 
 
 class Other(Dialect):

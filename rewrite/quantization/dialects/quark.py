@@ -18,11 +18,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from rewrite.errors import ConfigError, Unsupported
+from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors, fp8_group, fp8_groups
 from rewrite.quantization.globs import as_target, compile_globs, is_glob
 from rewrite.quantization.groups import is_table
 from rewrite.quantization.patterns import Patterns
-from rewrite.quantization.scheme import Activations, Dequantized, Dialect, Layers, ScaleLayout, Scheme, strings
+from rewrite.quantization.scheme import Activations, Dequantized, Layers, ScaleLayout, Scheme, strings
 
 _WHERE = "config.json: quantization_config"
 _LAYOUTS: dict[str, ScaleLayout] = {"per_tensor": "tensor", "per_channel": "rows", "per_block": "block"}

@@ -12,9 +12,12 @@ import pytest
 
 import rewrite
 from rewrite.errors import Refused
+from rewrite.ledger.ledger import header_faults
 from rewrite.loaders.outcome import Outcome
+from rewrite.quantization.model import interpret
 from tests.ledger.test_table import Tensors, changed, codes
 from tests.support import edit_json
+from tests.zoo.rebuild import rebuild
 
 LLAMA, MOE = "llmcompressor-llama", "llmcompressor-qwen3_5-moe"
 NEXT, FP4, KV = "llmcompressor-qwen3_next", "modelopt-qwen3_5-moe-nvfp4", "modelopt-llama"
@@ -115,11 +118,15 @@ def test_a_plain_layer_by_a_name_that_no_family_has(stored: list[str], found: li
     assert not found or codes(repaired(folder, tmp_path / "out")) == []
 
 
-def test_ignore_has_the_fused_name_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("parts", "fused"),
+    [(("q_proj", "k_proj", "v_proj"), "self_attn.qkv_proj"), (("gate_proj", "up_proj"), "mlp.gate_up_proj")],
+)
+def test_ignore_has_the_fused_name_only(parts: tuple[str, ...], fused: str, tmp_path: Path) -> None:
     """Engines that do not fuse look for the names of the parts."""
-    folder = changed(LLAMA, tmp_path, plain("q_proj", "k_proj", "v_proj"))
-    edited(folder, ignore=["lm_head", *(f"model.layers.{i}.self_attn.qkv_proj" for i in (0, 1))])
-    assert codes(folder) == ["fused-name"]
+    folder = changed(LLAMA, tmp_path, plain(*parts))
+    edited(folder, ignore=["lm_head", *(f"model.layers.{i}.{fused}" for i in (0, 1))])
+    assert set(codes(folder)) == {"fused-name"}
     assert outcome(folder, "transformers").kind == "not known"
     assert codes(repaired(folder, tmp_path / "out")) == []
 
@@ -155,6 +162,31 @@ def test_experts_in_one_fp8_tensor(tmp_path: Path) -> None:
     assert outcome(folder, "vLLM").kind == "fails to load"
     with pytest.raises(Refused, match="no matrix"):
         rewrite.convert(folder, tmp_path / "no")
+
+
+@pytest.mark.parametrize("text", [{}, {"text_config": {"model_type": "step3_text"}}])
+def test_families_that_keep_experts_in_one_tensor(text: dict[str, Any], tmp_path: Path) -> None:
+    """Step-3.5, Llama 4 and gpt-oss do, by themselves or inside of another family: no fault. Of experts only."""
+
+    def change(tensors: Tensors) -> None:
+        for name in ("moe.gate_proj", "mlp.odd"):
+            tensors[f"model.layers.0.{name}.weight"] = ("F8_E4M3", (4, 64, 64), bytes(4 * 64 * 64))
+
+    folder = changed(LLAMA, tmp_path, change)
+    edit_json(folder / "config.json", **(text or {"model_type": "step3p5"}))
+    found = [
+        fault.where for fault in header_faults(interpret(rewrite.open_checkpoint(folder))) if fault.code == "no-matrix"
+    ]
+    assert found == ["model.safetensors: model.layers.0.mlp.odd.weight"]
+
+
+def test_scales_of_a_cache_by_head(tmp_path: Path) -> None:
+    """llm-compressor's ``attn_head``: no fault where the config says so."""
+    folder = rebuild("llmc-kv-head-llama", tmp_path / "in")
+    assert codes(folder) == []
+    scheme = json.loads((folder / "config.json").read_text())["quantization_config"]["kv_cache_scheme"]
+    edited(folder, kv_cache_scheme={**scheme, "strategy": "tensor"})
+    assert set(codes(folder)) == {"kv-scale-shape"}
 
 
 def test_a_config_of_another_format(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import rewrite
 from rewrite.cli.commands import main
 from rewrite.planning.profiles import PROFILES
+from tests.planning.test_check import mixed
 from tests.support import FIXTURES, edit_json, raw_tensors, replace_tensor, unfolded
 from tests.zoo.rebuild import rebuild
 
@@ -238,6 +239,31 @@ def test_a_list_of_layers_that_matches_a_fused_name_only(tmp_path: Path) -> None
     source, out = converted("llmcompressor-qwen3_5-vl", "dynamic", tmp_path / "out")
     quantization(out, lambda q: q["ignore"].append(r"re:.*self_attn\.qkv_proj$"))
     assert "engines give the fused" in problems(source, out)["structure"]
+
+
+def test_a_target_that_matches_the_fused_name_of_plain_layers(copy: Path, tmp_path: Path) -> None:
+    """The parts are matched by nothing; engines quantize what has the name."""
+    targets = [r"re:.*linear_attn\.(in_proj_qkv|in_proj_z|out_proj)$", "re:.*self_attn.*", r"re:.*mlp\..*_proj$"]
+    quantization(copy, lambda q: q.update(ignore=["lm_head"]))
+    quantization(copy, lambda q: q["config_groups"]["group_0"].update(targets=targets))
+    out = tmp_path / "out"
+    rewrite.convert(copy, out)
+    assert problems(copy, out) == {}
+    quantization(out, lambda q: q["config_groups"]["group_0"]["targets"].append("re:.*in_proj_ba$"))
+    assert "0.linear_attn.in_proj_ba strategy tensor, its scales are gone" in problems(copy, out)["structure"]
+
+
+def test_a_target_of_another_format_that_matches_a_fused_name(copy: Path, tmp_path: Path) -> None:
+    """INT8 with a scale for each row, as the FP8 layer has."""
+    mixed(copy, "INT8")
+    out = tmp_path / "out"
+    rewrite.convert(copy, out)
+    quantization(out, lambda q: q["config_groups"]["group_1"]["targets"].append("re:.*in_proj_qkvz$"))
+    first = {
+        "group_1": json.loads((out / "config.json").read_text())["quantization_config"]["config_groups"]["group_1"]
+    }
+    quantization(out, lambda q: q.update(config_groups=first | q["config_groups"]))
+    assert "in_proj_qkvz another format than FP8" in problems(copy, out)["structure"]
 
 
 def test_groups_keep_their_order(tmp_path: Path) -> None:

@@ -18,9 +18,15 @@ from hypothesis import strategies as st
 
 import rewrite
 from rewrite.cli.commands import main
+from rewrite.loaders.outcome import SEVERITY, Kind, Outcome
+from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import find_loaders
+from rewrite.promise import Promise
 from rewrite.verification import gemm, oracle
+from rewrite.verification.expected import expect
 from rewrite.verification.reader import GroupReader
+from rewrite.verification.result import EngineChange
+from rewrite.verification.run import _check_engines
 from tests.support import (
     compressed_tensors_schemes,
     edit_json,
@@ -442,3 +448,37 @@ def test_compressed_tensors_own_decompressor_agrees(real: Path, tmp_path: Path) 
                         stored[kind] = file.get_tensor(f"{module}.{kind}").double()
                 theirs = dequantize(stored["weight"], stored["weight_scale"], args=schemes[module].weights)
                 assert torch.equal(ours, theirs[partition.start : partition.stop].double())
+
+
+def engine(name: str, before: Kind, after: Kind, **facts: Any) -> EngineChange:
+    change = SEVERITY.index(after) - SEVERITY.index(before)
+    outcomes = {"IN": Outcome(before), "OUT": Outcome(after)}
+    return EngineChange(Engine(name, "1", None, ""), outcomes, change=change, **facts)
+
+
+@pytest.mark.parametrize(
+    ("rows", "verdict", "said"),
+    [
+        ([engine("a", "garbled", "exact", asked=True)], "ok", "a 1+: exact"),
+        ([engine("a", "exact", "loses precision", asked=True)], "FAILED", "a 1+: loses precision, was exact"),
+        ([engine("a", "garbled", "garbled", asked=True)], "FAILED", "a 1+: garbled, as before"),
+        ([engine("a", "exact", "not known", asked=True)], "skipped", "not known"),
+        ([engine("a", "exact", "exact", asked=True), engine("b", "exact", "garbled")], "ok", "not asked for: b 1+"),
+        (
+            [engine("a", "exact", "exact", asked=True), engine("b", "exact", "not known", asked=True)],
+            "ok",
+            "what b 1+ makes of OUT",
+        ),
+        ([engine("a", "garbled", "exact"), engine("b", "exact", "garbled")], "FAILED", "b 1+: garbled, was exact"),
+        ([engine("a", "garbled", "exact"), engine("b", "exact", "garbled", judged=False)], "ok", "1 read it better"),
+        ([engine("a", "garbled", "exact", does_not_run=True)], "ok", "0 read it better"),
+    ],
+)
+def test_when_engines_fail_a_conversion(rows: list[EngineChange], verdict: str, said: str, text: Path) -> None:
+    """Those that were asked for must serve OUT, and no worse than IN; else none that the profile is made for may be
+    worse off."""
+    checkpoint = rewrite.open_checkpoint(text)
+    expected = expect(checkpoint, checkpoint, {"exact": Promise("channel")})
+    found = _check_engines(tuple(rows), expected, "cuda")
+    assert found.verdict == verdict
+    assert said in " ".join((found.summary, *found.problems, found.left_out))

@@ -771,6 +771,7 @@ class Vllm(Engine):
         self.replace(
             "quantizing to FP8", lambda: setattr(module("vllm._custom_ops"), "scaled_fp8_quant", scaled_fp8_quant)
         )
+        self.replace("an operator that layers look up and do not call (0.26)", _declare_operator)
         torch.accelerator.empty_cache = lambda: None
         self.replace(
             "the kernels of experts, and their repacking",
@@ -846,6 +847,13 @@ def _without_kernel(owner: Any, choice: str, scheme: str) -> None:
     getattr(owner, scheme).process_weights_after_loading = lambda *_: None
     if choice:
         setattr(owner, choice, lambda *_, **__: (kernel, kernel) if "moe" in choice else kernel)
+
+
+def _declare_operator() -> None:
+    """The compiled half of vLLM 0.26 does not load beside every torch."""
+    if hasattr(torch.ops._C, "silu_and_mul"):
+        raise AttributeError  # nothing to replace
+    torch.library.define("_C::silu_and_mul", "(Tensor! result, Tensor input) -> ()")
 
 
 def _take_experts(oracle: Any) -> None:
@@ -1112,7 +1120,14 @@ def _any_rope(factory: Any) -> None:
 
 
 def _stay_on_cpu(model: Any) -> None:
+    """Before 0.5.14 the resampler goes to "cuda" by name."""
     model.get_device = lambda *_: "cpu"
+    stock: Any = torch.nn.Module.to
+
+    def to(own: Any, *given: Any, device: Any = None, **others: Any) -> Any:
+        return stock(own, *given, **({} if device is None else {"device": "cpu"}), **others)
+
+    torch.nn.Module.to = to  # type: ignore[method-assign, assignment] # fewer overloads
 
 
 def _state_interval(config: Any, stored: Mapping[str, Any]) -> None:

@@ -55,6 +55,9 @@ class Book(Generic[Cell]):
 
     def add(self, new: Iterable[Cell], *, anew: bool = False) -> Record[Cell]:
         """Write the new cells of today into the record, instead of those with their keys; ``anew``: of all cells."""
+        new = list(new)
+        if not new and not anew:
+            return self.read()  # its date is that of a run
         found = {cell.key: cell for cell in (*([] if anew else self.read().cells), *new)}
         record = Record(datetime.date.today().isoformat(), sorted(found.values(), key=self.order))
         rows = ",\n".join(f"    {json.dumps(asdict(cell))}" for cell in record.cells)

@@ -71,6 +71,13 @@ def test_several_partitions_of_one_stored_linear_are_told_apart() -> None:
     assert found["strays"] == ["visual.blocks.0.mlp.up"]
 
 
+def test_the_rows_of_packed_weights_are_known() -> None:
+    """Of NVFP4, too."""
+    truth = Truth(FIXTURES / "llmcompressor-qwen3_5-nvfp4")
+    name = next(name for name in sorted(truth.nvfp4()) if name.endswith("in_proj_qkv"))
+    assert sum(truth.rows(name)) == len(truth.linear(name).weight) and len(truth.rows(name)) == 3
+
+
 def test_nothing_that_was_not_compared_may_pass() -> None:
     with pytest.raises(ValueError, match=r"were not compared: layers\.0\.mlp\.down_proj"):
         told(result(llama(but="down_proj")), Truth(FIXTURES / DENSE), 0)

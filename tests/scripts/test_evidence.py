@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +55,13 @@ def test_every_entry_of_the_zoo_names_a_call_that_is_there() -> None:
         entry = read_entry(name)
         assert f"\ndef {entry['call']}(" in modules[packages[entry["producer"].split()[0]]], name
         assert f'"{entry["model"].removesuffix("+mtp")}":' in models, name
+
+
+def test_a_record_that_nothing_was_added_to_keeps_its_date(tmp_path: Path) -> None:
+    from loader_matrix.results import GENERATIONS
+
+    book = replace(GENERATIONS, path=tmp_path / "record.json")
+    text = GENERATIONS.path.read_text().replace(f'"date": "{GENERATIONS.read().date}"', '"date": "2001-02-03"')
+    book.path.write_text(text)
+    assert book.add([]).date == "2001-02-03"
+    assert book.path.read_text() == text

@@ -111,13 +111,6 @@ class Truth:
                     raise ValueError(f"{shard.name}: {stored} is there twice as {name}")
                 self._tensors[name] = tensor
 
-    def __contains__(self, name: str) -> bool:
-        return self._weight(name) is not None
-
-    def _weight(self, name: str) -> torch.Tensor | None:
-        found = self._tensors.get(f"{name}.weight")
-        return self._tensors.get(f"{name}.weight_packed") if found is None else found
-
     def _weights(self, *dtypes: torch.dtype) -> set[str]:
         return {
             name.rpartition(".")[0]
@@ -158,8 +151,8 @@ class Truth:
 
     def rows(self, name: str) -> list[int]:
         """Rows of each partition of a stored linear that is several."""
-        weight, shares = self._tensors[f"{name}.weight"], self.shares()[name.rpartition(".")[2]]
-        return [len(weight) * share // sum(shares) for share in shares]
+        count, shares = len(self.linear(name).weight), self.shares()[name.rpartition(".")[2]]
+        return [count * share // sum(shares) for share in shares]
 
     def filters(self, name: str) -> torch.Tensor:
         """The weights of a convolution."""

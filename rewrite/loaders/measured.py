@@ -40,7 +40,7 @@ def signature(model: Model) -> tuple[str, str, frozenset[str]]:
     """The architecture, how a checkpoint is quantized, and of which parents, with 0 for each number, which modules are:
     ``model.layers.0.mlp: down_proj gate_proj up_proj``, of several schemes with the number of it. Where none is,
     ``model.layers.0.mlp: (down_proj gate_proj up_proj)``. And what else engines have code for: stacked quantized
-    tensors, scales of a KV cache, MTP layers."""
+    tensors, scales of a KV cache, MTP layers, a head that is not as the config says."""
     config = model.checkpoint.config.value
     stated = config.get("architectures")
     architecture = str(stated[0]) if isinstance(stated, list) and stated else ""
@@ -59,6 +59,9 @@ def signature(model: Model) -> tuple[str, str, frozenset[str]]:
     beyond = f".layers.{listed[0] if listed else text_config(config).get('num_hidden_layers')}."
     if any(beyond in name or name.startswith("mtp.") for kind in model.kinds for name in kind.names):
         found.add("MTP layers")
+    heads = (kind.first for kind in model.kinds if kind.form.pattern.endswith("lm_head"))
+    if model.dialect.name.startswith("modelopt") and any(head.plain and head.scheme is not None for head in heads):
+        found.add("a plain lm_head that the config quantizes")  # engines make a quantized one of some families
     return architecture, f"{model.dialect.name}: {'; '.join(schemes)}", frozenset(found)
 
 

@@ -144,3 +144,12 @@ def test_what_else_engines_have_code_for_was_not_run(
     """Scales of a KV cache, MTP layers, stacked FP8 experts: the same modules, and another checkpoint."""
     add(granite[0], {tensor: value})
     assert predicted(granite[0], "vLLM 0.32.0").kind == "not known"
+
+
+def test_a_plain_head_that_the_config_quantizes_was_not_run(tmp_path: Path) -> None:
+    families.write("qwen3", "modelopt-fp8", tmp_path / "in")
+    assert list(measured.measured(interpret(open_checkpoint(tmp_path / "in"))))
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    config["quantization_config"]["ignore"].remove("lm_head")
+    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
+    assert not list(measured.measured(interpret(open_checkpoint(tmp_path / "in"))))

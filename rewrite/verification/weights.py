@@ -166,7 +166,7 @@ class _Differences:
         if unequal.any():
             wrong = np.flatnonzero(unequal.any(axis=1))
             self.count += wrong.size
-            self.largest = max(self.largest, float(np.abs(true - found)[unequal].max()))
+            self.largest = float(np.maximum(self.largest, np.abs(true - found)[unequal].max()))  # NaN, too
             self.rows += (wrong[: _KEPT - len(self.rows)] + at).tolist()
 
     def of(self, partition: Partition, whole: bool) -> str:

@@ -91,6 +91,20 @@ def test_a_weight_that_is_too_large_for_its_dtype(quick: bool, tmp_path: Path) -
     assert "rows differ, by up to inf" in weights.problems[0]
 
 
+def test_a_weight_that_is_not_a_number_stays_so(tmp_path: Path) -> None:
+    """Any NaN is as good as another; a number in its place is not."""
+    source = extreme("llmcompressor-qwen3_5-text", {}, tmp_path)
+    name = next(name for name in raw_tensors(source) if name.endswith(f"{DOWN}.weight"))
+    replace_tensor(source, name, b"\x7f" + raw_tensors(source)[name][3][1:])
+    rewrite.convert(source, tmp_path / "out", profile="dequantized")
+    data = raw_tensors(tmp_path / "out")[name][3]
+    for value, said in ((b"\xff\xff", ""), (b"\0\x3f", "1 of 64 rows differ, by up to nan")):
+        replace_tensor(tmp_path / "out", name, value + data[2:])
+        found = rewrite.verify(source, tmp_path / "out", weights_only=True)
+        (weights,) = [check for check in found.checks if check.name == "weights"]
+        assert said in "".join(weights.problems) and bool(said) == bool(weights.problems)
+
+
 def test_plain_weights_have_the_dtype_of_the_model(tmp_path: Path) -> None:
     """In F16 small ones are 0."""
     source = extreme("llmcompressor-qwen3_5-text", {f"{DOWN}.weight_scale": 1e-11}, tmp_path)

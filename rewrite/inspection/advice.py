@@ -112,7 +112,8 @@ def choose(
             "it right after a conversion", found=f"{name} {versions}: {_told(outcome)}",
             hint="; ".join([*(f"use {each.text}" for each in advice.alternatives), "name a --profile to convert it"]),
         )  # fmt: skip
-    return Choice(profile, chosen, (*advice.left, *_unknown(advice), *_faults(found)), planned[profile])
+    notes = (*advice.left, *_unknown(advice), *_faults(found, planned[profile]))
+    return Choice(profile, chosen, notes, planned[profile])
 
 
 def repair_command(inspection: Inspection, advice: Advice, *options: str) -> str | None:
@@ -181,11 +182,15 @@ def _unknown(advice: Advice) -> Iterator[str]:
         yield f"not known: what {who_make(advice.unknown)} of IN, and of OUT"
 
 
-def _faults(inspection: Inspection) -> Iterator[str]:
-    if inspection.findings:
-        first = inspection.findings[0]
-        faults = count(len(inspection.findings), "fault")
-        yield f"{faults} in the checkpoint itself, which no profile repairs; the first: {first.what} ({first.where})"
+def _faults(inspection: Inspection, checked: Checked) -> Iterator[str]:
+    """Those that OUT has, too."""
+    edits, mended = checked.changes.edits, checked.changes.mended
+    gone = {name for name, new in edits.items() if new is None}
+    stay = [f for f in inspection.findings if f.code not in mended and f.where.rpartition(": ")[2] not in gone]
+    if stay:
+        faults = count(len(stay), "fault")
+        first = f"{stay[0].what} ({stay[0].where})"
+        yield f"{faults} in the checkpoint itself, which no profile repairs; the first: {first}"
 
 
 def _told(outcome: Outcome) -> str:

@@ -12,7 +12,7 @@ from rewrite.errors import Unsupported
 from rewrite.ledger.fault import REFUSED, TITLES, Fault, is_finite
 from rewrite.ledger.ledger import header_faults
 from rewrite.ledger.names import is_vision
-from rewrite.loaders.experts import is_expert
+from rewrite.loaders.experts import expert_layers, is_expert
 from rewrite.loaders.lookups import misread
 from rewrite.planning.profiles.base import PlannedScheme
 from rewrite.quantization.dialects.base import Dialect
@@ -104,6 +104,20 @@ def _check_experts(before: Model, after: Model) -> None:
                 where=name,
                 expected="one scale a weight with one for all tokens, or a scale for each row with one for each token",
                 found=scheme.text,
+            )
+    if before.dialect.name != after.dialect.name and any(is_expert(kind.form.pattern) for kind in after.kinds):
+        _check_inputs(before, after)
+
+
+def _check_inputs(before: Model, after: Model) -> None:
+    """``fp8`` and ModelOpt's dialect may have two input scales for gate and up of an expert, compressed-tensors not."""
+    for old, new in zip(expert_layers(before), expert_layers(after), strict=True):
+        if old.alike and not new.alike:
+            raise Unsupported(
+                "Engines would not load the experts any more",
+                where=new.name,
+                expected="one input_scale for gate and up of each expert, in compressed-tensors",
+                found="two",
             )
 
 

@@ -35,7 +35,7 @@ def test_the_same_parts_on_two_machines_at_once(s3: S3Stub, source: Path, local:
 
     with ThreadPoolExecutor(4) as machines:
         refused = [text for text in machines.map(part, range(4)) if text]
-    assert len(refused) < 4, refused
+    assert all("s3://models/out" in text and "found:" in text for text in refused), refused  # all may be: moto's 500
     assert not exists("out/config.json")
     for number in range(2):
         planned().run_part(number, 2, 1)

@@ -8,6 +8,7 @@ each time. What reads, places, merges and multiplies weights is vLLM's own in bo
 from __future__ import annotations
 
 import importlib.util
+from contextlib import suppress
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ def start() -> str:
     version = generate_vllm.start()
     trying.module("vllm.model_executor.models.registry")._run_in_subprocess = lambda ask: ask()
     _multiply_faster()
-    trying.offer_fp4_kernel()
+    with suppress(AttributeError):  # 0.19.1 has an emulation of its own, which the variable set there chooses
+        trying.offer_fp4_kernel()
     if only_whole_prompts():
         _offer_operators()
         _compute_delta_rule_here()

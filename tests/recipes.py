@@ -538,7 +538,7 @@ def _ignore_others(tensors: Tensors, config: dict[str, Any], chance: random.Rand
     if key is None:
         return
     if chance.random() < 0.5:
-        config[key] = [entry for entry in config[key] if entry != chance.choice(config[key])]
+        config[key].remove(chance.choice(config[key]))
         return
     for scale in chance.sample(_scales(tensors), k=min(1, len(_scales(tensors)))):
         module = scale.rpartition(".")[0]

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import rewrite
 from rewrite import PROFILES, Refused, Selection
-from tests.recipes import draw, make
+from tests.recipes import draw, make, with_fault
 
 SEEDS = range(24)
 _UNREPAIRED = re.compile("nothing was repaired|the modules still have different values")
@@ -24,6 +25,20 @@ def test_inspect_convert_and_verify_agree(seed: int, selection: Selection, tmp_p
     """On any checkpoint."""
     make(draw(seed), tmp_path / "in")
     assert not disagreements(tmp_path / "in", selection, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(500, 518))  # three of each fault, and more
+def test_they_agree_where_something_is_wrong(seed: int, tmp_path: Path) -> None:
+    """The faults are there, and of each profile `inspect` says what `convert` does."""
+    recipe = with_fault(draw(seed))
+    make(recipe, tmp_path / "in")
+    make(replace(recipe, fault=""), tmp_path / "sound")
+    assert digest(tmp_path / "in") != digest(tmp_path / "sound"), recipe.fault
+    assert not disagreements(tmp_path / "in", "all", tmp_path)
+
+
+def digest(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def disagreements(source: Path, selection: Selection, folder: Path) -> list[str]:

@@ -163,12 +163,12 @@ def _parse_usual(text: str, where: str) -> Header | None:
         return None
     sizes: dict[tuple[str, str], tuple[str, tuple[int, ...], int]] = {}  # most tensors share theirs with others
     tensors: list[TensorInfo] = []
-    at, closing, end, last = start.end(), ",", 0, "0"
+    at, closing = start.end(), ","
     for found in _USUAL_TENSOR.finditer(text, at):
-        closing_before, end_before, last_before = closing, end, last
+        closing_before = closing
         name, dtype, shape, first, last, closing = found.groups()
         known = sizes.get((dtype, shape)) or sizes.setdefault((dtype, shape), _usual_size(dtype, shape))
-        begin, end = end_before if first == last_before else int(first), int(last)
+        begin, end = int(first), int(last)
         if closing_before != "," or found.start() != at or end - begin != known[2] or name == "__metadata__":
             return None
         tensors.append(TensorInfo(name, known[0], known[1], begin, end, where))

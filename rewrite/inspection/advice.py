@@ -184,9 +184,8 @@ def _unknown(advice: Advice) -> Iterator[str]:
 
 def _faults(inspection: Inspection, checked: Checked) -> Iterator[str]:
     """Those that OUT has, too."""
-    edits, mended = checked.changes.edits, checked.changes.mended
-    gone = {name for name, new in edits.items() if new is None}
-    stay = [f for f in inspection.findings if f.code not in mended and f.where.rpartition(": ")[2] not in gone]
+    mended, dropped = checked.changes.mended, frozenset(checked.dropped)
+    stay = [fault for fault in inspection.findings if fault.code not in mended and fault.tensor not in dropped]
     if stay:
         faults = count(len(stay), "fault")
         first = f"{stay[0].what} ({stay[0].where})"

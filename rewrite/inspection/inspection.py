@@ -254,7 +254,7 @@ def _view_after(model: Model, view: CheckpointView, profile: str, selection: Sel
     """The checkpoint as loaders would see it after ``convert``: by the code that ``convert`` runs, but for laying out
     the shards."""
     checked = plan_changes(model, profile, selection)
-    after = view_model(checked.after, selection, view, checked.changed)
+    after = view_model(checked.after, selection, view, checked.changed, checked.dropped)
     refuse_values(after.faults)
     return _State(after, checked.changes.repair.losses, replace(checked, after=model))  # what it was is in the view
 

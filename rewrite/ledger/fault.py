@@ -125,6 +125,11 @@ class Fault:
     count: int = 1
 
     @property
+    def tensor(self) -> str:
+        """The tensor, or the module, without its shard."""
+        return self.where.rpartition(": ")[2]
+
+    @property
     def severity(self) -> Severity:
         return _SEVERITY.get(self.code, "fails")
 

@@ -11,7 +11,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from math import inf
+from math import inf, isfinite
 from statistics import median
 
 from rewrite.checkpoint.forms import Form
@@ -42,13 +42,11 @@ def value_faults(model: Model) -> tuple[Fault, ...]:
     return (*_floats(model), *_blocks(model))
 
 
-def left(found: Iterable[Fault], after: Model, changed: Collection[str]) -> Iterator[Fault]:
-    """Those of the values of scales that are there after a conversion, too, which ``changed`` these modules: none makes
-    a scale good that is not, but some leave it out."""
-    for fault in found:
-        name = fault.where.rpartition(": ")[2]
-        if fault.code in VALUES and (name.rpartition(".")[0] not in changed or name in after.checkpoint.tensors):
-            yield fault
+def left(found: Iterable[Fault], dropped: Collection[str]) -> Iterator[Fault]:
+    """Those of the values of scales that are there after a conversion, too, which ``dropped`` these tensors: none makes
+    a scale good that is not, whatever it calls it then, but some leave it out."""
+    gone = frozenset(dropped)
+    return (fault for fault in found if fault.code in VALUES and fault.tensor not in gone)
 
 
 def _floats(model: Model) -> Iterator[Fault]:
@@ -78,7 +76,7 @@ def _floats(model: Model) -> Iterator[Fault]:
 
 def _bad_value(info: TensorInfo, values: tuple[float, ...], model: Model) -> Iterator[Fault]:
     where, kind = f"{info.shard}: {info.name}", info.name.rpartition(".")[2]
-    if bad := bad_values(values):
+    if bad := sorted(bad_values(values), key=isfinite):  # what is no number first: is_finite
         yield Fault("scale-value", where, f"{bad[0]}{_and_more(bad)}", "finite and above 0", CALIBRATE)
         return
     is_inverse = kind in _DIVISORS

@@ -31,7 +31,7 @@ def not_known(fault: Fault) -> Outcome | None:
 
 def is_beside(fault: Fault) -> bool:
     """Of a tower beside the language model, which alone was run."""
-    return is_vision(_tensor(fault))
+    return is_vision(fault.tensor)
 
 
 def plain_weights_are_cast(fault: Fault) -> Outcome | None:
@@ -49,9 +49,9 @@ def router_has_no_scale(fault: Fault) -> Outcome | None:
 def nan_is_refused(fault: Fault) -> Outcome | None:
     """vLLM 0.32.0 was run: RuntimeError, "weight_scale ... still NaN", of block scales of NVFP4. It loads a vision
     tower with such scales."""
-    if not fault.found.startswith("NaN") or is_vision(_tensor(fault)):
+    if not fault.found.startswith("NaN") or is_vision(fault.tensor):
         return None
-    return Outcome("fails to load", f"refuses NaN among the block scales of {_tensor(fault)}")
+    return Outcome("fails to load", f"refuses NaN among the block scales of {fault.tensor}")
 
 
 def unset_scale_is_taken(fault: Fault) -> Outcome | None:
@@ -71,7 +71,7 @@ def fp8_is_no_nvfp4(fault: Fault) -> Outcome | None:
 
 def stacked_experts_are_refused(fault: Fault) -> Outcome | None:
     """vLLM 0.32.0 was run: IndexError in ``routed_experts.py``."""
-    return Outcome("fails to load", f"cannot split {_tensor(fault)}") if "experts" in fault.found else None
+    return Outcome("fails to load", f"cannot split {fault.tensor}") if "experts" in fault.found else None
 
 
 def no_such_parameter(fault: Fault) -> Outcome | None:
@@ -79,7 +79,7 @@ def no_such_parameter(fault: Fault) -> Outcome | None:
     ``input_scale`` beside dynamic activations: it has no parameter of that name, and raises. Not of blocks."""
     if "per block" in fault.expected:
         return None
-    return Outcome("fails to load", f"has no place for {_tensor(fault)}")
+    return Outcome("fails to load", f"has no place for {fault.tensor}")
 
 
 def key_is_needed(fault: Fault) -> Outcome | None:
@@ -95,7 +95,7 @@ def config_is_not_read(fault: Fault) -> Outcome | None:
 def nothing_fills_it(fault: Fault) -> Outcome | None:
     """vLLM 0.32.0 and SGLang 0.5.23 were run without a layer, a norm, a linear layer and an output head of llama: they
     load the rest, and say nothing."""
-    return Outcome("garbled", f"never fills {_tensor(fault)}", (), SENTINEL)
+    return Outcome("garbled", f"never fills {fault.tensor}", (), SENTINEL)
 
 
 def v_needs_k(fault: Fault) -> Outcome | None:
@@ -112,7 +112,3 @@ def codes_are_served(fault: Fault) -> Outcome | None:
     if fault.found != "frozen":
         return Outcome("not known", fault.what)
     return Outcome("garbled", "serves codes as weights: quantization_status is frozen", (), SENTINEL)
-
-
-def _tensor(fault: Fault) -> str:
-    return fault.where.rpartition(": ")[2]

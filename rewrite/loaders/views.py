@@ -106,15 +106,20 @@ class CheckpointView:
 
 
 def view_model(
-    model: Model, selection: Selection, before: CheckpointView | None = None, changed: Collection[str] = ()
+    model: Model,
+    selection: Selection,
+    before: CheckpointView | None = None,
+    changed: Collection[str] = (),
+    dropped: Collection[str] = (),
 ) -> CheckpointView:
     """The checkpoint with the groups that ``selection`` is about; "all": with the experts of every layer, too.
 
     ``before`` is the view of an earlier state, from which the modules ``changed`` differ: groups without any of these
-    are taken from there, where both are of one dialect. Reads scales of one value a module or partition, no others.
+    are taken from there, where both are of one dialect; the tensors ``dropped`` are gone. Reads scales of one value a
+    module or partition, no others.
     Raises :class:`rewrite.errors.Refused` for a broken group.
     """
-    wrong = _faults_after(model, selection, before, changed)
+    wrong = _faults_after(model, selection, before, dropped)
     if before is not None and before.dialect != model.dialect.name:
         before = None  # the same scheme may be stated in another way
     known = {group.name: group for group in before.groups} if before else {}
@@ -163,14 +168,13 @@ def view_model(
 
 
 def _faults_after(
-    model: Model, selection: Selection, before: CheckpointView | None, changed: Collection[str]
+    model: Model, selection: Selection, before: CheckpointView | None, dropped: Collection[str]
 ) -> tuple[Fault, ...]:
-    """Scales that nothing has changed are as they were: they are read once."""
+    """Scales are read once: what is wrong in their values is wrong after a change, too."""
     groups = model.select(selection)
     if before is None:
         return faults(model, groups)
-    kept = left(before.faults, model, changed)
-    return (*group_faults(model, groups), *header_faults(model), *kept)
+    return (*group_faults(model, groups), *header_faults(model), *left(before.faults, dropped))
 
 
 def _is_new(group: FusedGroup, known: Mapping[str, GroupView], changed: Collection[str]) -> bool:

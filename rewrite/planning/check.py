@@ -16,6 +16,7 @@ from rewrite.loaders.experts import expert_layers, is_expert
 from rewrite.loaders.lookups import misread
 from rewrite.planning.profiles.base import PlannedScheme
 from rewrite.quantization.dialects.base import Dialect
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.groups import Module
 from rewrite.quantization.model import Kind, Model
 from rewrite.quantization.scheme import Scheme
@@ -56,7 +57,7 @@ def refuse_faults(model: Model) -> None:
 def refuse_values(values: Iterable[Fault]) -> None:
     """Raise for the first scale of OUT that is no number: no engine serves what it scales. Vision towers that no sample
     of a calibration has reached have such scales, and serve text all the same."""
-    fault = next((fault for fault in values if not is_finite(fault) and not is_vision(fault.where)), None)
+    fault = next((fault for fault in values if not is_finite(fault) and not is_vision(fault.tensor)), None)
     if fault is not None:
         raise Unsupported(
             "A scale is no number", where=fault.where, expected=fault.expected, found=fault.found, hint=fault.next
@@ -105,7 +106,7 @@ def _check_experts(before: Model, after: Model) -> None:
                 expected="one scale a weight with one for all tokens, or a scale for each row with one for each token",
                 found=scheme.text,
             )
-    if before.dialect.name != after.dialect.name and any(is_expert(kind.form.pattern) for kind in after.kinds):
+    if not isinstance(before.dialect, CompressedTensors) and isinstance(after.dialect, CompressedTensors):
         _check_inputs(before, after)
 
 

@@ -43,6 +43,11 @@ class Checked:
         """The modules whose tensors or schemes change, by their names."""
         return frozenset(name.rpartition(".")[0] for name in self.changes.edits).union(self.changes.schemes)
 
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The tensors that OUT does not have."""
+        return tuple(name for name, new in self.changes.edits.items() if new is None)
+
 
 def plan_changes(model: Model, profile: str, selection: Selection, kv_scales: KvScales = "keep") -> Checked:
     """What a conversion would change, without laying the shards out.
@@ -102,7 +107,6 @@ def make_plan(
     written: tuple[ShardPlan | TextFile | FileCopy, ...] = (*shards, *texts, *checked.left_out)
     gone = {file.name for file in written}
     copies = tuple(FileCopy(name, file_id) for name, file_id in checkpoint.files.items() if name not in gone)
-    dropped = tuple(name for name, new in changes.edits.items() if new is None)
     manifest = Manifest(
         profile=profile,
         selection=selection,
@@ -110,8 +114,8 @@ def make_plan(
         groups=changes.groups,
         scales=changes.repair.changes,
         costs=changes.repair.losses,
-        dropped=dropped,
-        kv_scales="dropped" if "kv-no-scale" in changes.mended or any(kv_cache_scales(dropped)) else "kept",
+        dropped=checked.dropped,
+        kv_scales="dropped" if "kv-no-scale" in changes.mended or any(kv_cache_scales(checked.dropped)) else "kept",
         mended=changes.mended,
         renamed={old: new.name for old, new in changes.edits.items() if new is not None and new.name is not None},
         notes=(*more_notes, *_notes(model, checked, selection)),
@@ -137,7 +141,7 @@ def _converts(model: Model, profile: str, selection: Selection) -> bool:
 
 
 def _refuse_values(model: Model, checked: Checked) -> None:
-    refuse_values(left(value_faults(model), checked.after, checked.changed))
+    refuse_values(left(value_faults(model), checked.dropped))
 
 
 def _refuse_lookalikes(model: Model) -> None:

@@ -23,6 +23,14 @@ from tests.servers.s3 import S3Stub
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+#: What a machine is told where another one works on the same objects.
+_BESIDE = {
+    "The store has not kept what was written",
+    "The object is not as it was expected to be",
+    "Somebody else has begun to upload files of the output",
+}
+
+
 def test_the_same_parts_on_two_machines_at_once(s3: S3Stub, source: Path, local: dict[str, bytes]) -> None:
     """Each writes all it is told, or is told why not; what they leave is completed by either of them."""
 
@@ -35,7 +43,9 @@ def test_the_same_parts_on_two_machines_at_once(s3: S3Stub, source: Path, local:
 
     with ThreadPoolExecutor(4) as machines:
         refused = [text for text in machines.map(part, range(4)) if text]
-    assert all("s3://models/out" in text and "found:" in text for text in refused), refused  # all may be: moto's 500
+    # All may be refused: each throws away the upload that the other has begun. No object is another one for that.
+    assert {text.partition("\n")[0] for text in refused} <= _BESIDE, refused
+    assert download("out").items() <= local.items()
     assert not exists("out/config.json")
     for number in range(2):
         planned().run_part(number, 2, 1)

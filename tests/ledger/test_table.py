@@ -269,7 +269,8 @@ def test_a_config_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_scale_that_is_no_number_is_refused_by_what_keeps_it(value: float, tmp_path: Path) -> None:
-    """`portable` leaves scales of rows as they are. Seen: exit 0, "exact" promised, and verify failed OUT."""
+    """`portable` leaves scales of rows as they are. Seen: exit 0, "exact" promised, and verify failed OUT. Neither a
+    zero before it nor the name of its shard hides it."""
     source = tmp_path / "in"
     shutil.copytree(FIXTURES / "llmcompressor-llama", tmp_path / "tensor")
     rewrite.convert(tmp_path / "tensor", source, profile="exact", selection="all")
@@ -277,12 +278,29 @@ def test_a_scale_that_is_no_number_is_refused_by_what_keeps_it(value: float, tmp
         (s, n) for s in source.glob("*.safetensors") for n in load_file(s) if "up_proj.weight_scale" in n
     )
     tensors = load_file(shard)
-    tensors[name][3] = value
+    tensors[name][2], tensors[name][3] = 0.0, value
     save_file(tensors, shard, {"format": "pt"})
+    shard.rename(source / "model.visual.safetensors")
+    index = json.loads((source / "model.safetensors.index.json").read_text())
+    places = {n: "model.visual.safetensors" if s == shard.name else s for n, s in index["weight_map"].items()}
+    (source / "model.safetensors.index.json").write_text(json.dumps({**index, "weight_map": places}))
     inspection = rewrite.inspect_checkpoint(source, selection="all")
     assert "portable" in inspection.refusals
     with pytest.raises(rewrite.Refused, match="no number"):
         rewrite.convert(source, tmp_path / "out", profile="portable", selection="all")
+
+
+def test_a_scale_that_is_no_number_has_another_name_in_out(tmp_path: Path) -> None:
+    """Those of a KV cache are renamed where ModelOpt's config is restated; --kv-scales drop leaves them out."""
+    source = tmp_path / "in"
+    shutil.copytree(FIXTURES / "modelopt-llama", source)
+    (shard,) = source.glob("*.safetensors")
+    tensors = load_file(shard)
+    tensors["model.layers.0.self_attn.k_proj.k_scale"].fill_(math.nan)
+    save_file(tensors, shard, {"format": "pt"})
+    with pytest.raises(rewrite.Refused, match="no number"):
+        rewrite.convert(source, tmp_path / "out", profile="exact", selection="all")
+    assert rewrite.convert(source, tmp_path / "out", profile="exact", selection="all", kv_scales="drop").changed
 
 
 def test_a_trained_parameter_is_no_scale(tmp_path: Path) -> None:

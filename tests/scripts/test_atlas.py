@@ -9,6 +9,7 @@ import pytest
 from atlas.layers import Found, Reader
 from atlas.page import page
 from atlas.record import lines, model_entry
+from atlas.release import changes
 from atlas.source import Package, find_class
 
 from tests.support import ROOT
@@ -120,3 +121,17 @@ def test_the_page_is_that_of_the_data() -> None:
     data = json.loads(DATA.read_text())
     assert (ROOT / "rewrite" / "loaders" / "ATLAS.md").read_text() == page(data, not_seen)
     assert lines(data) == DATA.read_text()
+
+
+def test_a_release_says_what_changes_for_users() -> None:
+    one, other = {"layers": [["qkv", ["q"], "qkv", []]]}, {"layers": [["qkv", ["q"], "merged", []]]}
+    named = {**one, "prefixes": {"a": "b"}}
+    before = {"Same": [0, ""], "Gone": [0, ""], "Fuses": [0, ""], "Names": [0, ""]}
+    after = {"Same": [0, ""], "New": [0, ""], "Fuses": [1, ""], "Names": [2, ""]}
+    data = {"models": [one, other, named], "families": {"vLLM 1.0": before, "vLLM 1.1": after}}
+    assert list(changes(data, "vLLM 1.0", "vLLM 1.1")) == [
+        "- vLLM 1.1, since 1.0, new: `New`.",
+        "- vLLM 1.1, since 1.0, gone: `Gone`.",
+        "- vLLM 1.1, since 1.0, fuse other layers: `Fuses`.",
+        "- vLLM 1.1, since 1.0, other names or kinds: `Names`.",
+    ]

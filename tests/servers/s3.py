@@ -110,6 +110,9 @@ class S3Stub(Server):
         if request.method == "HEAD":
             headers["Content-Length"] = found.getheader("Content-Length") or "0"
         connection.close()
+        upload = _upload(request)
+        if found.status == 500 and upload and upload not in _bucket().multiparts:  # moto's KeyError
+            return _refused("NoSuchUpload", "The specified multipart upload does not exist.", 404)
         return Reply(found.status, body, headers)
 
 
@@ -142,6 +145,6 @@ def _element(data: bytes) -> bytes:
     return f"<ChecksumSHA256>{_sum(data)}</ChecksumSHA256>".encode()
 
 
-def _refused(code: str, message: str) -> Reply:
+def _refused(code: str, message: str, status: int = 400) -> Reply:
     text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
-    return Reply(400, text.encode(), {"Content-Type": "application/xml"})
+    return Reply(status, text.encode(), {"Content-Type": "application/xml"})

@@ -20,9 +20,9 @@ class Dialect(ABC):
         self.value = value
 
     @staticmethod
-    def states(value: dict[str, Any]) -> bool:
-        """Whether a quantization part is of this dialect."""
-        raise NotImplementedError
+    def states(_value: dict[str, Any]) -> bool:
+        """Whether a quantization part is of this dialect: never, unless it is one that is read."""
+        return False
 
     @abstractmethod
     def scheme(self, module: str) -> Scheme | None:

@@ -14,7 +14,7 @@ from rewrite.inspection.inspection import Inspection
 from rewrite.loaders.versions import LOADERS, find_loaders
 from rewrite.trying import engine, verdict
 from rewrite.trying.selection import Layers, select
-from rewrite.trying.tried import Trial, Tried, worst
+from rewrite.trying.tried import Trial, Tried, lacking, worst
 from rewrite.trying.verdict import AFFECTED, NO_KERNEL
 from rewrite.verification.result import Verification
 
@@ -89,9 +89,10 @@ def _predicted(inspection: Inspection | None, trial: Trial) -> str | None:
 
 
 def _command(inspection: Inspection | None, trials: Sequence[Trial]) -> str | None:
-    """Nothing where this engine is not affected, or where all that is wrong is that a kernel is missing."""
+    """Nothing where this engine is not affected, where only a kernel is missing, or where the files lack what the engine
+    wants."""
     kind = worst(trials)
-    if inspection is None or kind not in AFFECTED or kind == NO_KERNEL:
+    if inspection is None or kind not in AFFECTED or kind == NO_KERNEL or lacking(trials):
         return None
     return repair_command(inspection, advise(inspection, find_loaders(_name(trials[0])) or LOADERS))
 

@@ -61,6 +61,8 @@ class Tried:
         """Whether `inspect` predicted it; None where it predicts nothing."""
         if self.predicted in (None, "not known") or worst(self.before) not in AFFECTED | {"exact", "rounded"}:
             return None
+        if lacking(self.before):  # lost precision is not what is wrong
+            return self.predicted in ("garbled", "fails to load")
         return (self.predicted != "exact") == (worst(self.before) in AFFECTED)
 
     @property
@@ -77,6 +79,11 @@ class Tried:
             "inspect": None if self.predicted is None else {"predicted": self.predicted, "agrees": self.agrees},
             "out_means_the_same": self.same, "differs": list(self.differs), "command": self.command,
         }  # fmt: skip
+
+
+def lacking(trials: Sequence[Trial]) -> bool:
+    """Whether the files have nothing for a parameter of the engine."""
+    return any(trial.verdict.empty for trial in trials)
 
 
 def worst(trials: Sequence[Trial]) -> str:

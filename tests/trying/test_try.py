@@ -22,7 +22,7 @@ from rewrite import schemas
 from rewrite.api import open_checkpoint
 from rewrite.cli.commands import main
 from rewrite.errors import UsageError
-from rewrite.trying import driver, engine, selection, verdict
+from rewrite.trying import driver, engine, selection, tried, verdict
 from rewrite.trying.engine import EngineError
 from tests.support import unfolded
 from tests.trying import fake
@@ -169,8 +169,15 @@ def test_what_the_files_have_nothing_for_is_never_filled(checkpoint: Path, lost:
             del tensors[name]
 
     fake.change(checkpoint, lose)
-    found = verdict.judge(result_of(checkpoint))
+    found = verdict.judge(result := result_of(checkpoint))
     assert (found.kind, list(found.empty), found.exit_code) == ("never filled", empty, 1)
+    trial = tried.Trial(str(checkpoint), 0, None, result, found)
+    # Seen: "agrees: it predicts 'loses precision'", and "Repaired by" a conversion that cannot make up a tensor.
+    agreed = {
+        kind: tried.Tried((trial,), predicted=kind).agrees for kind in ("loses precision", "garbled", "not known")
+    }
+    assert agreed == {"loses precision": False, "garbled": True, "not known": None}
+    assert tried.lacking((trial,))
 
 
 @pytest.mark.parametrize(

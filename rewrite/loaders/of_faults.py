@@ -94,8 +94,8 @@ def config_is_not_read(fault: Fault) -> Outcome | None:
 
 def nothing_fills_it(fault: Fault) -> Outcome | None:
     """vLLM 0.32.0 and SGLang 0.5.23 were run without a layer, a norm, the last one, a linear layer, the embeddings and
-    the head of llama, and without ``A_log`` and ``dt_bias`` of Qwen3.5: they load the rest, and say nothing. Not without
-    the bias of a linear layer."""
+    the head of llama, and without ``A_log`` and ``dt_bias`` of Qwen3.5: they load the rest, and say nothing. They were
+    not run without the bias of a linear layer."""
     if fault.tensor.endswith(".bias"):
         return None
     return Outcome("garbled", f"never fills {fault.tensor}", (), SENTINEL)

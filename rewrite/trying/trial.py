@@ -89,7 +89,7 @@ def _predicted(inspection: Inspection | None, trial: Trial) -> str | None:
 
 
 def _command(inspection: Inspection | None, trials: Sequence[Trial]) -> str | None:
-    """Nothing where this engine is not affected, where only a kernel is missing, or where the files lack what the engine
+    """Nothing where this engine is not affected, where only a kernel is missing, or where the files lack what it
     wants."""
     kind = worst(trials)
     if inspection is None or kind not in AFFECTED or kind == NO_KERNEL or lacking(trials):

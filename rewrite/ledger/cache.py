@@ -14,7 +14,8 @@ from rewrite.quantization.model import Model
 
 _DROP = "`rewrite convert IN OUT --kv-scales drop` leaves the cache unquantized"
 _EVERY = "k_scale and v_scale of every attention layer"
-_WHICH = re.compile(r"(?:.*\.)?([kv])(?:_proj\.output)?_scale")
+#: ``kv_scale`` of old AutoFP8 is both (vLLM ``maybe_remap_kv_scale_name``).
+_WHICH = re.compile(r"(?:.*\.)?(k|v|kv)(?:_proj\.output)?_scale")
 
 
 def cache_faults(model: Model) -> Iterator[Fault]:
@@ -29,7 +30,7 @@ def cache_faults(model: Model) -> Iterator[Fault]:
                 yield Fault("kv-scale-shape", f"{names[0]}.{kind}", found, "() or [1]", _DROP, len(names))
             which = _WHICH.fullmatch(f"{form.pattern}.{kind}")
             for name in names if which else ():
-                partners.setdefault(_attention(name), {})[which[1]] = f"{name}.{kind}"  # type: ignore[index]
+                partners.setdefault(_attention(name), {}).update(dict.fromkeys(which[1], f"{name}.{kind}"))  # type: ignore[index]
     for own in partners.values():
         if len(own) == 1:
             (one, name), *_ = own.items()

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+from rewrite.ledger.layers import plain_layers
 from rewrite.loaders.outcome import SENTINEL, Outcome
 from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
@@ -124,6 +125,19 @@ def misread(model: Model, lookups: Sequence[Lookup] = LOOKUPS) -> dict[Lookup, O
         if worst is not None:
             found[lookup] = worst
     return found
+
+
+def plain_by_name(model: Model) -> frozenset[Lookup]:
+    """The ways by which every plain layer that the config quantizes stands in ``ignore``, under an engine's name."""
+    dialect, plain = model.dialect, list(plain_layers(model))
+    if not plain or not isinstance(dialect, CompressedTensors):
+        return frozenset()
+
+    def finds(way: Lookup, name: str) -> bool:
+        served = way.served_name(name)
+        return dialect.ignores(name, served) or dialect.ignores(served, served)
+
+    return frozenset(way for way in LOOKUPS if all(finds(way, name) for name in plain))
 
 
 def _misread_fp8(model: Model, dialect: Fp8) -> Iterator[tuple[Lookup, Outcome]]:

@@ -340,7 +340,7 @@ class Loader(Engine):
         return Outcome("not known", f"{run.engine} {run.version} was run with such a one: {run.seen}; {run.why}")
 
     def _judge(self, checkpoint: CheckpointView) -> Outcome:
-        wrong = [outcome for fault in checkpoint.faults if (outcome := self.of_fault(fault)) is not None]
+        wrong = [outcome for fault in checkpoint.faults if (outcome := self._of(checkpoint, fault)) is not None]
         if any(outcome.kind == "fails to load" for outcome in wrong):
             return _worst(wrong, checkpoint)
         if obstacles := _said(self.obstacles, checkpoint):
@@ -374,6 +374,12 @@ class Loader(Engine):
             return None
         known = (fact.outcome(fault) for fact in self.of_faults if fact.applies == fault.code)
         return next((outcome for outcome in known if outcome is not None), None) or not_known(fault)
+
+    def _of(self, checkpoint: CheckpointView, fault: Fault) -> Outcome | None:
+        """As ``of_fault``. Whether a plain layer is taken for a quantized one depends on the name that it has in the
+        engine: vLLM 0.32.0 finds ``language_model.model.…`` in ``ignore``, which is no stored name, and is right."""
+        by_name = fault.code == "plain-layer" and self.lookup in checkpoint.plain_by_name
+        return not_known(fault) if by_name else self.of_fault(fault)
 
     def of_group(self, group: GroupView) -> Outcome:
         """What is made of one group, where nothing ends the load before."""

@@ -14,7 +14,7 @@ from rewrite.loaders.blocks import BlockLayer, block_layers
 from rewrite.loaders.by_source import Sources
 from rewrite.loaders.experts import Experts, expert_layers, is_expert
 from rewrite.loaders.kernels import kernel_schemes
-from rewrite.loaders.lookups import Lookup, misread
+from rewrite.loaders.lookups import Lookup, misread, plain_by_name
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
 from rewrite.quantization.architectures import text_config
@@ -87,6 +87,7 @@ class CheckpointView:
     groups: tuple[GroupView, ...]
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
+    plain_by_name: frozenset[Lookup] = frozenset()  # the ways that find all plain layers in ``ignore``
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
     scalar_scale: str | None = None  # a scale of the shape (), but of the KV cache
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
@@ -148,6 +149,7 @@ def view_model(
         groups=tuple(groups),
         quark_not_run=what_was_not_run(model),
         misread=misread(model),
+        plain_by_name=plain_by_name(model),
         plain_with_scheme=_plain_with_scheme(model),
         scalar_scale=_scalar_scale(model),
         nvfp4_experts=nvfp4_experts,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rewrite.trying.selection import Layers
-from rewrite.trying.verdict import AFFECTED, ORDER, LayerVerdict, Verdict
+from rewrite.trying.verdict import ORDER, LayerVerdict, Verdict
 
 _KEPT = ("engine", "version", "torch", "python", "device", "replaced", "words", "seconds", "peak_bytes", "operators")
 
@@ -43,6 +43,17 @@ class Trial:
         }  # fmt: skip
 
 
+#: What `inspect` calls it, for what a trial can see.
+_PREDICTED = {
+    "exact": ("exact",),
+    "rounded": ("exact",),
+    "loses precision": ("loses precision",),
+    "garbled": ("garbled",),
+    "never filled": ("garbled",),
+    "fails to load": ("fails to load",),
+}
+
+
 @dataclass(frozen=True)
 class Tried:
     """Trials of a checkpoint on each rank, and with OUT the same of OUT. ``predicted`` is what `inspect` says of this
@@ -59,11 +70,10 @@ class Tried:
     @property
     def agrees(self) -> bool | None:
         """Whether `inspect` predicted it; None where it predicts nothing."""
-        if self.predicted in (None, "not known") or worst(self.before) not in AFFECTED | {"exact", "rounded"}:
+        seen = worst(self.before)
+        if self.predicted in (None, "not known") or seen not in _PREDICTED:
             return None
-        if lacking(self.before):  # lost precision is not what is wrong
-            return self.predicted in ("garbled", "fails to load")
-        return (self.predicted != "exact") == (worst(self.before) in AFFECTED)
+        return self.predicted in (("garbled", "fails to load") if lacking(self.before) else _PREDICTED[seen])
 
     @property
     def exit_code(self) -> int:

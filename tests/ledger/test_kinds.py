@@ -95,6 +95,31 @@ def test_plain_layers_that_the_config_quantizes(name: str, tmp_path: Path) -> No
     assert outcome(out, "vLLM", "qkvz").kind == "exact"
 
 
+def test_plain_layers_that_ignore_has_by_the_name_of_an_engine(tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: the first knows these names and loads it, the second casts the layers."""
+    folder = changed("llmcompressor-qwen3_5-vl", tmp_path, same)
+    ignore = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
+    edited(folder, ignore=[name.replace("model.language_model.", "language_model.model.") for name in ignore])
+    assert codes(folder) == ["plain-layer"]
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {"not known"}
+
+
+@pytest.mark.parametrize("dtype", ["F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ"])
+def test_other_formats_of_eight_bits(dtype: str, tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run with the first: they read it as E4M3, and garble."""
+
+    def change(tensors: Tensors) -> None:
+        for name, (_, shape, data) in tensors.items():
+            if name.endswith("q_proj.weight"):
+                tensors[name] = (dtype, shape, data)
+
+    folder = changed(LLAMA, tmp_path, change)
+    assert codes(folder) == ["label"]
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {"not known"}
+    with pytest.raises(Refused, match="disagree"):
+        rewrite.convert(folder, tmp_path / "no")
+
+
 def test_an_old_config_of_plain_weights(tmp_path: Path) -> None:
     """Somebody dequantized all of it and left the config."""
     folder = changed(LLAMA, tmp_path, plain("_proj"))
@@ -243,6 +268,18 @@ def test_a_cache_that_is_stated_and_has_no_scales(tmp_path: Path) -> None:
     folder = changed(KV, tmp_path, change)
     (fault,) = rewrite.inspect_checkpoint(folder).findings
     assert fault.code == "kv-no-scale" and "--kv-scales drop" in fault.next
+    assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
+
+
+def test_one_scale_for_keys_and_values(tmp_path: Path) -> None:
+    """The old ``kv_scale`` is both, not one without its partner, and not none."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if name.endswith((".k_scale", ".v_scale"))]:
+            tensors[name.rsplit(".", 2)[0] + ".kv_scale"] = tensors.pop(name)
+
+    folder = changed(KV, tmp_path, change)
+    assert codes(folder) == []
     assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
 
 

@@ -181,6 +181,24 @@ def test_what_the_files_have_nothing_for_is_never_filled(checkpoint: Path, lost:
 
 
 @pytest.mark.parametrize(
+    ("seen", "said"),
+    [
+        ("exact", "exact"),
+        ("rounded", "exact"),
+        ("loses precision", "loses precision"),
+        ("garbled", "garbled"),
+        ("fails to load", "fails to load"),
+    ],
+)
+def test_inspect_agrees_in_kind(checkpoint: Path, seen: str, said: str) -> None:
+    """Seen: "agrees: it predicts 'loses precision'" of layers that were garbled."""
+    result = result_of(checkpoint)
+    trial = tried.Trial(str(checkpoint), 0, None, result, verdict.Verdict(seen, (), ()))
+    kinds = ("exact", "loses precision", "garbled", "fails to load")
+    assert [kind for kind in kinds if tried.Tried((trial,), predicted=kind).agrees] == [said]
+
+
+@pytest.mark.parametrize(
     ("empty", "alarms"),
     [
         (["visual.extra.0.norm.weight", "visual.extra.1.norm.weight"], False),  # SGLang builds them for no family

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from rewrite.ledger.fault import Fault
 from rewrite.ledger.names import is_mtp, is_vision
 from rewrite.quantization.architectures import text_config
+from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.quark import Quark
 from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Model
@@ -28,6 +29,8 @@ def cache_faults(model: Model) -> Iterator[Fault]:
             if shape not in ((), (1,)) and not _is_by_head(model):
                 found = f"{list(shape)}"
                 yield Fault("kv-scale-shape", f"{names[0]}.{kind}", found, "() or [1]", _DROP, len(names))
+            if kind == "output_scale" and isinstance(model.dialect, CompressedTensors):  # of 2024; vLLM 0.32.0 raises
+                yield Fault("scale-name", f"{names[0]}.{kind}", kind, _EVERY, _DROP, len(names))
             which = _WHICH.fullmatch(f"{form.pattern}.{kind}")
             for name in names if which else ():
                 partners.setdefault(_attention(name), {}).update(dict.fromkeys(which[1], f"{name}.{kind}"))  # type: ignore[index]

@@ -129,6 +129,9 @@ def _reasons(tried: Tried) -> Iterator[Cell]:
         if empty := trial.verdict.empty:
             more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
             yield f"The checkpoint has nothing, or not enough, for {clean(empty[0])}{more}: the engine never fills it."
+        if cache := trial.verdict.cache:
+            more = f" ({_JSON} lists {len(cache) - 1} more)" if len(cache) > 1 else ""
+            yield f"An FP8 KV cache is scaled by other numbers than the files have: {cache[0]}{more}."
         yield from (f"Not known: {clean(reason)}." for reason in trial.verdict.unlearnt[:3])
         if len(trial.verdict.unlearnt) > 3:
             yield f"{len(trial.verdict.unlearnt) - 3} more are not known: {_JSON} lists them."

@@ -60,6 +60,11 @@ SIDE = re.compile(
     r"(?:_scale|_scales|_scale_inv|_scale_2|_global_scale|_zero_point|_shape|_g_idx|\binput_scale|\binput_global_scale)$"
 )
 
+#: Scales of an FP8 KV cache, of one layer: of keys, of values, or of both.
+CACHE = re.compile(
+    r".*\b(?:layers|h|blocks)\.(\d+)\..*(?:attn|mixer)\.(?:.*\.)?(?:(k|v|kv)_scale|([kv])_proj\.output_scale)"
+)
+
 
 class Lacking(Exception):
     """Nothing can be learnt with this engine: it is not there, or this version lacks what this file needs."""
@@ -157,6 +162,16 @@ class Checkpoint:
         if scale is None and divisor is None:
             return None
         return float((scale.float() if scale is not None else 1 / divisor.float()).max())  # type: ignore[union-attr]
+
+    def cache_scales(self) -> dict[str, dict[str, float]]:
+        """What the files say, by the number of the layer, of caches with one scale."""
+        found: dict[str, dict[str, float]] = {}
+        for name in self.names():
+            at = CACHE.fullmatch(name)
+            scale = None if at is None else self.get(name)
+            if at is not None and scale is not None and scale.numel() == 1:
+                found.setdefault(at[1], {}).update(dict.fromkeys(at[2] or at[3], float(scale.float())))
+        return found
 
     def _scale(self, name: str) -> torch.Tensor | None:
         stem = name.removesuffix("_packed")
@@ -1257,7 +1272,7 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
     folder = Path(request["checkpoint"])
     result: Result = {
         "layers": [], "unused": [], "unfilled": {}, "twice": {}, "empty": {}, "meaningless": {}, "failure": None,
-        "operators": 0, "communicated": False, "words": None, "cache": {},
+        "operators": 0, "communicated": False, "words": None, "cache": {}, "stated_cache": {},
         "seconds": {"load": 0.0, "reference": 0.0, "compare": 0.0},
     }  # fmt: skip
     runs = (request.get("runs") if engine.splits else None) or [None]
@@ -1328,6 +1343,7 @@ def _one_run(
     clock = time.monotonic()
     result["layers"] += compare(loaded, plain, truth, getattr(torch, dtype))
     result["cache"] |= cache_scales(loaded.model)
+    result["stated_cache"] |= source.cache_scales()
     if not truth.meaningless:  # those are left out of the plain model
         held = loaded.filled()  # tables of words are left out of the plain model, too
         empty = {name: some for name, some in plain.empty().items() if name not in held}

@@ -44,7 +44,10 @@ def ask(command: Sequence[str], request: Mapping[str, Any], progress: Callable[[
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace",
             )  # fmt: skip
         except OSError as error:
-            raise EngineError("The engine's Python does not start", where=command[0], found=error.strerror) from error
+            hint = "--engine takes one file; a command of several words goes to --engine-command"
+            raise EngineError(
+                "The engine's Python does not start", where=command[0], found=error.strerror, hint=hint
+            ) from error
         result = None
         try:
             for line in process.stdout or ():

@@ -36,7 +36,7 @@ class Trial:
             "layers": None if self.layers is None else list(self.layers.chosen),
             **{name: self.result[name] for name in _KEPT},
             "verdict": self.verdict.kind, "not_known": list(self.verdict.unlearnt),
-            "never_filled": list(self.verdict.empty),
+            "never_filled": list(self.verdict.empty), "kv_cache": list(self.verdict.cache),
             "failure": None if failure is None else dict(failure),
             "modules": [{**asdict(each), "error": _number(each.error)} for each in self.verdict.layers],
             "measured": self.result["layers"],

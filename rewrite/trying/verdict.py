@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,15 @@ class LayerVerdict:
 @dataclass(frozen=True)
 class Verdict:
     """``failure`` is the loader's own exception, where the checkpoint was refused. ``empty``: parameters of the engine
-    that the checkpoint has nothing for, quantized or not."""
+    that the checkpoint has nothing for, quantized or not. ``cache``: scales of the KV cache that the engine holds and
+    that are not those of the files; they count where the cache is FP8, and are in no ``kind``."""
 
     kind: str
     layers: tuple[LayerVerdict, ...]
     unlearnt: tuple[str, ...]
     failure: Mapping[str, Any] | None = None
     empty: tuple[str, ...] = ()
+    cache: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -83,7 +85,20 @@ def judge(result: Mapping[str, Any]) -> Verdict:
     empty = tuple(sorted(result["empty"]))
     if empty:
         kinds.add(UNFILLED)
-    return Verdict(next(kind for kind in ORDER if kind in kinds), layers, unlearnt, empty=empty)
+    return Verdict(
+        next(kind for kind in ORDER if kind in kinds), layers, unlearnt, empty=empty, cache=tuple(_cache(result))
+    )
+
+
+def _cache(result: Mapping[str, Any]) -> Iterator[str]:
+    """Towers beside the language model number their layers, too: one of all that have the number must be right."""
+    for layer, stated in result["stated_cache"].items():
+        held = [scales for name, scales in result["cache"].items() if f".{layer}." in f".{name}."]
+        for which, number in stated.items():
+            served = [float(scales[which]) for scales in held if which in scales]
+            if served and not any(abs(value - number) <= _ROUNDED * number for value in served):
+                word = "keys" if which == "k" else "values"
+                yield f"layer {layer}, {word} by {served[0]:.4g}, the files say {number:.4g}"
 
 
 def _refusal(result: Mapping[str, Any]) -> Verdict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,19 @@ def test_one_scale_for_keys_and_values(tmp_path: Path) -> None:
     assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
 
 
+def test_scales_of_a_cache_by_quarks_names(tmp_path: Path) -> None:
+    """compressed-tensors of 2024 had them beside k_proj and v_proj: vLLM 0.32.0 was run and does not load that."""
+
+    def change(tensors: Tensors) -> None:
+        for which, at in product("kv", (0, 1)):
+            tensors[f"model.layers.{at}.self_attn.{which}_proj.output_scale"] = ("F32", (1,), struct.pack("<f", 0.05))
+
+    folder = changed(LLAMA, tmp_path, change)
+    assert codes(folder) == ["scale-name"]
+    assert outcome(folder, "vLLM").kind == "fails to load"
+    assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
+
+
 def mtp(tensors: Tensors) -> None:
     """A layer for multi-token prediction, in BF16."""
     for name in ("fc", "layers.0.self_attn.q_proj", "layers.0.mlp.down_proj"):
@@ -356,7 +370,7 @@ def test_names_of_mistral(tmp_path: Path) -> None:
     folder = changed("llmcompressor-llama", tmp_path, change)
     config = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
     edit_json(folder / "config.json", quantization_config={**config, "modules_to_not_convert": ["lm_head"]})
-    assert codes(folder) == ["scale-name", "scale-name"]  # of llama, which has no such names
+    assert codes(folder) == ["scale-name"]  # of llama, which has no such names
     edit_json(folder / "config.json", model_type="mistral3")
     assert codes(folder) == []
     with pytest.raises(Refused, match="Mistral"):

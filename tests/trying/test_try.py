@@ -103,6 +103,30 @@ def test_scales_of_caches_are_told(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "stated"),
+    [
+        ("attn.k_scale", {"k": 0.25}),
+        ("attn.v_proj.v_scale", {"v": 0.25}),
+        ("attn.k_proj.output_scale", {"k": 0.25}),
+        ("attn.kv_scale", {"k": 0.25, "v": 0.25}),
+        ("attn.q_scale", {}),
+        ("mlp.k_scale", {}),
+    ],
+)
+def test_scales_of_caches_are_those_of_the_files(checkpoint: Path, name: str, stated: dict[str, float]) -> None:
+    """The engine holds 0.5 for keys, and nothing for values."""
+    result = result_of(checkpoint)
+    fake.change(checkpoint, lambda tensors: tensors.update({f"layers.0.{name}": torch.tensor(0.25)}))
+    result["stated_cache"] = driver.Checkpoint(checkpoint).cache_scales()
+    assert result["stated_cache"] == ({"0": stated} if stated else {})
+    found = verdict.judge(result)
+    assert found.kind == "exact"
+    assert found.cache == (("layer 0, keys by 0.5, the files say 0.25",) if "k" in stated else ())
+    result["stated_cache"] = {"0": dict.fromkeys(stated, 0.5)}
+    assert verdict.judge(result).cache == ()
+
+
+@pytest.mark.parametrize(
     ("fault", "kind", "tensor", "reason"),
     [
         ("slot 0 only", "never filled", "k_proj", "2 of 3 elements of weight_scale never filled"),

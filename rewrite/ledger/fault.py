@@ -10,6 +10,7 @@ Code = Literal[
     "label",
     "plain-layer",
     "fused-name",
+    "ignore-pattern",
     "no-scale",
     "scale-shape",
     "no-input-scale",
@@ -20,6 +21,8 @@ Code = Literal[
     "no-role",
     "scale-name",
     "missing",
+    "uncounted",
+    "wrapped-name",
     "no-config",
     "no-activations",
     "arguments",
@@ -43,6 +46,7 @@ TITLES: Mapping[Code, str] = {
     "label": "config and tensors disagree",
     "plain-layer": "the config says quantized, and the weights are plain",
     "fused-name": "ignore has the name of the fused layer only, and its parts are stored",
+    "ignore-pattern": "a pattern of ignore matches the parts of a fused layer, and not the layer",
     "no-scale": "a quantized weight without its scale",
     "scale-shape": "a scale does not fit its weight",
     "no-input-scale": "static activations without an input_scale",
@@ -53,6 +57,8 @@ TITLES: Mapping[Code, str] = {
     "scale-inverse": "a scale that is probably the reciprocal of what is meant",
     "scale-name": "a scale whose name engines do not look for",
     "missing": "a part of the model is not stored",
+    "uncounted": "layers that the config does not count",
+    "wrapped-name": "names that begin with those of a training wrapper",
     "no-activations": "the config does not say how activations are quantized",
     "arguments": "the config contradicts itself, and compressed-tensors does not read it",
     "no-config": "FP8 weights, and no config says how they are quantized",
@@ -79,7 +85,7 @@ REFUSED: frozenset[Code] = frozenset(
     (
         *("label", "no-scale", "scale-shape", "no-input-scale", "no-role", "router", "no-matrix"),
         *("plain-layer", "fused-name", "mtp-format", "mtp-label", "kv-scale-alone", "kv-scale-shape", "missing"),
-        "arguments",
+        *("arguments", "ignore-pattern"),
     )
 )
 
@@ -92,6 +98,7 @@ SEVERITIES: tuple[Severity, ...] = ("garbled", "fails", "precision", "unknown")
 _SEVERITY: Mapping[Code, Severity] = {
     "plain-layer": "garbled",
     "fused-name": "garbled",
+    "ignore-pattern": "garbled",
     "no-scale": "garbled",
     "no-input-scale": "garbled",
     "status": "garbled",

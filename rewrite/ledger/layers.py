@@ -29,6 +29,8 @@ from rewrite.quantization.scheme import Scheme
 #: ``llama4.py``, ``gpt_oss.py``).
 _STACKED = ("step3p5", "step3p7", "step3_text", "llama4", "llama4_text", "gpt_oss")
 _EXPERTS = re.compile(r"(?:.*\.)?(?:experts|moe)(?:\.\w+)?")
+_WRAPPED = re.compile(r"base_model\.model\.|module\.|_orig_mod\.|_fsdp_wrapped_module\.")
+_UNWRAP = "save the model itself, not its wrapper"
 _DEQUANTIZE = "`rewrite convert IN OUT --profile dequantized` writes plain weights"
 _SPECULATIVE = "leave these layers out: only speculative decoding needs them, and it fails or garbles"
 _LABELS = ("label", "no-scale", "scale-shape", "no-input-scale", "no-role")
@@ -39,6 +41,7 @@ _REPAIRED = "`rewrite convert IN OUT` lists these layers in ignore"
 def layer_faults(model: Model) -> Iterator[Fault]:
     """Layers whose tensors are not those that their scheme asks for, and tensors that belong to no layer."""
     yield from _no_config(model)
+    yield from _wrapped(model)
     text = text_config(model.checkpoint.config.value)
     for kind in model.kinds:
         of_mtp = is_mtp(kind.names[0], text)
@@ -56,6 +59,16 @@ def _no_config(model: Model) -> Iterator[Fault]:
         yield Fault("no-config", quantized[0].names[0], found, "a quantization_config in config.json", _DEQUANTIZE)
 
 
+def _wrapped(model: Model) -> Iterator[Fault]:
+    """Names that PEFT, DDP, FSDP or torch.compile put before those of the model: no engine looks for these."""
+    names = [
+        name for form, all_names in model.checkpoint.alike.items() if _WRAPPED.match(form.pattern) for name in all_names
+    ]
+    if names:
+        wrapper = _WRAPPED.match(names[0])[0]  # type: ignore[index]
+        yield Fault("wrapped-name", names[0], wrapper, "the names of the model", _UNWRAP, len(names))
+
+
 def _of_kind(kind: Kind, model: Model) -> Iterator[Fault]:
     scheme, first, count = kind.first.scheme, kind.first, len(kind.names)
     if isinstance(model.dialect, Other):
@@ -71,6 +84,10 @@ def _of_kind(kind: Kind, model: Model) -> Iterator[Fault]:
     yield from _without_role(kind)
     if scheme is not None and scheme.format == "FP8" and not first.plain:
         yield from _by_another_name(kind, scheme, model)
+    if scheme is not None and scheme.activations == "none" and "input_global_scale" in kind.form.tensors:
+        # vLLM 0.32.0 raises, SGLang 0.5.23 leaves it out; of ModelOpt's input_scale both do
+        where = f"{first.name}.input_global_scale"
+        yield Fault("scale-name", where, "input_global_scale", f"no such scale of {scheme.text}", AGAIN, count)
     if not first.plain and is_router(kind.form.pattern):
         yield Fault(
             "router", kind.names[0], f"{first.weight.dtype} weights", "a router in the dtype of the model", AGAIN, count
@@ -114,16 +131,30 @@ def _by_another_name(kind: Kind, scheme: Scheme, model: Model) -> Iterator[Fault
 
 
 def plain_layers(model: Model) -> Iterator[str]:
-    """The layers that the config quantizes and that are stored plain."""
+    """The layers that the config quantizes, or engines by it, and that are stored plain."""
     for kind in model.kinds:
-        if kind.first.plain and kind.first.scheme is not None and _is_linear(kind, model):
-            yield from kind.names
+        if kind.first.plain and _is_linear(kind, model):
+            yield from kind.names if kind.first.scheme is not None else _by_fused_name(kind, model)
+
+
+def _by_fused_name(kind: Kind, model: Model) -> Iterator[str]:
+    """The layers of a kind that the config leaves alone, and not what engines fuse them to."""
+    if not isinstance(model.dialect, ModelOpt):
+        return
+    names = set(kind.names)
+    for group in (group for group in model.groups.whole if len(group.modules) > 1):
+        parts = [module.name for module in group.modules]
+        if not names.isdisjoint(parts) and not model.dialect.leaves_alone(group.name, parts):
+            yield from (part for part in parts if part in names)
 
 
 def _plain(kind: Kind, model: Model) -> Iterator[Fault]:
     """Plain weights of a layer that the config quantizes: engines make scales up, or cast the weights."""
     scheme = kind.first.scheme
-    if scheme is None or not _is_linear(kind, model):
+    if not _is_linear(kind, model):
+        return
+    if scheme is None:
+        yield from _matched_in_parts(kind, model)
         return
     expected = f"what the config says: {scheme.text}"
     found = f"{kind.first.weight.dtype} weights"
@@ -137,6 +168,13 @@ def _plain(kind: Kind, model: Model) -> Iterator[Fault]:
         code: Code = "fused-name" if fused is not None and _is_listed(fused, model) else "plain-layer"
         hint = _ALL_OR_NONE if fused is not None and _is_torn(fused, model) else _REPAIRED
         yield Fault(code, others[0], found, expected, hint, len(others))
+
+
+def _matched_in_parts(kind: Kind, model: Model) -> Iterator[Fault]:
+    names = list(_by_fused_name(kind, model))
+    if names and (fused := _fused_name(names[0], model)) and (scheme := model.dialect.scheme(fused)):
+        found, expected = f"no entry for {fused}", f"plain, not {scheme.text}"
+        yield Fault("ignore-pattern", names[0], found, expected, _REPAIRED, len(names))
 
 
 def _is_torn(fused: str, model: Model) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from rewrite.checkpoint.forms import Form
 from rewrite.ledger.fault import Fault
-from rewrite.ledger.names import LINEARS, is_mtp, is_vision
+from rewrite.ledger.names import LINEARS, is_mtp, is_vision, mtp_layers
 from rewrite.quantization.architectures import text_config
 from rewrite.quantization.model import Model
 
@@ -20,6 +20,7 @@ _LAYER = re.compile(r"((?:.*?\.)?layers)\.(\d{1,5})\.(.+)")
 _WEIGHTS = frozenset(("weight", "weight_packed"))
 _EMBEDDINGS = re.compile(r"(?:emb\w*|wte)$")
 _LAST_NORM = re.compile(r"(?!.*\blayers\.)(?:.*\.)?(?:\w*norm\w*|ln_f)")
+_COUNT = "set num_hidden_layers in config.json, or leave these tensors out"
 _AGAIN = "download it, or export the model, again"
 _FEW = 2  # layers of another kind differ by more
 
@@ -36,6 +37,10 @@ def missing_faults(model: Model) -> Iterator[Fault]:
         if lost := [number for number in range(count) if number not in stack]:
             expected = f"{count} layers, as config.json says"
             yield Fault("missing", f"{prefix}.{lost[0]}", "no tensor of it", expected, _AGAIN, len(lost))
+        if more := sorted(number for number in stack if number >= count and not mtp_layers(text)):
+            yield Fault(
+                "uncounted", f"{prefix}.{more[0]}", "", f"{count} layers, as config.json says", _COUNT, len(more)
+            )
         yield from _torn(prefix, {number: held for number, held in stack.items() if number < count})
     untied = (text if "tie_word_embeddings" in text else config).get("tie_word_embeddings") is False
     if stack and _has_head(config.get("architectures")):

@@ -128,14 +128,21 @@ def misread(model: Model, lookups: Sequence[Lookup] = LOOKUPS) -> dict[Lookup, O
 
 
 def plain_by_name(model: Model) -> frozenset[Lookup]:
-    """The ways by which every plain layer that the config quantizes stands in ``ignore``, under an engine's name."""
+    """The ways by which every plain layer that the config quantizes stands in ``ignore``, under an engine's name, or by
+    ModelOpt's entries as engines read these: vLLM as a part of a name, SGLang as one of the words between the dots
+    (0.32.0 and 0.5.23, ``is_layer_excluded``)."""
     dialect, plain = model.dialect, list(plain_layers(model))
-    if not plain or not isinstance(dialect, CompressedTensors):
+    if not plain or not isinstance(dialect, CompressedTensors | ModelOpt):
         return frozenset()
+
+    fused_names = {module.name: group.name for group in model.groups.whole for module in group.modules}
 
     def finds(way: Lookup, name: str) -> bool:
         served = way.served_name(name)
-        return dialect.ignores(name, served) or dialect.ignores(served, served)
+        if isinstance(dialect, CompressedTensors):
+            return dialect.ignores(name, served) or dialect.ignores(served, served)
+        fused = fused_names.get(name, name)
+        return any(each in (fused.split(".") if way is SGLANG else fused) for each in dialect.ignored)
 
     return frozenset(way for way in LOOKUPS if all(finds(way, name) for name in plain))
 

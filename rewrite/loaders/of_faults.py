@@ -35,7 +35,8 @@ def is_beside(fault: Fault) -> bool:
 
 
 def plain_weights_are_cast(fault: Fault) -> Outcome | None:
-    """vLLM 0.32.0 was run: it casts BF16 weights to FP8 without a word, and takes scales that nothing has set."""
+    """vLLM 0.32.0 was run, with the code ignore-pattern SGLang 0.5.23, too: it casts BF16 weights to FP8 without a
+    word, and takes scales that nothing has set."""
     if "float8" not in fault.expected and "FP8" not in fault.expected:
         return None
     return Outcome("garbled", f"casts the plain weights of {fault.where} to FP8", (), SENTINEL)
@@ -72,6 +73,17 @@ def fp8_is_no_nvfp4(fault: Fault) -> Outcome | None:
 def stacked_experts_are_refused(fault: Fault) -> Outcome | None:
     """vLLM 0.32.0 was run: IndexError in ``routed_experts.py``."""
     return Outcome("fails to load", f"cannot split {fault.tensor}") if "experts" in fault.found else None
+
+
+def no_such_layer(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run with a Llama: ValueError, no module ``layers.1``, or ``base_model``. SGLang 0.5.23 leaves
+    such tensors out."""
+    return Outcome("fails to load", f"has no place for {fault.where}")
+
+
+def nothing_is_loaded(_fault: Fault) -> Outcome | None:
+    """SGLang 0.5.23 was run with a Llama: it leaves all tensors out, and raises nothing."""
+    return Outcome("garbled", "loads no tensor of such a name", (), SENTINEL)
 
 
 def no_such_parameter(fault: Fault) -> Outcome | None:

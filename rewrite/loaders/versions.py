@@ -62,9 +62,11 @@ from rewrite.loaders.of_faults import (
     is_beside,
     key_is_needed,
     nan_is_refused,
+    no_such_layer,
     no_such_parameter,
     not_known,
     nothing_fills_it,
+    nothing_is_loaded,
     plain_weights_are_cast,
     router_has_no_scale,
     stacked_experts_are_refused,
@@ -206,6 +208,8 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
 #: What comes of faults of a checkpoint. The versions that were run: vLLM 0.32.0, SGLang 0.5.23, transformers 5.17.0.
 OF_FAULTS: tuple[Fact[Code, OfFault], ...] = (
     Fact("vLLM", "0.27.0", None, "plain-layer", plain_weights_are_cast, "issue #40252"),
+    Fact("vLLM", "0.27.0", None, "ignore-pattern", plain_weights_are_cast, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, "ignore-pattern", plain_weights_are_cast, "run: 0.5.23"),
     Fact("vLLM", "0.27.0", None, "router", router_has_no_scale, "llm-compressor issue #2714"),
     Fact("vLLM", "0.27.0", None, "scale-value", nan_is_refused, "ModelOpt issue #1633"),
     Fact("vLLM", "0.27.0", None, "no-input-scale", unset_scale_is_taken, "issue #45212"),
@@ -220,6 +224,9 @@ OF_FAULTS: tuple[Fact[Code, OfFault], ...] = (
     Fact("SGLang", "0.5.23", None, "arguments", config_is_not_read, "run: 0.5.23"),
     Fact("transformers", "5.23.0", None, "arguments", config_is_not_read, "run: 5.24.0"),
     Fact("vLLM", "0.27.0", None, "missing", nothing_fills_it, "run: 0.32.0"),
+    Fact("vLLM", "0.27.0", None, "uncounted", no_such_layer, "run: 0.32.0"),
+    Fact("vLLM", "0.27.0", None, "wrapped-name", no_such_layer, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, "wrapped-name", nothing_is_loaded, "run: 0.5.23"),
     Fact("SGLang", "0.5.23", None, "missing", nothing_fills_it, "run: 0.5.23"),
     Fact("transformers", "5.17.0", None, "status", codes_are_served, "issue #47145"),
 )

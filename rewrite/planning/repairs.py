@@ -11,11 +11,12 @@ from rewrite.ledger.layers import plain_layers
 from rewrite.ledger.ledger import header_faults
 from rewrite.planning.profiles.base import Changes
 from rewrite.quantization.dialects.base import Dialect
+from rewrite.quantization.dialects.modelopt import ModelOpt
 from rewrite.quantization.model import Model
 from rewrite.quantization.scheme import Dequantized
 
 #: The faults that an edit of config.json mends: layers that are left alone, and a status.
-OF_PLAIN_LAYERS: frozenset[Code] = frozenset({"plain-layer", "fused-name", "mtp-format"})
+OF_PLAIN_LAYERS: frozenset[Code] = frozenset({"plain-layer", "fused-name", "ignore-pattern", "mtp-format"})
 _MANY = 64
 _NUMBER = re.compile(r"(?<=\.)[0-9]+(?=\.)")
 _ESCAPED_NUMBER = re.compile(r"(?<=\\\.)[0-9]+(?=\\\.)")
@@ -31,7 +32,8 @@ def with_mended_config(model: Model, changes: Changes) -> Changes:
         return changes
     dialect, schemes = changes.dialect or model.dialect, dict(changes.schemes)
     torn = _torn(model, changes)
-    plain = tuple(n for n in plain_layers(model) if n not in torn and dialect.scheme(n) is not None)
+    by_engines = "ignore-pattern" in found and isinstance(dialect, ModelOpt)
+    plain = tuple(n for n in plain_layers(model) if n not in torn and (by_engines or dialect.scheme(n) is not None))
     if plain:
         dialect = _leaving_alone(plain, dialect, model)
         schemes |= dict.fromkeys(plain)

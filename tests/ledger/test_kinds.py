@@ -105,6 +105,69 @@ def test_plain_layers_that_ignore_has_by_the_name_of_an_engine(tmp_path: Path) -
     assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {"not known"}
 
 
+@pytest.mark.parametrize("entries", [["*in_proj_a", "*in_proj_b"], ["*in_proj_[ab]"], ["*in_proj_ba", "*in_proj_[ab]"]])
+@pytest.mark.parametrize("profile", ["exact", "portable"])
+def test_globs_that_match_the_parts_of_a_fused_layer(entries: list[str], profile: str, tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run with the first: both cast the layer. Globs are for the fused name only."""
+    folder = changed("modelopt-qwen3_5-vl", tmp_path, same)
+    edited(folder, ignore=["lm_head", "model.visual*", *entries])
+    (folder / "hf_quant_config.json").unlink(missing_ok=True)
+    known = len(entries) == 2 and "ba" in entries[0]
+    assert codes(folder) == ([] if known else ["ignore-pattern"])
+    kind = "loses precision" if known else "garbled"
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {kind}
+    out = repaired(folder, tmp_path / "out", profile=profile, selection="all")
+    assert codes(out) == []
+    assert outcome(out, "vLLM").kind == "exact"
+
+
+@pytest.mark.parametrize(("entries", "kind"), [(["in_proj_a", "in_proj_b"], "not known"), (["in_proj_a."], "garbled")])
+def test_words_that_engines_find_in_names(entries: list[str], kind: str, tmp_path: Path) -> None:
+    """No glob, so ModelOpt means a layer of this name. vLLM 0.32.0 was run with the first: it looks for the word in
+    in_proj_ba, and finds it."""
+    folder = changed("modelopt-qwen3_5-vl", tmp_path, same)
+    edited(folder, ignore=["lm_head", "model.visual*", *entries])
+    (folder / "hf_quant_config.json").unlink(missing_ok=True)
+    assert codes(folder) == ["plain-layer"]
+    assert outcome(folder, "vLLM").kind == kind
+
+
+def test_layers_that_the_config_does_not_count(tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: the first has no module of such a name, the second leaves it out."""
+    folder = changed(LLAMA, tmp_path, same)
+    edit_json(folder / "config.json", num_hidden_layers=1)
+    assert codes(folder) == ["uncounted"]
+    assert outcome(folder, "vLLM").kind == "fails to load"
+    assert outcome(folder, "SGLang").kind == "not known"
+    edit_json(folder / "config.json", num_nextn_predict_layers=1)  # it is one for multi-token prediction
+    assert "uncounted" not in codes(folder)
+
+
+@pytest.mark.parametrize("wrapper", ["base_model.model.", "module.", "_orig_mod.", "_fsdp_wrapped_module."])
+def test_names_of_a_wrapper(wrapper: str, tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run with the first: one raises, the other loads nothing, without a word."""
+
+    def change(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensors[wrapper + name] = tensors.pop(name)
+
+    folder = changed(LLAMA, tmp_path, change)
+    assert "wrapped-name" in codes(folder)
+    assert outcome(folder, "vLLM").kind == "fails to load"
+    assert outcome(folder, "SGLang").kind == "garbled"
+
+
+def test_a_global_scale_of_inputs_that_are_not_quantized(tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: the first has no place for it, the second takes it out."""
+    folder = changed("llmcompressor-qwen3_5-nvfp4", tmp_path, same)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    groups = {name: {**group, "input_activations": None} for name, group in config["config_groups"].items()}
+    edited(folder, config_groups=groups)
+    assert codes(folder) == ["scale-name"]
+    assert outcome(folder, "vLLM").kind == "fails to load"
+    assert outcome(folder, "SGLang").kind == "not known"
+
+
 @pytest.mark.parametrize("dtype", ["F8_E4M3FNUZ", "F8_E5M2", "F8_E5M2FNUZ"])
 def test_other_formats_of_eight_bits(dtype: str, tmp_path: Path) -> None:
     """vLLM 0.32.0 and SGLang 0.5.23 were run with the first: they read it as E4M3, and garble."""

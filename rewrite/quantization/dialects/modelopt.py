@@ -7,6 +7,7 @@ no word for channel scales with static activations: such checkpoints are restate
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any, NoReturn
 
 from rewrite.errors import Unsupported
@@ -36,11 +37,17 @@ class ModelOpt(Dialect):
         self.value = value
         self._key = "ignore" if "ignore" in value or "exclude_modules" not in value else "exclude_modules"
         self._ignore = strings(value.get(self._key) or [], f"{_WHERE}.{self._key}")
-        self._ignored = frozenset(self._ignore)  # lists of 10,000 names are real
+        self.ignored = frozenset(self._ignore)  # lists of 10,000 names are real
         self._globs = compile_globs([name for name in self._ignore if is_glob(name)], f"{_WHERE}.{self._key}")
 
     def scheme(self, module: str) -> Scheme | None:
-        return None if module in self._ignored or self._globs.match(module) else PER_TENSOR
+        return None if module in self.ignored or self._globs.match(module) else PER_TENSOR
+
+    def leaves_alone(self, fused: str, parts: Collection[str]) -> bool:
+        """vLLM 0.32.0 and SGLang 0.5.23 (``is_layer_skipped``, ``is_layer_excluded``): names are looked up for the
+        parts, globs for the fused name only. They cast plain ``in_proj_a``, ``in_proj_b`` that ``*in_proj_a`` and
+        ``*in_proj_b`` leave alone: both were run."""
+        return self.ignored.issuperset(parts) or ModelOpt.scheme(self, fused) is None
 
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
         ignore = [as_target(pattern, layers.fp8, f"{_WHERE}.ignore") for pattern in self._ignore]

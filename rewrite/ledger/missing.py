@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from rewrite.checkpoint.forms import Form
 from rewrite.ledger.fault import Fault
@@ -20,6 +21,8 @@ _LAYER = re.compile(r"((?:.*?\.)?layers)\.(\d{1,5})\.(.+)")
 _WEIGHTS = frozenset(("weight", "weight_packed"))
 _EMBEDDINGS = re.compile(r"(?:emb\w*|wte)$")
 _LAST_NORM = re.compile(r"(?!.*\blayers\.)(?:.*\.)?(?:\w*norm\w*|ln_f)")
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_FIT = "set the number of experts in config.json, or leave these tensors out"
 _COUNT = "set num_hidden_layers in config.json, or leave these tensors out"
 _AGAIN = "download it, or export the model, again"
 _FEW = 2  # layers of another kind differ by more
@@ -37,11 +40,13 @@ def missing_faults(model: Model) -> Iterator[Fault]:
         if lost := [number for number in range(count) if number not in stack]:
             expected = f"{count} layers, as config.json says"
             yield Fault("missing", f"{prefix}.{lost[0]}", "no tensor of it", expected, _AGAIN, len(lost))
-        if more := sorted(number for number in stack if number >= count and not mtp_layers(text)):
+        counted = max(count, len(str(text.get("hybrid_override_pattern", ""))))  # of Nemotron-H, a letter for a layer
+        if more := sorted(number for number in stack if number >= counted and not mtp_layers(text)):
             yield Fault(
                 "uncounted", f"{prefix}.{more[0]}", "", f"{count} layers, as config.json says", _COUNT, len(more)
             )
         yield from _torn(prefix, {number: held for number, held in stack.items() if number < count})
+    yield from _experts(model, text)
     untied = (text if "tie_word_embeddings" in text else config).get("tie_word_embeddings") is False
     if stack and _has_head(config.get("architectures")):
         has_norms = any("norm" in name for held in stack.values() for name in held)  # OLMo has none anywhere
@@ -67,6 +72,25 @@ def _of_model(form: Form) -> set[str]:
     if _WEIGHTS.intersection(form.tensors):
         return {"weight", *(kind for kind in form.tensors if kind.endswith("bias"))}
     return set() if form.pattern.endswith("weight") else {kind for kind in form.tensors if "scale" not in kind}
+
+
+def _experts(model: Model, text: Mapping[str, Any]) -> Iterator[Fault]:
+    """Experts that are stored one by one, against the number that the config states; each part of them."""
+    count = next((value for key in _EXPERTS if type(value := text.get(key)) is int and value > 0), None)
+    held: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for form, names in model.checkpoint.alike.items() if count is not None else ():
+        for name in names if ".experts." in form.pattern and _WEIGHTS.intersection(form.tensors) else ():
+            layer, _, rest = name.rpartition(".experts.")
+            number, _, part = rest.partition(".")
+            if number.isdecimal():
+                held[layer, part].add(int(number))
+    for (layer, part), numbers in held.items():
+        expected = f"{count} experts, as config.json says"
+        if lost := [number for number in range(count or 0) if number not in numbers]:
+            yield Fault("missing", f"{layer}.experts.{lost[0]}.{part}", "no such tensor", expected, _AGAIN, len(lost))
+        if more := [number for number in numbers if number >= (count or 0)]:
+            where = f"{layer}.experts.{min(more)}.{part}"
+            yield Fault("uncounted", where, "", expected, _FIT, len(more))
 
 
 def _torn(prefix: str, stack: Stack) -> Iterator[Fault]:

@@ -13,6 +13,12 @@ Obstacle = Callable[[CheckpointView], Outcome | None]
 _NOT_SCALED = ("none", "block", "nvfp4", "other")  # layouts without a scale for a module, a partition or a row
 
 
+def key_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
+    if checkpoint.not_run_with is None:
+        return None
+    return Outcome("not known", f"no engine was run with {checkpoint.not_run_with}")
+
+
 def minicpmv_vision_is_cast(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang before 0.5.23 calls MiniCPM-V's vision tower ``vpm`` and its merger ``resampler``: the names in ``ignore``
     miss them, their BF16 layers get FP8 parameters, and loading those raises ("Downcasting not allowed")."""

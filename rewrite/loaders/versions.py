@@ -39,6 +39,7 @@ from rewrite.loaders.obstacles import (
     cache_scales_of_qwen3_next,
     experts_lose_their_scale,
     ignore_must_survive_renaming,
+    key_was_not_run,
     latent_scales_are_joined,
     method_is_not_stated,
     minicpmv_vision_is_cast,
@@ -183,6 +184,9 @@ _CT_020 = "run with compressed-tensors 0.20.0"
 
 #: What ends a load, whatever the groups are, where the function has an outcome for the checkpoint.
 OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
+    Fact("vLLM", "0.17.0", None, _IN_CT, key_was_not_run, "0.32.0 compressed_tensors/transform"),
+    Fact("SGLang", "0.5.9", None, _IN_CT, key_was_not_run, "read in 0.5.23"),
+    Fact("transformers", "5.17.0", None, _IN_CT, key_was_not_run, "not run"),
     Fact("vLLM", "0.17.0", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
     Fact("SGLang", "0.5.23", None, Checkpoints(forms=_QUARK), quark_was_not_run, "quark.py"),
     Fact("vLLM", "0.17.0", None, _EVERY, method_is_not_stated, "model_arch_config_convertor.py"),

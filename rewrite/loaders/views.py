@@ -103,6 +103,9 @@ class CheckpointView:
     faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
     method_is_stated: bool = True  # False: the quantization part of config.json has no ``quant_method``
     group_scales: bool = False  # whether the config gives any module a format with scales for groups of a row only
+    not_run_with: str | None = (
+        None  # a key of the config that changes what weights mean, and that no engine was run with
+    )
     by_source: Sources | None = None  # what the releases that were read say of its family
 
 
@@ -165,8 +168,18 @@ def view_model(
         faults=wrong,
         method_is_stated=_method_is_stated(model.checkpoint.config.value),
         group_scales=any((s := kind.first.scheme) is not None and s.format in _GROUPED for kind in model.kinds),
+        not_run_with=_not_run_with(model.dialect.value),
         by_source=Sources(model),
     )
+
+
+def _not_run_with(stated: Mapping[str, Any]) -> str | None:
+    """Rotations that engines compute (vLLM 0.32.0 does, SGLang 0.5.23 does not read the key), and sparse storage."""
+    if stated.get("transform_config"):
+        return "transform_config"
+    sparsity = stated.get("sparsity_config")
+    is_sparse = isinstance(sparsity, Mapping) and sparsity.get("format", "dense") != "dense"
+    return "sparsity_config" if is_sparse else None
 
 
 def _faults_after(

@@ -139,8 +139,36 @@ def test_layers_that_the_config_does_not_count(tmp_path: Path) -> None:
     assert codes(folder) == ["uncounted"]
     assert outcome(folder, "vLLM").kind == "fails to load"
     assert outcome(folder, "SGLang").kind == "not known"
-    edit_json(folder / "config.json", num_nextn_predict_layers=1)  # it is one for multi-token prediction
+    edit_json(folder / "config.json", hybrid_override_pattern="M*")  # of Nemotron-H
     assert "uncounted" not in codes(folder)
+    edit_json(
+        folder / "config.json", hybrid_override_pattern=None, num_nextn_predict_layers=1
+    )  # it is one for multi-token prediction
+    assert "uncounted" not in codes(folder)
+
+
+@pytest.mark.parametrize(
+    ("stated", "code", "vllm"), [(4, None, "loses precision"), (3, "uncounted", "not known"), (5, "missing", "garbled")]
+)
+def test_experts_are_counted(stated: int, code: str | None, vllm: str, tmp_path: Path) -> None:
+    folder = changed(MOE, tmp_path, same)
+    edit_json(folder / "config.json", num_experts=stated)
+    assert set(codes(folder)) == ({code} if code else set())
+    assert outcome(folder, "vLLM").kind == vllm
+
+
+@pytest.mark.parametrize("part", ["", "down_proj."])
+def test_an_expert_that_is_not_stored(part: str, tmp_path: Path) -> None:
+    """Seen: "loses precision", of three experts of four."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [name for name in tensors if f"layers.1.mlp.experts.2.{part}" in name]:
+            del tensors[name]
+
+    folder = changed(MOE, tmp_path, change)
+    assert set(codes(folder)) == {"missing"}
+    with pytest.raises(Refused):
+        rewrite.convert(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("wrapper", ["base_model.model.", "module.", "_orig_mod.", "_fsdp_wrapped_module."])

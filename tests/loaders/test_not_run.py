@@ -96,3 +96,22 @@ def test_every_fact_of_a_whole_family_is_no_promise() -> None:
     assert {outcome.kind for outcome in at_once} == {"fails to load"}
     for fact in RUNS:
         assert isinstance(fact.applies, Checkpoints) and fact.applies.families and fact.applies.forms, fact
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "known"),
+    [
+        ("transform_config", {"config_groups": {"u": {"type": "hadamard", "apply": []}}}, False),
+        ("transform_config", {}, True),
+        ("sparsity_config", {"format": "sparse-24-bitmask"}, False),
+        ("sparsity_config", {"format": "dense", "sparsity_structure": "2:4"}, True),
+        ("sparsity_config", {}, True),
+    ],
+)
+def test_keys_that_no_engine_was_run_with(key: str, value: object, known: bool, tmp_path: Path) -> None:
+    """Rotations that engines compute: vLLM 0.32.0 reads them, SGLang 0.5.23 does not."""
+    shutil.copytree(FIXTURES / "llmcompressor-llama", tmp_path / "in")
+    config = json.loads((tmp_path / "in" / "config.json").read_text())
+    edit_json(tmp_path / "in" / "config.json", quantization_config={**config["quantization_config"], key: value})
+    rows = rewrite.inspect_checkpoint(tmp_path / "in", selection="all").rows
+    assert {row.as_is.kind == "not known" for row in rows if row.engine.name != "transformers"} == {not known}

@@ -41,6 +41,7 @@ class Expected:
     required: Mapping[str, frozenset[Form]] = field(default_factory=dict)  # what a conversion must have changed
     plain: frozenset[str] = frozenset()  # the layers that are stored plain in IN
     mended: frozenset[str] = frozenset()  # the faults of the config that OUT's manifest says are mended
+    profiles: tuple[str, ...] = ()  # all that there are
 
     def allows(self, old: TensorInfo, new: TensorInfo | None) -> bool:
         """Whether ``old`` may have become ``new``."""
@@ -105,6 +106,7 @@ def expect(source: Checkpoint, out: Checkpoint, promises: Mapping[str, Promise])
         required,
         _plain_layers(source) if (mended := mended_of(out)) else frozenset(),
         mended,
+        tuple(promises),
     )
 
 

@@ -89,6 +89,9 @@ class _Record:
                 yield f"files: {name}: {each['size']} bytes, not {there.size}"
             if copied and (name not in self._source.files or self._source.files[name].size != each["size"]):
                 yield f"files: {name}: is said to be a copy, and is none"
+        for key, known in (("profile", self._expected.profiles), ("selection", ("all", "qkvz"))):
+            if value[key] not in known:
+                yield f"{key}: none of rewrite's"
         yield from self._global_scales(value.get("global_scales", []), value.get("costs", {}))
 
     def _wrong(self, value: Mapping[str, Any]) -> str | None:

@@ -366,6 +366,8 @@ def test_what_a_conversion_costs_is_in_the_manifest_and_said(tmp_path: Path) -> 
         ("files", [], "files: other names than those of OUT"),
         ("global_scales", [{"name": "a"}], "global_scales: names 1 layers, not the 0"),
         ("files", 3, "not a manifest of rewrite"),
+        ("profile", "exactly", "profile: none of rewrite's"),
+        ("selection", "some", "selection: none of rewrite's"),
     ],
 )
 def test_what_the_manifest_leaves_out_or_makes_up(

@@ -244,6 +244,28 @@ def test_the_order_of_groups_by_which_engines_look_layers_up(tmp_path: Path) -> 
     check_plan(after, after, {})  # what they misread already is no fault of the plan
 
 
+@pytest.mark.parametrize(
+    ("was", "now"), [({}, {"strategy": "tensor"}), ({"strategy": "tensor"}, {"strategy": "channel"})]
+)
+def test_a_group_that_has_the_fused_name_alone(was: dict[str, str], now: dict[str, str], tmp_path: Path) -> None:
+    """It had the scheme of its parts and loses their activations; or their layout only, and loses that."""
+
+    def stated(weights: dict[str, str], folder: Path) -> Model:
+        folder.mkdir()
+        value = json.loads((changed(LLAMA, folder, same) / "config.json").read_text())["quantization_config"]
+        first = value["config_groups"]["group_0"]
+        inputs = {**first["input_activations"], "dynamic": True}
+        group = {**first, "weights": {**first["weights"], **weights}, "input_activations": inputs}
+        more = {"group_1": {**group, "targets": ["re:.*qkv_proj$"]}} if weights else {}
+        return open_model(edited(folder / "changed", config_groups={**value["config_groups"], **more}))
+
+    before, after = stated(was, tmp_path / "before"), stated(now, tmp_path / "after")
+    check_plan(before, before, {})
+    with pytest.raises(Unsupported, match="change how a module is read") as caught:
+        check_plan(before, after, {})
+    assert str(caught.value.where).endswith("qkv_proj")
+
+
 def test_a_table_in_fp8_that_the_config_leaves_alone(tmp_path: Path) -> None:
     """Embeddings: no engine looks their scheme up, and a plan that leaves them as they are is right."""
 

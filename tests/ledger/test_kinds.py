@@ -119,6 +119,21 @@ def test_a_plain_layer_by_a_name_that_no_family_has(stored: list[str], found: li
 
 
 @pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        ("model.layers.0.mlp.gate", []),
+        ("model.visual.blocks.0.attn.q_proj", []),
+        ("model.layers.0.odd_head", []),
+        ("mtp.odd", ["mtp-format"]),
+    ],
+)
+def test_a_plain_layer_that_the_config_does_not_name(module: str, found: list[str], tmp_path: Path) -> None:
+    """Routers, vision towers and heads are never sure to be quantized; what predicts tokens is, whatever its name."""
+    folder = changed(LLAMA, tmp_path, lambda t: t.update({f"{module}.weight": ("BF16", (64, 64), bytes(64 * 64 * 2))}))
+    assert codes(folder) == found
+
+
+@pytest.mark.parametrize(
     ("parts", "fused"),
     [(("q_proj", "k_proj", "v_proj"), "self_attn.qkv_proj"), (("gate_proj", "up_proj"), "mlp.gate_up_proj")],
 )
@@ -431,6 +446,24 @@ def test_a_cache_with_scales_of_some_layers(tmp_path: Path) -> None:
     folder = changed(KV, tmp_path, change)
     (fault,) = rewrite.inspect_checkpoint(folder).findings
     assert (fault.code, fault.where) == ("kv-no-scale", "model.layers.1.self_attn")
+
+
+def test_a_cache_of_layers_that_are_stored_fused(tmp_path: Path) -> None:
+    """Phi-3: one of its layers has no scales."""
+
+    def change(tensors: Tensors) -> None:
+        for kind in ("k", "v"):
+            tensors[f"model.layers.0.self_attn.{kind}_scale"] = ("F32", (), struct.pack("<f", 0.01))
+
+    folder = changed("llmcompressor-phi3", tmp_path, change)
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert (fault.code, fault.where) == ("kv-no-scale", "model.layers.1.self_attn")
+
+
+def test_a_parameter_that_is_called_scale(tmp_path: Path) -> None:
+    """It belongs to a model; DeepSeek-V4's scales of this name stand beside a weight."""
+    scale = ("F32", (), struct.pack("<f", 3.0))
+    assert codes(changed(LLAMA, tmp_path, lambda t: t.update({"model.layers.0.odd.scale": scale}))) == []
 
 
 def test_two_scales_of_one_weight(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from tests.zoo.rebuild import rebuild
 
 LLAMA, MOE = "llmcompressor-llama", "llmcompressor-qwen3_5-moe"
 NEXT, FP4, KV = "llmcompressor-qwen3_next", "modelopt-qwen3_5-moe-nvfp4", "modelopt-llama"
+VL = "llmcompressor-qwen3_5-vl"
 
 
 def edited(folder: Path, **changes: Any) -> Path:
@@ -158,7 +159,7 @@ def test_a_router_in_fp8(tmp_path: Path) -> None:
 
     folder = changed(MOE, tmp_path, change)
     ignore = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
-    edited(folder, ignore=[entry for entry in ignore if entry != "model.layers.0.mlp.gate"])
+    edited(folder, ignore=[entry for entry in ignore if not entry.endswith("mlp.gate")])
     assert codes(folder) == ["router"]
     assert outcome(folder, "vLLM").kind == "fails to load"
     with pytest.raises(Refused, match="quantized router"):
@@ -608,6 +609,17 @@ def test_a_part_of_the_model_is_not_stored(parts: list[str], where: str, tmp_pat
     assert outcome(folder, "vLLM").kind == outcome(folder, "SGLang").kind == "garbled"
     with pytest.raises(Refused, match="not stored"):
         rewrite.convert(folder, tmp_path / "out", profile="dequantized")
+
+
+def test_the_language_model_is_where_most_layers_are(tmp_path: Path) -> None:
+    """What else is called layers may have fewer; families with a tower say ForConditionalGeneration."""
+
+    def change(tensors: Tensors) -> None:
+        without("language_model.norm", "language_model.layers.1.")(tensors)
+        tensors["a.layers.0.odd.weight"] = ("BF16", (4, 4), bytes(32))
+
+    found = rewrite.inspect_checkpoint(changed(VL, tmp_path, change)).findings
+    assert {fault.where for fault in found} == {"model.language_model.layers.1", "model.language_model.norm"}
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("q_proj.bias", (128,)), ("sinks", (4,)), ("A_log", (4,))])

@@ -20,7 +20,8 @@ from rewrite.ledger.config import contradiction
 from rewrite.ledger.formats import FORMATS, Format, Scale
 from rewrite.ledger.ledger import faults
 from rewrite.quantization.model import interpret
-from tests.support import FIXTURES, raw_tensors, write_shard
+from rewrite.quantization.scheme import ScaleLayout, Scheme
+from tests.support import FIXTURES, edit_json, raw_tensors, write_shard
 from tests.zoo.rebuild import rebuild
 
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -205,6 +206,44 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         assert codes(changed(name, folder, change)) == found
 
 
+@pytest.mark.parametrize(("layers", "found"), [(4, []), (5, ["scale-size"])])
+def test_a_few_neighbors_do_not_say_what_is_usual(layers: int, found: list[str], tmp_path: Path) -> None:
+    module = "model.layers.{}.self_attn.o_proj"
+
+    def change(t: Tensors) -> None:
+        for name in [name for name in t if ".layers.1." in name]:
+            t.update({name.replace(".1.", f".{layer}."): t[name] for layer in range(2, layers)})
+        t[f"{module.format(1)}.weight_scale"] = ("F32", (1,), struct.pack("<f", 30))
+
+    folder = changed("llmcompressor-llama", tmp_path, change)
+    edit_json(folder / "config.json", num_hidden_layers=layers)
+    assert codes(folder) == found
+
+
+_BLOCK = (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("layout", "block", "fitting"),
+    [
+        ("tensor", None, {(), (1,)}),
+        ("channel", None, {(256, 1)}),
+        ("rows", None, {(256,)}),
+        ("block", _BLOCK, {(2, 4), (256, 1)}),
+        ("block", None, {(2, 4), (4, 2), (256, 1), (1, 1), (256, 4)}),
+        (None, None, {(), (1,), (256,), (256, 1), (2, 4), (4, 2), (1, 1), (2,), (256, 4)}),
+    ],
+)
+def test_which_scales_fit_an_fp8_weight(
+    layout: ScaleLayout | None, block: tuple[int, int] | None, fitting: set[tuple[int, ...]]
+) -> None:
+    """Of 256 rows and 500 columns."""
+    shapes: list[tuple[int, ...]] = [(), (1,), (256,), (256, 1), (2, 4), (4, 2), (1, 1), (2,), (256, 4)]
+    scheme = Scheme("FP8", layout, "static", "", block=block)
+    (scale,) = [scale for scale in FORMATS["FP8"][0].scales if scale.role == "weight"]
+    assert {shape for shape in shapes if scale.fits(shape, (256, 500), scheme)} == fitting
+
+
 @pytest.mark.parametrize("padded", [0, 3, 511])
 @pytest.mark.parametrize("zero", [0, 3, 511])
 def test_blocks_of_zeros_may_have_a_scale_of_zero(zero: int, padded: int, tmp_path: Path) -> None:
@@ -325,5 +364,5 @@ def test_every_code_is_in_the_json_of_inspect(tmp_path: Path) -> None:
     name, module, _ = format_of("FP8", tmp_path)
     found = rewrite.inspect_checkpoint(changed(name, tmp_path, lambda t: t.__delitem__(f"{module}.weight_scale")))
     (fault,) = json.loads(json.dumps(found.to_json()))["findings"]
-    assert (fault["code"], fault["count"]) == ("no-scale", 1)
+    assert (fault["code"], fault["severity"], fault["count"]) == ("no-scale", "garbled", 1)
     assert fault["where"] == module and fault["expected"] and fault["next"]

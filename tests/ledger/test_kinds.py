@@ -147,6 +147,21 @@ def test_ignore_has_the_fused_name_only(parts: tuple[str, ...], fused: str, tmp_
     assert codes(repaired(folder, tmp_path / "out")) == []
 
 
+def test_a_format_that_is_not_read(tmp_path: Path) -> None:
+    """Three bits: of other weights nobody knows whether they are right; of FP8 it is sure that they are not."""
+
+    def change(tensors: Tensors) -> None:
+        _, shape, raw = tensors["model.layers.0.self_attn.o_proj.weight"]
+        tensors["model.layers.0.self_attn.o_proj.weight"] = ("I8", shape, raw)
+
+    folder = changed(LLAMA, tmp_path, change)
+    group = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    weights = {**group["weights"], "num_bits": 3, "type": "int"}
+    edited(folder, config_groups={"group_0": {**group, "weights": weights}})
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert (fault.code, fault.count) == ("label", 13)
+
+
 def test_a_router_in_fp8(tmp_path: Path) -> None:
     """llm-compressor issue #2714: vLLM has no place for its scales. dequantized repairs it, the others refuse."""
 
@@ -249,14 +264,16 @@ def test_scales_of_a_cache_are_one_number(tmp_path: Path) -> None:
     assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
 
 
-def test_a_cache_that_is_stated_and_has_no_scales(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated", [{}, {"kv_cache_scheme": None, "kv_cache_quant_algo": "FP8"}])
+def test_a_cache_that_is_stated_and_has_no_scales(stated: dict[str, Any], tmp_path: Path) -> None:
     """Engines take 1.0: NemoClaw issue #7899."""
 
     def change(tensors: Tensors) -> None:
         for name in [name for name in tensors if name.endswith((".k_scale", ".v_scale"))]:
             del tensors[name]
 
-    folder = changed(KV, tmp_path, change)
+    folder = edited(changed(KV, tmp_path, change), **stated)
+    (folder / "hf_quant_config.json").unlink()
     (fault,) = rewrite.inspect_checkpoint(folder).findings
     assert fault.code == "kv-no-scale" and "--kv-scales drop" in fault.next
     assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
@@ -276,13 +293,15 @@ def test_mtp_layers_that_are_plain(tmp_path: Path) -> None:
     assert codes(repaired(folder, tmp_path / "out")) == []
 
 
-def test_mtp_layers_that_are_promised(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "notes"), [(same, ["mtp-missing"]), (mtp, [])])
+def test_mtp_layers_that_are_promised(change: Callable[[Tensors], None], notes: list[str], tmp_path: Path) -> None:
     """A note: only speculative decoding needs them."""
-    folder = changed(FP4, tmp_path, same)
+    folder = changed(FP4, tmp_path, change)
     text = json.loads((folder / "config.json").read_text())["text_config"]
     edit_json(folder / "config.json", text_config={**text, "mtp_num_hidden_layers": 1})
     found = rewrite.inspect_checkpoint(folder)
-    assert found.findings == () and [note.code for note in found.notes] == ["mtp-missing"]
+    assert [note.code for note in found.notes] == notes
+    assert [fault.code for fault in found.findings] == ([] if notes else ["mtp-format"])
 
 
 @pytest.mark.parametrize(
@@ -650,7 +669,8 @@ def test_a_head_by_another_name_is_not_missing(name: str, tmp_path: Path) -> Non
     assert "missing" not in codes(changed(LLAMA, tmp_path, change))
 
 
-def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated", [{"tie_word_embeddings": True}, {"architectures": ["LlamaModel"]}])
+def test_a_model_may_have_no_head_of_its_own(stated: dict[str, Any], tmp_path: Path) -> None:
     folder = changed(LLAMA, tmp_path, without("lm_head"))
-    edit_json(folder / "config.json", tie_word_embeddings=True)
+    edit_json(folder / "config.json", **stated)
     assert codes(folder) == []

@@ -214,6 +214,10 @@ def test_a_few_neighbors_do_not_say_what_is_usual(layers: int, found: list[str],
         for name in [name for name in t if ".layers.1." in name]:
             t.update({name.replace(".1.", f".{layer}."): t[name] for layer in range(2, layers)})
         t[f"{module.format(1)}.weight_scale"] = ("F32", (1,), struct.pack("<f", 30))
+        first = {f"a.{i}.prob_scale": ("F32", (3,), struct.pack("<3f", 0.01, 0.01, 0.01)) for i in range(3)}
+        for name in [name for name in t if name not in first]:  # scales of several numbers before those of one
+            first[name] = t.pop(name)
+        t.update(first)
 
     folder = changed("llmcompressor-llama", tmp_path, change)
     edit_json(folder / "config.json", num_hidden_layers=layers)
@@ -287,6 +291,22 @@ def test_block_scales_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
         model = interpret(rewrite.open_checkpoint(changed(name, folder, change)))
         found += [fault.what for fault in faults(model) if fault.code == "scale-value"]
     assert found == ["a scale of NaN"] * 4
+
+
+def test_a_part_of_the_block_scales_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are read of any checkpoint: of each its beginning, and 16 of them at least."""
+    name, module, _ = format_of("NVFP4", tmp_path)
+    monkeypatch.setattr(values, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(values, "_REMOTE_BYTES", 1 << 20)
+    for at, found in ((15, ["scale-value", "block-sample"]), (16, ["block-sample"])):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+
+        def change(t: Tensors, at: int = at) -> None:
+            dtype, shape, raw = t[f"{module}.weight_scale"]
+            t[f"{module}.weight_scale"] = (dtype, shape, raw[:at] + b"\x7f" + raw[at + 1 :])
+
+        assert codes(changed(name, folder, change)) == found
 
 
 @pytest.mark.parametrize("strategy", [None, "tensor", "channel", "group", "block", "token", "tensor_group"])

@@ -154,6 +154,7 @@ def empty(_source: Path, out: Path) -> None:
     [
         ("bf16", stated(lambda q: q["ignore"].pop()), "in_proj_z has a scheme, its weight is BF16"),
         ("portable", stated(lambda q: q["ignore"].append("re:.*in_proj_z$")), "in_proj_z has no scheme, its scale"),
+        ("exact", stated(lambda q: q["ignore"].append("odd.name")), "quantization_config.ignore: "),
         ("exact", stated(other_targets), "targets of classes were ['Linear'], are []"),
         ("bf16", stated(other_dialect), "the dialect is"),
         ("dequantized", empty, "still states a quantization"),
@@ -383,6 +384,14 @@ def test_a_manifest_of_another_conversion(tmp_path: Path) -> None:
     source, out = converted("llmcompressor-qwen3_5-vl", "exact", tmp_path / "out")
     shutil.copy(tmp_path / "other" / MANIFEST, out)
     assert "did not change" in problems(source, out)["structure"]
+
+
+def test_without_a_manifest_the_scales_of_a_cache_are_expected(tmp_path: Path) -> None:
+    """Nobody says that they were dropped."""
+    source, out = converted("modelopt-llama", "exact", tmp_path / "out", kv_scales="drop")
+    assert problems(source, out) == {}
+    (out / MANIFEST).unlink()
+    assert "k_scale: missing" in problems(source, out)["structure"]
 
 
 def test_a_conversion_of_a_conversion_keeps_its_manifest(text: Path, tmp_path: Path) -> None:

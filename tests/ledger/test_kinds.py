@@ -96,6 +96,13 @@ def test_plain_layers_that_the_config_quantizes(name: str, tmp_path: Path) -> No
     assert outcome(out, "vLLM", "qkvz").kind == "exact"
 
 
+def test_a_plain_layer_that_modelopt_lists(tmp_path: Path) -> None:
+    """Under quantized_layers and among the targets of a group: the repair takes it out of both."""
+    folder = changed("modelopt-qwen3_5-mixed", tmp_path, plain("layers.2.self_attn.o_proj"))
+    assert codes(folder) == ["plain-layer"]
+    assert codes(repaired(folder, tmp_path / "out", profile="partition")) == []
+
+
 def test_an_old_config_of_plain_weights(tmp_path: Path) -> None:
     """Somebody dequantized all of it and left the config."""
     folder = changed(LLAMA, tmp_path, plain("_proj"))
@@ -334,6 +341,14 @@ def test_nan_among_block_scales(tmp_path: Path) -> None:
     assert outcome(folder, "vLLM", "qkvz").kind == "fails to load"
 
 
+def test_nan_among_scales_of_stacked_experts(tmp_path: Path) -> None:
+    """gpt-oss has one tensor for all of them, with a name of its own."""
+    scales = ("U8", (2, 4, 2), b"\x7f" * 15 + b"\xff")
+    folder = changed(MOE, tmp_path, lambda t: t.update({"model.layers.0.mlp.experts.gate_up_proj_scales": scales}))
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert fault.what == "a scale of NaN"
+
+
 def test_fp8_weights_without_a_config(tmp_path: Path) -> None:
     """unsloth issue #4919: the config was stripped. dequantized goes by the shapes of the scales."""
     folder = changed(LLAMA, tmp_path, same)
@@ -468,6 +483,12 @@ def test_a_cache_with_scales_of_some_layers(tmp_path: Path) -> None:
     assert (fault.code, fault.where) == ("kv-no-scale", "model.layers.1.self_attn")
 
 
+def test_a_scale_of_the_queries(tmp_path: Path) -> None:
+    """It has no partner."""
+    scale = ("F32", (), struct.pack("<f", 0.01))
+    assert codes(changed(KV, tmp_path, lambda t: t.update({"model.layers.0.self_attn.q_proj.q_scale": scale}))) == []
+
+
 def test_a_cache_of_layers_that_are_stored_fused(tmp_path: Path) -> None:
     """Phi-3: one of its layers has no scales."""
 
@@ -596,6 +617,24 @@ def test_names_of_mistral_in_its_own_models(model_type: str, tmp_path: Path) -> 
     assert "scale-name" not in codes(folder)
 
 
+@pytest.mark.parametrize("name", ["weight_scale_inv", "scale"])
+def test_names_of_block_scales(name: str, tmp_path: Path) -> None:
+    """DeepSeek has two."""
+
+    def change(tensors: Tensors) -> None:
+        without("input_scale")(tensors)
+        for full in [full for full in tensors if full.endswith(".weight_scale")]:
+            module = full.removesuffix(".weight_scale")
+            shape = tuple(-(-size // 64) for size in tensors[f"{module}.weight"][1])
+            tensors[f"{module}.{name}"] = ("F32", shape, struct.pack("<f", 0.01) * (shape[0] * shape[1]))
+            del tensors[full]
+
+    folder = changed(LLAMA, tmp_path, change)
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 64]}
+    edit_json(folder / "config.json", quantization_config={**config, "modules_to_not_convert": ["lm_head"]})
+    assert codes(folder) == []
+
+
 def test_input_scales_beside_dynamic_activations(tmp_path: Path) -> None:
     """vLLM 0.32.0 was run: "There is no module or parameter named ...input_scale"."""
     folder = edited(changed("fp8-qwen3_5-vl", tmp_path, same), activation_scheme="dynamic")
@@ -671,7 +710,9 @@ def test_a_head_by_another_name_is_not_missing(name: str, tmp_path: Path) -> Non
     assert "missing" not in codes(changed(LLAMA, tmp_path, change))
 
 
-@pytest.mark.parametrize("stated", [{"tie_word_embeddings": True}, {"architectures": ["LlamaModel"]}])
+@pytest.mark.parametrize(
+    "stated", [{"tie_word_embeddings": True}, {"architectures": ["LlamaModel"]}, {"architectures": None}]
+)
 def test_a_model_may_have_no_head_of_its_own(stated: dict[str, Any], tmp_path: Path) -> None:
     folder = changed(LLAMA, tmp_path, without("lm_head"))
     edit_json(folder / "config.json", **stated)

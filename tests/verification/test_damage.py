@@ -283,7 +283,7 @@ def test_a_file_that_contradicts_the_config_must_be_gone(tmp_path: Path) -> None
     assert f"{HF}: contradicts the quantization" in problems(source, out)["untouched"]
 
 
-@pytest.mark.parametrize("profile", [name for name in PROFILES if name not in ("partition", "rescaled")])
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "rescaled"])
 def test_a_copy_under_the_manifest_of_a_conversion(profile: str, tmp_path: Path) -> None:
     """Nothing was repaired, and the manifest says otherwise."""
     source, out = converted("llmcompressor-qwen3_5-vl", profile, tmp_path / "out")

@@ -178,6 +178,21 @@ def test_modelopts_file_keeps_what_it_says(tmp_path: Path) -> None:
     assert f"{HF}: differs outside its lists of layers" in problems(source, out)["untouched"]
 
 
+def test_layers_that_keep_their_format_stay_listed(tmp_path: Path) -> None:
+    """ModelOpt's quantized_layers and the targets of its groups: without them engines take codes for weights."""
+    source, out = converted("modelopt-qwen3_5-mixed", "partition", tmp_path / "out")
+    assert problems(source, out, quick=True) == {}
+
+    def edit(value: dict[str, Any]) -> None:
+        for name in [name for name in value["quantized_layers"] if "in_proj" in name]:
+            del value["quantized_layers"][name]
+            for group in value["config_groups"].values():
+                group["targets"] = [target for target in group["targets"] if target != name]
+
+    quantization(out, edit)
+    assert "quantization_config.quantized_layers: " in problems(source, out, quick=True)["structure"]
+
+
 def test_a_copy_of_the_quantization_must_be_gone(text: Path, tmp_path: Path) -> None:
     """AutoRound's, which engines may read first; where nothing changed, it stays."""
     source, name = Path(shutil.copytree(text, tmp_path / "in")), "quantization_config.json"

@@ -22,6 +22,7 @@ from tests.zoo.rebuild import rebuild
 
 LLAMA, MOE = "llmcompressor-llama", "llmcompressor-qwen3_5-moe"
 NEXT, FP4, KV = "llmcompressor-qwen3_next", "modelopt-qwen3_5-moe-nvfp4", "modelopt-llama"
+VL = "llmcompressor-qwen3_5-vl"
 
 
 def edited(folder: Path, **changes: Any) -> Path:
@@ -212,6 +213,13 @@ def test_other_formats_of_eight_bits(dtype: str, tmp_path: Path) -> None:
         rewrite.convert(folder, tmp_path / "no")
 
 
+def test_a_plain_layer_that_modelopt_lists(tmp_path: Path) -> None:
+    """Under quantized_layers and among the targets of a group: the repair takes it out of both."""
+    folder = changed("modelopt-qwen3_5-mixed", tmp_path, plain("layers.2.self_attn.o_proj"))
+    assert codes(folder) == ["plain-layer"]
+    assert codes(repaired(folder, tmp_path / "out", profile="partition")) == []
+
+
 def test_an_old_config_of_plain_weights(tmp_path: Path) -> None:
     """Somebody dequantized all of it and left the config."""
     folder = changed(LLAMA, tmp_path, plain("_proj"))
@@ -236,6 +244,21 @@ def test_a_plain_layer_by_a_name_that_no_family_has(stored: list[str], found: li
 
 
 @pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        ("model.layers.0.mlp.gate", []),
+        ("model.visual.blocks.0.attn.q_proj", []),
+        ("model.layers.0.odd_head", []),
+        ("mtp.odd", ["mtp-format"]),
+    ],
+)
+def test_a_plain_layer_that_the_config_does_not_name(module: str, found: list[str], tmp_path: Path) -> None:
+    """Routers, vision towers and heads are never sure to be quantized; what predicts tokens is, whatever its name."""
+    folder = changed(LLAMA, tmp_path, lambda t: t.update({f"{module}.weight": ("BF16", (64, 64), bytes(64 * 64 * 2))}))
+    assert codes(folder) == found
+
+
+@pytest.mark.parametrize(
     ("parts", "fused"),
     [(("q_proj", "k_proj", "v_proj"), "self_attn.qkv_proj"), (("gate_proj", "up_proj"), "mlp.gate_up_proj")],
 )
@@ -246,6 +269,21 @@ def test_ignore_has_the_fused_name_only(parts: tuple[str, ...], fused: str, tmp_
     assert set(codes(folder)) == {"fused-name"}
     assert outcome(folder, "transformers").kind == "not known"
     assert codes(repaired(folder, tmp_path / "out")) == []
+
+
+def test_a_format_that_is_not_read(tmp_path: Path) -> None:
+    """Three bits: of other weights nobody knows whether they are right; of FP8 it is sure that they are not."""
+
+    def change(tensors: Tensors) -> None:
+        _, shape, raw = tensors["model.layers.0.self_attn.o_proj.weight"]
+        tensors["model.layers.0.self_attn.o_proj.weight"] = ("I8", shape, raw)
+
+    folder = changed(LLAMA, tmp_path, change)
+    group = json.loads((folder / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    weights = {**group["weights"], "num_bits": 3, "type": "int"}
+    edited(folder, config_groups={"group_0": {**group, "weights": weights}})
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert (fault.code, fault.count) == ("label", 13)
 
 
 def test_a_router_in_fp8(tmp_path: Path) -> None:
@@ -260,7 +298,7 @@ def test_a_router_in_fp8(tmp_path: Path) -> None:
 
     folder = changed(MOE, tmp_path, change)
     ignore = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
-    edited(folder, ignore=[entry for entry in ignore if entry != "model.layers.0.mlp.gate"])
+    edited(folder, ignore=[entry for entry in ignore if not entry.endswith("mlp.gate")])
     assert codes(folder) == ["router"]
     assert outcome(folder, "vLLM").kind == "fails to load"
     with pytest.raises(Refused, match="quantized router"):
@@ -350,14 +388,16 @@ def test_scales_of_a_cache_are_one_number(tmp_path: Path) -> None:
     assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
 
 
-def test_a_cache_that_is_stated_and_has_no_scales(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stated", [{}, {"kv_cache_scheme": None, "kv_cache_quant_algo": "FP8"}])
+def test_a_cache_that_is_stated_and_has_no_scales(stated: dict[str, Any], tmp_path: Path) -> None:
     """Engines take 1.0: NemoClaw issue #7899."""
 
     def change(tensors: Tensors) -> None:
         for name in [name for name in tensors if name.endswith((".k_scale", ".v_scale"))]:
             del tensors[name]
 
-    folder = changed(KV, tmp_path, change)
+    folder = edited(changed(KV, tmp_path, change), **stated)
+    (folder / "hf_quant_config.json").unlink()
     (fault,) = rewrite.inspect_checkpoint(folder).findings
     assert fault.code == "kv-no-scale" and "--kv-scales drop" in fault.next
     assert codes(repaired(folder, tmp_path / "out", kv_scales="drop")) == []
@@ -402,13 +442,15 @@ def test_mtp_layers_that_are_plain(tmp_path: Path) -> None:
     assert codes(repaired(folder, tmp_path / "out")) == []
 
 
-def test_mtp_layers_that_are_promised(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "notes"), [(same, ["mtp-missing"]), (mtp, [])])
+def test_mtp_layers_that_are_promised(change: Callable[[Tensors], None], notes: list[str], tmp_path: Path) -> None:
     """A note: only speculative decoding needs them."""
-    folder = changed(FP4, tmp_path, same)
+    folder = changed(FP4, tmp_path, change)
     text = json.loads((folder / "config.json").read_text())["text_config"]
     edit_json(folder / "config.json", text_config={**text, "mtp_num_hidden_layers": 1})
     found = rewrite.inspect_checkpoint(folder)
-    assert found.findings == () and [note.code for note in found.notes] == ["mtp-missing"]
+    assert [note.code for note in found.notes] == notes
+    assert [fault.code for fault in found.findings] == ([] if notes else ["mtp-format"])
 
 
 @pytest.mark.parametrize(
@@ -439,6 +481,14 @@ def test_nan_among_block_scales(tmp_path: Path) -> None:
     (fault,) = rewrite.inspect_checkpoint(folder).findings
     assert fault.what == "a scale of NaN (2 times)"
     assert outcome(folder, "vLLM", "qkvz").kind == "fails to load"
+
+
+def test_nan_among_scales_of_stacked_experts(tmp_path: Path) -> None:
+    """gpt-oss has one tensor for all of them, with a name of its own."""
+    scales = ("U8", (2, 4, 2), b"\x7f" * 15 + b"\xff")
+    folder = changed(MOE, tmp_path, lambda t: t.update({"model.layers.0.mlp.experts.gate_up_proj_scales": scales}))
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert fault.what == "a scale of NaN"
 
 
 def test_fp8_weights_without_a_config(tmp_path: Path) -> None:
@@ -575,6 +625,32 @@ def test_a_cache_with_scales_of_some_layers(tmp_path: Path) -> None:
     assert (fault.code, fault.where) == ("kv-no-scale", "model.layers.1.self_attn")
 
 
+def test_a_scale_of_the_queries(tmp_path: Path) -> None:
+    """It has no partner."""
+    scale = ("F32", (), struct.pack("<f", 0.01))
+    assert codes(changed(KV, tmp_path, lambda t: t.update({"model.layers.0.self_attn.q_proj.q_scale": scale}))) == []
+
+
+def test_a_cache_of_layers_that_are_stored_fused(tmp_path: Path) -> None:
+    """Phi-3: one of its layers has no scales."""
+
+    def change(tensors: Tensors) -> None:
+        for kind in ("k", "v"):
+            tensors[f"model.layers.0.self_attn.{kind}_scale"] = ("F32", (), struct.pack("<f", 0.01))
+
+    folder = changed("llmcompressor-phi3", tmp_path, change)
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert (fault.code, fault.where) == ("kv-no-scale", "model.layers.1.self_attn")
+
+
+@pytest.mark.parametrize("beside", ["scale", "weight"])
+def test_a_parameter_that_is_called_scale(beside: str, tmp_path: Path) -> None:
+    """It belongs to a model, beside a plain weight or alone; DeepSeek-V4's scales of this name stand beside FP8."""
+    odd = {"model.layers.0.odd.scale": ("F32", (), struct.pack("<f", 3.0))}
+    odd[f"model.layers.0.odd.{beside}"] = ("F32", (4, 4), bytes(64))
+    assert codes(changed(LLAMA, tmp_path, lambda t: t.update(odd))) == []
+
+
 def test_two_scales_of_one_weight(tmp_path: Path) -> None:
     def change(tensors: Tensors) -> None:
         tensors["model.layers.0.self_attn.o_proj.weight_scale_inv"] = ("BF16", (1,), struct.pack("<f", 0.01)[2:])
@@ -683,6 +759,24 @@ def test_names_of_mistral_in_its_own_models(model_type: str, tmp_path: Path) -> 
     assert "scale-name" not in codes(folder)
 
 
+@pytest.mark.parametrize("name", ["weight_scale_inv", "scale"])
+def test_names_of_block_scales(name: str, tmp_path: Path) -> None:
+    """DeepSeek has two."""
+
+    def change(tensors: Tensors) -> None:
+        without("input_scale")(tensors)
+        for full in [full for full in tensors if full.endswith(".weight_scale")]:
+            module = full.removesuffix(".weight_scale")
+            shape = tuple(-(-size // 64) for size in tensors[f"{module}.weight"][1])
+            tensors[f"{module}.{name}"] = ("F32", shape, struct.pack("<f", 0.01) * (shape[0] * shape[1]))
+            del tensors[full]
+
+    folder = changed(LLAMA, tmp_path, change)
+    config = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [64, 64]}
+    edit_json(folder / "config.json", quantization_config={**config, "modules_to_not_convert": ["lm_head"]})
+    assert codes(folder) == []
+
+
 def test_input_scales_beside_dynamic_activations(tmp_path: Path) -> None:
     """vLLM 0.32.0 was run: "There is no module or parameter named ...input_scale"."""
     folder = edited(changed("fp8-qwen3_5-vl", tmp_path, same), activation_scheme="dynamic")
@@ -719,6 +813,17 @@ def test_a_part_of_the_model_is_not_stored(parts: list[str], where: str, tmp_pat
         rewrite.convert(folder, tmp_path / "out", profile="dequantized")
 
 
+def test_the_language_model_is_where_most_layers_are(tmp_path: Path) -> None:
+    """What else is called layers may have fewer; families with a tower say ForConditionalGeneration."""
+
+    def change(tensors: Tensors) -> None:
+        without("language_model.norm", "language_model.layers.1.")(tensors)
+        tensors["a.layers.0.odd.weight"] = ("BF16", (4, 4), bytes(32))
+
+    found = rewrite.inspect_checkpoint(changed(VL, tmp_path, change)).findings
+    assert {fault.where for fault in found} == {"model.language_model.layers.1", "model.language_model.norm"}
+
+
 @pytest.mark.parametrize(("kind", "rows"), [("q_proj.bias", (128,)), ("sinks", (4,)), ("A_log", (4,))])
 def test_a_layer_that_lacks_what_is_no_matrix(kind: str, rows: tuple[int, ...], tmp_path: Path) -> None:
     """Biases, and parameters of their own; where one layer alone has them, nobody knows."""
@@ -747,7 +852,10 @@ def test_a_head_by_another_name_is_not_missing(name: str, tmp_path: Path) -> Non
     assert "missing" not in codes(changed(LLAMA, tmp_path, change))
 
 
-def test_a_tied_head_is_not_missing(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "stated", [{"tie_word_embeddings": True}, {"architectures": ["LlamaModel"]}, {"architectures": None}]
+)
+def test_a_model_may_have_no_head_of_its_own(stated: dict[str, Any], tmp_path: Path) -> None:
     folder = changed(LLAMA, tmp_path, without("lm_head"))
-    edit_json(folder / "config.json", tie_word_embeddings=True)
+    edit_json(folder / "config.json", **stated)
     assert codes(folder) == []

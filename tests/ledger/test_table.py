@@ -20,7 +20,8 @@ from rewrite.ledger.config import contradiction
 from rewrite.ledger.formats import FORMATS, Format, Scale
 from rewrite.ledger.ledger import faults
 from rewrite.quantization.model import interpret
-from tests.support import FIXTURES, raw_tensors, write_shard
+from rewrite.quantization.scheme import ScaleLayout, Scheme
+from tests.support import FIXTURES, edit_json, raw_tensors, write_shard
 from tests.zoo.rebuild import rebuild
 
 Tensors = dict[str, tuple[str, tuple[int, ...], bytes]]
@@ -125,8 +126,7 @@ def test_each_scale_must_fit(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [float("nan"), 0.0, float("inf"), -1.0])
 def test_each_scale_must_be_a_number(value: float, kind: str, tmp_path: Path) -> None:
     """Of powers of two NaN only: they have no zero and no infinity; of E4M3 no infinity; of integers any sign."""
-    if kind.startswith("INT") and value < 0:
-        return
+    any_sign = kind.startswith("INT") and value < 0
     name, module, form = format_of(kind, tmp_path)
     tensors = {n: t[1:] for n, t in raw_tensors(source(name, tmp_path)).items()}
     for number, (scale, full) in enumerate(stored(tensors, module, form)):
@@ -141,7 +141,7 @@ def test_each_scale_must_be_a_number(value: float, kind: str, tmp_path: Path) ->
         def change(t: Tensors, full: str = full, new: bytes = first + raw[len(first) :]) -> None:
             t[full] = (*t[full][:2], new)
 
-        assert "scale-value" in codes(changed(name, folder, change)), (scale.role, full, shape)
+        assert ("scale-value" in codes(changed(name, folder, change))) != any_sign, (scale.role, full, shape)
 
 
 @pytest.mark.parametrize("kind", SOURCES)
@@ -206,6 +206,48 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         assert codes(changed(name, folder, change)) == found
 
 
+@pytest.mark.parametrize(("layers", "found"), [(4, []), (5, ["scale-size"])])
+def test_a_few_neighbors_do_not_say_what_is_usual(layers: int, found: list[str], tmp_path: Path) -> None:
+    module = "model.layers.{}.self_attn.o_proj"
+
+    def change(t: Tensors) -> None:
+        for name in [name for name in t if ".layers.1." in name]:
+            t.update({name.replace(".1.", f".{layer}."): t[name] for layer in range(2, layers)})
+        t[f"{module.format(1)}.weight_scale"] = ("F32", (1,), struct.pack("<f", 30))
+        first = {f"a.{i}.prob_scale": ("F32", (3,), struct.pack("<3f", 0.01, 0.01, 0.01)) for i in range(3)}
+        for name in [name for name in t if name not in first]:  # scales of several numbers before those of one
+            first[name] = t.pop(name)
+        t.update(first)
+
+    folder = changed("llmcompressor-llama", tmp_path, change)
+    edit_json(folder / "config.json", num_hidden_layers=layers)
+    assert codes(folder) == found
+
+
+_BLOCK = (128, 128)
+
+
+@pytest.mark.parametrize(
+    ("layout", "block", "fitting"),
+    [
+        ("tensor", None, {(), (1,)}),
+        ("channel", None, {(256, 1)}),
+        ("rows", None, {(256,)}),
+        ("block", _BLOCK, {(2, 4), (256, 1)}),
+        ("block", None, {(2, 4), (4, 2), (256, 1), (1, 1), (256, 4)}),
+        (None, None, {(), (1,), (256,), (256, 1), (2, 4), (4, 2), (1, 1), (2,), (256, 4)}),
+    ],
+)
+def test_which_scales_fit_an_fp8_weight(
+    layout: ScaleLayout | None, block: tuple[int, int] | None, fitting: set[tuple[int, ...]]
+) -> None:
+    """Of 256 rows and 500 columns."""
+    shapes: list[tuple[int, ...]] = [(), (1,), (256,), (256, 1), (2, 4), (4, 2), (1, 1), (2,), (256, 4)]
+    scheme = Scheme("FP8", layout, "static", "", block=block)
+    (scale,) = [scale for scale in FORMATS["FP8"][0].scales if scale.role == "weight"]
+    assert {shape for shape in shapes if scale.fits(shape, (256, 500), scheme)} == fitting
+
+
 @pytest.mark.parametrize("padded", [0, 3, 511])
 @pytest.mark.parametrize("zero", [0, 3, 511])
 def test_blocks_of_zeros_may_have_a_scale_of_zero(zero: int, padded: int, tmp_path: Path) -> None:
@@ -219,6 +261,17 @@ def test_blocks_of_zeros_may_have_a_scale_of_zero(zero: int, padded: int, tmp_pa
         t[f"{module}.weight"] = (*weight[:2], codes)
 
     assert codes(changed(name, tmp_path, change)) == ([] if zero == padded else ["scale-value"])
+
+
+def test_block_scales_of_zero_without_their_weight(tmp_path: Path) -> None:
+    """Nobody knows what they would scale: what is said is that the weight is gone."""
+    name, module, _ = format_of("NVFP4", tmp_path)
+
+    def change(t: Tensors) -> None:
+        del t[f"{module}.weight"]
+        t[f"{module}.weight_scale"] = (*t[f"{module}.weight_scale"][:2], bytes(512))
+
+    assert set(codes(changed(name, tmp_path, change))) == {"orphan-scale"}
 
 
 def test_block_scales_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,6 +291,22 @@ def test_block_scales_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
         model = interpret(rewrite.open_checkpoint(changed(name, folder, change)))
         found += [fault.what for fault in faults(model) if fault.code == "scale-value"]
     assert found == ["a scale of NaN"] * 4
+
+
+def test_a_part_of_the_block_scales_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than are read of any checkpoint: of each its beginning, and 16 of them at least."""
+    name, module, _ = format_of("NVFP4", tmp_path)
+    monkeypatch.setattr(values, "_BLOCK_BYTES", 100)
+    monkeypatch.setattr(values, "_REMOTE_BYTES", 1 << 20)
+    for at, found in ((15, ["scale-value", "block-sample"]), (16, ["block-sample"])):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+
+        def change(t: Tensors, at: int = at) -> None:
+            dtype, shape, raw = t[f"{module}.weight_scale"]
+            t[f"{module}.weight_scale"] = (dtype, shape, raw[:at] + b"\x7f" + raw[at + 1 :])
+
+        assert codes(changed(name, folder, change)) == found
 
 
 @pytest.mark.parametrize("strategy", [None, "tensor", "channel", "group", "block", "token", "tensor_group"])
@@ -315,5 +384,5 @@ def test_every_code_is_in_the_json_of_inspect(tmp_path: Path) -> None:
     name, module, _ = format_of("FP8", tmp_path)
     found = rewrite.inspect_checkpoint(changed(name, tmp_path, lambda t: t.__delitem__(f"{module}.weight_scale")))
     (fault,) = json.loads(json.dumps(found.to_json()))["findings"]
-    assert (fault["code"], fault["count"]) == ("no-scale", 1)
+    assert (fault["code"], fault["severity"], fault["count"]) == ("no-scale", "garbled", 1)
     assert fault["where"] == module and fault["expected"] and fault["next"]

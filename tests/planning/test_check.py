@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 
 import rewrite
 from rewrite import Unsupported
-from rewrite.planning.check import check_plan
+from rewrite.ledger.fault import Fault
+from rewrite.planning.check import check_plan, refuse_values
 from rewrite.planning.profiles.base import PlannedScheme
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.model import Model, interpret
@@ -134,6 +136,7 @@ def test_a_fused_name_that_another_group_has(tmp_path: Path) -> None:
 
 
 O_PROJ = "model.layers.0.self_attn.o_proj"
+LATER = O_PROJ.replace("0", "1")  # stored as the one before it
 EXPERTS = "model.layers.0.mlp.experts."
 STATIC, CHANNEL = PlannedScheme("tensor", "static"), PlannedScheme("channel", "static")
 
@@ -179,7 +182,9 @@ def per_token(folder: Path) -> None:
         (LLAMA, lambda t: t.pop("lm_head.weight"), None, {}, "lm_head", "none of this name"),
         (LLAMA, same, ignoring(), {}, "lm_head", "FP8"),
         (LLAMA, same, ignoring("lm_head", O_PROJ), {}, O_PROJ, "not quantized"),
+        (LLAMA, same, ignoring("lm_head", LATER), {}, LATER, "not quantized"),
         (LLAMA, same, ignoring("lm_head", O_PROJ), {O_PROJ: STATIC}, O_PROJ, "not quantized"),
+        (LLAMA, same, None, {O_PROJ: STATIC, LATER: CHANNEL}, LATER, "FP8"),
         (LLAMA, same, None, {O_PROJ: None}, O_PROJ, "FP8"),
         (LLAMA, same, None, {O_PROJ: CHANNEL}, O_PROJ, "FP8"),
         (LLAMA, same, None, {O_PROJ: PlannedScheme("tensor", "dynamic")}, O_PROJ, "FP8"),
@@ -237,3 +242,47 @@ def test_the_order_of_groups_by_which_engines_look_layers_up(tmp_path: Path) -> 
     with pytest.raises(Unsupported, match="find another scheme"):
         check_plan(before, after, {})
     check_plan(after, after, {})  # what they misread already is no fault of the plan
+
+
+@pytest.mark.parametrize(
+    ("was", "now"), [({}, {"strategy": "tensor"}), ({"strategy": "tensor"}, {"strategy": "channel"})]
+)
+def test_a_group_that_has_the_fused_name_alone(was: dict[str, str], now: dict[str, str], tmp_path: Path) -> None:
+    """It had the scheme of its parts and loses their activations; or their layout only, and loses that."""
+
+    def stated(weights: dict[str, str], folder: Path) -> Model:
+        folder.mkdir()
+        value = json.loads((changed(LLAMA, folder, same) / "config.json").read_text())["quantization_config"]
+        first = value["config_groups"]["group_0"]
+        inputs = {**first["input_activations"], "dynamic": True}
+        group = {**first, "weights": {**first["weights"], **weights}, "input_activations": inputs}
+        more = {"group_1": {**group, "targets": ["re:.*qkv_proj$"]}} if weights else {}
+        return open_model(edited(folder / "changed", config_groups={**value["config_groups"], **more}))
+
+    before, after = stated(was, tmp_path / "before"), stated(now, tmp_path / "after")
+    check_plan(before, before, {})
+    with pytest.raises(Unsupported, match="change how a module is read") as caught:
+        check_plan(before, after, {})
+    assert str(caught.value.where).endswith("qkv_proj")
+
+
+def test_a_table_in_fp8_that_the_config_leaves_alone(tmp_path: Path) -> None:
+    """Embeddings: no engine looks their scheme up, and a plan that leaves them as they are is right."""
+
+    def change(tensors: Tensors) -> None:
+        _, shape, _ = tensors["model.embed_tokens.weight"]
+        tensors["model.embed_tokens.weight"] = ("F8_E4M3", shape, bytes(shape[0] * shape[1]))
+
+    model = open_model(changed(LLAMA, tmp_path, change))
+    check_plan(model, model, {})
+
+
+@pytest.mark.parametrize(
+    ("module", "found", "refused"),
+    [("layers.0.mlp.up_proj", "nan", True), ("layers.0.mlp.up_proj", "0.0", False), ("visual.merger", "nan", False)],
+)
+def test_scales_that_no_engine_serves(module: str, found: str, refused: bool) -> None:
+    """Text needs no vision tower, and a scale of zero is for inspect to say."""
+    fault = Fault("scale-value", f"model.safetensors: model.{module}.weight_scale", found)
+    with pytest.raises(Unsupported) if refused else nullcontext():
+        refuse_values([fault])

@@ -206,6 +206,14 @@ def test_verify_sees_a_scale_of_the_cache_that_changed(source: Path, tmp_path: P
     assert not rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok
 
 
+def test_a_cache_whose_scales_are_dropped(source: Path, tmp_path: Path) -> None:
+    """Where the config stays Quark's, it says so in Quark's words."""
+    rewrite.convert(source, tmp_path / "out", profile="bf16", kv_scales="drop")
+    value = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert value["quant_method"] == "quark" and value["export"]["kv_cache_group"] == []
+    assert rewrite.verify(source, tmp_path / "out", device="cpu", tokens=4).ok
+
+
 def test_a_scale_for_every_row(tmp_path: Path) -> None:
     """``ptpc_fp8``: engines read ``[N]`` of Quark's, so only ``portable`` has something to do."""
     source = rebuild("quark-ptpc-qwen3_5-vl", tmp_path / "in")

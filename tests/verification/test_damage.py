@@ -154,6 +154,7 @@ def empty(_source: Path, out: Path) -> None:
     [
         ("bf16", stated(lambda q: q["ignore"].pop()), "in_proj_z has a scheme, its weight is BF16"),
         ("portable", stated(lambda q: q["ignore"].append("re:.*in_proj_z$")), "in_proj_z has no scheme, its scale"),
+        ("exact", stated(lambda q: q["ignore"].append("odd.name")), "quantization_config.ignore: "),
         ("exact", stated(other_targets), "targets of classes were ['Linear'], are []"),
         ("bf16", stated(other_dialect), "the dialect is"),
         ("dequantized", empty, "still states a quantization"),
@@ -175,6 +176,21 @@ def test_modelopts_file_keeps_what_it_says(tmp_path: Path) -> None:
     source, out = converted("modelopt-llama", "bf16", tmp_path / "out", selection="all")
     edit_json(out / HF, producer={"name": "another"})
     assert f"{HF}: differs outside its lists of layers" in problems(source, out)["untouched"]
+
+
+def test_layers_that_keep_their_format_stay_listed(tmp_path: Path) -> None:
+    """ModelOpt's quantized_layers and the targets of its groups: without them engines take codes for weights."""
+    source, out = converted("modelopt-qwen3_5-mixed", "partition", tmp_path / "out")
+    assert problems(source, out, quick=True) == {}
+
+    def edit(value: dict[str, Any]) -> None:
+        for name in [name for name in value["quantized_layers"] if "in_proj" in name]:
+            del value["quantized_layers"][name]
+            for group in value["config_groups"].values():
+                group["targets"] = [target for target in group["targets"] if target != name]
+
+    quantization(out, edit)
+    assert "quantization_config.quantized_layers: " in problems(source, out, quick=True)["structure"]
 
 
 def test_a_copy_of_the_quantization_must_be_gone(text: Path, tmp_path: Path) -> None:
@@ -282,7 +298,7 @@ def test_a_file_that_contradicts_the_config_must_be_gone(tmp_path: Path) -> None
     assert f"{HF}: contradicts the quantization" in problems(source, out)["untouched"]
 
 
-@pytest.mark.parametrize("profile", [name for name in PROFILES if name not in ("partition", "rescaled")])
+@pytest.mark.parametrize("profile", [name for name in PROFILES if name != "rescaled"])
 def test_a_copy_under_the_manifest_of_a_conversion(profile: str, tmp_path: Path) -> None:
     """Nothing was repaired, and the manifest says otherwise."""
     source, out = converted("llmcompressor-qwen3_5-vl", profile, tmp_path / "out")
@@ -385,6 +401,14 @@ def test_a_manifest_of_another_conversion(tmp_path: Path) -> None:
     source, out = converted("llmcompressor-qwen3_5-vl", "exact", tmp_path / "out")
     shutil.copy(tmp_path / "other" / MANIFEST, out)
     assert "did not change" in problems(source, out)["structure"]
+
+
+def test_without_a_manifest_the_scales_of_a_cache_are_expected(tmp_path: Path) -> None:
+    """Nobody says that they were dropped."""
+    source, out = converted("modelopt-llama", "exact", tmp_path / "out", kv_scales="drop")
+    assert problems(source, out) == {}
+    (out / MANIFEST).unlink()
+    assert "k_scale: missing" in problems(source, out)["structure"]
 
 
 def test_a_conversion_of_a_conversion_keeps_its_manifest(text: Path, tmp_path: Path) -> None:

@@ -105,6 +105,20 @@ def test_a_weight_that_is_not_a_number_stays_so(tmp_path: Path) -> None:
         assert said in "".join(weights.problems) and bool(said) == bool(weights.problems)
 
 
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("float32", 4)])
+def test_models_that_are_not_in_bf16(dtype: str, size: int, tmp_path: Path) -> None:
+    """Right weights hold, and one other row is found."""
+    source = extreme("llmcompressor-qwen3_5-text", {}, tmp_path)
+    edit_json(source / "config.json", dtype=dtype)
+    rewrite.convert(source, tmp_path / "out", profile="dequantized")
+    assert rewrite.verify(source, tmp_path / "out", weights_only=True).ok
+    name = next(name for name in raw_tensors(source) if name.endswith(f"{DOWN}.weight"))
+    data = raw_tensors(tmp_path / "out")[name][3]
+    replace_tensor(tmp_path / "out", name, data[: -64 * size] + bytes(64 * size))
+    found = rewrite.verify(source, tmp_path / "out", weights_only=True)
+    assert [check.problems for check in found.checks if check.name == "weights" and "1 of 64 rows" in check.problems[0]]
+
+
 def test_plain_weights_have_the_dtype_of_the_model(tmp_path: Path) -> None:
     """In F16 small ones are 0."""
     source = extreme("llmcompressor-qwen3_5-text", {f"{DOWN}.weight_scale": 1e-11}, tmp_path)

@@ -183,6 +183,7 @@ def test_quick_compares_the_sample_and_says_so(tall: Path, tall_out: Path) -> No
     found = rewrite.verify(tall, tall_out, device="cpu", quick=True, rows=16)
     assert found.ok
     assert found.not_checked == ("untouched", "weights of other rows")
+    assert "what the config says of layers" in rewrite.verify(tall, tall_out, weights_only=True).not_checked
     assert "16 rows of each of 4 partitions" in next(c for c in found.checks if c.name == "weights").summary
     rows = {row for run in Sample(16, 0).of(Z, Partition("z", 0, ROWS)) for row in run}
     inside, outside = min(rows), min(set(range(ROWS)) - rows)

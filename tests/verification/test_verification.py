@@ -110,22 +110,24 @@ def test_one_flipped_bit_in_any_tensor_is_caught(data: st.DataObject, text: Path
     names = sorted(rewrite.open_checkpoint(out).tensors)
     name = data.draw(st.sampled_from(names) | st.sampled_from([n for n in names if n.endswith("weight_scale")]))
     broken = Path(shutil.copytree(out, tmp_path / "broken", dirs_exist_ok=True))
-    _flip(broken, name, data.draw(st.integers(0, 10_000)), data.draw(st.integers(0, 7)))
+    byte = data.draw(st.integers(0, rewrite.open_checkpoint(out).tensors[name].nbytes - 1))
+    _flip(broken, name, byte, data.draw(st.integers(0, 7)))
     problems = failed(rewrite.verify(text, broken, device="cpu", tokens=2))
     if name.endswith(("in_proj_qkv.weight_scale", "in_proj_z.weight_scale")):
         assert name.removesuffix(".weight_scale") in problems["weights"]
         assert "untouched" not in problems
     else:
-        assert f"{name} differs at byte" in problems["untouched"]
+        assert f"{name} differs at byte {byte}" in problems["untouched"].splitlines()[0]
 
 
 def test_a_scale_off_by_a_lot_fails_the_outputs_too(text: Path, out: Path) -> None:
     """Not only bit equality notices."""
     rows = raw_tensors(out)[f"{Z}.weight_scale"][3]
-    replace_tensor(out, f"{Z}.weight_scale", rows[:-2] + struct.pack("<f", 1.0)[2:])
+    one = struct.pack("<f", 1.0)[2:]
+    replace_tensor(out, f"{Z}.weight_scale", one + rows[2:-2] + one)
     problems = failed(rewrite.verify(text, out, device="cpu"))
     assert problems.keys() >= {"weights", "outputs"}
-    assert "1 of 128 rows differ" in problems["weights"]
+    assert "2 of 128 rows differ" in problems["weights"]
     assert "in_proj_qkvz: z" in problems["outputs"]
 
 
@@ -237,6 +239,10 @@ def missing_tensor(directory: Path) -> None:
     _reshard(directory, lambda tensors: tensors.pop(f"{OTHER}.input_scale"))
 
 
+def two_missing_tensors(directory: Path) -> None:
+    _reshard(directory, lambda tensors: [tensors.pop(f"{OTHER}.{kind}") for kind in ("input_scale", "weight_scale")])
+
+
 def extra_tensor(directory: Path) -> None:
     _reshard(directory, lambda tensors: tensors.update({"extra": ("F8_E4M3", (1,), b"x")}))
 
@@ -284,7 +290,7 @@ def group_module_missing(directory: Path) -> None:
     [
         (swapped_rows, "untouched", f"{QKV}.weight differs"),
         (swapped_scale_rows, "weights", f"{QKV}: q, 1 of 64 rows"),
-        (other_file, "untouched", "tokenizer.json: differs at byte"),
+        (other_file, "untouched", "tokenizer.json: differs at byte 30"),
         (longer_file, "untouched", "recipe.yaml"),
         (missing_file, "untouched", "recipe.yaml: missing"),
         (extra_file, "untouched", "evil.py: not in the source"),
@@ -302,6 +308,8 @@ def group_module_missing(directory: Path) -> None:
         (stale_total_size, "structure", "total_size is 1"),
         (stale_index_entry, "structure", "gone.weight"),
         (missing_tensor, "structure", f"{OTHER}.input_scale: missing"),
+        (two_missing_tensors, "structure", f"{OTHER}.weight_scale: missing"),
+        (two_missing_tensors, "structure", f"{OTHER}.input_scale: missing"),
         (extra_tensor, "structure", "extra: not in the source"),
         (other_dtype, "structure", "model.norm.weight: BF16 [64] became F16"),
         (other_shape, "structure", f"{OTHER}.weight: F8_E4M3 [64, 64] became"),

@@ -87,4 +87,5 @@ def _misread(source: Source, model: Model) -> Mapping[Lookup, Outcome]:
         for served in [lookup.served_name if lookup is SGLANG else source.served_name]
     }
     found = misread(model, tuple(lookups.values()))
-    return {lookup: found[own] for lookup, own in lookups.items() if own in found}
+    said = {lookup: found.get(lookup, found.get(own)) for lookup, own in lookups.items()}
+    return {lookup: outcome for lookup, outcome in said.items() if outcome is not None}

@@ -337,7 +337,7 @@ class Loader(Engine):
         if not sources:
             return Outcome("not known", f"{self.name} has no class for it")
         source, *later = sources
-        if any(each.layers != source.layers for each in later):  # of a release that was read, and not run
+        if any(each.slots != source.slots for each in later):  # of a release that was read, and not run
             said = (
                 f"{self.name} {later[-1].version} fuses its layers in another way than {source.version}, which was run"
             )

@@ -1135,6 +1135,7 @@ def _take_mxfp4(methods: Any) -> None:
 
 def _no_int4_repacking(experts: Any) -> None:
     experts.gptq_marlin_moe_repack = experts.marlin_moe_permute_scales = lambda held, *_, **__: held
+    experts.marlin_make_workspace = lambda *_: None
 
 
 def _plain_rope(model: Any) -> None:

@@ -60,7 +60,7 @@ MORE: Mapping[str, Mapping[str, Any]] = {
     "glm_moe_dsa": {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
     "minimax_m2": {"scoring_func": "sigmoid", "num_mtp_modules": 0, "rotary_dim": 64, "use_routing_bias": True},
     "mimo_v2_flash": {
-        **{"hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1], "attention_value_scale": 0.707},
+        **{"hybrid_layer_pattern": [1, 0], "moe_layer_freq": [0, 1], "attention_value_scale": 0.707},
         **{"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "layernorm_epsilon": 1e-5},
         **{
             "add_swa_attention_sink_bias": True,
@@ -124,7 +124,7 @@ def _config(model_type: str, *, tower: bool) -> Any:
         values["vision_config"]["vision_use_head"] = False
     values.setdefault("head_dim", SIZES["head_dim"])
     values.get("text_config", values).update(MORE.get(model_type, {}))
-    return kind(**{**values, "tie_word_embeddings": False})
+    return kind(**{**values, "tie_word_embeddings": model_type == "gemma3"})  # as it is published
 
 
 def _unrolled(shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, tuple[torch.Size, torch.dtype]]:

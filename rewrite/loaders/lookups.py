@@ -147,11 +147,8 @@ def _missed_by_sglang(model: Model) -> Outcome | None:
         alone = dialect.skips(served) if isinstance(dialect, Fp8) else dialect.scheme(served) is None
         listed = dialect.names(name) if isinstance(dialect, Fp8) else dialect.scheme(name) is None
         if kind.first.plain and served != name and listed and not alone and not is_table(name):
-            said = f"{name} is {served} there, which the config does not leave plain"
-            fp8 = isinstance(dialect, Fp8) or any(other.first.fp8 for other in model.kinds)
-            return (
-                Outcome("garbled", f"casts it to FP8: {said}", (), SENTINEL) if fp8 else Outcome("fails to load", said)
-            )
+            said = f"takes {name} for quantized: it is {served} there, which the config does not leave plain"
+            return Outcome("fails to load", said) if kimi else Outcome("garbled", said, (), SENTINEL)
     return None
 
 

@@ -128,6 +128,13 @@ def experts_have_another_name(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
+def names_are_newer(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23 knows Gemma 3's ``language_model.model`` only, not what transformers 5 calls it."""
+    if any(group.name.startswith("model.language_model.") for group in checkpoint.groups):
+        return Outcome("fails to load", "does not know the names model.language_model (KeyError)")
+    return None
+
+
 def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
     """transformers knows no ``quant_method: modelopt``, and takes ``fp8`` for block-wise: of per-tensor checkpoints it
     loads FP8 values and leaves the scales out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import log, sqrt
 
+from rewrite.loaders.nvfp4 import LATENT, served_with
 from rewrite.loaders.outcome import E4M3_ROUNDING, Outcome
 from rewrite.loaders.views import GroupView
 
@@ -40,6 +41,8 @@ def every_slot_or_vector(group: GroupView) -> Outcome:
         and (layouts == {"tensor"} or group.static_activations)
     ):
         return Outcome("fails to load", f"has several slots for the one scale of {group.layer} (Shape mismatch)")
+    if group.layer == LATENT and layouts == {"tensor"} and (first := group.partitions[0].scale):
+        return served_with(group, first)
     if not group.experts and layouts <= {"tensor", "partition"} and len({p.module for p in group.partitions}) > 1:
         return _requantized(group, fill_every_slot(group))
     return every_slot(group)

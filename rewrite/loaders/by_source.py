@@ -16,7 +16,7 @@ from functools import cached_property
 from rewrite.loaders.lookups import LOOKUPS, SGLANG, Lookup, misread
 from rewrite.loaders.measured import Measured, measured
 from rewrite.loaders.outcome import Outcome
-from rewrite.quantization.atlas import Source, SourceLayer, find_sources
+from rewrite.quantization.atlas import Source, find_sources
 from rewrite.quantization.model import Model
 
 
@@ -27,7 +27,7 @@ class BySource:
 
     engine: str
     version: str
-    layers: tuple[SourceLayer, ...]
+    slots: frozenset[tuple[object, ...]]
     apart: frozenset[str]
     misread: Mapping[Lookup, Outcome]
 
@@ -50,7 +50,7 @@ class Sources:
 
 def _view(source: Source, model: Model) -> BySource:
     apart = (group.name for group in model.groups.whole if source.layer_of(group.layer.modules) is None)
-    return BySource(source.engine, source.version, source.layers, frozenset(apart), _misread(source, model))
+    return BySource(source.engine, source.version, source.slots, frozenset(apart), _misread(source, model))
 
 
 def _some_parts_are_listed(source: Source, model: Model) -> str:
@@ -87,4 +87,5 @@ def _misread(source: Source, model: Model) -> Mapping[Lookup, Outcome]:
         for served in [lookup.served_name if lookup is SGLANG else source.served_name]
     }
     found = misread(model, tuple(lookups.values()))
-    return {lookup: found[own] for lookup, own in lookups.items() if own in found}
+    said = {lookup: found.get(lookup, found.get(own)) for lookup, own in lookups.items()}
+    return {lookup: outcome for lookup, outcome in said.items() if outcome is not None}

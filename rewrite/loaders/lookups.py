@@ -16,6 +16,7 @@ Read in vLLM 0.19.1 to 0.32.0 and SGLang 0.5.9 to 0.5.23 (``compressed_tensors/u
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -103,6 +104,11 @@ def _looked_up(kind: Kind) -> Iterable[str]:
 
 def misread(model: Model, lookups: Sequence[Lookup] = LOOKUPS) -> dict[Lookup, Outcome]:
     """What goes wrong with each of these ways of looking layers up; those by which all is well are left out."""
+    missed = _missed_by_sglang(model)
+    return _misread(model, lookups) | ({} if missed is None else {SGLANG: missed})
+
+
+def _misread(model: Model, lookups: Sequence[Lookup]) -> dict[Lookup, Outcome]:
     dialect = model.dialect
     if isinstance(dialect, Quark):
         return dict(_misread_quark(model, dialect))
@@ -145,6 +151,26 @@ def plain_by_name(model: Model) -> frozenset[Lookup]:
         return any(each in (fused.split(".") if way is SGLANG else fused) for each in dialect.ignored)
 
     return frozenset(way for way in LOOKUPS if all(finds(way, name) for name in plain))
+
+
+_PROJECTION = re.compile(r"(.*vision.*\.(?:attention|self_attn)\.)o(?:ut)?_proj")
+
+
+def _missed_by_sglang(model: Model) -> Outcome | None:
+    """Plain modules that the config names, and that SGLang 0.5.23 looks up by other names: ``proj`` in the towers of
+    some models (``pixtral.py``, ``gemma3_mm.py``), all of Kimi-K2.5 without ``language_model.`` in compressed-tensors.
+    """
+    model_type, dialect = model.checkpoint.config.value.get("model_type"), model.dialect
+    kimi = model_type == "kimi_k25" and isinstance(dialect, CompressedTensors)
+    for kind in model.kinds if kimi or model_type in ("mistral3", "gemma3") else ():
+        name = kind.names[0]
+        served = name.removeprefix("language_model.") if kimi else _PROJECTION.sub(r"\1proj", name)
+        alone = dialect.skips(served) if isinstance(dialect, Fp8) else dialect.scheme(served) is None
+        listed = dialect.names(name) if isinstance(dialect, Fp8) else dialect.scheme(name) is None
+        if kind.first.plain and served != name and listed and not alone and not is_table(name):
+            said = f"takes {name} for quantized: it is {served} there, which the config does not leave plain"
+            return Outcome("fails to load", said) if kimi else Outcome("garbled", said, (), SENTINEL)
+    return None
 
 
 def _misread_fp8(model: Model, dialect: Fp8) -> Iterator[tuple[Lookup, Outcome]]:

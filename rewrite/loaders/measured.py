@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from rewrite.quantization.architectures import text_config
+from rewrite.quantization.architectures import first_class, text_config
 from rewrite.quantization.dtypes import PLAIN_DTYPES
 from rewrite.quantization.kv_cache import is_kv_cache_scale
 from rewrite.quantization.model import Kind, Model
@@ -42,8 +42,6 @@ def signature(model: Model) -> tuple[str, str, frozenset[str]]:
     ``model.layers.0.mlp: (down_proj gate_proj up_proj)``. And what else engines have code for: stacked quantized
     tensors, scales of a KV cache, MTP layers, a head that is not as the config says."""
     config = model.checkpoint.config.value
-    stated = config.get("architectures")
-    architecture = str(stated[0]) if isinstance(stated, list) and stated else ""
     schemes = sorted({_scheme(kind) for kind in model.kinds if not kind.first.plain})
     found = _states(model, schemes)
     for form in model.checkpoint.alike:
@@ -62,7 +60,7 @@ def signature(model: Model) -> tuple[str, str, frozenset[str]]:
     heads = (kind.first for kind in model.kinds if kind.form.pattern.endswith("lm_head"))
     if model.dialect.name.startswith("modelopt") and any(head.plain and head.scheme is not None for head in heads):
         found.add("a plain lm_head that the config quantizes")  # engines make a quantized one of some families
-    return architecture, f"{model.dialect.name}: {'; '.join(schemes)}", frozenset(found)
+    return first_class(config), f"{model.dialect.name}: {'; '.join(schemes)}", frozenset(found)
 
 
 def _scheme(kind: Kind) -> str:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from rewrite.loaders.outcome import E4M3_ROUNDING, SENTINEL, Outcome
 from rewrite.loaders.views import GroupView
 
+LATENT = "fused_qkv_a_proj"  # of DeepSeek: SGLang takes the scale of its first part (``deepseek_weight_loader.py``)
 #: What is made of a group whose global scales are positive numbers.
 Nvfp4Behavior = Callable[[GroupView], Outcome]
 
@@ -25,7 +27,7 @@ def one_global_scale(group: GroupView) -> Outcome:
     """vLLM 0.32, ``compressed_tensors_w4a4_nvfp4.py``: the largest divisor of the layer, so the smallest scale;
     ``modelopt.py``: the largest multiplier; of experts gate's, ``[:, 0]`` (``compressed_tensors_moe_w4a4_nvfp4.py``,
     ``ModelOptNvFp4FusedMoE``). It only warns."""
-    return _unless_odd(group) or _served_with(group, _taken(group))
+    return _unless_odd(group) or served_with(group, _taken(group))
 
 
 def unset_slots(group: GroupView) -> Outcome:
@@ -41,8 +43,8 @@ def unset_slots(group: GroupView) -> Outcome:
 def one_or_refused(group: GroupView) -> Outcome:
     """SGLang 0.5.23: as :func:`one_global_scale`, but weight-only layers of compressed-tensors with different scales
     raise (``compressed_tensors_w4a16_nvfp4.py``), as do Qwen3-Next's layers that are stored fused
-    (``qwen3_next.py``, ``_make_packed_weight_loader``). Which scale experts get depends on the kernel: most take
-    gate's, FlashInfer's TRT-LLM both (``modelopt_quant.py``, ``_compute_gemm1_alphas``)."""
+    (``qwen3_next.py``, ``_make_packed_weight_loader``). Experts were run with the code for Marlin (ModelOpt) and for
+    CUTLASS (compressed-tensors); what others do is by the source: :data:`_OTHER_KERNELS`."""
     if group.layer in ("in_proj_qkvz", "in_proj_ba") and len(group.partitions) == 1:
         if group.divides:
             return Outcome("fails to load", f"looks for an unpacked weight of {group.layer} (AttributeError)")
@@ -52,11 +54,18 @@ def one_or_refused(group: GroupView) -> Outcome:
         return odd or Outcome("exact")
     if group.divides and not group.static_activations:
         return Outcome("fails to load", "wants one global scale for all of a fused layer (Re-export the checkpoint)")
-    if group.experts:
-        return Outcome(
-            "not known", "which global scale experts get depends on the kernel: gate's, or TRT-LLM's takes both"
-        )
-    return one_global_scale(group)
+    found = served_with(group, group.partitions[0].scale or 0) if group.layer == LATENT else one_global_scale(group)
+    if group.experts and found.kind != "exact":
+        return replace(found, detail=f"{found.detail}; by its source, {_OTHER_KERNELS[group.divides]}")
+    return found
+
+
+#: Of SGLang's experts, by whether their global scales are divisors: ``modelopt_quant.py`` (``_compute_gemm1_alphas``,
+#: ``_build_mega_moe_weights``), ``arg_groups/model_overrides``; ``compressed_tensors_w4a16_nvfp4_moe.py``.
+_OTHER_KERNELS = {
+    False: "the kernels flashinfer_trtllm (the default of many models on B200) and megamoe take both scales",
+    True: "cards before Blackwell refuse to load it",
+}
 
 
 def separate(group: GroupView) -> Outcome:
@@ -85,7 +94,8 @@ def _taken(group: GroupView) -> float:
     return min(scales) if group.divides else max(scales)
 
 
-def _served_with(group: GroupView, taken: float) -> Outcome:
+def served_with(group: GroupView, taken: float) -> Outcome:
+    """With a scale that is not that of all parts, which nothing is requantized for."""
     factors = tuple((p.name, taken / p.scale) for p in group.partitions if p.scale and p.scale != taken)
     if not factors:
         return Outcome("exact")
@@ -95,7 +105,7 @@ def _served_with(group: GroupView, taken: float) -> Outcome:
     names = tuple(name for name, _ in factors)
     return Outcome(
         "garbled" if error > E4M3_ROUNDING else "loses precision",
-        f"takes one global scale for the whole layer: weights are served {furthest:.3g} times as large ({where})",
+        f"takes one scale for the whole layer: weights are served {furthest:.3g} times as large ({where})",
         names,
         error,
         factors,

@@ -90,12 +90,54 @@ def router_bias_is_not_stated(checkpoint: CheckpointView) -> Outcome | None:
 
 def latent_scales_are_joined(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.23 joins the tensors of ``q_a_proj`` and ``kv_a_proj_with_mqa`` before it loads them
-    (``deepseek_weight_loader.py``): two scales of ``[1]`` become one of ``[2]``, which has no place. Of two scales of
-    ``()`` it takes the first."""
-    if checkpoint.latent_scales == "[1]":
+    (``deepseek_weight_loader.py``): two scales of ``[1]`` become one of ``[2]``, which has no place, as does a
+    ``weight_shape``. Of two scales of ``()`` it takes the first: ``behaviors.py``."""
+    if checkpoint.latent_vectors:
         return Outcome("fails to load", "joins the scales of q_a_proj and kv_a_proj_with_mqa (AssertionError)")
-    if checkpoint.latent_scales == "()":
-        return Outcome("not known", "takes the scale of q_a_proj for kv_a_proj_with_mqa, too (read, not run)")
+    return None
+
+
+def rows_are_turned(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23 puts the rows of Llama 4's q and k in another order for its rotary embedding (``mllama4.py``,
+    ``permute_qk_weight_for_rotary``), and leaves their scales where they are."""
+    for group in checkpoint.groups:
+        layouts = {p.layout for p in group.partitions} if group.layer == "qkv_proj" else set[str]()
+        if "channel" in layouts:
+            names = ("qkv_proj.q", "qkv_proj.k")
+            return Outcome("garbled", "turns the rows of q and k, and not their scales", names, SENTINEL)
+        if layouts & {"nvfp4", "group"}:
+            return Outcome("not known", "turns the rows of q and k, which was not run with packed weights")
+    return None
+
+
+def shared_experts_have_no_weight(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23 asks GLM-4.5's shared experts for the dtype of their ``weight`` (``glm4_moe.py``), which packed
+    layers of compressed-tensors do not have."""
+    shared = (group for group in checkpoint.groups if ".shared_experts." in group.name)
+    if any(p.layout in ("nvfp4", "group") for group in shared for p in group.partitions):
+        return Outcome("fails to load", "packed shared experts have no weight (AttributeError)")
+    return None
+
+
+def listed_head_is_plain(checkpoint: CheckpointView) -> Outcome | None:
+    """vLLM 0.32.0 makes a packed ``lm_head`` where ``quantized_layers`` has it, which a plain weight does not fit."""
+    name = checkpoint.plain_with_scheme or ""
+    if checkpoint.weight_only_nvfp4 and name.endswith("lm_head"):
+        return Outcome("fails to load", f"takes {name} for packed, as quantized_layers has it (RuntimeError)")
+    return None
+
+
+def experts_have_another_name(checkpoint: CheckpointView) -> Outcome | None:
+    """vLLM 0.32.0 knows Gemma 4's experts as ``layers.0.experts`` only; SGLang 0.5.23 as ``moe.experts``, too."""
+    if any(".moe.experts" in group.name for group in checkpoint.groups if group.experts):
+        return Outcome("fails to load", "has no module named layers.0.moe (ValueError)")
+    return None
+
+
+def names_are_newer(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23 knows Gemma 3's ``language_model.model`` only, not what transformers 5 calls it."""
+    if any(group.name.startswith("model.language_model.") for group in checkpoint.groups):
+        return Outcome("fails to load", "does not know the names model.language_model (KeyError)")
     return None
 
 

@@ -37,21 +37,26 @@ from rewrite.loaders.obstacles import (
     blocks_are_torn,
     blocks_are_torn_in_sglang,
     cache_scales_of_qwen3_next,
+    experts_have_another_name,
     experts_lose_their_scale,
     ignore_must_survive_renaming,
     key_was_not_run,
     latent_scales_are_joined,
+    listed_head_is_plain,
     method_is_not_stated,
     minicpmv_vision_is_cast,
     missing_scales_are_made_up,
     mixed_without_nvfp4,
+    names_are_newer,
     parts_are_cast,
     parts_follow_the_quantized_one,
     quark_was_not_run,
     router_bias_is_not_stated,
+    rows_are_turned,
     scalars_are_refused,
     scales_are_left_out,
     scales_are_rounded,
+    shared_experts_have_no_weight,
     vocabulary_has_no_scale,
     vocabulary_is_quantized,
 )
@@ -81,15 +86,17 @@ from rewrite.loaders.views import CheckpointView, GroupView
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Checkpoints of these families (``model_type``), in no other forms than these; empty: of all."""
+    """Checkpoints of these families (``model_type``), in no other forms than these, of these classes
+    (``architectures``); empty: of all."""
 
     families: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def has(self, checkpoint: CheckpointView) -> bool:
-        return (not self.families or checkpoint.model_type in self.families) and (
-            not self.forms or forms(checkpoint) <= set(self.forms)
-        )
+        named = not self.families or checkpoint.model_type in self.families
+        of_class = not self.classes or checkpoint.architecture in self.classes
+        return named and of_class and (not self.forms or forms(checkpoint) <= set(self.forms))
 
 
 def forms(checkpoint: CheckpointView) -> frozenset[str]:
@@ -122,6 +129,7 @@ RUN: Mapping[str, tuple[str, ...]] = {
 #: Every family was run with compressed-tensors, and so with layers that are left plain: all of them are in "none".
 _CT, _MODELOPT, _FP8, _QUARK = ("compressed-tensors", "none"), ("modelopt",), ("fp8",), ("quark",)
 _MIXED, _MODELOPT_FP4 = ("modelopt MIXED_PRECISION",), ("modelopt NVFP4",)
+_W4A16, _GEMMA_4 = (*_MIXED, "W4A16_NVFP4"), ("gemma4", "gemma4_text")
 _FP4 = (*_CT, "NVFP4")
 _VISION, _TEXT, _MINICPM = ("qwen3_5", "qwen3_5_moe"), ("qwen3_5_text", "qwen3_5_moe_text"), ("minicpmv4_6",)
 _NEXT, _DEEPSEEK = ("qwen3_next",), ("deepseek_v3",)
@@ -143,6 +151,8 @@ def _fails(detail: str) -> Outcome:
 _TEXT_IS_UNKNOWN = _fails("knows Qwen3.5 with a vision tower only")
 _MINICPM_IS_UNKNOWN = _fails("does not know MiniCPM-V 4.6")
 _PACKED = _fails("takes packed NVFP4 weights for matrices of another shape")
+_REF_IS_UNKNOWN = _fails("knows no model_type 'deepseek_ref', nor does transformers")
+_STEP, _STEP_IS_UNKNOWN = ("Step3p7FlashForCausalLM",), _fails("has no class Step3p7FlashForCausalLM")
 
 #: What each engine was run with, family by family. The outcome of a whole family or form, or None: it depends on more.
 #: Each first and last version of a range, or another one of its row, was run; those between are assumed to be alike.
@@ -156,6 +166,10 @@ RUNS: tuple[Fact[Checkpoints, Outcome | None], ...] = (
     Fact("vLLM", "0.17.0", "0.19.1", Checkpoints((*_VISION, *_OTHERS), _QUARK), None, _ZOO),
     Fact("vLLM", "0.27.0", None, Checkpoints((*_VISION, *_TEXT, *_OTHERS), _QUARK), None, _ZOO),
     Fact("vLLM", "0.27.0", None, Checkpoints(_DEEPSEEK, (*_FP4, *_MODELOPT)), None, RECORD),
+    Fact("vLLM", "0.27.0", None, Checkpoints(("deepseek_ref",)), _REF_IS_UNKNOWN, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(("deepseek_ref",)), _REF_IS_UNKNOWN, "run: 0.5.23"),
+    Fact("vLLM", "0.27.0", None, Checkpoints(classes=_STEP), _STEP_IS_UNKNOWN, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(classes=_STEP), _STEP_IS_UNKNOWN, "run: 0.5.23"),
     Fact("SGLang", "0.5.9", "0.5.16", Checkpoints(_TEXT, (*_SEARCHED, *_MIXED)), _TEXT_IS_UNKNOWN, RECORD),
     Fact("SGLang", "0.5.9", "0.5.11", Checkpoints(_MINICPM, _CT), _MINICPM_IS_UNKNOWN, RECORD),
     Fact("SGLang", "0.5.12", None, Checkpoints(_MINICPM, _CT), None, RECORD),
@@ -193,15 +207,27 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("vLLM", "0.17.0", None, _EVERY, blocks_are_torn, "fp8_utils.py: validate_fp8_block_shape"),
     Fact("vLLM", "0.17.0", None, Checkpoints(_DEEPSEEK), router_bias_is_not_stated, "0.32.0 models/deepseek_v2.py"),
     Fact("vLLM", "0.17.0", None, _IN_CT, vocabulary_has_no_scale, "tests/zoo/engines.json"),
+    Fact("vLLM", "0.27.0", None, Checkpoints(forms=_W4A16), listed_head_is_plain, "run: 0.32.0"),
+    Fact("vLLM", "0.27.0", None, Checkpoints(_GEMMA_4), experts_have_another_name, "run: 0.32.0"),
     Fact("SGLang", "0.5.9", None, _EVERY, blocks_are_torn_in_sglang, "fp8_utils.py, fp8.py"),
     Fact("SGLang", "0.5.9", None, _IN_CT, block_size_is_of_the_class, "read in 0.5.9 to 0.5.23"),
-    Fact("SGLang", "0.5.23", None, Checkpoints(_LLAMAS, _FP8_BLOCKS), block_scales_are_renamed, "models/llama.py"),
+    Fact(
+        "SGLang",
+        "0.5.23",
+        None,
+        Checkpoints((*_LLAMAS, "mistral3"), _FP8_BLOCKS),
+        block_scales_are_renamed,
+        "models/llama.py",
+    ),
     Fact("SGLang", "0.5.9", None, Checkpoints(_NEXT), cache_scales_of_qwen3_next, "0.5.23 models/qwen3_next.py"),
     Fact("SGLang", "0.5.9", "0.5.9", _IN_CT, ignore_must_survive_renaming, RECORD),
     Fact("SGLang", "0.5.12", "0.5.22", Checkpoints(_MINICPM), minicpmv_vision_is_cast, RECORD),
     Fact("SGLang", "0.5.15", None, Checkpoints(forms=_MIXED), mixed_without_nvfp4, "0.5.23 model_config.py"),
     Fact("SGLang", "0.5.23", None, Checkpoints(forms=_MIXED), parts_follow_the_quantized_one, "modelopt_quant.py"),
-    Fact("SGLang", "0.5.23", None, Checkpoints(_DEEPSEEK), latent_scales_are_joined, "deepseek_weight_loader.py"),
+    Fact("SGLang", "0.5.23", None, _EVERY, latent_scales_are_joined, "deepseek_weight_loader.py"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(("glm4_moe",), _FP4), shared_experts_have_no_weight, "run: 0.5.23"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(("gemma3",)), names_are_newer, "run: 0.5.23"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(("llama4", "llama4_text")), rows_are_turned, "run: 0.5.23"),
     Fact("transformers", "5.17.0", None, Checkpoints(forms=(*_MODELOPT, *_FP8)), scales_are_left_out, RECORD),
     Fact("transformers", "5.17.0", None, _EVERY, scales_are_rounded, _CT_020),
     Fact("transformers", "5.17.0", None, _IN_CT, missing_scales_are_made_up, _CT_020),
@@ -331,7 +357,7 @@ class Loader(Engine):
         if not sources:
             return Outcome("not known", f"{self.name} has no class for it")
         source, *later = sources
-        if any(each.layers != source.layers for each in later):  # of a release that was read, and not run
+        if any(each.slots != source.slots for each in later):  # of a release that was read, and not run
             said = (
                 f"{self.name} {later[-1].version} fuses its layers in another way than {source.version}, which was run"
             )

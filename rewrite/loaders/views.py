@@ -17,7 +17,7 @@ from rewrite.loaders.kernels import kernel_schemes
 from rewrite.loaders.lookups import Lookup, misread, plain_by_name
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
-from rewrite.quantization.architectures import text_config
+from rewrite.quantization.architectures import first_class, text_config
 from rewrite.quantization.dialects import config_path
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.other import Other
@@ -28,9 +28,6 @@ from rewrite.quantization.model import Model
 from rewrite.quantization.scheme import ScaleLayout, Scheme
 
 SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4", "group", "unknown", "other"]
-#: Of the modules of ``fused_qkv_a_proj``, if any is quantized: the shape of scales of one value, of weights and
-#: activations (of NVFP4 the global ones); "[1]" where any has that, "other" where there are none.
-LatentScales = Literal["none", "[1]", "()", "other"]
 _SCALES = (".weight_scale", ".input_scale", ".weight_global_scale", ".input_global_scale")
 _GROUPED = ("INT4", "MXFP4", "MXFP8")  # a scale for a few weights of one row, and no other
 _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
@@ -85,13 +82,14 @@ class CheckpointView:
     fp8_with_scales: bool
     ignore_survives_renaming: bool
     groups: tuple[GroupView, ...]
+    architecture: str = ""  # the first of ``architectures``
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     plain_by_name: frozenset[Lookup] = frozenset()  # the ways that find all plain layers in ``ignore``
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
     scalar_scale: str | None = None  # a scale of the shape (), but of the KV cache
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
-    latent_scales: LatentScales = "none"
+    latent_vectors: bool = False  # of the parts of ``fused_qkv_a_proj``: tensors that do not become one when joined
     kv_cache_scales: bool = False  # whether scales of the KV cache are stored
     nvfp4_layers: bool = False  # whether the config gives any module NVFP4
     router_bias_is_not_stated: bool = False  # of DeepSeek-V3: stored, and no ``topk_method`` in the config
@@ -150,13 +148,14 @@ def view_model(
         fp8_with_scales=any(kind.first.fp8 and "weight_scale" in kind.form.tensors for kind in model.kinds),
         ignore_survives_renaming=_ignore_survives_renaming(model),
         groups=tuple(groups),
+        architecture=first_class(model.checkpoint.config.value),
         quark_not_run=what_was_not_run(model),
         misread=misread(model),
         plain_by_name=plain_by_name(model),
         plain_with_scheme=_plain_with_scheme(model),
         scalar_scale=_scalar_scale(model),
         nvfp4_experts=nvfp4_experts,
-        latent_scales=_latent_scales(model),
+        latent_vectors=_latent_vectors(model),
         kv_cache_scales=any(True for _ in model.checkpoint.tensors_like(is_kv_cache_scale)),
         nvfp4_layers=any(_is_nvfp4(kind.first.scheme) for kind in model.kinds),
         router_bias_is_not_stated=_router_bias_is_not_stated(model),
@@ -257,7 +256,7 @@ def _view_experts(experts: Experts, model: Model) -> GroupView:
         "experts",
         partitions,
         experts.columns,
-        scheme is not None and scheme.activations == "static",
+        scheme is not None and (scheme.activations == "static" or (experts.nvfp4 and scheme.activations != "none")),
         experts.count,
         scheme is not None and scheme.per_token,
         experts.furthest,
@@ -335,14 +334,13 @@ def _fp8_vocabulary(model: Model) -> str | None:
     return None
 
 
-def _latent_scales(model: Model) -> LatentScales:
+def _latent_vectors(model: Model) -> bool:
+    """Scales of the shape ``[1]``, and the ``weight_shape`` of INT4."""
     modules = [m for group in model.groups.whole if group.layer.name == "fused_qkv_a_proj" for m in group.modules]
-    if all(module.plain for module in modules):
-        return "none"
     scales = [scale for m in modules for scale in (m.scale, m.input_scale)]
     scales += [scale for m in modules if m.nvfp4 for scale in (m.nvfp4.scale, m.nvfp4.input_scale)]
-    shapes = {scale.shape for scale in scales if scale is not None and scale.numel == 1}
-    return "[1]" if (1,) in shapes else "()" if shapes else "other"
+    stated = any(f"{m.name}.weight_shape" in model.checkpoint.tensors for m in modules)
+    return stated or any(scale is not None and scale.shape == (1,) for scale in scales)
 
 
 def _router_bias_is_not_stated(model: Model) -> bool:

@@ -49,6 +49,14 @@ class Source:
     whole: bool = True  # False: the language model is found in another way
     alters: tuple[str, ...] = ()  # functions that cut or turn tensors before they are loaded
 
+    @property
+    def slots(self) -> frozenset[tuple[object, ...]]:
+        """What is fused in which order, and whether each part has a slot: by which class of these does not matter."""
+        each = {"qkv", "merged"}
+        return frozenset(
+            (x.name, x.parts, each.issuperset(x.kind.split("|")) or x.kind, x.parents) for x in self.layers
+        )
+
     def layer_of(self, parts: Iterable[str]) -> SourceLayer | None:
         """What becomes of exactly these parts."""
         wanted = tuple(parts)

@@ -574,8 +574,12 @@ def _input_scale(module: Any, attribute: str, quantized: Sequence[str], source: 
         held = _tensor(module, attribute.replace("weight", "input_global_scale"))
         if held is not None and hasattr(module, f"{attribute}_packed"):
             held = 1 / held.float()
-    served = None if held is None else [number(float(held.float().min())), number(float(held.float().max()))]
-    return {"stated": max(stated), "served": served}
+    if held is None:
+        return {"stated": max(stated), "served": None}
+    served = held.float().flatten().sort().values.cpu()
+    if attribute != "weight" and torch.allclose(served, torch.tensor(stated).sort().values):
+        served = served[-1:]  # a stack: each expert has its own
+    return {"stated": max(stated), "served": [number(float(served[0])), number(float(served[-1]))]}
 
 
 def number(value: float) -> float | str:
@@ -1093,6 +1097,14 @@ class Sglang(Engine):
                 module(f"{quantization}.modelopt_quant"), schemes, f"{quantization}.marlin_utils_fp4"
             ),
         )
+        self.replace("the repacking of MXFP4 experts", lambda: _take_mxfp4(module(quantization)))
+        self.replace(
+            "the repacking of INT4 experts",
+            lambda: _no_int4_repacking(
+                module(f"{schemes.removesuffix('.compressed_tensors')}.compressed_tensors_wNa16_moe")
+            ),
+        )
+        self.replace("rotary embeddings of MiMo-V2", lambda: _plain_rope(module("sglang.srt.models.mimo_v2")))
         self.replace(
             "rotary embeddings that the CPU lacks",
             lambda: _any_rope(module("sglang.srt.layers.rotary_embedding.factory")),
@@ -1122,6 +1134,29 @@ def _no_fp4_repacking(modelopt: Any, schemes: str, marlin: str) -> None:
         stock(self, layer)
 
     scheme.process_weights_after_loading = process
+    w4a4_experts = module(f"{schemes}_w4a4_nvfp4_moe")
+    w4a4_experts.swizzle_blockscale = w4a4.swizzle_blockscale
+    cutlass = w4a4_experts.CompressedTensorsW4A4Nvfp4MoE  # of Blackwell cards; it wants up before gate
+    cutlass.requires_blackwell = cutlass.load_up_proj_weight_first = False
+
+
+def _take_mxfp4(methods: Any) -> None:
+    """SGLang offers the method where there is a card for it."""
+    mxfp4 = module("sglang.srt.layers.quantization.mxfp4")
+    for known in (methods.BASE_QUANTIZATION_METHODS, methods.QUANTIZATION_METHODS):
+        known["mxfp4"] = mxfp4.Mxfp4Config
+    mxfp4.Mxfp4MoEMethod.process_weights_after_loading = lambda *_: None
+
+
+def _no_int4_repacking(experts: Any) -> None:
+    experts.gptq_marlin_moe_repack = experts.marlin_moe_permute_scales = lambda held, *_, **__: held
+    experts.marlin_make_workspace = lambda *_: None
+
+
+def _plain_rope(model: Any) -> None:
+    """They hold no weights, and the config of transformers 5 has one for each kind of layer, which SGLang does not."""
+    own = model.get_rope
+    model.get_rope = lambda *given, **more: own(*given, **{**more, "rope_scaling": None})
 
 
 def _any_rope(factory: Any) -> None:

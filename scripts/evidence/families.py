@@ -60,7 +60,7 @@ MORE: Mapping[str, Mapping[str, Any]] = {
     "glm_moe_dsa": {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "moe_layer_freq": 1},
     "minimax_m2": {"scoring_func": "sigmoid", "num_mtp_modules": 0, "rotary_dim": 64, "use_routing_bias": True},
     "mimo_v2_flash": {
-        **{"hybrid_layer_pattern": [0, 1], "moe_layer_freq": [0, 1], "attention_value_scale": 0.707},
+        **{"hybrid_layer_pattern": [1, 0], "moe_layer_freq": [0, 1], "attention_value_scale": 0.707},
         **{"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True, "layernorm_epsilon": 1e-5},
         **{
             "add_swa_attention_sink_bias": True,
@@ -73,6 +73,7 @@ MORE: Mapping[str, Mapping[str, Any]] = {
     "qwen3_vl_moe": {"norm_topk_prob": True},
     "afmoe": {"score_func": "sigmoid"},
     "deepseek_v2": {"topk_method": "group_limited_greedy", "scoring_func": "softmax"},
+    "nemotron_h": {"n_groups": 8},  # SGLang 0.5.23 reads it under another name, and takes 8
     "gemma4": {"enable_moe_block": True, "attention_k_eq_v": True},
 }
 #: Whose quantized releases have stacked experts.
@@ -82,6 +83,7 @@ _PLAIN = re.compile(
     r"(?:gate|router|proj_router|shared_expert_gate|weights_proj|conv1d|in_proj_[ab]|in_proj_ba|x_proj|dt_proj|g_proj"
     r"|embed\w*|wte|wpe|lm_head|per_layer\w*|\w*norm\w*|classifier|output_router|wo_a)"
 )
+_TABLE = re.compile(r"(?:^|\.)(?:lm_head|embed_tokens\w*|\w*embeddings?|wte|wpe)$")
 _TOWER = re.compile(r"(?:^|\.)(?:\w*(?:vision|visual|audio|projector|image|aligner|embedder)\w*|mtp)\.")
 
 
@@ -97,7 +99,8 @@ def _cut(value: Any, key: str, layers: int) -> Any:
         return SIZES[key]
     if isinstance(value, list) and layers and len(value) in (layers, layers + 1):
         kinds = list(dict.fromkeys(map(str, value)))
-        return sorted((next(v for v in value if str(v) == kind) for kind in kinds[:2]), key=str) * (3 - len(kinds[:2]))
+        found = (next(each for each in value if str(each) == kind) for kind in kinds[:2])
+        return sorted(found, key=lambda each: (each == "full_attention", str(each))) * (3 - len(kinds[:2]))
     return value
 
 
@@ -117,9 +120,11 @@ def _config(model_type: str, *, tower: bool) -> Any:
         values = {key: value for key, value in values.items() if not key.endswith(("vision_config", "audio_config"))}
     elif stated.get("vision_config", {}) is None:
         values["vision_config"] = _cut(kind.sub_configs["vision_config"]().to_dict(), "", 0)
+    if model_type == "gemma3":
+        values["vision_config"]["vision_use_head"] = False
     values.setdefault("head_dim", SIZES["head_dim"])
     values.get("text_config", values).update(MORE.get(model_type, {}))
-    return kind(**{**values, "tie_word_embeddings": False})
+    return kind(**{**values, "tie_word_embeddings": model_type == "gemma3"})  # as it is published
 
 
 def _unrolled(shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, tuple[torch.Size, torch.dtype]]:
@@ -145,6 +150,20 @@ def _unrolled(shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str,
     return found
 
 
+def _as_published(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Keys of a config that the class of transformers writes in another way than releases have them."""
+    if model_type == "nemotron_h":
+        kinds = {"linear_attention": "mamba", "full_attention": "attention"}
+        lists = ("layers_block_type", "mtp_layers_block_type")
+        return {key: [kinds.get(k, k) for k in each] if key in lists else each for key, each in config.items()}
+    if model_type == "mimo_v2_flash":
+        rope = config["rope_parameters"]["full_attention"]
+        return {key: each for key, each in (config | rope).items() if key not in ("rope_parameters", "rope_type")}
+    return config
+
+
+#: Prefixes of names in releases, where transformers 5 saves other ones.
+_RENAMED: Mapping[str, tuple[str, str]] = {"gemma3": ("vision_tower.", "vision_tower.vision_model.")}
 #: Families whose language model is another family's under a prefix. Their towers are left out.
 WRAPPED: Mapping[str, tuple[str, str, str]] = {
     "kimi_k25": ("KimiK25ForConditionalGeneration", "deepseek_v3", "language_model."),
@@ -185,8 +204,12 @@ def made(model_type: str) -> tuple[dict[str, Any], dict[str, tuple[torch.Size, t
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         stored = load_file(Path(folder) / "model.safetensors")
-        value = json.loads((Path(folder) / "config.json").read_text())
-    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in stored.items()}
+        value = _as_published(model_type, json.loads((Path(folder) / "config.json").read_text()))
+    old, new = _RENAMED.get(model_type, ("", ""))
+    shapes = {
+        new + name.removeprefix(old) if name.startswith(old) else name: (tensor.shape, tensor.dtype)
+        for name, tensor in stored.items()
+    }
     return value, shapes if model_type in STACKED else _unrolled(shapes)
 
 
@@ -399,7 +422,21 @@ VARIANTS: Mapping[str, re.Pattern[str]] = {
     "head": re.compile(r".*"),
     "kv-scales": re.compile(r".*"),
     "newer-names": re.compile(r".*"),
+    "moe-names": re.compile(r"(?!.*(?:attn|attention)\.|.*\.mlp\.).*"),
+    "towers": re.compile(r".*"),
+    "listed-head": re.compile(r".*"),
+    "experts-by-pattern": re.compile(r".*\.experts\..*"),
 }
+#: ``ignore`` of Kimi-K2.5 in INT4.
+_PATTERNS = [
+    *("lm_head", "re:.*self_attn.*", "re:.*shared_experts.*"),
+    r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
+]
+
+
+def _moe(name: str) -> str:
+    """As Gemma 4 is stored by some."""
+    return name.replace(".experts.", ".moe.experts.")
 
 
 def _newer(name: str) -> str:
@@ -410,10 +447,17 @@ def _newer(name: str) -> str:
 
 
 def _globs(ignored: list[str], quantized: Collection[str]) -> list[str]:
-    """As ModelOpt lists modules of which none is quantized: ``model.layers.0.self_attn*``."""
+    """As ModelOpt lists modules of which none is quantized: ``model.vision_tower*``."""
     within = {parent for name in quantized for parent in _parents(name)}
-    parents = ((module, module.rpartition(".")[0]) for module in ignored)
-    return list(dict.fromkeys(module if parent in within or not parent else f"{parent}*" for module, parent in parents))
+    highest = ((module, [each for each in _parents(module) if each not in within]) for module in ignored)
+    return list(dict.fromkeys(f"{parents[-1]}*" if parents else module for module, parents in highest))
+
+
+def _by_tower(ignored: list[str], form: str) -> list[str]:
+    """Towers as a whole, not module by module."""
+    towers = {module: re.match(r"(?:model\.)?[^.]+", module) for module in ignored if _TOWER.search(f"{module}.")}
+    prefix, suffix = ("re:", ".*") if form.startswith("ct-") else ("", "")
+    return list(dict.fromkeys(f"{prefix}{at[0]}{suffix}" if (at := towers.get(m)) else m for m in ignored))
 
 
 def _parents(module: str) -> Iterator[str]:
@@ -434,12 +478,23 @@ def _stack(tensors: Tensors) -> Quantized:
     return found
 
 
+def _ignore(ignored: list[str], quantized: Collection[str], base: str, variant: str) -> list[str]:
+    """The entries by which a config leaves these modules plain."""
+    if variant == "experts-by-pattern":
+        return _PATTERNS
+    if base.startswith("modelopt"):
+        ignored = _globs(ignored, quantized)
+    if variant == "listed-head":
+        ignored = [name for name in ignored if name != "lm_head"]
+    return _by_tower(ignored, base) if variant == "towers" else ignored
+
+
 def write(model_type: str, form: str, folder: Path) -> None:
     """The checkpoint of a family in a form."""
     config, shapes = made(model_type)
     base, _, variant = form.partition("+")
-    if variant == "newer-names":
-        shapes = {_newer(name): each for name, each in shapes.items()}
+    renamed = {"newer-names": _newer, "moe-names": _moe}.get(variant, str)
+    shapes = {renamed(name): each for name, each in shapes.items()}
     (stores, stated), wanted = FORMS[base], VARIANTS.get(variant, re.compile(".*"))
     tensors: Tensors = {}
     ignored = [] if variant == "head" else ["lm_head"]
@@ -452,15 +507,15 @@ def write(model_type: str, form: str, folder: Path) -> None:
             tensors |= {f"{module}.{last}": each.contiguous() for last, each in store(_drawn(name, shape)).items()}
             continue
         tensors[name] = torch.ones(shape, dtype=dtype) if "norm" in name else _drawn(name, shape).to(dtype)
-        if name.endswith(".weight") and len(shape) == 2 and module != "lm_head" and "embed" not in module:
+        if name.endswith(".weight") and len(shape) == 2 and not _TABLE.search(module):
             ignored.append(module)
     if base == "mxfp4":
         quantized |= _stack(tensors)
     if not quantized:
         return  # nothing of the kind is there
-    if base.startswith("modelopt"):
-        ignored = _globs(ignored, quantized)
-    value = stated(ignored, quantized)
+    ignored = _ignore(ignored, quantized, base, variant)
+    # The head is listed, and plain all the same.
+    value = stated(ignored, quantized | ({"lm_head": "W4A16_NVFP4"} if variant == "listed-head" else {}))
     if variant == "kv-scales":
         value |= {"kv_cache_scheme": {"dynamic": False, "num_bits": 8, "type": "float"}}
         for module in (name for name in quantized if re.search(r"\.[kv]_proj$", name)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ KINDS = {
 }
 NOTHING = "nothing learnt"
 _ROUNDED = 2.0**-8  # once to BF16
+_TOWER = re.compile("vision|visual|audio")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ def seen_in(out: Path) -> tuple[str, str, frozenset[str]]:
     """What became of a checkpoint, why, and the layers that were off."""
     kind, why, found = _judged(out)
     layers = found.layers if found is not None and found.failure is None else ()
-    names = (each.module.rpartition(".")[2] for each in layers if each.error is not None and not each.error <= _ROUNDED)
+    language = (each for each in layers if not _TOWER.search(each.module))
+    names = (
+        each.module.rpartition(".")[2] for each in language if each.error is not None and not each.error <= _ROUNDED
+    )
     return kind, why, frozenset(name.removeprefix("routed_").removesuffix("_with_mqa") for name in names)
 
 
@@ -86,7 +91,9 @@ def _judged(out: Path) -> tuple[str, str, verdict.Verdict | None]:
     try:
         found = verdict.judge(result)
     except RewriteError as error:
-        return NOTHING, str(error), None
+        # Names that an engine does not know it refuses without a quantization, too.
+        kind = "fails to load" if out.stem.endswith("-names") else NOTHING
+        return kind, str(error).partition("found:")[2].strip() or str(error), None
     if found.failure is not None and "Please use Blackwell" in found.failure["message"]:
         return NOTHING, "SGLang's experts in NVFP4 of compressed-tensors want a Blackwell card", found
     if found.failure is not None:
@@ -113,7 +120,8 @@ def cells(spec: str, sources: list[Path], home: Path) -> Iterator[Cell]:
         fused = {group.layer for group in view.groups} | {"experts"}
         kinds = [(group.layer, loader.of_group(group).kind) for group in view.groups]
         named = frozenset(name.partition(".")[0] for name in said.partitions)
-        named |= {layer for layer, kind in kinds if said.partitions and kind in ("garbled", "loses precision")}
+        weights = said.kind in ("garbled", "loses precision")
+        named |= {layer for layer, kind in kinds if weights and kind in ("garbled", "loses precision")}
         release = f"{loader.name} {spec.partition('==')[2]}"
         unknown = frozenset(layer for layer, kind in kinds if kind == "not known")
         yield Cell(release, source.name, model, seen, said.kind, why, off & fused, named, unknown)

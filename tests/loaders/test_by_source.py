@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from safetensors.torch import load_file, save_file
 import rewrite
 from rewrite import open_checkpoint
 from rewrite.cli.commands import main
-from rewrite.loaders import measured
+from rewrite.loaders import by_source, measured
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.versions import find_loaders
 from rewrite.loaders.views import view_model
+from rewrite.quantization.atlas import Source, find_sources
 from rewrite.quantization.model import interpret
 from tests.support import FIXTURES, edit_json
 
@@ -116,10 +118,23 @@ def test_experts_of_a_family_by_source_get_one_global_scale(tmp_path: Path) -> N
     assert rewrite.verify(source, out, tokens=1, device="cpu").ok
 
 
-def test_a_newer_release_that_fuses_in_another_way(named: Named) -> None:
-    """What was run in 0.32.0 is said of 0.27.0 and later: not where 0.33.0, which was read, is another one."""
-    found = by_rules(named("mimo_v2_flash", "MiMoV2FlashForCausalLM"))
-    assert (found.kind, "0.33.0" in found.detail) == ("not known", True)
+@pytest.mark.parametrize(("kind", "known"), [("merged|qkv", True), ("replicated", False)])
+def test_a_newer_release_that_fuses_in_another_way(
+    kind: str, known: bool, named: Named, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was run in 0.32.0 is said of 0.27.0 and later: not where 0.33.0, which was read, has other slots."""
+
+    def newer(config: dict[str, Any]) -> tuple[Source, ...]:
+        return tuple(
+            replace(each, layers=tuple(replace(layer, kind=kind) for layer in each.layers))
+            if each.version == "0.33.0"
+            else each
+            for each in find_sources(config)
+        )
+
+    monkeypatch.setattr(by_source, "find_sources", newer)
+    found = by_rules(named("granite", "GraniteForCausalLM"))
+    assert ("0.33.0" in found.detail) != known
 
 
 def test_a_class_that_no_engine_has(named: Named) -> None:

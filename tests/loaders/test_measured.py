@@ -25,6 +25,10 @@ RECORD = json.loads(measured.FILE.read_text())
 #: Quick to make; of the last one the rules and SGLang disagree.
 SAMPLED = [(family, form) for family in ("qwen3", "gemma3_text") for form in families.FORMS if form != "mxfp4"]
 SAMPLED += [("qwen3_moe", "fp8-tensor"), ("qwen3_moe", "modelopt-nvfp4"), ("gpt_oss", "mxfp4")]
+SAMPLED += [("mistral3", form) for form in ("fp8-tensor", "fp8-tensor+towers", "ct-channel")]
+SAMPLED += [("llama4", form) for form in ("ct-channel", "ct-channel+plain-attention")]
+SAMPLED += [("kimi_k25", form) for form in ("ct-int4", "ct-int4+experts-only", "ct-int4+experts-by-pattern")]
+SAMPLED += [("glm4_moe", "ct-nvfp4"), ("qwen3_5", "modelopt-mixed+listed-head"), ("gemma4", "modelopt-nvfp4+moe-names")]
 
 
 def predicted(folder: Path, release: str) -> Outcome:

@@ -68,12 +68,15 @@ def test_scales_that_are_no_positive_numbers_are_not_known(behavior: object, sca
 
 
 def test_sglang_refuses_weight_only_layers() -> None:
-    """And says nothing of experts, whose scale depends on the kernel."""
+    """But not experts that have scales of activations: they get gate's."""
     view = gate_up(4.0, 1.0, divides=True)
     weight_only = GroupView(view.name, view.layer, view.partitions, 16, static_activations=False, divides=True)
     assert one_or_refused(weight_only).kind == "fails to load"
     assert one_or_refused(view).kind == "garbled"
-    assert one_or_refused(gate_up(4.0, 1.0, divides=True, experts=4)).kind == "not known"
+    experts = one_or_refused(gate_up(4.0, 1.0, divides=True, experts=4))
+    assert (experts.kind, experts.factors) == ("garbled", (("up", 4.0),))
+    assert "before Blackwell" in experts.detail
+    assert "flashinfer_trtllm" in one_or_refused(gate_up(4.0, 1.0, experts=4)).detail
 
 
 @pytest.mark.parametrize("fixture", [LLMC, FREE, MODELOPT])

@@ -63,6 +63,10 @@ class Fp8(Dialect):
         """Whether ``ignored_layers`` has this very name."""
         return module in self._names
 
+    def skips(self, module: str) -> bool:
+        """Whether engines leave alone what they call so: an entry is in the name."""
+        return any(entry in module for entry in self._ignored)
+
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:
         return per_tensor_fp8(layers, self._ignored, self._activations(), kv_cache_fp8=False)
 

@@ -38,7 +38,10 @@ _TURNS = (
     "index_select",
     "repeat",
 )
-_INNER = ("init_vllm_registered_model", "get_model_loader_for", "init_sglang_registered_model")
+_INNER = (
+    *("init_vllm_registered_model", "get_model_loader_for"),
+    *("init_sglang_registered_model", "_get_sgl_model_cls"),
+)
 
 
 @dataclass(frozen=True, order=True)

@@ -149,13 +149,25 @@ def test_layers_that_the_config_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stated", "code", "vllm"), [(4, None, "loses precision"), (3, "uncounted", "not known"), (5, "missing", "garbled")]
+    ("stated", "code", "kind"),
+    [(4, None, "loses precision"), (3, "uncounted", "fails to load"), (5, "missing", "garbled")],
 )
-def test_experts_are_counted(stated: int, code: str | None, vllm: str, tmp_path: Path) -> None:
+def test_experts_are_counted(stated: int, code: str | None, kind: str, tmp_path: Path) -> None:
     folder = changed(MOE, tmp_path, same)
     edit_json(folder / "config.json", num_experts=stated)
     assert set(codes(folder)) == ({code} if code else set())
-    assert outcome(folder, "vLLM").kind == vllm
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {kind}
+
+
+@pytest.mark.parametrize("more", [-64, 0, 64])
+def test_words_are_counted(more: int, tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: an AssertionError each."""
+    folder = changed(LLAMA, tmp_path, same)
+    size = json.loads((folder / "config.json").read_text())["vocab_size"]
+    edit_json(folder / "config.json", vocab_size=size + more)
+    assert codes(folder) == (["uncounted"] if more else [])
+    kind = "fails to load" if more else "loses precision"
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {kind}
 
 
 @pytest.mark.parametrize("part", ["", "down_proj."])

@@ -19,6 +19,31 @@ def key_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
     return Outcome("not known", f"no engine was run with {checkpoint.not_run_with}")
 
 
+def nested_config_is_not_read(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.9 to 0.5.23 look for it in the outermost part of config.json alone (``model_config.py``); 0.5.23 was
+    run with FP8."""
+    return _not_read(checkpoint, "text_config.quantization_config")
+
+
+def nested_config_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
+    found = nested_config_is_not_read(checkpoint)
+    return found and Outcome("not known", found.detail.partition(":")[0])
+
+
+def old_key_is_not_read(checkpoint: CheckpointView) -> Outcome | None:
+    """transformers 5.17.0 and 5.24.0 have no such key; 5.24.0 was run with FP8."""
+    return _not_read(checkpoint, "compression_config")
+
+
+def _not_read(checkpoint: CheckpointView, place: str) -> Outcome | None:
+    if checkpoint.places != (place,):
+        return None
+    said = f"does not read {place} of config.json"
+    if checkpoint.fp8_with_scales and not checkpoint.nvfp4_layers:
+        return Outcome("garbled", f"{said}: serves codes as weights", (), SENTINEL)
+    return Outcome("not known", said)
+
+
 def minicpmv_vision_is_cast(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang before 0.5.23 calls MiniCPM-V's vision tower ``vpm`` and its merger ``resampler``: the names in ``ignore``
     miss them, their BF16 layers get FP8 parameters, and loading those raises ("Downcasting not allowed")."""
@@ -175,12 +200,12 @@ def missing_scales_are_made_up(checkpoint: CheckpointView) -> Outcome | None:
 
 
 def scalars_are_refused(checkpoint: CheckpointView) -> Outcome | None:
-    """transformers from 5.23 on loads no scale of another shape than compressed-tensors makes, which is ``[1]``
+    """transformers from 5.23 on loads no scale of another shape than compressed-tensors makes, ``[1]`` or ``[N, 1]``
     (``core_model_loading.py``, ``set_param_for_module``: the shape was not checked of quantized models before)."""
     name = checkpoint.scalar_scale
     if name is None:
         return None
-    return Outcome("fails to load", f"takes no scale without a dimension: {name}")
+    return Outcome("fails to load", f"takes no scale of this shape: {name}")
 
 
 def experts_lose_their_scale(checkpoint: CheckpointView) -> Outcome | None:

@@ -48,6 +48,9 @@ from rewrite.loaders.obstacles import (
     missing_scales_are_made_up,
     mixed_without_nvfp4,
     names_are_newer,
+    nested_config_is_not_read,
+    nested_config_was_not_run,
+    old_key_is_not_read,
     parts_are_cast,
     parts_follow_the_quantized_one,
     quark_was_not_run,
@@ -199,6 +202,9 @@ _CT_020 = "run with compressed-tensors 0.20.0"
 
 #: What ends a load, whatever the groups are, where the function has an outcome for the checkpoint.
 OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
+    Fact("SGLang", "0.5.9", "0.5.22", _EVERY, nested_config_was_not_run, "read in 0.5.9, 0.5.12"),
+    Fact("SGLang", "0.5.23", None, _EVERY, nested_config_is_not_read, "run: 0.5.23"),
+    Fact("transformers", "5.17.0", None, _IN_CT, old_key_is_not_read, "read in 5.17.0, run: 5.24.0"),
     Fact("vLLM", "0.17.0", None, _IN_CT, key_was_not_run, "0.32.0 compressed_tensors/transform"),
     Fact("SGLang", "0.5.9", None, _IN_CT, key_was_not_run, "read in 0.5.23"),
     Fact("transformers", "5.17.0", None, _IN_CT, key_was_not_run, "not run"),

@@ -18,7 +18,7 @@ from rewrite.loaders.lookups import Lookup, misread, plain_by_name
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
 from rewrite.quantization.architectures import first_class, text_config
-from rewrite.quantization.dialects import config_path
+from rewrite.quantization.dialects import config_path, config_paths
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
@@ -101,6 +101,7 @@ class CheckpointView:
     faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
     method_is_stated: bool = True  # False: the quantization part of config.json has no ``quant_method``
     group_scales: bool = False  # whether the config gives any module a format with scales for groups of a row only
+    places: tuple[str, ...] = ()  # where in config.json the quantization is stated
     not_run_with: str | None = (
         None  # a key of the config that changes what weights mean, and that no engine was run with
     )
@@ -167,6 +168,7 @@ def view_model(
         faults=wrong,
         method_is_stated=_method_is_stated(model.checkpoint.config.value),
         group_scales=any((s := kind.first.scheme) is not None and s.format in _GROUPED for kind in model.kinds),
+        places=tuple(".".join(path) for path in config_paths(model.checkpoint.config.value)),
         not_run_with=_not_run_with(model.dialect.value),
         by_source=Sources(model),
     )
@@ -313,12 +315,14 @@ def _plain_with_scheme(model: Model) -> str | None:
 
 
 def _scalar_scale(model: Model) -> str | None:
-    """The first by name: a conversion changes the order. MTP layers are left out, as above."""
+    """The first by name: a conversion changes the order. MTP layers are left out, as above, and so is what the config
+    leaves alone."""
     found = (
-        f"{min(names)}.{kind}"
-        for form, names in model.checkpoint.alike.items()
-        for kind, (_, shape) in form.tensors.items()
-        if not shape and f".{kind}".endswith(_SCALES) and not form.pattern.startswith("mtp.")
+        f"{min(kind.names)}.{name}"
+        for kind in model.kinds
+        for name, (_, shape) in kind.form.tensors.items()
+        if f".{name}".endswith(_SCALES) and not kind.form.pattern.startswith("mtp.") and kind.first.scheme is not None
+        if not shape or (len(shape) == 1 and shape[0] == kind.first.weight.shape[0] > 1)
     )
     return min(found, default=None)
 

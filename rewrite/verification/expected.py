@@ -214,7 +214,9 @@ def _others(source: Checkpoint, groups: tuple[FusedGroup, ...], *, tables: bool)
     grouped = {module.name for group in groups for module in group.modules}
     for name, info in source.tensors.items():
         module = name.removesuffix(".weight")
-        if module != name and module not in grouped and (tables or not is_table(module)) and info.dtype in FP8_DTYPES:
+        if module == name or module in grouped or info.dtype not in FP8_DTYPES or len(info.shape) == 1:  # a norm
+            continue
+        if tables or not is_table(module):
             layer = FusedLayer(module.rpartition(".")[2], "", {})
             yield FusedGroup(module, layer, (single_module(module, source),))
 

@@ -16,7 +16,7 @@ from rewrite.loaders.versions import RUNS, Checkpoints
 from rewrite.quantization import architectures
 from tests.support import FIXTURES, edit_json, unfolded
 
-FAMILY = "made_up"
+FAMILY, LOST = "made_up", "loses precision"
 
 
 @pytest.fixture
@@ -115,3 +115,26 @@ def test_keys_that_no_engine_was_run_with(key: str, value: object, known: bool, 
     edit_json(tmp_path / "in" / "config.json", quantization_config={**config["quantization_config"], key: value})
     rows = rewrite.inspect_checkpoint(tmp_path / "in", selection="all").rows
     assert {row.as_is.kind == "not known" for row in rows if row.engine.name != "transformers"} == {not known}
+
+
+@pytest.mark.parametrize(
+    ("place", "kinds"), [("text_config", (LOST, "garbled", "exact")), ("old key", (LOST, LOST, "garbled"))]
+)
+def test_a_config_that_some_engines_do_not_find(place: str, kinds: tuple[str, ...], tmp_path: Path) -> None:
+    """vLLM 0.32.0, SGLang 0.5.23 and transformers 5.24.0 were run with each."""
+    name, change = ("qwen3_5-vl", nested) if place == "text_config" else ("llama", renamed)
+    shutil.copytree(FIXTURES / f"llmcompressor-{name}", tmp_path / "in")
+    change(tmp_path / "in" / "config.json")
+    rows = rewrite.inspect_checkpoint(tmp_path / "in", selection="all").rows
+    newest = {row.engine.name: row.as_is.kind for row in rows}  # the last row of each engine
+    assert (newest["vLLM"], newest["SGLang"], newest["transformers"]) == kinds
+
+
+def nested(path: Path) -> None:
+    config = json.loads(path.read_text())
+    text = {**config["text_config"], "quantization_config": config["quantization_config"]}
+    edit_json(path, quantization_config=None, text_config=text)
+
+
+def renamed(path: Path) -> None:
+    edit_json(path, quantization_config=None, compression_config=json.loads(path.read_text())["quantization_config"])

@@ -237,6 +237,15 @@ def test_verification_can_fail(
     assert check in {c.name for c in found.checks if c.verdict == "FAILED"}
 
 
+def test_weights_that_are_rotated(copy_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """Without its config nobody turns the activations."""
+    source = copy_of("llmcompressor-llama")
+    config = json.loads((source / "config.json").read_text())["quantization_config"]
+    edit_json(source / "config.json", quantization_config={**config, "transform_config": {"config_groups": {"u": {}}}})
+    with pytest.raises(rewrite.RewriteError, match="rotated"):
+        rewrite.convert(source, tmp_path / "out", profile="dequantized")
+
+
 def test_nothing_to_do(tmp_path: Path) -> None:
     """A plain checkpoint is copied."""
     source = write(tmp_path / "in", [{"lm_head.weight": torch.ones(4, 4)}], None)

@@ -144,7 +144,14 @@ def _dropped(layer: _Layer) -> Iterator[str]:
 
 
 def _refuse_other_formats(model: Model) -> None:
-    """A checkpoint that is dequantized in part must not lose its config."""
+    """A checkpoint that is dequantized in part must not lose its config, nor one whose rotations engines compute."""
+    if model.dialect.value.get("transform_config"):
+        raise Unsupported(
+            "The weights are rotated, and without its config nobody turns the activations",
+            where="config.json: quantization_config.transform_config",
+            expected="no transforms",
+            hint="choose another profile: these keep the config",
+        )
     others = sorted(model.layers.quantized - model.layers.fp8)
     if others:
         schemes = {model.kind_of[name].first.scheme for name in others}

@@ -95,7 +95,8 @@ def test_every_fact_of_a_whole_family_is_no_promise() -> None:
     at_once: set[Outcome] = {fact.outcome for fact in RUNS if fact.outcome is not None}
     assert {outcome.kind for outcome in at_once} == {"fails to load"}
     for fact in RUNS:
-        assert isinstance(fact.applies, Checkpoints) and fact.applies.families and fact.applies.forms, fact
+        assert isinstance(fact.applies, Checkpoints) and fact.applies.families, fact
+        assert fact.applies.forms or fact.outcome is not None, fact  # a family that fails does so in every form
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 import rewrite
 from rewrite.errors import Refused
 from rewrite.ledger.ledger import header_faults
+from rewrite.ledger.missing import _torn
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.model import interpret
 from tests.ledger.test_table import Tensors, changed, codes
@@ -682,6 +683,13 @@ def test_the_language_model_is_where_most_layers_are(tmp_path: Path) -> None:
     assert {fault.where for fault in found} == {"model.language_model.layers.1", "model.language_model.norm"}
 
 
+def test_a_layer_lacks_what_the_most_like_it_has() -> None:
+    """Not what layers of quite another kind have, whichever comes first."""
+    other, like = {"m.a.weight", "m.x.weight", "m.y.weight", "m.z.weight"}, {"m.a.weight", "m.b.weight"}
+    stack = dict(enumerate((other, other, like, like, {"m.a.weight"})))
+    assert [fault.where for fault in _torn("layers", stack)] == ["layers.4.m.b.weight"]
+
+
 @pytest.mark.parametrize(("kind", "rows"), [("q_proj.bias", (128,)), ("sinks", (4,)), ("A_log", (4,))])
 def test_a_layer_that_lacks_what_is_no_matrix(kind: str, rows: tuple[int, ...], tmp_path: Path) -> None:
     """Biases, and parameters of their own; where one layer alone has them, nobody knows."""
@@ -717,3 +725,12 @@ def test_a_model_may_have_no_head_of_its_own(stated: dict[str, Any], tmp_path: P
     folder = changed(LLAMA, tmp_path, without("lm_head"))
     edit_json(folder / "config.json", **stated)
     assert codes(folder) == []
+
+
+@pytest.mark.parametrize(("tied", "found"), [(True, []), (False, ["missing"])])
+def test_the_text_config_says_whether_the_head_is_tied(tied: bool, found: list[str], tmp_path: Path) -> None:
+    """Where it says so: some families have both."""
+    folder = changed(VL, tmp_path, without("lm_head"))
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit_json(folder / "config.json", text_config={**text, "tie_word_embeddings": tied}, tie_word_embeddings=not tied)
+    assert codes(folder) == found

@@ -200,11 +200,12 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         smaller(t)
         t[f"{module}.weight"] = (*t[f"{module}.weight"][:2], bytes(len(t[f"{module}.weight"][2])))
 
-    def both(t: Tensors) -> None:
+    def more(t: Tensors) -> None:  # whatever their order
         empty(t)
-        t[f"{module.replace('.2.', '.3.')}.weight_scale"] = ("F32", (), struct.pack("<f", 10))
+        for other in ("experts.0", "experts.3"):
+            t[f"{module.replace('experts.2', other)}.weight_scale"] = ("F32", (), struct.pack("<f", 10))
 
-    changes = ((larger, ["scale-size"]), (smaller, ["scale-size"]), (empty, []), (both, ["scale-size"]))
+    changes = ((larger, ["scale-size"]), (smaller, ["scale-size"]), (empty, []), (more, ["scale-size"] * 2))
     for number, (change, found) in enumerate(changes):
         folder = tmp_path / str(number)
         folder.mkdir()

@@ -683,6 +683,11 @@ def test_the_language_model_is_where_most_layers_are(tmp_path: Path) -> None:
     assert {fault.where for fault in found} == {"model.language_model.layers.1", "model.language_model.norm"}
 
 
+def test_a_model_without_layers(tmp_path: Path) -> None:
+    """Nobody knows what it would have."""
+    assert codes(changed(LLAMA, tmp_path, without(".layers."))) == []
+
+
 def test_a_layer_lacks_what_the_most_like_it_has() -> None:
     """Not what layers of quite another kind have, whichever comes first."""
     other, like = {"m.a.weight", "m.x.weight", "m.y.weight", "m.z.weight"}, {"m.a.weight", "m.b.weight"}

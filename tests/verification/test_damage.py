@@ -155,6 +155,7 @@ def empty(_source: Path, out: Path) -> None:
         ("bf16", stated(lambda q: q["ignore"].pop()), "in_proj_z has a scheme, its weight is BF16"),
         ("portable", stated(lambda q: q["ignore"].append("re:.*in_proj_z$")), "in_proj_z has no scheme, its scale"),
         ("exact", stated(lambda q: q["ignore"].append("odd.name")), "quantization_config.ignore: "),
+        ("bf16", stated(lambda q: q["ignore"].pop(0)), "quantization_config.ignore: "),
         ("exact", stated(other_targets), "targets of classes were ['Linear'], are []"),
         ("bf16", stated(other_dialect), "the dialect is"),
         ("dequantized", empty, "still states a quantization"),

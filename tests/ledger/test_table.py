@@ -169,6 +169,13 @@ def test_each_weight_must_be_what_the_config_says(kind: str, tmp_path: Path) -> 
         assert code in codes(changed(name, folder, change)), code
 
 
+@pytest.mark.parametrize("kind", ["NVFP4 packed", "MXFP4"])
+def test_codes_by_the_name_that_modelopt_has_for_them(kind: str, tmp_path: Path) -> None:
+    name, module, _ = format_of(kind, tmp_path)
+    folder = changed(name, tmp_path, lambda t: t.update({f"{module}.weight": t.pop(f"{module}.weight_packed")}))
+    assert set(codes(folder)) - {"no-role"} == {"label"}
+
+
 @pytest.mark.parametrize("kind", ["NVFP4 packed", "NVFP4", "NVFP4 experts"])
 @pytest.mark.parametrize("role", ["global", "input"])
 def test_the_reciprocal_of_a_global_scale(role: str, kind: str, tmp_path: Path) -> None:

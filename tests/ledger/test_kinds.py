@@ -17,7 +17,7 @@ from rewrite.ledger.missing import _torn
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.model import interpret
 from tests.ledger.test_table import Tensors, changed, codes
-from tests.support import edit_json
+from tests.support import FIXTURES, edit_json
 from tests.zoo.rebuild import rebuild
 
 LLAMA, MOE = "llmcompressor-llama", "llmcompressor-qwen3_5-moe"
@@ -642,6 +642,19 @@ def test_input_scales_beside_dynamic_activations(tmp_path: Path) -> None:
     assert "scale-name" in codes(folder)
     assert outcome(folder, "vLLM").kind == "fails to load"
     assert outcome(repaired(folder, tmp_path / "out", profile="portable", selection="all"), "vLLM").kind == "exact"
+
+
+@pytest.mark.parametrize("profile", ["exact", "portable"])
+def test_fp8_with_dynamic_activations(profile: str, tmp_path: Path) -> None:
+    """Restated with channel scales they stay dynamic, or get a scale for each token."""
+    folder = edited(changed("fp8-qwen3_5-vl", tmp_path, without("input_scale")), activation_scheme="dynamic")
+    repaired(folder, tmp_path / "out", profile=profile)
+
+
+def test_a_scale_for_each_partition_fits(tmp_path: Path) -> None:
+    """Of a layer that is stored fused."""
+    rewrite.convert(FIXTURES / "llmcompressor-phi3", tmp_path / "out", profile="partition")
+    assert codes(tmp_path / "out") == []
 
 
 def test_fp8_that_does_not_say_how_activations_are_quantized(tmp_path: Path) -> None:

@@ -653,7 +653,7 @@ def test_fp8_with_dynamic_activations(profile: str, tmp_path: Path) -> None:
 
 def test_a_scale_for_each_partition_fits(tmp_path: Path) -> None:
     """Of a layer that is stored fused."""
-    rewrite.convert(FIXTURES / "llmcompressor-phi3", tmp_path / "out", profile="partition")
+    assert rewrite.convert(FIXTURES / "llmcompressor-qwen3_5-text", tmp_path / "out", profile="partition").changed
     assert codes(tmp_path / "out") == []
 
 
@@ -701,11 +701,20 @@ def test_a_model_without_layers(tmp_path: Path) -> None:
     assert codes(changed(LLAMA, tmp_path, without(".layers."))) == []
 
 
-def test_a_layer_lacks_what_the_most_like_it_has() -> None:
-    """Not what layers of quite another kind have, whichever comes first."""
-    other, like = {"m.a.weight", "m.x.weight", "m.y.weight", "m.z.weight"}, {"m.a.weight", "m.b.weight"}
-    stack = dict(enumerate((other, other, like, like, {"m.a.weight"})))
-    assert [fault.where for fault in _torn("layers", stack)] == ["layers.4.m.b.weight"]
+_A, _AB, _AXYZ = ({f"m.{name}.weight" for name in names} for names in ("a", "ab", "axyz"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [
+        ((_AXYZ, _AXYZ, _AB, _AB, _A), ["layers.4.m.b.weight"]),  # not what layers of quite another kind have
+        ((_AB, _AB, _A, _A), []),  # two of them are a kind
+        ((_AXYZ, _AXYZ, _A), []),
+        ((_AB, _A), []),
+    ],
+)
+def test_a_layer_that_lacks_what_the_most_like_it_has(layers: tuple[set[str], ...], found: list[str]) -> None:
+    assert [fault.where for fault in _torn("layers", dict(enumerate(layers)))] == found
 
 
 @pytest.mark.parametrize(("kind", "rows"), [("q_proj.bias", (128,)), ("sinks", (4,)), ("A_log", (4,))])

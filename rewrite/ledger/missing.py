@@ -120,7 +120,7 @@ def _has_head(architectures: object) -> bool:
 
 def _around(model: Model, prefix: str, words: object, untied: bool, has_norms: bool) -> Iterator[Fault]:
     """The embeddings, the last norm and the head. Heads have many names (lm_head, output, embed_out, output_layer), and
-    all have a row for each word."""
+    all have a row for each word, outside of the layers."""
     if type(words) is not int:
         return
     for form, names in model.checkpoint.alike.items():
@@ -133,6 +133,7 @@ def _around(model: Model, prefix: str, words: object, untied: bool, has_norms: b
         for weight in _WEIGHTS.intersection(form.tensors)
         if len(shape := form.tensors[weight][1]) == 2 and shape[0] >= words
         for name in names
+        if not _LAYER.fullmatch(name)
     ]
     lost = ["lm_head"] if len(tables) == 1 and _EMBEDDINGS.search(tables[0]) else []
     lost += ["embeddings"] if tables == ["lm_head"] else []

@@ -14,10 +14,11 @@ import pytest
 import rewrite
 from rewrite.errors import Refused
 from rewrite.ledger.ledger import header_faults
+from rewrite.ledger.missing import _torn
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.model import interpret
 from tests.ledger.test_table import Tensors, changed, codes
-from tests.support import edit_json
+from tests.support import FIXTURES, edit_json
 from tests.zoo.rebuild import rebuild
 
 LLAMA, MOE = "llmcompressor-llama", "llmcompressor-qwen3_5-moe"
@@ -658,7 +659,7 @@ def test_a_cache_of_layers_that_are_stored_fused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("beside", ["scale", "weight"])
 def test_a_parameter_that_is_called_scale(beside: str, tmp_path: Path) -> None:
     """It belongs to a model, beside a plain weight or alone; DeepSeek-V4's scales of this name stand beside FP8."""
-    odd = {"model.layers.0.odd.scale": ("F32", (), struct.pack("<f", 3.0))}
+    odd: Tensors = {"model.layers.0.odd.scale": ("F32", (), struct.pack("<f", 3.0))}
     odd[f"model.layers.0.odd.{beside}"] = ("F32", (4, 4), bytes(64))
     assert codes(changed(LLAMA, tmp_path, lambda t: t.update(odd))) == []
 
@@ -797,6 +798,19 @@ def test_input_scales_beside_dynamic_activations(tmp_path: Path) -> None:
     assert outcome(repaired(folder, tmp_path / "out", profile="portable", selection="all"), "vLLM").kind == "exact"
 
 
+@pytest.mark.parametrize("profile", ["exact", "portable"])
+def test_fp8_with_dynamic_activations(profile: str, tmp_path: Path) -> None:
+    """Restated with channel scales they stay dynamic, or get a scale for each token."""
+    folder = edited(changed("fp8-qwen3_5-vl", tmp_path, without("input_scale")), activation_scheme="dynamic")
+    repaired(folder, tmp_path / "out", profile=profile)
+
+
+def test_a_scale_for_each_partition_fits(tmp_path: Path) -> None:
+    """Of a layer that is stored fused."""
+    assert rewrite.convert(FIXTURES / "llmcompressor-qwen3_5-text", tmp_path / "out", profile="partition").changed
+    assert codes(tmp_path / "out") == []
+
+
 def test_fp8_that_does_not_say_how_activations_are_quantized(tmp_path: Path) -> None:
     """vLLM 0.32.0 and SGLang 0.5.23 were run: they need the key."""
     folder = edited(changed("fp8-qwen3_5-vl", tmp_path, without("input_scale")), activation_scheme=None)
@@ -836,6 +850,27 @@ def test_the_language_model_is_where_most_layers_are(tmp_path: Path) -> None:
     assert {fault.where for fault in found} == {"model.language_model.layers.1", "model.language_model.norm"}
 
 
+def test_a_model_without_layers(tmp_path: Path) -> None:
+    """Nobody knows what it would have."""
+    assert codes(changed(LLAMA, tmp_path, without(".layers."))) == []
+
+
+_A, _AB, _AXYZ = ({f"m.{name}.weight" for name in names} for names in ("a", "ab", "axyz"))
+
+
+@pytest.mark.parametrize(
+    ("layers", "found"),
+    [
+        ((_AXYZ, _AXYZ, _AB, _AB, _A), ["layers.4.m.b.weight"]),  # not what layers of quite another kind have
+        ((_AB, _AB, _A, _A), []),  # two of them are a kind
+        ((_AXYZ, _AXYZ, _A), []),
+        ((_AB, _A), []),
+    ],
+)
+def test_a_layer_that_lacks_what_the_most_like_it_has(layers: tuple[set[str], ...], found: list[str]) -> None:
+    assert [fault.where for fault in _torn("layers", dict(enumerate(layers)))] == found
+
+
 @pytest.mark.parametrize(("kind", "rows"), [("q_proj.bias", (128,)), ("sinks", (4,)), ("A_log", (4,))])
 def test_a_layer_that_lacks_what_is_no_matrix(kind: str, rows: tuple[int, ...], tmp_path: Path) -> None:
     """Biases, and parameters of their own; where one layer alone has them, nobody knows."""
@@ -871,3 +906,12 @@ def test_a_model_may_have_no_head_of_its_own(stated: dict[str, Any], tmp_path: P
     folder = changed(LLAMA, tmp_path, without("lm_head"))
     edit_json(folder / "config.json", **stated)
     assert codes(folder) == []
+
+
+@pytest.mark.parametrize(("tied", "found"), [(True, []), (False, ["missing"])])
+def test_the_text_config_says_whether_the_head_is_tied(tied: bool, found: list[str], tmp_path: Path) -> None:
+    """Where it says so: some families have both."""
+    folder = changed(VL, tmp_path, without("lm_head"))
+    text = json.loads((folder / "config.json").read_text())["text_config"]
+    edit_json(folder / "config.json", text_config={**text, "tie_word_embeddings": tied}, tie_word_embeddings=not tied)
+    assert codes(folder) == found

@@ -169,6 +169,13 @@ def test_each_weight_must_be_what_the_config_says(kind: str, tmp_path: Path) -> 
         assert code in codes(changed(name, folder, change)), code
 
 
+@pytest.mark.parametrize("kind", ["NVFP4 packed", "MXFP4"])
+def test_codes_by_the_name_that_modelopt_has_for_them(kind: str, tmp_path: Path) -> None:
+    name, module, _ = format_of(kind, tmp_path)
+    folder = changed(name, tmp_path, lambda t: t.update({f"{module}.weight": t.pop(f"{module}.weight_packed")}))
+    assert set(codes(folder)) - {"no-role"} == {"label"}
+
+
 @pytest.mark.parametrize("kind", ["NVFP4 packed", "NVFP4", "NVFP4 experts"])
 @pytest.mark.parametrize("role", ["global", "input"])
 def test_the_reciprocal_of_a_global_scale(role: str, kind: str, tmp_path: Path) -> None:
@@ -200,7 +207,13 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         smaller(t)
         t[f"{module}.weight"] = (*t[f"{module}.weight"][:2], bytes(len(t[f"{module}.weight"][2])))
 
-    for number, (change, found) in enumerate(((larger, ["scale-size"]), (smaller, ["scale-size"]), (empty, []))):
+    def more(t: Tensors) -> None:  # whatever their order
+        empty(t)
+        for other in ("experts.0", "experts.3"):
+            t[f"{module.replace('experts.2', other)}.weight_scale"] = ("F32", (), struct.pack("<f", 10))
+
+    changes = ((larger, ["scale-size"]), (smaller, ["scale-size"]), (empty, []), (more, ["scale-size"] * 2))
+    for number, (change, found) in enumerate(changes):
         folder = tmp_path / str(number)
         folder.mkdir()
         assert codes(changed(name, folder, change)) == found
@@ -214,7 +227,7 @@ def test_a_few_neighbors_do_not_say_what_is_usual(layers: int, found: list[str],
         for name in [name for name in t if ".layers.1." in name]:
             t.update({name.replace(".1.", f".{layer}."): t[name] for layer in range(2, layers)})
         t[f"{module.format(1)}.weight_scale"] = ("F32", (1,), struct.pack("<f", 30))
-        first = {f"a.{i}.prob_scale": ("F32", (3,), struct.pack("<3f", 0.01, 0.01, 0.01)) for i in range(3)}
+        first: Tensors = {f"a.{i}.prob_scale": ("F32", (3,), struct.pack("<3f", 0.01, 0.01, 0.01)) for i in range(3)}
         for name in [name for name in t if name not in first]:  # scales of several numbers before those of one
             first[name] = t.pop(name)
         t.update(first)

@@ -69,7 +69,8 @@ def test_schemes(changes: dict[str, Any], module: str, expected: tuple[Any, ...]
     found = QuarkSchemes({**VALUE, **changes}).of_module(module)
     assert (found is None) == (expected is None)
     if found is not None and expected is not None:
-        assert (found.strategy, found.static) == ("channel" if expected == ROWS else "tensor", expected == TENSOR)
+        strategy = "channel" if expected == ROWS else "tensor"
+        assert (found.strategy, found.static, found.fp8) == (strategy, expected == TENSOR, True)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rewrite.verification.configs import OtherSchemes, StatedScheme
+from rewrite.verification.configs import OtherSchemes, StatedScheme, dialect_key
 
 STATIC, DYNAMIC = StatedScheme("tensor", "static"), StatedScheme("tensor", "dynamic")
 FP8 = {"quant_method": "fp8", "modules_to_not_convert": ["a.head"]}
@@ -46,3 +46,17 @@ def mixed(algorithm: object) -> dict[str, Any]:
 )
 def test_schemes(value: dict[str, Any], module: str, found: StatedScheme | None) -> None:
     assert OtherSchemes(value).of_module(module) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [
+        ({"quant_method": "compressed-tensors"}, ("compressed-tensors",)),
+        ({"config_groups": {}}, ("compressed-tensors",)),
+        ({"config_groups": {}, "quant_method": "modelopt"}, ("modelopt", None)),
+        ({"quant_method": "modelopt", "quant_algo": "FP8"}, ("modelopt", "FP8")),
+        ({}, (None, None)),
+    ],
+)
+def test_dialects(value: dict[str, Any], key: tuple[object, ...]) -> None:
+    assert dialect_key(value) == key

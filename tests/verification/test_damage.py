@@ -145,6 +145,12 @@ def stated(edit: Callable[[dict[str, Any]], object]) -> Callable[[Path, Path], N
     return lambda _source, out: quantization(out, edit)
 
 
+def still_fp8(source: Path, out: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    _, dtype, shape, data = raw_tensors(source)[name]
+    replace_tensor(out, name, data, shape, dtype)
+
+
 def empty(_source: Path, out: Path) -> None:
     edit_json(out / "config.json", quantization_config={"quant_method": "compressed-tensors", "config_groups": {}})
 
@@ -155,9 +161,12 @@ def empty(_source: Path, out: Path) -> None:
         ("bf16", stated(lambda q: q["ignore"].pop()), "in_proj_z has a scheme, its weight is BF16"),
         ("portable", stated(lambda q: q["ignore"].append("re:.*in_proj_z$")), "in_proj_z has no scheme, its scale"),
         ("exact", stated(lambda q: q["ignore"].append("odd.name")), "quantization_config.ignore: "),
+        ("bf16", stated(lambda q: q["ignore"].pop(0)), "quantization_config.ignore: "),
         ("exact", stated(other_targets), "targets of classes were ['Linear'], are []"),
         ("bf16", stated(other_dialect), "the dialect is"),
         ("dequantized", empty, "still states a quantization"),
+        ("dequantized", still_fp8, "up_proj.weight: F8_E4M3 [64, 64] is left of the quantization"),
+        ("exact", stated(lambda q: q["ignore"].remove("lm_head")), "lm_head has another scheme than in the source"),
         ("exact", old_size, "total_size is 212204, the tensors take"),
         ("exact", no_copy, "safetensors: is said to be a copy, and is none"),
     ],

@@ -728,6 +728,7 @@ def test_many_plain_experts_are_one_pattern(tmp_path: Path) -> None:
                     tensors[name] = ("BF16", (32, 32), bytes(2048))
 
     folder = changed(MOE, tmp_path, change)
+    edit_json(folder / "config.json", num_experts=32)
     ignored = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
     out = repaired(folder, tmp_path / "out")
     value = json.loads((out / "config.json").read_text())["quantization_config"]["ignore"]

@@ -212,8 +212,10 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         for other in ("experts.0", "experts.3"):
             t[f"{module.replace('experts.2', other)}.weight_scale"] = ("F32", (), struct.pack("<f", 10))
 
-    changes = ((larger, ["scale-size"]), (smaller, ["scale-size"]), (empty, []), (more, ["scale-size"] * 2))
-    for number, (change, found) in enumerate(changes):
+    found_of: dict[Callable[[Tensors], None], list[str]] = {
+        larger: ["scale-size"], smaller: ["scale-size"], empty: [], more: ["scale-size"] * 2
+    }  # fmt: skip
+    for number, (change, found) in enumerate(found_of.items()):
         folder = tmp_path / str(number)
         folder.mkdir()
         assert codes(changed(name, folder, change)) == found

@@ -10,6 +10,7 @@ from rewrite.ledger.names import is_mtp, mtp_layers
 from rewrite.quantization.architectures import text_config
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.fp8 import Fp8
+from rewrite.quantization.dialects.modelopt import ModelOptNvfp4
 from rewrite.quantization.model import Model
 
 _GROUPED = ("group", "tensor_group")
@@ -28,10 +29,21 @@ def config_faults(model: Model) -> Iterator[Fault]:
                 if found := contradiction(group.get(key) or {}):
                     where = f"config.json: quantization_config.config_groups.{name}.{key}"
                     yield Fault("arguments", where, found, "what the weights were quantized with", AGAIN)
+    if isinstance(model.dialect, ModelOptNvfp4) and (size := _group_size(model.dialect.value)) not in (None, 16):
+        where = "config.json: quantization_config.config_groups"
+        yield Fault("label", where, f"group_size {size}", "16, as NVFP4 has it", "state it as the model was quantized")
     if isinstance(model.dialect, Fp8) and "activation_scheme" not in model.dialect.value:
         where = "config.json: quantization_config.activation_scheme"
         yield Fault("no-activations", where, "no such key", "static or dynamic", "state it as the model was quantized")
     yield from _mtp(model)
+
+
+def _group_size(stated: Mapping[str, Any]) -> Any:
+    """Of the first group of a ModelOpt config."""
+    groups = stated.get("config_groups")
+    first = next(iter(groups.values()), None) if isinstance(groups, Mapping) else stated
+    weights = first.get("weights", first) if isinstance(first, Mapping) else None
+    return weights.get("group_size") if isinstance(weights, Mapping) else None
 
 
 def contradiction(stated: Mapping[str, Any]) -> str | None:

@@ -29,6 +29,11 @@ from rewrite.quantization.scheme import Scheme
 #: ``llama4.py``, ``gpt_oss.py``).
 _STACKED = ("step3p5", "step3p7", "step3_text", "llama4", "llama4_text", "gpt_oss")
 _EXPERTS = re.compile(r"(?:.*\.)?(?:experts|moe)(?:\.\w+)?")
+#: Of integers and of other quantizers. vLLM 0.32.0 was run with FP8 layers that have pre_quant_scale or
+#: weight_zero_point: ValueError, no such parameter.
+_SIDE = frozenset(
+    ("pre_quant_scale", "qweight", "qzeros", "scales", "g_idx", "weight_zero_point", "weight_g_idx", "input_zero_point")
+)
 _WRAPPED = re.compile(r"base_model\.model\.|module\.|_orig_mod\.|_fsdp_wrapped_module\.")
 _UNWRAP = "save the model itself, not its wrapper"
 _DEQUANTIZE = "`rewrite convert IN OUT --profile dequantized` writes plain weights"
@@ -105,7 +110,10 @@ def _without_role(kind: Kind) -> Iterator[Fault]:
     for scale in (scale for form in forms if name in form.weights for scale in form.scales):
         if len(twice := [each for each in scale.names if each in kind.form.tensors]) > 1:
             yield Fault("no-role", f"{kind.names[0]}.{twice[1]}", twice[1], f"{twice[0]} alone", AGAIN, len(kind.names))
-    for odd in sorted(SCALE_NAMES.difference(named, ("scale",)).intersection(kind.form.tensors)):
+    others = SCALE_NAMES.difference(named, ("scale",)).intersection(kind.form.tensors)
+    if scheme is not None and forms and scheme.format in ("FP8", "NVFP4"):
+        others |= _SIDE.intersection(kind.form.tensors)
+    for odd in sorted(others):
         expected = f"the scales of {scheme.text}" if scheme and forms else "no scale beside plain weights"
         yield Fault("no-role", f"{kind.names[0]}.{odd}", odd, expected, AGAIN, len(kind.names))
 

@@ -48,6 +48,7 @@ def missing_faults(model: Model) -> Iterator[Fault]:
             )
         yield from _torn(prefix, {number: held for number, held in stack.items() if number < count})
     yield from _experts(model, text)
+    yield from _biases(model, text)
     untied = (text if "tie_word_embeddings" in text else config).get("tie_word_embeddings") is False
     if stack and _has_head(config.get("architectures")):
         has_norms = any("norm" in name for held in stack.values() for name in held)  # OLMo has none anywhere
@@ -92,6 +93,16 @@ def _experts(model: Model, text: Mapping[str, Any]) -> Iterator[Fault]:
         if more := [number for number in numbers if number >= (count or 0)]:
             where = f"{layer}.experts.{min(more)}.{part}"
             yield Fault("uncounted", where, "", expected, _FIT, len(more))
+
+
+def _biases(model: Model, text: Mapping[str, Any]) -> Iterator[Fault]:
+    """Those that the config promises, where not a single one is stored."""
+    for key, part in (("attention_bias", "q_proj"), ("mlp_bias", "gate_proj")):
+        forms = [(form, names) for form, names in model.checkpoint.alike.items() if form.pattern.endswith(f".{part}")]
+        own = [(form, names) for form, names in forms if not is_vision(form.pattern)]
+        if text.get(key) is True and own and not any("bias" in form.tensors for form, _ in own):
+            names = [name for _, found in own for name in found]
+            yield Fault("missing", f"{names[0]}.bias", "no such tensor", f"biases: {key} is true", _AGAIN, len(names))
 
 
 def _torn(prefix: str, stack: Stack) -> Iterator[Fault]:

@@ -160,6 +160,39 @@ def test_experts_are_counted(stated: int, code: str | None, kind: str, tmp_path:
     assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {kind}
 
 
+@pytest.mark.parametrize("side", ["pre_quant_scale", "weight_zero_point", "weight_g_idx", "qzeros"])
+def test_tensors_of_other_formats(side: str, tmp_path: Path) -> None:
+    """vLLM 0.32.0 was run with the first two: it has no place for them."""
+
+    def change(tensors: Tensors) -> None:
+        tensors[f"model.layers.0.self_attn.o_proj.{side}"] = ("F32", (128,), struct.pack("<f", 1) * 128)
+
+    folder = changed(LLAMA, tmp_path, change)
+    assert codes(folder) == ["no-role"]
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {"not known"}
+
+
+@pytest.mark.parametrize(("key", "part"), [("attention_bias", "q_proj"), ("mlp_bias", "gate_proj")])
+def test_biases_that_are_promised(key: str, part: str, tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: they never fill these, and say nothing."""
+    folder = changed(LLAMA, tmp_path, same)
+    edit_json(folder / "config.json", **{key: True})
+    (fault,) = rewrite.inspect_checkpoint(folder).findings
+    assert (fault.code, fault.where.rpartition(".layers.")[2]) in {
+        ("missing", f"{n}.{'self_attn' if part == 'q_proj' else 'mlp'}.{part}.bias") for n in (0, 1)
+    }
+
+
+def test_blocks_that_the_config_calls_larger(tmp_path: Path) -> None:
+    """vLLM 0.32.0 passes it over, SGLang 0.5.23 raises: both were run."""
+    folder = changed(FP4, tmp_path, same)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    groups = json.loads(json.dumps(config["config_groups"]).replace('"group_size": 16', '"group_size": 32'))
+    edited(folder, config_groups=groups)
+    assert codes(folder) == ["label"]
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {"not known"}
+
+
 @pytest.mark.parametrize("more", [-64, 0, 64])
 def test_words_are_counted(more: int, tmp_path: Path) -> None:
     """vLLM 0.32.0 and SGLang 0.5.23 were run: an AssertionError each."""

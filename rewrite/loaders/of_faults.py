@@ -75,6 +75,13 @@ def stacked_experts_are_refused(fault: Fault) -> Outcome | None:
     return Outcome("fails to load", f"cannot split {fault.tensor}") if "experts" in fault.found else None
 
 
+def no_place_beside_fp8(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 was run with these; SGLang 0.5.23 leaves them out, with a wrong result where they mean something."""
+    ran = ("pre_quant_scale", "weight_zero_point", "weight_g_idx")
+    is_fp8 = fault.found in ran and "FP8" in fault.expected
+    return Outcome("fails to load", f"has no place for {fault.where}") if is_fp8 else None
+
+
 def no_such_layer(fault: Fault) -> Outcome | None:
     """vLLM 0.32.0 was run with a Llama: ValueError, no module ``layers.1``, or ``base_model``. SGLang 0.5.23 leaves
     such tensors out."""

@@ -184,6 +184,19 @@ def test_biases_that_are_promised(key: str, part: str, tmp_path: Path) -> None:
     }
 
 
+def test_floats_that_are_not_symmetric(tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: both raise, "No compressed-tensors compatible scheme was found"."""
+    folder = changed(LLAMA, tmp_path, same)
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
+    groups = {
+        name: {**group, "weights": {**group["weights"], "symmetric": False}}
+        for name, group in config["config_groups"].items()
+    }
+    edited(folder, config_groups=groups)
+    assert codes(folder) == ["label"]
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {"not known"}
+
+
 def test_blocks_that_the_config_calls_larger(tmp_path: Path) -> None:
     """vLLM 0.32.0 passes it over, SGLang 0.5.23 raises: both were run."""
     folder = changed(FP4, tmp_path, same)

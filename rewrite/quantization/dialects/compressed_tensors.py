@@ -452,6 +452,8 @@ def _scheme(group: dict[str, Any], name: str) -> Scheme | None:
 def _format(weights: dict[str, Any]) -> str:
     """By ``type``, ``num_bits`` and ``group_size`` of ``QuantizationArgs``: compressed-tensors' preset schemes."""
     kind, bits, group_size = weights.get("type"), weights.get("num_bits"), weights.get("group_size")
+    if kind == "float" and weights.get("symmetric") is False:
+        return "asymmetric float"  # vLLM 0.32.0 and SGLang 0.5.23 raise: no such scheme
     if kind == "float" and bits == 4:
         return {16: "NVFP4", 32: "MXFP4"}.get(group_size if isinstance(group_size, int) else 0, "float4")
     return {"float": "FP8" if bits == 8 else "float", "int": f"INT{_word(bits)}"}.get(_word(kind), _word(kind))

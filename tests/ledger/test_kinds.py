@@ -686,11 +686,12 @@ def test_a_part_of_the_model_is_not_stored(parts: list[str], where: str, tmp_pat
 
 
 def test_the_language_model_is_where_most_layers_are(tmp_path: Path) -> None:
-    """What else is called layers may have fewer; families with a tower say ForConditionalGeneration."""
+    """What else is called layers may have fewer, a tower more; families with a tower say ForConditionalGeneration."""
 
     def change(tensors: Tensors) -> None:
         without("language_model.norm", "language_model.layers.1.")(tensors)
-        tensors["a.layers.0.odd.weight"] = ("BF16", (4, 4), bytes(32))
+        odd = ("a.layers.0", *(f"model.visual.layers.{layer}" for layer in range(9)))
+        tensors.update({f"{name}.odd.weight": ("BF16", (4, 4), bytes(32)) for name in odd})
 
     found = rewrite.inspect_checkpoint(changed(VL, tmp_path, change)).findings
     assert {fault.where for fault in found} == {"model.language_model.layers.1", "model.language_model.norm"}

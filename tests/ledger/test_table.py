@@ -398,4 +398,4 @@ def test_every_code_is_in_the_json_of_inspect(tmp_path: Path) -> None:
     found = rewrite.inspect_checkpoint(changed(name, tmp_path, lambda t: t.__delitem__(f"{module}.weight_scale")))
     (fault,) = json.loads(json.dumps(found.to_json()))["findings"]
     assert (fault["code"], fault["severity"], fault["count"]) == ("no-scale", "garbled", 1)
-    assert fault["where"] == module and fault["expected"] and fault["next"]
+    assert fault["where"] == module and fault["expected"] and fault["next"] and fault["what"]

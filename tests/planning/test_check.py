@@ -266,6 +266,20 @@ def test_a_group_that_has_the_fused_name_alone(was: dict[str, str], now: dict[st
     assert str(caught.value.where).endswith("qkv_proj")
 
 
+def test_experts_with_two_input_scales(tmp_path: Path) -> None:
+    """ModelOpt's dialect may have them, compressed-tensors, as which ``exact`` restates it, not."""
+
+    def change(tensors: Tensors) -> None:
+        name = "model.language_model.layers.1.mlp.experts.2.up_proj.input_scale"
+        dtype, shape, raw = tensors[name]
+        tensors[name] = (dtype, shape, struct.pack("<f", 2 * struct.unpack("<f", raw)[0]))
+
+    folder = changed("modelopt-qwen3_5-moe", tmp_path, change)
+    with pytest.raises(Unsupported, match="not load the experts") as caught:
+        rewrite.convert(folder, tmp_path / "out", profile="exact", selection="all")
+    assert caught.value.found == "two"
+
+
 def test_a_table_in_fp8_that_the_config_leaves_alone(tmp_path: Path) -> None:
     """Embeddings: no engine looks their scheme up, and a plan that leaves them as they are is right."""
 

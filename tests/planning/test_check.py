@@ -266,6 +266,13 @@ def test_a_group_that_has_the_fused_name_alone(was: dict[str, str], now: dict[st
     assert str(caught.value.where).endswith("qkv_proj")
 
 
+def test_experts_that_no_engine_loads_already(tmp_path: Path) -> None:
+    """One scale a weight, and one for each token: no fault of the plan."""
+    folder = changed(MOE, tmp_path, lambda t: [t.pop(name) for name in list(t) if name.endswith("input_scale")])
+    per_token(folder)
+    check_plan(open_model(folder), open_model(folder), {})
+
+
 def test_experts_with_two_input_scales(tmp_path: Path) -> None:
     """ModelOpt's dialect may have them, compressed-tensors, as which ``exact`` restates it, not."""
 

@@ -505,7 +505,7 @@ def test_a_cache_of_layers_that_are_stored_fused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("beside", ["scale", "weight"])
 def test_a_parameter_that_is_called_scale(beside: str, tmp_path: Path) -> None:
     """It belongs to a model, beside a plain weight or alone; DeepSeek-V4's scales of this name stand beside FP8."""
-    odd = {"model.layers.0.odd.scale": ("F32", (), struct.pack("<f", 3.0))}
+    odd: Tensors = {"model.layers.0.odd.scale": ("F32", (), struct.pack("<f", 3.0))}
     odd[f"model.layers.0.odd.{beside}"] = ("F32", (4, 4), bytes(64))
     assert codes(changed(LLAMA, tmp_path, lambda t: t.update(odd))) == []
 

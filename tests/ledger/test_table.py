@@ -212,6 +212,7 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         for other in ("experts.0", "experts.3"):
             t[f"{module.replace('experts.2', other)}.weight_scale"] = ("F32", (), struct.pack("<f", 10))
 
+    changes: tuple[tuple[Callable[[Tensors], None], list[str]], ...]
     changes = ((larger, ["scale-size"]), (smaller, ["scale-size"]), (empty, []), (more, ["scale-size"] * 2))
     for number, (change, found) in enumerate(changes):
         folder = tmp_path / str(number)
@@ -227,7 +228,7 @@ def test_a_few_neighbors_do_not_say_what_is_usual(layers: int, found: list[str],
         for name in [name for name in t if ".layers.1." in name]:
             t.update({name.replace(".1.", f".{layer}."): t[name] for layer in range(2, layers)})
         t[f"{module.format(1)}.weight_scale"] = ("F32", (1,), struct.pack("<f", 30))
-        first = {f"a.{i}.prob_scale": ("F32", (3,), struct.pack("<3f", 0.01, 0.01, 0.01)) for i in range(3)}
+        first: Tensors = {f"a.{i}.prob_scale": ("F32", (3,), struct.pack("<3f", 0.01, 0.01, 0.01)) for i in range(3)}
         for name in [name for name in t if name not in first]:  # scales of several numbers before those of one
             first[name] = t.pop(name)
         t.update(first)

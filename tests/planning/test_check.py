@@ -18,7 +18,7 @@ from rewrite.planning.check import check_plan, refuse_values
 from rewrite.planning.profiles.base import PlannedScheme
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.model import Model, interpret
-from tests.ledger.test_kinds import KV, LLAMA, MOE, edited, plain, same
+from tests.ledger.test_kinds import KV, LLAMA, MOE, edited, plain, same, without
 from tests.ledger.test_table import Tensors, changed
 from tests.recipes import draw, make
 from tests.support import edit_json, write_shard
@@ -268,7 +268,7 @@ def test_a_group_that_has_the_fused_name_alone(was: dict[str, str], now: dict[st
 
 def test_experts_that_no_engine_loads_already(tmp_path: Path) -> None:
     """One scale a weight, and one for each token: no fault of the plan."""
-    folder = changed(MOE, tmp_path, lambda t: [t.pop(name) for name in list(t) if name.endswith("input_scale")])
+    folder = changed(MOE, tmp_path, without("input_scale"))
     per_token(folder)
     check_plan(open_model(folder), open_model(folder), {})
 

@@ -310,9 +310,12 @@ def test_block_scales_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_part_of_the_block_scales_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than are read of any checkpoint: of each its beginning, and 16 of them at least."""
     name, module, _ = format_of("NVFP4", tmp_path)
-    monkeypatch.setattr(values, "_BLOCK_BYTES", 100)
     monkeypatch.setattr(values, "_REMOTE_BYTES", 1 << 20)
-    for at, found in ((15, ["scale-value", "block-sample"]), (16, ["block-sample"])):
+    infos = rewrite.open_checkpoint(source(name, tmp_path)).tensors_like(values._may_be_blocks)
+    whole = sum(info.nbytes for info in infos if values._is_block(info))
+    cases = ((100, 15, ["scale-value", "block-sample"]), (100, 16, ["block-sample"]), (whole, 511, ["scale-value"]))
+    for budget, at, found in cases:
+        monkeypatch.setattr(values, "_BLOCK_BYTES", budget)
         folder = tmp_path / str(at)
         folder.mkdir()
 

@@ -31,7 +31,7 @@ from rewrite.verification.stated import stated_problems
 from rewrite.wording import count
 
 
-def check_structure(source: Checkpoint, out: Checkpoint, expected: Expected, *, configs: bool = True) -> Check:
+def check_structure(source: Checkpoint, out: Checkpoint, expected: Expected, *, configs: bool) -> Check:
     """Stock reader, same tensors in the same shards, ``total_size``, and, with ``configs``, a config that fits the
     tensors.
 

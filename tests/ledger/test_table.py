@@ -212,10 +212,9 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         for other in ("experts.0", "experts.3"):
             t[f"{module.replace('experts.2', other)}.weight_scale"] = ("F32", (), struct.pack("<f", 10))
 
-    found_of: dict[Callable[[Tensors], None], list[str]] = {
-        larger: ["scale-size"], smaller: ["scale-size"], empty: [], more: ["scale-size"] * 2
-    }  # fmt: skip
-    for number, (change, found) in enumerate(found_of.items()):
+    changes: tuple[tuple[Callable[[Tensors], None], list[str]], ...]
+    changes = ((larger, ["scale-size"]), (smaller, ["scale-size"]), (empty, []), (more, ["scale-size"] * 2))
+    for number, (change, found) in enumerate(changes):
         folder = tmp_path / str(number)
         folder.mkdir()
         assert codes(changed(name, folder, change)) == found
@@ -311,9 +310,12 @@ def test_block_scales_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_part_of_the_block_scales_is_said_to_be_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More than are read of any checkpoint: of each its beginning, and 16 of them at least."""
     name, module, _ = format_of("NVFP4", tmp_path)
-    monkeypatch.setattr(values, "_BLOCK_BYTES", 100)
     monkeypatch.setattr(values, "_REMOTE_BYTES", 1 << 20)
-    for at, found in ((15, ["scale-value", "block-sample"]), (16, ["block-sample"])):
+    infos = rewrite.open_checkpoint(source(name, tmp_path)).tensors_like(values._may_be_blocks)
+    whole = sum(info.nbytes for info in infos if values._is_block(info))
+    cases = ((100, 15, ["scale-value", "block-sample"]), (100, 16, ["block-sample"]), (whole, 511, ["scale-value"]))
+    for budget, at, found in cases:
+        monkeypatch.setattr(values, "_BLOCK_BYTES", budget)
         folder = tmp_path / str(at)
         folder.mkdir()
 
@@ -400,4 +402,4 @@ def test_every_code_is_in_the_json_of_inspect(tmp_path: Path) -> None:
     found = rewrite.inspect_checkpoint(changed(name, tmp_path, lambda t: t.__delitem__(f"{module}.weight_scale")))
     (fault,) = json.loads(json.dumps(found.to_json()))["findings"]
     assert (fault["code"], fault["severity"], fault["count"]) == ("no-scale", "garbled", 1)
-    assert fault["where"] == module and fault["expected"] and fault["next"]
+    assert fault["where"] == module and fault["expected"] and fault["next"] and fault["what"]

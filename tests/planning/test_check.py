@@ -18,7 +18,7 @@ from rewrite.planning.check import check_plan, refuse_values
 from rewrite.planning.profiles.base import PlannedScheme
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.model import Model, interpret
-from tests.ledger.test_kinds import KV, LLAMA, MOE, edited, plain, same
+from tests.ledger.test_kinds import KV, LLAMA, MOE, edited, plain, same, without
 from tests.ledger.test_table import Tensors, changed
 from tests.recipes import draw, make
 from tests.support import edit_json, write_shard
@@ -264,6 +264,27 @@ def test_a_group_that_has_the_fused_name_alone(was: dict[str, str], now: dict[st
     with pytest.raises(Unsupported, match="change how a module is read") as caught:
         check_plan(before, after, {})
     assert str(caught.value.where).endswith("qkv_proj")
+
+
+def test_experts_that_no_engine_loads_already(tmp_path: Path) -> None:
+    """One scale a weight, and one for each token: no fault of the plan."""
+    folder = changed(MOE, tmp_path, without("input_scale"))
+    per_token(folder)
+    check_plan(open_model(folder), open_model(folder), {})
+
+
+def test_experts_with_two_input_scales(tmp_path: Path) -> None:
+    """ModelOpt's dialect may have them, compressed-tensors, as which ``exact`` restates it, not."""
+
+    def change(tensors: Tensors) -> None:
+        name = "model.language_model.layers.1.mlp.experts.2.up_proj.input_scale"
+        dtype, shape, raw = tensors[name]
+        tensors[name] = (dtype, shape, struct.pack("<f", 2 * struct.unpack("<f", raw)[0]))
+
+    folder = changed("modelopt-qwen3_5-moe", tmp_path, change)
+    with pytest.raises(Unsupported, match="not load the experts") as caught:
+        rewrite.convert(folder, tmp_path / "out", profile="exact", selection="all")
+    assert caught.value.found == "two"
 
 
 def test_a_table_in_fp8_that_the_config_leaves_alone(tmp_path: Path) -> None:

@@ -187,6 +187,24 @@ def test_modelopts_file_keeps_what_it_says(tmp_path: Path) -> None:
     assert f"{HF}: differs outside its lists of layers" in problems(source, out)["untouched"]
 
 
+@pytest.mark.parametrize(
+    ("file", "kv_scales", "other", "said"),
+    [
+        ("config.json", "drop", "keep", "config.json: still states a quantized KV cache"),
+        (HF, "drop", "keep", f"{HF}: still states a quantized KV cache"),
+        ("config.json", "keep", "drop", "config.json: no longer states a quantized KV cache"),
+    ],
+)
+def test_the_configs_follow_the_scales_of_a_cache(
+    file: str, kv_scales: Any, other: Any, said: str, tmp_path: Path
+) -> None:
+    """Engines go by the one or the other."""
+    converted("modelopt-llama", "bf16", tmp_path / "other", selection="all", kv_scales=other)
+    source, out = converted("modelopt-llama", "bf16", tmp_path / "out", selection="all", kv_scales=kv_scales)
+    shutil.copy(tmp_path / "other" / file, out)
+    assert said in problems(source, out, quick=True)["structure"]
+
+
 def test_layers_that_keep_their_format_stay_listed(tmp_path: Path) -> None:
     """ModelOpt's quantized_layers and the targets of its groups: without them engines take codes for weights."""
     source, out = converted("modelopt-qwen3_5-mixed", "partition", tmp_path / "out")

@@ -65,7 +65,7 @@ def test_what_convert_writes_holds(real: Path, tmp_path: Path) -> None:
     assert {check.name: check.verdict for check in found.checks} == dict.fromkeys(
         ("structure", "untouched", "weights", "outputs", "engines"), "ok"
     )
-    assert all(row.weights_out == 0 and row.outputs_out < 1e-14 for row in found.numbers)
+    assert found.numbers and all(row.weights_out == 0 and row.outputs_out < 1e-14 for row in found.numbers)
     for row in found.numbers:
         assert (row.weights_before > 5) == (row.partition in "kv")
         assert (0.01 < row.weights_fixed < 0.05) == (row.partition == "z")

@@ -114,7 +114,7 @@ def shared_experts_have_no_weight(checkpoint: CheckpointView) -> Outcome | None:
 
 
 def listed_head_is_plain(checkpoint: CheckpointView) -> Outcome | None:
-    """vLLM 0.32.0 makes a packed ``lm_head`` where ``quantized_layers`` has it, which a plain weight does not fit."""
+    """vLLM 0.32.0 and SGLang 0.5.23: a packed ``lm_head`` where ``quantized_layers`` has it; no plain weight fits."""
     name = checkpoint.plain_with_scheme or ""
     if checkpoint.weight_only_nvfp4 and name.endswith("lm_head"):
         return Outcome("fails to load", f"takes {name} for packed, as quantized_layers has it (RuntimeError)")
@@ -133,6 +133,24 @@ def names_are_newer(checkpoint: CheckpointView) -> Outcome | None:
     if any(group.name.startswith("model.language_model.") for group in checkpoint.groups):
         return Outcome("fails to load", "does not know the names model.language_model (KeyError)")
     return None
+
+
+def stack_is_refused(checkpoint: CheckpointView) -> Outcome | None:
+    """vLLM 0.32.0, gpt-oss: experts that are not as wide as the config says."""
+    detail = "gives experts the size that the config says, which is not theirs (RuntimeError)"
+    return _unless_stack_fits(checkpoint, Outcome("fails to load", detail))
+
+
+def stack_is_not_filled(checkpoint: CheckpointView) -> Outcome | None:
+    """SGLang 0.5.23, gpt-oss: the same."""
+    detail = "never fills the rest of experts that are not as wide as the config says"
+    return _unless_stack_fits(checkpoint, Outcome("garbled", detail, (), SENTINEL))
+
+
+def _unless_stack_fits(checkpoint: CheckpointView, seen: Outcome) -> Outcome | None:
+    if checkpoint.stack_fits is None:
+        return Outcome("not known", "was not run with experts that are wider than the config says")
+    return None if checkpoint.stack_fits else seen
 
 
 def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:

@@ -100,6 +100,7 @@ class CheckpointView:
     faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
     method_is_stated: bool = True  # False: the quantization part of config.json has no ``quant_method``
     group_scales: bool = False  # whether the config gives any module a format with scales for groups of a row only
+    stack_fits: bool | None = True  # gpt-oss's experts: as wide as the config says; False: not so wide; None: wider
     by_source: Sources | None = None  # what the releases that were read say of its family
 
 
@@ -162,6 +163,7 @@ def view_model(
         faults=wrong,
         method_is_stated=_method_is_stated(model.checkpoint.config.value),
         group_scales=any((s := kind.first.scheme) is not None and s.format in _GROUPED for kind in model.kinds),
+        stack_fits=_stack_fits(model),
         by_source=Sources(model),
     )
 
@@ -333,6 +335,16 @@ def _router_bias_is_not_stated(model: Model) -> bool:
     if text_config(config).get("model_type") != "deepseek_v3" or text_config(config).get("topk_method") is not None:
         return False
     return any("e_score_correction_bias" in form.tensors for form in model.checkpoint.alike)
+
+
+def _stack_fits(model: Model) -> bool | None:
+    """Of ``experts.gate_up_proj_blocks``."""
+    stated = text_config(model.checkpoint.config.value).get("intermediate_size")
+    shapes = (form.tensors.get("gate_up_proj_blocks") for form in model.checkpoint.alike)
+    rows = {shape[1] for _, shape in filter(None, shapes) if len(shape) > 1}
+    if not rows or not isinstance(stated, int) or rows == {2 * stated}:
+        return True
+    return False if max(rows) < 2 * stated else None
 
 
 def _method_is_stated(config: dict[str, Any]) -> bool:

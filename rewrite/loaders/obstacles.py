@@ -135,22 +135,14 @@ def names_are_newer(checkpoint: CheckpointView) -> Outcome | None:
     return None
 
 
-def stack_is_refused(checkpoint: CheckpointView) -> Outcome | None:
-    """vLLM 0.32.0, gpt-oss: experts that are not as wide as the config says."""
-    detail = "gives experts the size that the config says, which is not theirs (RuntimeError)"
-    return _unless_stack_fits(checkpoint, Outcome("fails to load", detail))
-
-
-def stack_is_not_filled(checkpoint: CheckpointView) -> Outcome | None:
-    """SGLang 0.5.23, gpt-oss: the same."""
-    detail = "never fills the rest of experts that are not as wide as the config says"
-    return _unless_stack_fits(checkpoint, Outcome("garbled", detail, (), SENTINEL))
-
-
-def _unless_stack_fits(checkpoint: CheckpointView, seen: Outcome) -> Outcome | None:
+def stack_does_not_fit(checkpoint: CheckpointView) -> Outcome | None:
+    """gpt-oss whose experts are not as wide as the config says: vLLM 0.32.0 lays their codes out in other rows
+    (``gpt_oss.py``: a view by ``intermediate_size``), SGLang 0.5.23 never fills the rest."""
     if checkpoint.stack_fits is None:
         return Outcome("not known", "was not run with experts that are wider than the config says")
-    return None if checkpoint.stack_fits else seen
+    if checkpoint.stack_fits:
+        return None
+    return Outcome("garbled", "lays experts out by the size that the config says, which is not theirs", (), SENTINEL)
 
 
 def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:

@@ -73,6 +73,12 @@ def test_sglang_has_other_names_for_what_a_config_leaves_plain(
     assert predicted(tmp_path / "in", "SGLang 0.5.23").kind == kind
 
 
+@pytest.mark.parametrize("release", ["vLLM 0.32.0", "SGLang 0.5.23"])
+def test_experts_that_are_not_as_wide_as_the_config_says(release: str, tmp_path: Path) -> None:
+    families.write("gpt_oss", "mxfp4+narrow-experts", tmp_path / "in")
+    assert predicted(tmp_path / "in", release).kind == "garbled"
+
+
 def add(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
     save_file(tensors, folder / "more.safetensors", {"format": "pt"})
     index = json.loads((folder / "model.safetensors.index.json").read_text())

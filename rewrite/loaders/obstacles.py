@@ -145,7 +145,7 @@ def shared_experts_have_no_weight(checkpoint: CheckpointView) -> Outcome | None:
 
 
 def listed_head_is_plain(checkpoint: CheckpointView) -> Outcome | None:
-    """vLLM 0.32.0 makes a packed ``lm_head`` where ``quantized_layers`` has it, which a plain weight does not fit."""
+    """vLLM 0.32.0 and SGLang 0.5.23: a packed ``lm_head`` where ``quantized_layers`` has it; no plain weight fits."""
     name = checkpoint.plain_with_scheme or ""
     if checkpoint.weight_only_nvfp4 and name.endswith("lm_head"):
         return Outcome("fails to load", f"takes {name} for packed, as quantized_layers has it (RuntimeError)")
@@ -164,6 +164,16 @@ def names_are_newer(checkpoint: CheckpointView) -> Outcome | None:
     if any(group.name.startswith("model.language_model.") for group in checkpoint.groups):
         return Outcome("fails to load", "does not know the names model.language_model (KeyError)")
     return None
+
+
+def stack_does_not_fit(checkpoint: CheckpointView) -> Outcome | None:
+    """gpt-oss whose experts are not as wide as the config says: vLLM 0.32.0 lays their codes out in other rows
+    (``gpt_oss.py``: a view by ``intermediate_size``), SGLang 0.5.23 never fills the rest."""
+    if checkpoint.stack_fits is None:
+        return Outcome("not known", "was not run with experts that are wider than the config says")
+    if checkpoint.stack_fits:
+        return None
+    return Outcome("garbled", "lays experts out by the size that the config says, which is not theirs", (), SENTINEL)
 
 
 def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:

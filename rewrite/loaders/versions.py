@@ -60,6 +60,7 @@ from rewrite.loaders.obstacles import (
     scales_are_left_out,
     scales_are_rounded,
     shared_experts_have_no_weight,
+    stack_does_not_fit,
     vocabulary_has_no_scale,
     vocabulary_is_quantized,
 )
@@ -216,6 +217,9 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("vLLM", "0.17.0", None, Checkpoints(_DEEPSEEK), router_bias_is_not_stated, "0.32.0 models/deepseek_v2.py"),
     Fact("vLLM", "0.17.0", None, _IN_CT, vocabulary_has_no_scale, "tests/zoo/engines.json"),
     Fact("vLLM", "0.27.0", None, Checkpoints(forms=_W4A16), listed_head_is_plain, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(forms=_W4A16), listed_head_is_plain, "run: 0.5.23"),
+    Fact("vLLM", "0.27.0", None, Checkpoints(("gpt_oss",)), stack_does_not_fit, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, Checkpoints(("gpt_oss",)), stack_does_not_fit, "run: 0.5.23"),
     Fact("vLLM", "0.27.0", None, Checkpoints(_GEMMA_4), experts_have_another_name, "run: 0.32.0"),
     Fact("SGLang", "0.5.9", None, _EVERY, blocks_are_torn_in_sglang, "fp8_utils.py, fp8.py"),
     Fact("SGLang", "0.5.9", None, _IN_CT, block_size_is_of_the_class, "read in 0.5.9 to 0.5.23"),

@@ -105,6 +105,7 @@ class CheckpointView:
     not_run_with: str | None = (
         None  # a key of the config that changes what weights mean, and that no engine was run with
     )
+    stack_fits: bool | None = True  # gpt-oss's experts: as wide as the config says; False: not so wide; None: wider
     by_source: Sources | None = None  # what the releases that were read say of its family
 
 
@@ -170,6 +171,7 @@ def view_model(
         group_scales=any((s := kind.first.scheme) is not None and s.format in _GROUPED for kind in model.kinds),
         places=tuple(".".join(path) for path in config_paths(model.checkpoint.config.value)),
         not_run_with=_not_run_with(model.dialect.value),
+        stack_fits=_stack_fits(model),
         by_source=Sources(model),
     )
 
@@ -352,6 +354,16 @@ def _router_bias_is_not_stated(model: Model) -> bool:
     if text_config(config).get("model_type") != "deepseek_v3" or text_config(config).get("topk_method") is not None:
         return False
     return any("e_score_correction_bias" in form.tensors for form in model.checkpoint.alike)
+
+
+def _stack_fits(model: Model) -> bool | None:
+    """Of ``experts.gate_up_proj_blocks``."""
+    stated = text_config(model.checkpoint.config.value).get("intermediate_size")
+    shapes = (form.tensors.get("gate_up_proj_blocks") for form in model.checkpoint.alike)
+    rows = {shape[1] for _, shape in filter(None, shapes) if len(shape) > 1}
+    if not rows or not isinstance(stated, int) or rows == {2 * stated}:
+        return True
+    return False if max(rows) < 2 * stated else None
 
 
 def _method_is_stated(config: dict[str, Any]) -> bool:

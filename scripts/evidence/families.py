@@ -425,6 +425,7 @@ VARIANTS: Mapping[str, re.Pattern[str]] = {
     "moe-names": re.compile(r"(?!.*(?:attn|attention)\.|.*\.mlp\.).*"),
     "towers": re.compile(r".*"),
     "listed-head": re.compile(r".*"),
+    "narrow-experts": re.compile(r".*"),
     "experts-by-pattern": re.compile(r".*\.experts\..*"),
 }
 #: ``ignore`` of Kimi-K2.5 in INT4.
@@ -492,6 +493,8 @@ def _ignore(ignored: list[str], quantized: Collection[str], base: str, variant: 
 def write(model_type: str, form: str, folder: Path) -> None:
     """The checkpoint of a family in a form."""
     config, shapes = made(model_type)
+    if form.endswith("+narrow-experts"):
+        config = config | {"intermediate_size": 2 * config["intermediate_size"]}
     base, _, variant = form.partition("+")
     renamed = {"newer-names": _newer, "moe-names": _moe}.get(variant, str)
     shapes = {renamed(name): each for name, each in shapes.items()}

@@ -70,7 +70,8 @@ class Cell:
         """In kind, and on the layers: what is said of one layer must not hide what is seen of another."""
         loads = self.seen != "fails to load"
         same = self.seen == self.said or (self.said == "not known" and self.open and loads)
-        return bool(same) and self.off_seen - self.open == self.off_said - self.open
+        whole = self.said == "garbled" and not self.off_said  # of no layer by its name
+        return bool(same) and (whole or self.off_seen - self.open == self.off_said - self.open)
 
 
 def seen_in(out: Path) -> tuple[str, str, frozenset[str]]:

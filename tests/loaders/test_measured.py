@@ -60,6 +60,7 @@ def test_what_is_claimed_is_what_was_seen(family: str, form: str, tmp_path: Path
     [
         ("mistral3", "fp8-tensor", "garbled"),
         ("mistral3", "fp8-tensor+towers", "loses precision"),
+        ("gemma3", "ct-tensor+newer-names", "fails to load"),
         ("kimi_k25", "ct-int4", "fails to load"),
         ("kimi_k25", "ct-int4+experts-only", "fails to load"),
         ("kimi_k25", "ct-int4+experts-by-pattern", "exact"),
@@ -71,6 +72,21 @@ def test_sglang_has_other_names_for_what_a_config_leaves_plain(
     """The record knows these apart by the rules only: its signature has no ``ignore``."""
     families.write(family, form, tmp_path / "in")
     assert predicted(tmp_path / "in", "SGLang 0.5.23").kind == kind
+
+
+@pytest.mark.parametrize("release", ["vLLM 0.32.0", "SGLang 0.5.23"])
+@pytest.mark.parametrize("stated", ["deepseek_ref", "step3p7"])
+def test_a_model_that_an_engine_does_not_know(stated: str, release: str, tmp_path: Path) -> None:
+    shutil.copytree(FIXTURES / "fp8-qwen3_5-vl", tmp_path / "in")
+    name = "Step3p7FlashForCausalLM" if stated == "step3p7" else "DeepseekV4ForCausalLM"
+    edit_json(tmp_path / "in" / "config.json", model_type=stated, architectures=[name])
+    assert predicted(tmp_path / "in", release).kind == "fails to load"
+
+
+@pytest.mark.parametrize("release", ["vLLM 0.32.0", "SGLang 0.5.23"])
+def test_experts_that_are_not_as_wide_as_the_config_says(release: str, tmp_path: Path) -> None:
+    families.write("gpt_oss", "mxfp4+narrow-experts", tmp_path / "in")
+    assert predicted(tmp_path / "in", release).kind == "garbled"
 
 
 def add(folder: Path, tensors: dict[str, torch.Tensor]) -> None:

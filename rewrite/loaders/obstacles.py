@@ -10,6 +10,7 @@ from rewrite.loaders.views import CheckpointView
 
 Obstacle = Callable[[CheckpointView], Outcome | None]
 
+_HANDED_ON = ("kimi_k25", "kimi_k3", "glm5_next")  # SGLang 0.5.23, configs/
 _NOT_SCALED = ("none", "block", "nvfp4", "other")  # layouts without a scale for a module, a partition or a row
 
 
@@ -21,7 +22,9 @@ def key_was_not_run(checkpoint: CheckpointView) -> Outcome | None:
 
 def nested_config_is_not_read(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.9 to 0.5.23 look for it in the outermost part of config.json alone (``model_config.py``); 0.5.23 was
-    run with FP8."""
+    run with FP8. The configs of three families hand it on."""
+    if checkpoint.model_type in _HANDED_ON:
+        return None
     return _not_read(checkpoint, "text_config.quantization_config")
 
 

@@ -57,7 +57,7 @@ TITLES: Mapping[Code, str] = {
     "scale-inverse": "a scale that is probably the reciprocal of what is meant",
     "scale-name": "a scale whose name engines do not look for",
     "missing": "a part of the model is not stored",
-    "uncounted": "layers, experts or words that the config does not count",
+    "uncounted": "other numbers of layers, experts or words than the config says",
     "wrapped-name": "names that begin with those of a training wrapper",
     "no-activations": "the config does not say how activations are quantized",
     "arguments": "the config contradicts itself, and compressed-tensors does not read it",

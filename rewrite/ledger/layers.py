@@ -29,8 +29,8 @@ from rewrite.quantization.scheme import Scheme
 #: ``llama4.py``, ``gpt_oss.py``).
 _STACKED = ("step3p5", "step3p7", "step3_text", "llama4", "llama4_text", "gpt_oss")
 _EXPERTS = re.compile(r"(?:.*\.)?(?:experts|moe)(?:\.\w+)?")
-#: Of integers and of other quantizers. vLLM 0.32.0 was run with FP8 layers that have pre_quant_scale or
-#: weight_zero_point: ValueError, no such parameter.
+#: Of integers and of other quantizers. vLLM 0.32.0 was run with FP8 layers that have the first or the zero point or the
+#: order of a weight: ValueError, no such parameter.
 _SIDE = frozenset(
     ("pre_quant_scale", "qweight", "qzeros", "scales", "g_idx", "weight_zero_point", "weight_g_idx", "input_zero_point")
 )
@@ -150,7 +150,7 @@ def _by_fused_name(kind: Kind, model: Model) -> Iterator[str]:
     if not isinstance(model.dialect, ModelOpt):
         return
     names = set(kind.names)
-    for group in (group for group in model.groups.whole if len(group.modules) > 1):
+    for group in (group for group in model.groups.whole if len(group.modules) > 1 and group.modules[0].plain):
         parts = [module.name for module in group.modules]
         if not names.isdisjoint(parts) and not model.dialect.leaves_alone(group.name, parts):
             yield from (part for part in parts if part in names)

@@ -22,7 +22,7 @@ _WEIGHTS = frozenset(("weight", "weight_packed"))
 _EMBEDDINGS = re.compile(r"(?:emb\w*|wte)$")
 _LAST_NORM = re.compile(r"(?!.*\blayers\.)(?:.*\.)?(?:\w*norm\w*|ln_f)")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-_WORDS = "set vocab_size in config.json, or cut or pad the tables of words"
+_WORDS = "set vocab_size in config.json, or pad the tables of words"
 _FIT = "set the number of experts in config.json, or leave these tensors out"
 _COUNT = "set num_hidden_layers in config.json, or leave these tensors out"
 _AGAIN = "download it, or export the model, again"
@@ -136,7 +136,7 @@ def _around(model: Model, prefix: str, words: object, untied: bool, has_norms: b
         return
     for form, names in model.checkpoint.alike.items():
         (rows, *_) = (*form.tensors.get("weight", ("", ()))[1], words)
-        if rows != words and form.pattern.endswith(".embed_tokens") and not is_vision(form.pattern):
+        if rows < words and form.pattern.endswith(".embed_tokens") and not is_vision(form.pattern):
             yield Fault("uncounted", names[0], f"{rows} rows", f"{words}, as config.json says", _WORDS, len(names))
     tables = [
         name

@@ -89,7 +89,7 @@ def no_such_layer(fault: Fault) -> Outcome | None:
 
 
 def sizes_are_checked(fault: Fault) -> Outcome | None:
-    """SGLang 0.5.23 and vLLM 0.32.0 were run with one expert, and with 64 words, too few or too many in the config: an
+    """SGLang 0.5.23 and vLLM 0.32.0 were run with one expert more, and 64 words less, than the config says: an
     AssertionError of the router's or the embeddings' shape."""
     return no_such_layer(fault) if ".experts." in fault.where or fault.found.endswith("rows") else None
 

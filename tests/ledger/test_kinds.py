@@ -209,12 +209,12 @@ def test_blocks_that_the_config_calls_larger(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("more", [-64, 0, 64])
 def test_words_are_counted(more: int, tmp_path: Path) -> None:
-    """vLLM 0.32.0 and SGLang 0.5.23 were run: an AssertionError each."""
+    """vLLM 0.32.0 and SGLang 0.5.23 were run: an AssertionError each. Some models have rows to spare (mllama)."""
     folder = changed(LLAMA, tmp_path, same)
     size = json.loads((folder / "config.json").read_text())["vocab_size"]
     edit_json(folder / "config.json", vocab_size=size + more)
-    assert codes(folder) == (["uncounted"] if more else [])
-    kind = "fails to load" if more else "loses precision"
+    assert codes(folder) == (["uncounted"] if more > 0 else [])
+    kind = "fails to load" if more > 0 else "loses precision"
     assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {kind}
 
 

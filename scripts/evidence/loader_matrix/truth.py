@@ -29,6 +29,7 @@ _DTYPES = {
 }
 #: Of values that are multiplied by ``weight_scale``.
 SCALED = (torch.float8_e4m3fn, torch.int8)
+_TOWER = re.compile(r"visual|vision|audio|(?:^|\.)(?:vit|vpm)\.")  # they number their layers as language models do
 _LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")
 # Of a cache of keys or values: ModelOpt has it in the projection, llm-compressor in the attention layer, Quark as the
 # scale of the projection's output.
@@ -40,7 +41,7 @@ def canonical(name: str) -> str | None:
 
     Engines prefix the same layer with `model.`, `language_model.model.` or `model.language_model.`.
     """
-    if "visual" in name or name.startswith("mtp."):
+    if _TOWER.search(name) or name.startswith("mtp."):
         return None
     found = _LAYER.search(name)
     return found.group(1) if found else None
@@ -54,7 +55,7 @@ def _tensors(shard: Path) -> Iterator[tuple[str, torch.Tensor]]:
         if name == "__metadata__" or entry["dtype"] not in _DTYPES:
             continue
         begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        raw = torch.frombuffer(bytearray(data[begin:end]), dtype=torch.uint8)
+        raw = torch.frombuffer(bytearray(data[begin:end]) or bytearray(8), dtype=torch.uint8)[: end - begin]
         yield name, raw.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
 

@@ -61,6 +61,7 @@ from rewrite.loaders.obstacles import (
     scales_are_rounded,
     shared_experts_have_no_weight,
     stack_does_not_fit,
+    tower_was_not_run,
     vocabulary_has_no_scale,
     vocabulary_is_quantized,
 )
@@ -234,6 +235,7 @@ OBSTACLES: tuple[Fact[Checkpoints, Obstacle], ...] = (
     Fact("SGLang", "0.5.9", None, Checkpoints(_NEXT), cache_scales_of_qwen3_next, "0.5.23 models/qwen3_next.py"),
     Fact("SGLang", "0.5.9", "0.5.9", _IN_CT, ignore_must_survive_renaming, RECORD),
     Fact("SGLang", "0.5.12", "0.5.22", Checkpoints(_MINICPM), minicpmv_vision_is_cast, RECORD),
+    Fact("SGLang", "0.5.23", None, Checkpoints((*_VISION, *_MINICPM)), tower_was_not_run, "search, seed 9580"),
     Fact("SGLang", "0.5.15", None, Checkpoints(forms=_MIXED), mixed_without_nvfp4, "0.5.23 model_config.py"),
     Fact("SGLang", "0.5.23", None, Checkpoints(forms=_MIXED), parts_follow_the_quantized_one, "modelopt_quant.py"),
     Fact("SGLang", "0.5.23", None, _EVERY, latent_scales_are_joined, "deepseek_weight_loader.py"),

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from rewrite.ledger.fault import Fault
 from rewrite.ledger.ledger import faults, group_faults, header_faults
+from rewrite.ledger.names import is_vision
 from rewrite.ledger.values import left
 from rewrite.loaders.blocks import BlockLayer, block_layers
 from rewrite.loaders.by_source import Sources
@@ -101,6 +102,7 @@ class CheckpointView:
     faults: tuple[Fault, ...] = ()  # what is wrong in it, whoever loads it
     method_is_stated: bool = True  # False: the quantization part of config.json has no ``quant_method``
     group_scales: bool = False  # whether the config gives any module a format with scales for groups of a row only
+    tower_is_quantized: bool = False  # any layer of a vision or audio tower
     places: tuple[str, ...] = ()  # where in config.json the quantization is stated
     not_run_with: str | None = (
         None  # a key of the config that changes what weights mean, and that no engine was run with
@@ -169,6 +171,7 @@ def view_model(
         faults=wrong,
         method_is_stated=_method_is_stated(model.checkpoint.config.value),
         group_scales=any((s := kind.first.scheme) is not None and s.format in _GROUPED for kind in model.kinds),
+        tower_is_quantized=any(not kind.first.plain and is_vision(kind.form.pattern) for kind in model.kinds),
         places=tuple(".".join(path) for path in config_paths(model.checkpoint.config.value)),
         not_run_with=_not_run_with(model.dialect.value),
         stack_fits=_stack_fits(model),

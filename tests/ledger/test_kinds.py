@@ -184,6 +184,25 @@ def test_biases_that_are_promised(key: str, part: str, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize(("tower", "kind"), [("qwen3_5-vl", "garbled"), ("minicpmv4_6", "not known")])
+def test_a_quantized_tower(tower: str, kind: str, tmp_path: Path) -> None:
+    """SGLang 0.5.23 was run: it serves the codes of Qwen3.5's, and raises at MiniCPM-V's. vLLM 0.32.0 loads both."""
+    name = "model.visual.blocks.0.attn.proj" if kind == "garbled" else "model.vision_tower.encoder.layers.0.mlp.fc1"
+
+    def change(tensors: Tensors) -> None:
+        _, (rows, columns), _ = tensors[f"{name}.weight"]
+        tensors[f"{name}.weight"] = ("F8_E4M3", (rows, columns), bytes([56]) * rows * columns)
+        for scale in ("weight_scale", "input_scale"):
+            tensors[f"{name}.{scale}"] = ("F32", (1,), struct.pack("<f", 0.01))
+
+    folder = changed(f"llmcompressor-{tower}", tmp_path, change)
+    ignore = json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"]
+    edited(folder, ignore=[entry for entry in ignore if entry != name])
+    assert codes(folder) == []
+    assert outcome(folder, "vLLM").kind == "loses precision"
+    assert outcome(folder, "SGLang").kind == kind
+
+
 def test_floats_that_are_not_symmetric(tmp_path: Path) -> None:
     """vLLM 0.32.0 and SGLang 0.5.23 were run: both raise, "No compressed-tensors compatible scheme was found"."""
     folder = changed(LLAMA, tmp_path, same)

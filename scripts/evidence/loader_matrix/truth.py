@@ -29,7 +29,8 @@ _DTYPES = {
 }
 #: Of values that are multiplied by ``weight_scale``.
 SCALED = (torch.float8_e4m3fn, torch.int8)
-_TOWER = re.compile(r"visual|vision|audio|(?:^|\.)(?:vit|vpm)\.")  # they number their layers as language models do
+#: Beside a language model, or its second stack (HRM): they number their layers as it does.
+_TOWER = re.compile(r"visual|vision|audio|(?:^|\.)(?:vit|vpm|L_module)\.")
 _LAYER = re.compile(r"(?:^|\.)(layers\.\d+\..+)$")
 # Of a cache of keys or values: ModelOpt has it in the projection, llm-compressor in the attention layer, Quark as the
 # scale of the projection's output.

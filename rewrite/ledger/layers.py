@@ -142,18 +142,18 @@ def plain_layers(model: Model) -> Iterator[str]:
     """The layers that the config quantizes, or engines by it, and that are stored plain."""
     for kind in model.kinds:
         if kind.first.plain and _is_linear(kind, model):
-            yield from kind.names if kind.first.scheme is not None else _by_fused_name(kind, model)
+            yield from kind.names if kind.first.scheme is not None else dict(_by_fused_name(kind, model))
 
 
-def _by_fused_name(kind: Kind, model: Model) -> Iterator[str]:
-    """The layers of a kind that the config leaves alone, and not what engines fuse them to."""
+def _by_fused_name(kind: Kind, model: Model) -> Iterator[tuple[str, str]]:
+    """The layers of a kind that the config leaves alone, each with what engines fuse it to and the config does not."""
     if not isinstance(model.dialect, ModelOpt):
         return
     names = set(kind.names)
     for group in (group for group in model.groups.whole if len(group.modules) > 1 and group.modules[0].plain):
         parts = [module.name for module in group.modules]
         if not names.isdisjoint(parts) and not model.dialect.leaves_alone(group.name, parts):
-            yield from (part for part in parts if part in names)
+            yield from ((part, group.name) for part in parts if part in names)
 
 
 def _plain(kind: Kind, model: Model) -> Iterator[Fault]:
@@ -179,10 +179,11 @@ def _plain(kind: Kind, model: Model) -> Iterator[Fault]:
 
 
 def _matched_in_parts(kind: Kind, model: Model) -> Iterator[Fault]:
-    names = list(_by_fused_name(kind, model))
-    if names and (fused := _fused_name(names[0], model)) and (scheme := model.dialect.scheme(fused)):
-        found, expected = f"no entry for {fused}", f"plain, not {scheme.text}"
-        yield Fault("ignore-pattern", names[0], found, expected, _REPAIRED, len(names))
+    layers = list(_by_fused_name(kind, model))
+    for name, fused in layers[:1]:
+        scheme = model.dialect.scheme(fused)
+        expected = f"plain, not {scheme.text if scheme else ''}"
+        yield Fault("ignore-pattern", name, f"no entry for {fused}", expected, _REPAIRED, len(layers))
 
 
 def _is_torn(fused: str, model: Model) -> bool:

@@ -1,4 +1,5 @@
-"""What a checkpoint lacks: layers that its config counts, a tensor that all layers like it have, the output head.
+"""What a checkpoint lacks: layers and experts that its config counts, biases that it promises, a tensor that all layers
+like it have, the output head. And what it has more of than the config counts.
 
 Engines load what there is and serve the rest from memory that nothing has filled: vLLM 0.32.0 and SGLang 0.5.23 were
 run, and say nothing of it where the model is quantized.

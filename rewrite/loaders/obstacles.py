@@ -181,9 +181,9 @@ def names_are_newer(checkpoint: CheckpointView) -> Outcome | None:
 def stack_does_not_fit(checkpoint: CheckpointView) -> Outcome | None:
     """gpt-oss whose experts are not as wide as the config says: vLLM 0.32.0 lays their codes out in other rows
     (``gpt_oss.py``: a view by ``intermediate_size``), SGLang 0.5.23 never fills the rest."""
-    if checkpoint.stack_fits is None:
+    if checkpoint.stack == "wider":
         return Outcome("not known", "was not run with experts that are wider than the config says")
-    if checkpoint.stack_fits:
+    if checkpoint.stack == "fits":
         return None
     return Outcome("garbled", "lays experts out by the size that the config says, which is not theirs", (), SENTINEL)
 

@@ -75,6 +75,12 @@ def stacked_experts_are_refused(fault: Fault) -> Outcome | None:
     return Outcome("fails to load", f"cannot split {fault.tensor}") if "experts" in fault.found else None
 
 
+def no_such_scheme(fault: Fault) -> Outcome | None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run with FP8 of ``symmetric: false``: "No compressed-tensors compatible scheme
+    was found"."""
+    return Outcome("fails to load", "has no scheme for asymmetric floats") if "asymmetric" in fault.expected else None
+
+
 def no_place_beside_fp8(fault: Fault) -> Outcome | None:
     """vLLM 0.32.0 was run with these; SGLang 0.5.23 leaves them out, with a wrong result where they mean something."""
     ran = ("pre_quant_scale", "weight_zero_point", "weight_g_idx")

@@ -76,6 +76,7 @@ from rewrite.loaders.of_faults import (
     no_place_beside_fp8,
     no_such_layer,
     no_such_parameter,
+    no_such_scheme,
     not_known,
     nothing_fills_it,
     nothing_is_loaded,
@@ -262,6 +263,8 @@ OF_FAULTS: tuple[Fact[Code, OfFault], ...] = (
     Fact("vLLM", "0.27.0", None, "no-matrix", stacked_experts_are_refused, "routed_experts.py"),
     Fact("vLLM", "0.27.0", None, "kv-scale-alone", v_needs_k, "issue #46264"),
     Fact("vLLM", "0.27.0", None, "scale-name", no_such_parameter, "run: 0.32.0"),
+    Fact("vLLM", "0.27.0", None, "label", no_such_scheme, "run: 0.32.0"),
+    Fact("SGLang", "0.5.23", None, "label", no_such_scheme, "run: 0.5.23"),
     Fact("vLLM", "0.27.0", None, "no-role", no_place_beside_fp8, "run: 0.32.0"),
     Fact("vLLM", "0.27.0", None, "no-activations", key_is_needed, "run: 0.32.0"),
     Fact("SGLang", "0.5.23", None, "no-activations", key_is_needed, "run: 0.5.23"),
@@ -393,7 +396,9 @@ class Loader(Engine):
         return Outcome("not known", f"{run.engine} {run.version} was run with such a one: {run.seen}; {run.why}")
 
     def _judge(self, checkpoint: CheckpointView) -> Outcome:
-        wrong = [outcome for fault in checkpoint.faults if (outcome := self._of(checkpoint, fault)) is not None]
+        wrong = [
+            outcome for fault in checkpoint.faults if (outcome := self._of_fault_in(checkpoint, fault)) is not None
+        ]
         if any(outcome.kind == "fails to load" for outcome in wrong):
             return _worst(wrong, checkpoint)
         if obstacles := _said(self.obstacles, checkpoint):
@@ -428,7 +433,7 @@ class Loader(Engine):
         known = (fact.outcome(fault) for fact in self.of_faults if fact.applies == fault.code)
         return next((outcome for outcome in known if outcome is not None), None) or not_known(fault)
 
-    def _of(self, checkpoint: CheckpointView, fault: Fault) -> Outcome | None:
+    def _of_fault_in(self, checkpoint: CheckpointView, fault: Fault) -> Outcome | None:
         """As ``of_fault``. Whether a plain layer is taken for a quantized one depends on the name that it has in the
         engine: vLLM 0.32.0 finds ``language_model.model.…`` in ``ignore``, which is no stored name, and is right."""
         by_name = fault.code == "plain-layer" and self.lookup in checkpoint.plain_by_name

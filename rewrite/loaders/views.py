@@ -30,6 +30,8 @@ from rewrite.quantization.scheme import ScaleLayout, Scheme
 
 SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4", "group", "unknown", "other"]
 _SCALES = (".weight_scale", ".input_scale", ".weight_global_scale", ".input_global_scale")
+#: Whether stacked experts are as wide as the config says.
+Stack = Literal["fits", "narrower", "wider"]
 _GROUPED = ("INT4", "MXFP4", "MXFP8")  # a scale for a few weights of one row, and no other
 _POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
 
@@ -88,7 +90,7 @@ class CheckpointView:
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
     plain_by_name: frozenset[Lookup] = frozenset()  # the ways that find all plain layers in ``ignore``
     plain_with_scheme: str | None = None  # the first matrix without scales that the config takes for a quantized layer
-    scalar_scale: str | None = None  # a scale of the shape (), but of the KV cache
+    scalar_scale: str | None = None  # a scale of the shape () or [N], but of the KV cache
     nvfp4_experts: bool = False  # of any layer, whether it is among the groups or not
     latent_vectors: bool = False  # of the parts of ``fused_qkv_a_proj``: tensors that do not become one when joined
     kv_cache_scales: bool = False  # whether scales of the KV cache are stored
@@ -107,7 +109,7 @@ class CheckpointView:
     not_run_with: str | None = (
         None  # a key of the config that changes what weights mean, and that no engine was run with
     )
-    stack_fits: bool | None = True  # gpt-oss's experts: as wide as the config says; False: not so wide; None: wider
+    stack: Stack = "fits"  # gpt-oss's experts, against the width that the config says
     by_source: Sources | None = None  # what the releases that were read say of its family
 
 
@@ -174,7 +176,7 @@ def view_model(
         tower_is_quantized=any(not kind.first.plain and is_vision(kind.form.pattern) for kind in model.kinds),
         places=tuple(".".join(path) for path in config_paths(model.checkpoint.config.value)),
         not_run_with=_not_run_with(model.dialect.value),
-        stack_fits=_stack_fits(model),
+        stack=_stack(model),
         by_source=Sources(model),
     )
 
@@ -359,14 +361,14 @@ def _router_bias_is_not_stated(model: Model) -> bool:
     return any("e_score_correction_bias" in form.tensors for form in model.checkpoint.alike)
 
 
-def _stack_fits(model: Model) -> bool | None:
+def _stack(model: Model) -> Stack:
     """Of ``experts.gate_up_proj_blocks``."""
     stated = text_config(model.checkpoint.config.value).get("intermediate_size")
     shapes = (form.tensors.get("gate_up_proj_blocks") for form in model.checkpoint.alike)
     rows = {shape[1] for _, shape in filter(None, shapes) if len(shape) > 1}
     if not rows or not isinstance(stated, int) or rows == {2 * stated}:
-        return True
-    return False if max(rows) < 2 * stated else None
+        return "fits"
+    return "narrower" if max(rows) < 2 * stated else "wider"
 
 
 def _method_is_stated(config: dict[str, Any]) -> bool:

@@ -118,6 +118,8 @@ def _refusal(result: Mapping[str, Any]) -> Verdict:
 
 def lacks_kernel(error: Mapping[str, Any]) -> bool:
     """Whether an exception says that a kernel is missing, not that the checkpoint is wrong."""
+    if "compatible scheme was found" in error["message"]:  # of vLLM and SGLang: no card has one for such a config
+        return False
     return error["type"] in ("ImportError", "ModuleNotFoundError", "NotImplementedError") or bool(
         _LACKS_KERNEL.search(error["message"])
     )

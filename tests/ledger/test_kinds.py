@@ -213,7 +213,7 @@ def test_floats_that_are_not_symmetric(tmp_path: Path) -> None:
     }
     edited(folder, config_groups=groups)
     assert codes(folder) == ["label"]
-    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {"not known"}
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {"fails to load"}
 
 
 def test_blocks_that_the_config_calls_larger(tmp_path: Path) -> None:

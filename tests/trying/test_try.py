@@ -292,6 +292,13 @@ def test_refusal_missing_kernel_and_no_start_are_three_things(checkpoint: Path) 
         assert error.value.exit_code == 4
 
 
+def test_no_scheme_for_a_config_is_no_missing_kernel() -> None:
+    """No card has one for FP8 of ``symmetric: false``; vLLM 0.32.0 and SGLang 0.5.23 say so with NotImplementedError."""
+    scheme = "No compressed-tensors compatible scheme was found for layer_name='model.layers.0.self_attn.qkv_proj'"
+    assert not verdict.lacks_kernel({"type": "NotImplementedError", "message": scheme})
+    assert verdict.lacks_kernel({"type": "NotImplementedError", "message": "Sparse Attention is not supported on CPU."})
+
+
 def test_what_an_engine_merged_unseen_is_judged(checkpoint: Path) -> None:
     """Without a recorder, nothing says which tensors a merged matrix is of: it may be of quantized ones."""
     assert verdict.judge(result_of(checkpoint, recorded=False)).kind == "exact"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from rewrite.quantization.scheme import Dequantized, Layers, Scheme
@@ -28,10 +27,6 @@ class Dialect(ABC):
     @abstractmethod
     def scheme(self, module: str) -> Scheme | None:
         """The scheme of a linear layer by its stored name; None when the config leaves it alone."""
-
-    def leaves_alone(self, _fused: str, parts: Collection[str]) -> bool:
-        """Whether engines take the layer that they fuse ``parts`` to for plain."""
-        return all(self.scheme(part) is None for part in parts)
 
     @abstractmethod
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:

@@ -44,9 +44,9 @@ class ModelOpt(Dialect):
         return None if module in self.ignored or self._globs.match(module) else PER_TENSOR
 
     def leaves_alone(self, fused: str, parts: Collection[str]) -> bool:
-        """vLLM 0.32.0 and SGLang 0.5.23 (``is_layer_skipped``, ``is_layer_excluded``): names are looked up for the
-        parts, globs for the fused name only. They cast plain ``in_proj_a``, ``in_proj_b`` that ``*in_proj_a`` and
-        ``*in_proj_b`` leave alone: both were run."""
+        """Whether engines take the layer that they fuse plain ``parts`` to for plain. vLLM 0.32.0 and SGLang 0.5.23
+        (``is_layer_skipped``, ``is_layer_excluded``) look names up for the parts, globs for the fused name only: both
+        were run, and cast plain ``in_proj_a``, ``in_proj_b`` that ``*in_proj_a`` and ``*in_proj_b`` leave alone."""
         return self.ignored.issuperset(parts) or ModelOpt.scheme(self, fused) is None
 
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:

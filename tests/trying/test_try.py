@@ -293,7 +293,7 @@ def test_refusal_missing_kernel_and_no_start_are_three_things(checkpoint: Path) 
 
 
 def test_no_scheme_for_a_config_is_no_missing_kernel() -> None:
-    """No card has one for FP8 of ``symmetric: false``; vLLM 0.32.0 and SGLang 0.5.23 say so with NotImplementedError."""
+    """No card has one for FP8 of ``symmetric: false``; vLLM 0.32.0 and SGLang 0.5.23 raise NotImplementedError."""
     scheme = "No compressed-tensors compatible scheme was found for layer_name='model.layers.0.self_attn.qkv_proj'"
     assert not verdict.lacks_kernel({"type": "NotImplementedError", "message": scheme})
     assert verdict.lacks_kernel({"type": "NotImplementedError", "message": "Sparse Attention is not supported on CPU."})

@@ -248,7 +248,7 @@ def _view_nvfp4(group: FusedGroup, model: Model) -> GroupView:
 def _view_experts(experts: Experts, model: Model) -> GroupView:
     is_known = experts.fp8 and experts.alike and _is_run(experts.scheme, experts.scale_dtype)
     layout: SeenLayout = (
-        "none" if experts.plain else (_seen(experts.layout, experts.scheme) or "unknown") if is_known else "other"
+        "none" if experts.plain else _seen(experts.layout, experts.scheme, experts.scale_dtype) if is_known else "other"
     )
     if experts.nvfp4 and experts.alike and _is_nvfp4(experts.scheme):
         layout = "nvfp4"
@@ -274,7 +274,7 @@ def _view_experts(experts: Experts, model: Model) -> GroupView:
 
 
 def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
-    layout = _seen(module.layout, module.scheme)
+    layout = module.layout
     scales: tuple[float | None, ...] = (None,) * len(module.partitions)
     if module.fp8 and module.scale is not None and layout in ("tensor", "partition"):
         values = decode(module.scale.dtype, model.checkpoint.read_tensor(module.scale.name), module.scale.name)
@@ -282,7 +282,7 @@ def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
     found = module.scale or module.block_scale
     dtype = found.dtype if found else ""
     is_known = module.fp8 and _is_run(module.scheme, dtype)
-    seen = "none" if module.plain else (layout or "unknown") if is_known else "other"
+    seen = "none" if module.plain else _seen(layout, module.scheme, dtype) if is_known else "other"
     if not module.plain and _has_groups(module.scheme, model):
         seen = "group"
     for partition, scale in zip(module.partitions, scales, strict=True):
@@ -296,11 +296,12 @@ def _has_groups(scheme: Scheme | None, model: Model) -> bool:
     return known and not any(name in form.tensors for form in model.checkpoint.alike for name in more)
 
 
-def _seen(layout: ScaleLayout | None, scheme: Scheme | None) -> SeenLayout | None:
-    """A scale of ``[N]`` is one for each row where the dialect has that form for it, and no layout elsewhere."""
-    if layout != "rows":
-        return layout
-    return "channel" if scheme is not None and scheme.layout == "rows" else None
+def _seen(layout: ScaleLayout | None, scheme: Scheme | None, dtype: str) -> SeenLayout:
+    """A scale of ``[N]`` is one for each row where the dialect has that form for it, and no layout elsewhere. One that
+    is not stored, and has no ``dtype``, ends no load: vLLM 0.32.0 and SGLang 0.5.23 were run."""
+    if layout == "rows":
+        return "channel" if scheme is not None and scheme.layout == "rows" else "unknown"
+    return layout or ("unknown" if dtype else "other")
 
 
 def _is_run(scheme: Scheme | None, scale_dtype: str) -> bool:

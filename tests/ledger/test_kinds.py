@@ -203,6 +203,19 @@ def test_a_quantized_tower(tower: str, tmp_path: Path) -> None:
     assert outcome(folder, "SGLang").kind == "not known"
 
 
+@pytest.mark.parametrize("gone", ["self_attn.q_proj", "linear_attn.in_proj_qkv"])
+def test_a_scale_that_is_not_stored_ends_no_load(gone: str, tmp_path: Path) -> None:
+    """vLLM 0.32.0 and SGLang 0.5.23 were run (search, seed 21032): "fails to load" was said, and they load it."""
+    name = "llmcompressor-llama" if "q_proj" in gone else "llmcompressor-qwen3_5-vl"
+
+    def change(tensors: Tensors) -> None:
+        del tensors[next(each for each in tensors if each.endswith(f"layers.0.{gone}.weight_scale"))]
+
+    folder = changed(name, tmp_path, change)
+    assert codes(folder) == ["no-scale"]
+    assert {outcome(folder, engine).kind for engine in ("vLLM", "SGLang")} == {"not known"}
+
+
 def test_floats_that_are_not_symmetric(tmp_path: Path) -> None:
     """vLLM 0.32.0 and SGLang 0.5.23 were run: both raise, "No compressed-tensors compatible scheme was found"."""
     folder = changed(LLAMA, tmp_path, same)

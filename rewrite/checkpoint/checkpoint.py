@@ -20,6 +20,7 @@ from rewrite.errors import CheckpointError, StorageError
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
+_name = attrgetter("name")
 _MAX_VALUE_BYTES = 1 << 20  # what read_tensors may bring into memory a tensor: scales, never weights
 _MAX_GAP = 16 << 10  # bytes between two tensors that are read in one go
 _MAX_RUN = 4 << 20  # bytes that are read in one go
@@ -227,7 +228,7 @@ def _open_shards(storage: Storage, names: Iterable[str]) -> Iterator[Shard]:
 def _collect_tensors(shards: Iterable[Shard]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        own = {info.name: info for info in shard.header.tensors}
+        own = dict(zip(map(_name, shard.header.tensors), shard.header.tensors, strict=True))
         if twice := tensors.keys() & own.keys():
             name = min(twice)
             raise CheckpointError(
@@ -243,17 +244,17 @@ def _collect_tensors(shards: Iterable[Shard]) -> dict[str, TensorInfo]:
 
 def _checked_map(weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
     """The same map, of the strings that the headers have already: a hundred bytes less for each tensor."""
-    infos = list(map(tensors.get, weight_map))
-    for (name, shard_name), info in zip(weight_map.items(), infos, strict=True):
-        if info is None or info.shard != shard_name:
-            raise CheckpointError(
-                "The index names a tensor that its shard does not hold",
-                where=f"{INDEX_NAME}: {name}",
-                expected=shard_name,
-                found="in no shard" if info is None else info.shard,
-                hint="index and shards are from different exports: get both again",
-            )
-    if len(infos) != len(tensors):
+    found = {info.name: info.shard for info in map(tensors.get, weight_map) if info is not None}
+    if found != weight_map:
+        name = next(name for name in weight_map if found.get(name) != weight_map[name])
+        raise CheckpointError(
+            "The index names a tensor that its shard does not hold",
+            where=f"{INDEX_NAME}: {name}",
+            expected=weight_map[name],
+            found=found.get(name, "in no shard"),
+            hint="index and shards are from different exports: get both again",
+        )
+    if len(found) != len(tensors):
         name, info = next((name, info) for name, info in tensors.items() if name not in weight_map)
         raise CheckpointError(
             "A shard holds a tensor that the index does not name",
@@ -262,4 +263,4 @@ def _checked_map(weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo
             found="none",
             hint="index and shards are from different exports: get both again",
         )
-    return {info.name: info.shard for info in infos if info is not None}
+    return found

@@ -203,12 +203,13 @@ def build_header(
     """
     entries = [] if metadata is None else [f'"__metadata__":{_compact(dict(metadata))}']
     shapes: dict[tuple[str, tuple[int, ...]], str] = {}  # most tensors share theirs with others
-    is_plain = _PLAIN_NAME.fullmatch
+    tensors = list(tensors)
+    is_plain = _PLAIN_NAME.fullmatch("".join([entry[0] for entry in tensors]))
     for name, dtype, shape, start, end, _ in tensors:
         kind = shapes.get((dtype, shape))
         if kind is None:
             kind = shapes[dtype, shape] = f'{{"dtype":"{dtype}","shape":{_compact(shape)},"data_offsets":['
-        key = f'"{name}"' if is_plain(name) else _compact(name)
+        key = f'"{name}"' if is_plain else _compact(name)
         entries.append(f"{key}:{kind}{start},{end}]}}")
     raw = f"{{{','.join(entries)}}}".encode()
     raw += b" " * ((residue - LENGTH_BYTES - len(raw)) % modulus)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from weakref import WeakKeyDictionary
 
 from rewrite.ledger.cache import cache_faults
 from rewrite.ledger.config import config_faults
@@ -19,10 +20,15 @@ def faults(model: Model, groups: Iterable[FusedGroup] = ()) -> tuple[Fault, ...]
     return (*group_faults(model, groups), *header_faults(model), *value_faults(model))
 
 
+_FOUND: WeakKeyDictionary[Model, tuple[Fault, ...]] = WeakKeyDictionary()  # a model does not change: found once
+
+
 def header_faults(model: Model) -> tuple[Fault, ...]:
     """Those that headers and config show: no scale is read."""
-    found = (layer_faults(model), config_faults(model), cache_faults(model), missing_faults(model))
-    return tuple(merged(fault for some in found for fault in some))
+    if model not in _FOUND:
+        found = (layer_faults(model), config_faults(model), cache_faults(model), missing_faults(model))
+        _FOUND[model] = tuple(merged(fault for some in found for fault in some))
+    return _FOUND[model]
 
 
 def group_faults(model: Model, groups: Iterable[FusedGroup]) -> Iterator[Fault]:

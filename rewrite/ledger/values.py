@@ -62,7 +62,7 @@ def _floats(model: Model) -> Iterator[Fault]:
             own = [each for each in some if (each[0].dtype, each[0].name.endswith(_DIVISORS)) == (dtype, divides)]
             values = decode(dtype, b"".join([raw for _, raw in own]), own[0][0].name)
             low, high = (1 / _USUAL, 1 / PLAUSIBLE[0]) if divides else (PLAUSIBLE[0], _USUAL)
-            if not all(low <= value <= high for value in values):
+            if not (isfinite(sum(values)) and low <= min(values) and max(values) <= high):  # the sum knows of NaN
                 for info, raw in own:
                     found = decode(dtype, raw, info.name)
                     is_signed = info.name.rpartition(".")[0] in integers

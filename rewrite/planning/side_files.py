@@ -118,9 +118,9 @@ def _index_text(checkpoint: Checkpoint, index: JsonFile, edits: Edits) -> str:
     text = index.text
     metadata = index.value.get("metadata")
     if isinstance(metadata, dict) and "total_size" in metadata:
-        after = (edits.get(name, info) for name, info in checkpoint.tensors.items())
-        total = sum(tensor.nbytes for tensor in after if tensor is not None)
-        text = replace_value(text, ("metadata", "total_size"), total)
+        grown = sum((new.nbytes if new else 0) - checkpoint.tensors[old].nbytes for old, new in edits.items())
+        stored = sum(shard.header.data_bytes for shard in checkpoint.shards.values())
+        text = replace_value(text, ("metadata", "total_size"), stored + grown)
     names = {old: new and (new.name or old) for old, new in edits.items()}
     if any(new != old for old, new in names.items()):
         weight_map = index.value["weight_map"].items()

@@ -12,7 +12,7 @@ from rewrite.errors import ConfigError
 from rewrite.quantization.dialects import config_path, read_dialect, read_side_dialect
 from rewrite.quantization.dialects.base import Dialect
 from rewrite.quantization.groups import WEIGHTS, FusedGroup, Groups, Module, Selection, find_groups, single_module
-from rewrite.quantization.scheme import Layers, Scheme
+from rewrite.quantization.scheme import Layers
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Kind:
     names: Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """A checkpoint, and what its config says of it. Immutable; made by :func:`interpret`."""
 
@@ -85,11 +85,8 @@ def interpret(checkpoint: Checkpoint) -> Model:
     dialect = read_dialect(checkpoint)
     kinds: list[Kind] = []
     for form in filter(_is_matrix, checkpoint.alike):
-        found: dict[int, tuple[Scheme | None, list[str]]] = {}  # schemes by identity: dialects share theirs
-        for name in checkpoint.alike[form]:
-            scheme = dialect.scheme(name)
-            found.setdefault(id(scheme), (scheme, []))[1].append(name)
-        kinds += [Kind(single_module(names[0], checkpoint, scheme), form, names) for scheme, names in found.values()]
+        by_scheme = dialect.by_scheme(checkpoint.alike[form])
+        kinds += [Kind(single_module(names[0], checkpoint, scheme), form, names) for scheme, names in by_scheme]
     groups = find_groups(checkpoint, dialect.scheme)
     return Model(checkpoint, dialect, _second_dialect(checkpoint), groups, tuple(kinds))
 

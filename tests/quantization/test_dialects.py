@@ -81,6 +81,18 @@ def test_matching_agrees_with_compressed_tensors(groups: list[list[str]], ignore
         assert (dialect.scheme(module) is None) == (stock_strategy(value, module) is None)
 
 
+@given(
+    st.lists(st.sampled_from([*TARGETS, "re:.*layers\\.1\\..*"]), min_size=1, max_size=4, unique=True),
+    st.lists(st.sampled_from([*MODULES, "model.layers.0.mlp.gate_proj", "re:.*in_proj_a$"]), max_size=3),
+    st.lists(st.sampled_from([*MODULES, "a\0lm_head", "model.layers.5.mlp.gate_proj"]), min_size=1, unique=True),
+)
+def test_many_are_looked_up_as_each_is(targets: list[str], ignore: list[str], modules: list[str]) -> None:
+    """Also where ``ignore`` has a name that differs from theirs in digits only, and that none of them has."""
+    value = config_of([targets], ignore)
+    found = {name: scheme for scheme, names in CompressedTensors(value).by_scheme(modules) for name in names}
+    assert found == {name: CompressedTensors(value).scheme(name) for name in modules}
+
+
 @given(st.lists(st.sampled_from(TARGETS), min_size=1, max_size=4, unique=True))
 def test_converted_modules_become_channel_and_the_rest_stay(targets: list[str]) -> None:
     """In compressed-tensors' own reading, whatever targets the modules were matched by."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from rewrite.quantization.scheme import Dequantized, Layers, Scheme
@@ -27,6 +28,14 @@ class Dialect(ABC):
     @abstractmethod
     def scheme(self, module: str) -> Scheme | None:
         """The scheme of a linear layer by its stored name; None when the config leaves it alone."""
+
+    def by_scheme(self, modules: Sequence[str]) -> list[tuple[Scheme | None, Sequence[str]]]:
+        """The schemes of these modules, each with the modules that have it."""
+        found: dict[int, tuple[Scheme | None, list[str]]] = {}  # by identity: dialects share their schemes
+        for module in modules:
+            scheme = self.scheme(module)
+            found.setdefault(id(scheme), (scheme, []))[1].append(module)
+        return list(found.values())
 
     @abstractmethod
     def as_compressed_tensors(self, layers: Layers) -> CompressedTensors:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
 
@@ -76,6 +76,16 @@ class CompressedTensors(Dialect):
 
     def scheme(self, module: str) -> Scheme | None:
         return self._schemes[self._group_of(module)]
+
+    def by_scheme(self, modules: Sequence[str]) -> list[tuple[Scheme | None, Sequence[str]]]:
+        """At once, where all names have the same shape: most of 500,000 do."""
+        shapes = "\0".join(modules).translate(_DIGITS).split("\0")
+        is_listed = not (self._ignored.isdisjoint(modules) and self._by_name.keys().isdisjoint(modules))
+        if self._blind and not is_listed and len(shapes) == len(modules):
+            schemes = [self.scheme(module) for module in dict(zip(shapes, modules, strict=True)).values()]
+            if len({id(scheme) for scheme in schemes}) == 1:
+                return [(schemes[0], modules)]
+        return super().by_scheme(modules)
 
     def scheme_of_group(self, group: str) -> Scheme | None:
         """The scheme that a config group states."""

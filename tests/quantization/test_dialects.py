@@ -11,7 +11,7 @@ import pytest
 import torch
 from compressed_tensors.quantization import QuantizationConfig
 from compressed_tensors.utils.match import is_match, match_targets
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from rewrite import open_checkpoint
@@ -86,6 +86,7 @@ def test_matching_agrees_with_compressed_tensors(groups: list[list[str]], ignore
     st.lists(st.sampled_from([*MODULES, "model.layers.0.mlp.gate_proj", "re:.*in_proj_a$"]), max_size=3),
     st.lists(st.sampled_from([*MODULES, "a\0lm_head", "model.layers.5.mlp.gate_proj"]), min_size=1, unique=True),
 )
+@example(["Linear"], ["model.layers.0.mlp.gate_proj"], ["model.layers.5.mlp.gate_proj"])
 def test_many_are_looked_up_as_each_is(targets: list[str], ignore: list[str], modules: list[str]) -> None:
     """Also where ``ignore`` has a name that differs from theirs in digits only, and that none of them has."""
     value = config_of([targets], ignore)

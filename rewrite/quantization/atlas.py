@@ -39,15 +39,10 @@ class Source:
     architecture: str
     file: str
     layers: tuple[SourceLayer, ...]
-    linears: Mapping[str, str] = field(default_factory=dict)  # kind by name
     experts: tuple[tuple[str, ...], ...] = ()  # gate, up, down; without a gate: up, down
     packed: frozenset[str] = frozenset()  # the layers whose parts the engine tells its quantization
     prefixes: Mapping[str, str] = field(default_factory=dict)  # of stored names, and what they become
     inside: Mapping[str, str] = field(default_factory=dict)  # other parts of them
-    inner: tuple[str, ...] = ()  # the same of the language model: what becomes of it was not seen
-    names_seen: bool = True  # False: the engine renames what is stored by rules that were not seen
-    whole: bool = True  # False: the language model is found in another way
-    alters: tuple[str, ...] = ()  # functions that cut or turn tensors before they are loaded
 
     @property
     def slots(self) -> frozenset[tuple[object, ...]]:
@@ -112,12 +107,11 @@ def _source(release: str, architecture: str, config: Mapping[str, Any]) -> Sourc
         return None
     number, file = families[architecture]
     entry = _atlas()["models"][number]
-    entries, whole = [entry], True
+    entries = [entry]
     for name in entry.get("inner", ()):
         names = [name] if name else list(_stated(text_config(config)))
         inner = [each for each in names if each in families and each != architecture]
         entries += [_atlas()["models"][families[each][0]] for each in inner]
-        whole = whole and bool(inner)
     engine, _, version = release.partition(" ")
     return Source(
         engine,
@@ -125,15 +119,10 @@ def _source(release: str, architecture: str, config: Mapping[str, Any]) -> Sourc
         architecture,
         file,
         tuple(_layers(layer for each in entries for layer in each["layers"])),
-        {name: kind for each in reversed(entries) for name, kind in each.get("linears", {}).items()},
         tuple(dict.fromkeys(tuple(names) for each in entries for names in each.get("experts", ()))),
         frozenset(name for each in entries for name in each.get("packed", ())),
         entry.get("prefixes", {}),
         entry.get("inside", {}),
-        tuple(old for each in entries[1:] for old in each.get("inside", {})),
-        not any(each.get("names_not_seen") for each in entries),
-        whole,
-        tuple(name for each in entries for name in each.get("alters", ())),
     )
 
 

@@ -50,6 +50,7 @@ Result = dict[str, Any]
 Weights = Iterable[tuple[str, torch.Tensor]]
 FP8 = torch.float8_e4m3fn
 E2M1 = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0])
+ONE = torch.ones(())
 EXPONENTS = (torch.uint8, torch.float8_e8m0fnu)
 CODES = (FP8, torch.float8_e5m2, torch.int8, torch.uint8, torch.int32)
 LARGE = 1 << 26  # elements
@@ -101,12 +102,19 @@ class Checkpoint:
         at = LAYER.match(name)
         return self._layers is None or at is None or at[1] != self._stack or int(at[2]) in self._layers
 
-    def get(self, name: str) -> torch.Tensor | None:
-        if name not in self.shards:
-            return None
+    def get(self, name: str) -> torch.Tensor:
         stored, (whole, rows) = self._files[self.shards[name]], self._rows(name)
         tensor: torch.Tensor = stored.get_tensor(name) if rows == whole else stored.get_slice(name)[:rows]
         return tensor
+
+    def _find(self, *names: str) -> torch.Tensor | None:
+        """The first of these that there is."""
+        return next((self.get(name) for name in names if name in self.shards), None)
+
+    def _multiplier(self, name: str, divisor: str) -> torch.Tensor | None:
+        """In compressed-tensors global scales of NVFP4 are divisors."""
+        factor, inverse = self._find(name), self._find(divisor)
+        return factor.float() if factor is not None else None if inverse is None else 1 / inverse.float()
 
     def _shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._files[self.shards[name]].get_slice(name).get_shape())
@@ -136,19 +144,15 @@ class Checkpoint:
 
     def stored(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All wanted tensors, as they lie there."""
-        for name in self.names():
-            tensor = self.get(name)
-            assert tensor is not None
-            yield name, tensor
+        return ((name, self.get(name)) for name in self.names())
 
     def plain(self, *, whole: bool) -> Iterator[tuple[str, torch.Tensor]]:
         """What the same model would be stored as without quantization, one tensor at a time: what was quantized in F32.
         Not ``whole``: without large tables of words, which nothing is compared with."""
         for name in self.names():
-            if not SIDE.search(name) and (whole or not self._is_large_table(name)):
-                tensor = self._dequantized(name)
-                if tensor is not None:
-                    yield re.sub(r"(?<=weight)_packed$|_blocks$", "", name), tensor
+            wanted = not SIDE.search(name) and (whole or not self._is_large_table(name))
+            if wanted and (tensor := self._dequantized(name)) is not None:
+                yield re.sub(r"(?<=weight)_packed$|_blocks$", "", name), tensor
 
     def _is_large_table(self, name: str) -> bool:
         if LAYER.match(name) or self.is_quantized(name):
@@ -158,53 +162,47 @@ class Checkpoint:
     def input_scale(self, name: str) -> float | None:
         """The multiplier of the activations of a weight."""
         stem = name.removesuffix("_packed").removesuffix("weight")
-        scale, divisor = self.get(f"{stem}input_scale"), self.get(f"{stem}input_global_scale")
-        if scale is None and divisor is None:
-            return None
-        return float((scale.float() if scale is not None else 1 / divisor.float()).max())  # type: ignore[union-attr]
+        scale = self._multiplier(f"{stem}input_scale", f"{stem}input_global_scale")
+        return None if scale is None else float(scale.max())
 
     def cache_scales(self) -> dict[str, dict[str, float]]:
         """What the files say, by the number of the layer, of caches with one scale."""
         found: dict[str, dict[str, float]] = {}
         for name in self.names():
             at = CACHE.fullmatch(name)
-            scale = None if at is None else self.get(name)
-            if at is not None and scale is not None and scale.numel() == 1:
+            if at is not None and (scale := self.get(name)).numel() == 1:
                 found.setdefault(at[1], {}).update(dict.fromkeys(at[2] or at[3], float(scale.float())))
         return found
 
     def _scale(self, name: str) -> torch.Tensor | None:
-        stem = name.removesuffix("_packed")
         if name.endswith("_blocks"):  # of gpt-oss
-            return self.get(f"{name.removesuffix('_blocks')}_scales")
-        return next((s for s in map(self.get, (f"{stem}_scale", f"{stem}_scale_inv")) if s is not None), None)
+            return self._find(f"{name.removesuffix('_blocks')}_scales")
+        stem = name.removesuffix("_packed")
+        return self._find(f"{stem}_scale", f"{stem}_scale_inv")
 
     def _dequantized(self, name: str) -> torch.Tensor | None:
-        weight = self.get(name)
-        assert weight is not None
+        weight, scale = self.get(name), self._scale(name)
         if weight.dtype not in CODES:
             return weight
-        scale, stem = self._scale(name), name.removesuffix("_packed")
         if scale is None:
             if weight.dtype in (torch.int32, torch.uint8, torch.int8):  # no weight: a counter, a mask
                 return weight
             self.meaningless[name] = "FP8 codes without a scale"
             return None
         try:
-            return self._multiplied(weight, scale, stem)
+            return self._multiplied(weight, scale, name.removesuffix("_packed"))
         except (ValueError, RuntimeError) as error:
             self.meaningless[name] = str(error)
             return None
 
     def _multiplied(self, weight: torch.Tensor, scale: torch.Tensor, stem: str) -> torch.Tensor:
-        divisor, factor = self.get(f"{stem}_global_scale"), self.get(f"{stem}_scale_2")
-        if weight.dtype == torch.uint8 and (divisor is not None or factor is not None):
-            return fp4(weight, scale, factor.float() if factor is not None else 1 / divisor.float())  # type: ignore[union-attr]
+        factor = self._multiplier(f"{stem}_scale_2", f"{stem}_global_scale")
+        if weight.dtype == torch.uint8 and factor is not None:
+            return fp4(weight, scale, factor)
         if weight.dtype == torch.uint8 and scale.dtype in EXPONENTS and stem.endswith("_blocks"):
-            stack: torch.Tensor = fp4(weight.flatten(-2), multipliers(scale), torch.ones(1)).transpose(-1, -2)
-            return stack
+            return fp4(weight.flatten(-2), multipliers(scale)).transpose(-1, -2)
         if weight.dtype == torch.uint8 and scale.dtype in EXPONENTS:
-            return fp4(weight, multipliers(scale), torch.ones(1))
+            return fp4(weight, multipliers(scale))
         if weight.dtype == torch.int32 and f"{stem}_shape" in self.shards:
             return int4(weight, scale)
         if weight.dtype in (torch.uint8, torch.int32):
@@ -229,7 +227,7 @@ def int4(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return by_group(values.flatten(-2).float() - 8, scale)
 
 
-def fp4(codes: torch.Tensor, blocks: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+def fp4(codes: torch.Tensor, blocks: torch.Tensor, factor: torch.Tensor = ONE) -> torch.Tensor:
     """Two E2M1 codes a byte. NVFP4: an E4M3 scale for every 16, one F32 for the matrix, or for each of a stack."""
     values = E2M1.to(codes.device)[torch.stack([codes & 15, codes >> 4], -1).flatten(-2).long()]
     weight = by_group(values, blocks)
@@ -409,7 +407,7 @@ def _held_fp4(
     if factor is None:
         return _held_groups(shape, weight, scale)
     blocks = (*shape[:-1], shape[-1] // 16)
-    if factor is None or tuple(scale.shape) != blocks or 2 * weight.shape[-1] != shape[-1] or weight.ndim < 2:
+    if tuple(scale.shape) != blocks or 2 * weight.shape[-1] != shape[-1] or weight.ndim < 2:
         return None, "in an order of a kernel"
     if factor.numel() not in (1, torch.Size(shape[:-2]).numel()):
         return None, "several global scales"
@@ -426,7 +424,7 @@ def _held_groups(shape: torch.Size, weight: torch.Tensor, scale: torch.Tensor) -
         if held.ndim > 1 and (*held.shape[:-1], held.shape[-1] * ratio) == shape and scales.shape[:-1] == shape[:-1]:
             if kind == "int4":
                 return int4(held, scales), kind
-            return fp4(held, multipliers(scales), torch.ones(1, device=held.device)), kind
+            return fp4(held, multipliers(scales)), kind
     return None, "in an order of a kernel"
 
 
@@ -612,9 +610,8 @@ class Loaded:
         return found
 
     def filled(self) -> set[str]:
-        return (
-            {name for name, (missing, *_) in self.recorder.coverage.items() if not missing} if self.recorder else set()
-        )
+        covered = self.recorder.coverage if self.recorder else {}
+        return {name for name, (missing, *_) in covered.items() if not missing}
 
     def writes(self, name: str, held: torch.Tensor) -> Sequence[tuple[frozenset[str], Place]]:
         """What was written into a parameter from the checkpoint; without a recorder: all of it, matrix by matrix."""
@@ -663,7 +660,8 @@ class Engine(abc.ABC):
         """Stands in for the engine's own split of a model into pipeline stages: this one has ``layers``."""
         return (0, count) if self.layers is None else (self.layers[0], min(self.layers[1] + 1, count))
 
-    def watched(self, model: Any, weights: Weights | None, into: list[Recorder]) -> None:
+    @contextlib.contextmanager
+    def watched(self, model: Any, weights: Weights | None, into: list[Recorder]) -> Iterator[None]:
         """Let the model's own ``load_weights`` be recorded."""
         own = model.load_weights
 
@@ -678,6 +676,10 @@ class Engine(abc.ABC):
             return out if weights is None else None  # else vLLM misses what was left out
 
         model.load_weights = load_weights
+        try:
+            yield
+        finally:
+            del model.load_weights
 
     def replace(self, what: str, *steps: Callable[[], Any]) -> None:
         """Replace parts that a CPU build lacks; a part that this version does not have needs no replacing."""
@@ -692,6 +694,21 @@ class Engine(abc.ABC):
 
 def module(name: str) -> Any:
     return importlib.import_module(name)
+
+
+def nothing(*_: Any, **__: Any) -> None:
+    """Stands in for what need not happen."""
+
+
+def put(name: str, values: Mapping[str, Any]) -> Callable[[], None]:
+    """A step that sets attributes of a module, or of classes in it, up to the first one whose class is not there."""
+
+    def step() -> None:
+        for attribute, value in values.items():
+            *owners, last = attribute.split(".")
+            setattr(functools.reduce(getattr, owners, module(name)), last, value)
+
+    return step
 
 
 def scaled_fp8_quant(values: Any, scale: Any = None, *_: Any, use_per_token_if_dynamic: bool = False, **__: Any) -> Any:
@@ -729,29 +746,23 @@ class Vllm(Engine):
             "trust_remote_code": self.trust,
         }  # fmt: skip
         config = arguments(**{key: value for key, value in asked.items() if key in known}).create_engine_config()
-        loader, base = (
-            module(f"vllm.model_executor.model_loader.{name}") for name in ("default_loader", "base_loader")
-        )
-        stock, process = loader.DefaultModelLoader.load_weights, base.process_weights_after_loading
+        loaders = "vllm.model_executor.model_loader"
+        loader, base = module(f"{loaders}.default_loader").DefaultModelLoader, module(f"{loaders}.base_loader")
+        stock, process = loader.load_weights, base.process_weights_after_loading
         into: list[Recorder] = []
 
         def load_weights(own: Any, model: Any, model_config: Any) -> None:
-            self.watched(model, weights, into)
-            try:
+            with self.watched(model, weights, into):
                 stock(own, model, model_config)
-            finally:
-                del model.load_weights
 
-        loader.DefaultModelLoader.load_weights = load_weights
-        base.process_weights_after_loading = process if finish else lambda *_, **__: None
-        try:
-            with module("vllm.config").set_current_vllm_config(config):
-                self._join()
-                self.phase = "building the model"
-                model = module("vllm.model_executor.model_loader").get_model(vllm_config=config)
-        finally:
-            loader.DefaultModelLoader.load_weights, base.process_weights_after_loading = stock, process
-        return Loaded(model, into[0])
+        with (
+            patch.object(loader, "load_weights", load_weights),
+            patch.object(base, "process_weights_after_loading", process if finish else nothing),
+            module("vllm.config").set_current_vllm_config(config),
+        ):
+            self._join()
+            self.phase = "building the model"
+            return Loaded(module(loaders).get_model(vllm_config=config), into[0])
 
     def _join(self) -> None:
         """One process, as one rank of several: torch's fake process group answers for the others."""
@@ -781,67 +792,53 @@ class Vllm(Engine):
 
     def _on_cpu(self) -> None:
         """Nothing replaced here reads, places or merges a weight or a scale."""
-        layers = "vllm.model_executor.layers"
-        oracle, fused = f"{layers}.fused_moe.oracle", f"{layers}.fused_moe"
-
-        def keep(name: str, owner: str, method: str = "process_weights_after_loading") -> None:
-            setattr(getattr(module(name), owner), method, lambda *_, **__: None)
-
-        self.replace(
-            "quantizing to FP8", lambda: setattr(module("vllm._custom_ops"), "scaled_fp8_quant", scaled_fp8_quant)
-        )
+        layers, linear = "vllm.model_executor.layers", "vllm.model_executor.kernels.linear"
+        fused, quantization = f"{layers}.fused_moe", f"{layers}.quantization"
+        schemes, experts = f"{quantization}.{_CT}.schemes.{_CT}", f"{quantization}.{_CT}.{_CT}_moe.{_CT}_moe"
+        self.replace("quantizing to FP8", put("vllm._custom_ops", {"scaled_fp8_quant": scaled_fp8_quant}))
         self.replace("an operator that layers look up and do not call (0.26)", _declare_operator)
         torch.accelerator.empty_cache = lambda: None
         self.replace(
             "the kernels of experts, and their repacking",
-            lambda: _take_experts(module(f"{oracle}.fp8")),
-            lambda: _take_fp4_experts(module(f"{oracle}.nvfp4")),
-            lambda: keep(f"{fused}.experts.cpu_moe", "CPUUnquantizedExperts"),
-            lambda: _no_expert_gemm(module(f"{fused}.cpu_fused_moe")),
+            lambda: _take_experts(module(f"{fused}.oracle.fp8")),
+            lambda: _take_fp4_experts(module(f"{fused}.oracle.nvfp4")),
+            put(f"{fused}.experts.cpu_moe", {f"CPUUnquantizedExperts.{_PROCESS}": nothing}),
+            put(f"{fused}.cpu_fused_moe", {"CPUFusedMOE": nothing, "SGLFusedMOE": nothing}),
         )
-        quantization = f"{layers}.quantization"
         # Before the schemes are imported, which look their kernels up by name.
         self.replace(
             "the repacking of weights for CPU kernels",
-            lambda: setattr(module(f"{layers}.utils"), "dispatch_cpu_unquantized_gemm", lambda *_, **__: None),
-            lambda: _take_torch_kernels(module("vllm.model_executor.kernels.linear"), self._cpu()),
+            put(f"{layers}.utils", {"dispatch_cpu_unquantized_gemm": nothing}),
+            lambda: _take_torch_kernels(module(linear), module("vllm.platforms").PlatformEnum.CPU),
         )
         self.replace(
             "NVFP4 kernels (vLLM's emulation)",
             offer_fp4_kernel,
-            lambda: setattr(
-                module(f"{quantization}.compressed_tensors.schemes.compressed_tensors_w4a16_nvfp4"),
-                "prepare_fp4_layer_for_marlin",
-                lambda *_: None,
-            ),
+            put(f"{schemes}_w4a16_nvfp4", {"prepare_fp4_layer_for_marlin": nothing}),
         )
+        kernel = MagicMock(__name__="none")
+        one, two = (lambda *_, **__: kernel), (lambda *_, **__: (kernel, kernel))  # a choice of experts has two parts
         self.replace(
             "kernels of INT4 and the MX formats, and their repacking",
-            *(
-                lambda name=name, choice=choice, scheme=scheme: _without_kernel(
-                    module(f"{quantization}.{name}"), choice, scheme
-                )
-                for name, choice, scheme in (
-                    (f"{_CT}.schemes.{_CT}_wNa16", "choose_mp_linear_kernel", "CompressedTensorsWNA16"),
-                    (f"{_CT}.schemes.{_CT}_w4a4_mxfp4", "init_mxfp4_linear_kernel", "CompressedTensorsW4A4Mxfp4"),
-                    (f"{_CT}.{_CT}_moe.{_CT}_moe_wna16", "select_wna16_moe_backend", "CompressedTensorsWNA16MoEMethod"),
-                    (f"{_CT}.{_CT}_moe.{_CT}_moe_w4a4_mxfp4", "", "CompressedTensorsW4A4Mxfp4MoEMethod"),
-                    ("mxfp4", "select_mxfp4_moe_backend", "GptOssMxfp4MoEMethod"),
-                )
+            put(f"{schemes}_wNa16", {f"CompressedTensorsWNA16.{_PROCESS}": nothing, "choose_mp_linear_kernel": one}),
+            put(
+                f"{schemes}_w4a4_mxfp4",
+                {f"CompressedTensorsW4A4Mxfp4.{_PROCESS}": nothing, "init_mxfp4_linear_kernel": one},
             ),
-            lambda: setattr(module(f"{quantization}.modelopt"), "init_mxfp8_linear_kernel", lambda **_: MagicMock()),
+            put(
+                f"{experts}_wna16",
+                {f"CompressedTensorsWNA16MoEMethod.{_PROCESS}": nothing, "select_wna16_moe_backend": two},
+            ),
+            put(f"{experts}_w4a4_mxfp4", {f"CompressedTensorsW4A4Mxfp4MoEMethod.{_PROCESS}": nothing}),
+            put(
+                f"{quantization}.mxfp4", {f"GptOssMxfp4MoEMethod.{_PROCESS}": nothing, "select_mxfp4_moe_backend": two}
+            ),
+            put(f"{quantization}.modelopt", {"init_mxfp8_linear_kernel": lambda **_: MagicMock()}),
         )
         self.replace(
             "the question for the compute capability of a card",
-            *(
-                lambda name=name, owner=owner: setattr(
-                    getattr(module(f"{quantization}.{name}"), owner), "_check_scheme_supported", lambda *_, **__: True
-                )
-                for name, owner in (
-                    ("compressed_tensors.compressed_tensors", "CompressedTensorsConfig"),
-                    ("quark.quark", "QuarkConfig"),
-                )
-            ),
+            put(f"{quantization}.{_CT}.{_CT}", {f"CompressedTensorsConfig.{_CHECK}": lambda *_, **__: True}),
+            put(f"{quantization}.quark.quark", {f"QuarkConfig.{_CHECK}": lambda *_, **__: True}),
         )
         self.replace("the choice of an FP8 cache", _take_fp8_cache)
         self.replace(
@@ -849,23 +846,10 @@ class Vllm(Engine):
             _take_sparse_attention,
             lambda: _take_ungated_experts(fused),
         )
-        self.replace("events and streams of a card", lambda: _no_events(torch.cuda))
-
-    @staticmethod
-    def _cpu() -> Any:
-        return module("vllm.platforms").PlatformEnum.CPU
+        self.replace("events and streams of a card", put("torch.cuda", {"Event": MagicMock, "Stream": MagicMock}))
 
 
-_CT = "compressed_tensors"
-
-
-def _without_kernel(owner: Any, choice: str, scheme: str) -> None:
-    """Codes and scales stay as they were loaded. A choice of experts has two parts."""
-    kernel = MagicMock()
-    kernel.__name__ = "none"
-    getattr(owner, scheme).process_weights_after_loading = lambda *_: None
-    if choice:
-        setattr(owner, choice, lambda *_, **__: (kernel, kernel) if "moe" in choice else kernel)
+_CT, _CHECK, _PROCESS = "compressed_tensors", "_check_scheme_supported", "process_weights_after_loading"
 
 
 def _declare_operator() -> None:
@@ -877,7 +861,7 @@ def _declare_operator() -> None:
 
 def _take_experts(oracle: Any) -> None:
     oracle.select_fp8_moe_backend = lambda *_, **__: (oracle.Fp8MoeBackend.TRITON, object)
-    oracle.make_fp8_moe_kernel = lambda *_, **__: None
+    oracle.make_fp8_moe_kernel = nothing
 
 
 def _take_fp4_experts(oracle: Any) -> None:
@@ -889,19 +873,15 @@ def _take_fp4_experts(oracle: Any) -> None:
     oracle.prepare_nvfp4_moe_layer_for_marlin = lambda **given: tuple(given[name] for name in names)
 
 
-def _no_expert_gemm(kernels: Any) -> None:
-    kernels.CPUFusedMOE = kernels.SGLFusedMOE = lambda _: None
-
-
 def _take_torch_kernels(linear: Any, cpu: Any) -> None:
     """The kernels that leave weights as they were loaded: those of torch."""
     linear._POSSIBLE_FP8_KERNELS[cpu] = [k for k in linear._POSSIBLE_FP8_KERNELS[cpu] if "Torch" in k.__name__]
     if kernel := getattr(linear, "CPUFp8BlockScaledMMKernel", None):
         kernel.is_supported = kernel.can_implement = staticmethod(lambda *_, **__: (True, None))
-        kernel.process_weights_after_loading = lambda *_: None
+        kernel.process_weights_after_loading = nothing
         linear._POSSIBLE_FP8_BLOCK_KERNELS[cpu] = [kernel]
     if kernel := getattr(linear, "CPUInt8ScaledMMLinearKernel", None):
-        kernel.process_weights_after_loading = lambda *_: None
+        kernel.process_weights_after_loading = nothing
 
 
 def offer_fp4_kernel() -> None:
@@ -915,17 +895,11 @@ def offer_fp4_kernel() -> None:
         def apply_weights(self, layer: Any, x: Any, bias: Any = None) -> Any:
             if hasattr(layer, "input_global_scale_inv"):
                 return super().apply_weights(layer, x, bias)
-            return (
-                x
-                @ dequantize(layer.weight, layer.weight_scale, layer.weight_global_scale, x.dtype, 16, swizzle=False).T
-            )
+            scales = layer.weight_scale, layer.weight_global_scale
+            return x @ dequantize(layer.weight, *scales, x.dtype, 16, swizzle=False).T
 
     linear._POSSIBLE_NVFP4_KERNELS[module("vllm.platforms").PlatformEnum.CPU] = [Emulation]
     linear.init_nvfp4_linear_kernel = lambda **_: Emulation(config())
-
-
-def _no_events(cuda: Any) -> None:
-    cuda.Event = cuda.Stream = MagicMock
 
 
 def _take_ungated_experts(fused: str) -> None:
@@ -987,26 +961,18 @@ class Sglang(Engine):
         _state_interval(config.hf_config, json.loads((folder / "config.json").read_text()))
         self._join(arguments, config)
         loader = module("sglang.srt.model_loader.loader").DefaultModelLoader
-        stock = loader.__dict__["load_weights_and_postprocess"]
+        stock = loader.load_weights_and_postprocess
         into: list[Recorder] = []
 
         def load_weights(model: Any, given: Weights, device: Any) -> None:
-            self.watched(model, weights, into)
-            try:
-                stock.__func__(model, given, device) if finish else model.load_weights(given)
-            finally:
-                del model.load_weights
+            with self.watched(model, weights, into):
+                stock(model, given, device) if finish else model.load_weights(given)
 
-        loader.load_weights_and_postprocess = staticmethod(load_weights)
         device = module("sglang.srt.configs.device_config").DeviceConfig(arguments.device)
-        try:
-            self.phase = "building the model"
-            model = loader(module("sglang.srt.configs.load_config").LoadConfig()).load_model(
-                model_config=config, device_config=device
-            )
-        finally:
-            loader.load_weights_and_postprocess = stock
-        return Loaded(model, into[0])
+        self.phase = "building the model"
+        with patch.object(loader, "load_weights_and_postprocess", staticmethod(load_weights)):
+            made = loader(module("sglang.srt.configs.load_config").LoadConfig())
+            return Loaded(made.load_model(model_config=config, device_config=device), into[0])
 
     def _arguments(self, folder: Path, dtype: str) -> Any:
         made = module("sglang.srt.server_args")
@@ -1065,43 +1031,39 @@ class Sglang(Engine):
 
     def _on_cpu(self) -> None:
         quantization = "sglang.srt.layers.quantization"
-        schemes = f"{quantization}.compressed_tensors.schemes.compressed_tensors"
+        schemes = f"{quantization}.{_CT}.schemes"
+
+        def keep(held: Any, *_: Any, **__: Any) -> Any:
+            return held
 
         def quantize(values: Any, output: Any, scale: Any, is_static: bool) -> None:
             codes, used = scaled_fp8_quant(values, scale if is_static else None)
             output[: values.shape[0]].copy_(codes)
             scale.copy_(used.reshape(scale.shape))
 
+        capability = {"get_device_capability": lambda *_, **__: (9, 0)}
         self.replace(
             "quantizing to FP8",
-            *(
-                lambda name=name: setattr(module(name), "sgl_per_tensor_quant_fp8", quantize)
-                for name in ("sglang.kernels.ops.quantization.fp8_kernel", f"{quantization}.fp8_kernel")
-            ),
+            put("sglang.kernels.ops.quantization.fp8_kernel", {"sgl_per_tensor_quant_fp8": quantize}),
+            put(f"{quantization}.fp8_kernel", {"sgl_per_tensor_quant_fp8": quantize}),
         )
-        yes = "_check_scheme_supported"
         self.replace(
             "the question for the compute capability of a card",
-            lambda: setattr(module("sglang.srt.model_loader.loader"), "get_device_capability", lambda *_, **__: (9, 0)),
-            lambda: setattr(torch.cuda, "get_device_capability", lambda *_, **__: (9, 0)),
-            lambda: setattr(
-                module(f"{quantization}.compressed_tensors.compressed_tensors").CompressedTensorsConfig,
-                yes,
-                lambda *_, **__: True,
-            ),
-            lambda: setattr(module(f"{quantization}.quark.quark").QuarkConfig, yes, lambda *_, **__: True),
+            put("sglang.srt.model_loader.loader", capability),
+            put("torch.cuda", capability),
+            put(f"{quantization}.{_CT}.{_CT}", {f"CompressedTensorsConfig.{_CHECK}": lambda *_, **__: True}),
+            put(f"{quantization}.quark.quark", {f"QuarkConfig.{_CHECK}": lambda *_, **__: True}),
         )
         self.replace(
             "the repacking of NVFP4 weights",
-            lambda: _no_fp4_repacking(
-                module(f"{quantization}.modelopt_quant"), schemes, f"{quantization}.marlin_utils_fp4"
-            ),
+            lambda: _no_fp4_repacking(module(f"{quantization}.modelopt_quant"), f"{schemes}.{_CT}", quantization),
         )
         self.replace("the repacking of MXFP4 experts", lambda: _take_mxfp4(module(quantization)))
         self.replace(
             "the repacking of INT4 experts",
-            lambda: _no_int4_repacking(
-                module(f"{schemes.removesuffix('.compressed_tensors')}.compressed_tensors_wNa16_moe")
+            put(
+                f"{schemes}.{_CT}_wNa16_moe",
+                {"gptq_marlin_moe_repack": keep, "marlin_moe_permute_scales": keep, "marlin_make_workspace": nothing},
             ),
         )
         self.replace("rotary embeddings of MiMo-V2", lambda: _plain_rope(module("sglang.srt.models.mimo_v2")))
@@ -1112,19 +1074,19 @@ class Sglang(Engine):
         self.replace("where MiniCPM-V's resampler is put", lambda: _stay_on_cpu(module("sglang.srt.models.minicpmv")))
 
 
-def _no_fp4_repacking(modelopt: Any, schemes: str, marlin: str) -> None:
+def _no_fp4_repacking(modelopt: Any, schemes: str, quantization: str) -> None:
     if importlib.util.find_spec(f"{schemes}_w4a16_nvfp4") is None:
-        modelopt.ModelOptFp4LinearMethod.process_weights_after_loading = lambda *_: None
+        modelopt.ModelOptFp4LinearMethod.process_weights_after_loading = nothing
         return
-    modelopt.prepare_nvfp4_layer_for_marlin = modelopt.prepare_moe_nvfp4_layer_for_marlin = lambda *_: None
+    modelopt.prepare_nvfp4_layer_for_marlin = modelopt.prepare_moe_nvfp4_layer_for_marlin = nothing
     modelopt.get_fp4_gemm_runner_backend = lambda: MagicMock(is_marlin=lambda: True)
     modelopt.get_moe_runner_backend = lambda: modelopt.MoeRunnerBackend.MARLIN
     w4a4, w4a16 = module(f"{schemes}_w4a4_nvfp4"), module(f"{schemes}_w4a16_nvfp4")
     w4a4.swizzle_blockscale = lambda scale: scale.data.clone()
     w4a4.get_fp4_gemm_runner_backend = lambda: MagicMock(is_flashinfer_trtllm=lambda: False, is_marlin=lambda: False)
     w4a16._use_flashinfer_bf16_fp4 = lambda *_: False
-    w4a16.prepare_nvfp4_layer_for_marlin = lambda *_: None
-    module(marlin).prepare_moe_nvfp4_layer_for_marlin = lambda *_, **__: None
+    w4a16.prepare_nvfp4_layer_for_marlin = nothing
+    module(f"{quantization}.marlin_utils_fp4").prepare_moe_nvfp4_layer_for_marlin = nothing
     experts = vars(module(f"{schemes}_w4a16_nvfp4_moe"))
     scheme = next(kind for name, kind in experts.items() if name.startswith("CompressedTensorsW4A16"))
     stock = scheme.process_weights_after_loading
@@ -1145,12 +1107,7 @@ def _take_mxfp4(methods: Any) -> None:
     mxfp4 = module("sglang.srt.layers.quantization.mxfp4")
     for known in (methods.BASE_QUANTIZATION_METHODS, methods.QUANTIZATION_METHODS):
         known["mxfp4"] = mxfp4.Mxfp4Config
-    mxfp4.Mxfp4MoEMethod.process_weights_after_loading = lambda *_: None
-
-
-def _no_int4_repacking(experts: Any) -> None:
-    experts.gptq_marlin_moe_repack = experts.marlin_moe_permute_scales = lambda held, *_, **__: held
-    experts.marlin_make_workspace = lambda *_: None
+    mxfp4.Mxfp4MoEMethod.process_weights_after_loading = nothing
 
 
 def _plain_rope(model: Any) -> None:
@@ -1193,9 +1150,7 @@ class _Mock(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        mock = MagicMock(name=f"{self.__name__}.{name}")
-        setattr(self, name, mock)
-        return mock
+        return vars(self).setdefault(name, MagicMock(name=f"{self.__name__}.{name}"))
 
 
 class _Mocks(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -1293,9 +1248,8 @@ def described(error: BaseException) -> Result:
     frames = traceback.extract_tb(error.__traceback__)[-4:]
     where = [f"{_inside(f.filename)}:{f.lineno} {f.name}" for f in frames]
     message = re.sub(r"(/[\w.+-]+){2,}/", "", str(error)).strip()
-    own = (
-        bool(frames) and frames[-1].filename == described.__code__.co_filename
-    )  # this file asked for what is not there
+    # This file asked for what is not there.
+    own = bool(frames) and frames[-1].filename == described.__code__.co_filename
     return {"type": type(error).__name__, "message": message[:600], "where": where, "own": own}
 
 
@@ -1304,7 +1258,6 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
 
     ``truth``: the checkpoint that it was converted from, where that one says what the weights are; ``cuts``: by the
     last part of a stored module's name, the shares of its rows that are judged one by one."""
-    folder = Path(request["checkpoint"])
     result: Result = {
         "layers": [], "unused": [], "unfilled": {}, "twice": {}, "empty": {}, "meaningless": {}, "failure": None,
         "operators": 0, "communicated": False, "words": None, "cache": {}, "stated_cache": {},
@@ -1313,21 +1266,8 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
     runs = (request.get("runs") if engine.splits else None) or [None]
     result["whole"] = runs == [None]
     for run in runs:
-        layers = None if run is None else range(run[0], run[1] + 1)
         engine.layers = None if run is None else (run[0], run[1])
-        named = "all layers" if run is None else f"layers {run[0]} to {run[1]}"
-        for cut in (True, False) if run else (False,):
-            source, truth = (
-                Checkpoint(Path(each), request.get("stack", ""), layers, cut=cut)
-                for each in (folder, request.get("truth", folder))
-            )
-            result["failure"] = None
-            truth.cuts = request.get("cuts", {})
-            _one_run(engine, source, truth, result, functools.partial(_tell, tell, named), partly=run is not None)
-            gc.collect()
-            result["words"] = None if source.vocabulary is None else [WORDS, source.vocabulary]
-            if not result["failure"] or source.vocabulary is None:
-                break  # else the cut may be why it fails: once more, with all words
+        _one_run(engine, request, result, tell)
         if result["failure"]:
             break
     result["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -1336,19 +1276,27 @@ def measure(engine: Engine, request: Mapping[str, Any], tell: Callable[..., None
     return result
 
 
-def _tell(tell: Callable[[str], None], named: str, step: str) -> None:
-    tell(f"{step}: {named}")
+def _one_run(engine: Engine, request: Mapping[str, Any], result: Result, tell: Callable[..., None]) -> None:
+    """The layers that the engine is to load, with few words; where that fails, the cut may be why: with all words."""
+    run, folders = engine.layers, (request["checkpoint"], request.get("truth", request["checkpoint"]))
+    layers = None if run is None else range(run[0], run[1] + 1)
+    named = "all layers" if run is None else f"layers {run[0]} to {run[1]}"
+    for cut in (True, False) if run else (False,):
+        source, truth = (Checkpoint(Path(each), request.get("stack", ""), layers, cut=cut) for each in folders)
+        truth.cuts = request.get("cuts", {})
+        _loaded_twice(engine, source, truth, result, lambda step: tell(f"{step}: {named}"))
+        gc.collect()
+        result["words"] = None if source.vocabulary is None else [WORDS, source.vocabulary]
+        if not result["failure"] or source.vocabulary is None:
+            break
 
 
-def _one_run(
-    engine: Engine,
-    source: Checkpoint,
-    truth: Checkpoint,
-    result: Result,
-    tell: Callable[[str], None],
-    *,
-    partly: bool,
+def _loaded_twice(
+    engine: Engine, source: Checkpoint, truth: Checkpoint, result: Result, tell: Callable[[str], None]
 ) -> None:
+    """As it is, and without quantization; and what differs."""
+    partly = engine.layers is not None
+    result["failure"] = None
     dtype = "float16" if "float16" in (source.config.get("dtype"), source.config.get("torch_dtype")) else "bfloat16"
     tell("loading")
     clock, loaded, failure = time.monotonic(), None, None

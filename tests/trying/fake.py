@@ -151,8 +151,8 @@ class FakeEngine(driver.Engine):
         fault = self.fault if quantized or self.fault == "in threads" else ""
         model = Model(None if quantized else getattr(torch, dtype), self.stage(2), 2, fault, words)
         into: list[driver.Recorder] = []
-        self.watched(model, weights, into)
-        model.load_weights(load_file(folder / "model.safetensors").items() if weights is None else weights)
+        with self.watched(model, weights, into):
+            model.load_weights(load_file(folder / "model.safetensors").items() if weights is None else weights)
         layers: Iterable[Any] = model.layers if finish and quantized else ()
         for layer in layers:
             if not isinstance(layer, nn.Identity):

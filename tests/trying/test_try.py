@@ -523,8 +523,8 @@ class InThreads(torch.nn.Module):
 
 def test_the_recorder_sees_what_is_loaded_in_threads() -> None:
     model, into = InThreads(), list[driver.Recorder]()
-    driver.Transformers({}).watched(model, None, into)
-    model.load_weights([("stored", torch.ones(4))])
+    with driver.Transformers({}).watched(model, None, into):
+        model.load_weights([("stored", torch.ones(4))])
     assert into[0].used == {"stored"}
 
 

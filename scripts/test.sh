@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$("${PYTHON:-python3}" scripts/environments.py project)
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+unset PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: each would compile all of it again
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .

@@ -41,11 +41,13 @@ def run(
     """Run ``command``; the clock stops when its filesystem, that of ``synced``, has everything on disk.
 
     With ``timed_start`` the first line of its output is the time, on the monotonic clock, at which it began to work.
-    ``findings``: status 1 is as good as 0, as of `rewrite inspect`, which found something then.
+    ``findings``: status 1 is as good as 0, as of `rewrite inspect`, which found something then. Python may keep its
+    bytecode, as it does for what is installed.
     """
     with tempfile.TemporaryFile("w+") as errors:
         started = time.monotonic()
-        process = subprocess.Popen(list(command), stdout=subprocess.PIPE, stderr=errors, text=True)
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+        process = subprocess.Popen(list(command), stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
         output = process.stdout.read() if process.stdout else ""
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
-from rewrite.verification.oracle import FP8, FP8_MAX, EngineWeights, doubles
+from rewrite.verification.oracle import FP8, FP8_MAX, Scaled, doubles
 
 #: What float32 accumulation may be off by, relative to the sum of absolute products. Exact arithmetic on CPU; on
 #: Hopper the FP8 tensor cores align products to about 14 bits before they add them (DeepSeek-V3 report, section 3.3.2).
@@ -33,56 +31,44 @@ def activations(columns: int, tokens: int, seed: int, input_scale: float | None)
     return (x / x.abs().max() * (FP8_MAX * input_scale if usable and input_scale else 1.0)).to(torch.bfloat16)
 
 
-@dataclass(frozen=True)
-class Activations:
-    """What goes into the product: FP8 codes with a float32 ``scale`` (``[]`` or [tokens, 1]), or plain BF16 without."""
-
-    codes: torch.Tensor
-    scale: torch.Tensor | None
-
-    def value(self) -> torch.Tensor:
-        """[tokens, K] float64."""
-        return doubles(self.codes) if self.scale is None else doubles(self.codes) * self.scale.double()
-
-    def same(self, other: Activations) -> bool:
-        """Whether both stand for the same values."""
-        return torch.equal(self.value(), other.value())
+def plain(x: torch.Tensor) -> Scaled:
+    """BF16 activations as they are."""
+    return Scaled(x, torch.ones((), device=x.device))
 
 
-def quantize(x: torch.Tensor, input_scale: float | None) -> Activations:
+def quantize(x: torch.Tensor, input_scale: float | None) -> Scaled:
     """FP8 codes by the static scale, or without one by a scale for each token."""
     x = x.float()
     if input_scale is None:
         scale = x.abs().amax(1, keepdim=True) / FP8_MAX
     else:
         scale = torch.tensor(input_scale, dtype=torch.float32, device=x.device)
-    return Activations((x / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale)
+    return Scaled((x / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8), scale)
 
 
-def multiply(x: Activations, served: EngineWeights) -> torch.Tensor:
+def multiply(x: Scaled, served: Scaled) -> torch.Tensor:
     """[tokens, n] float64: activations times the transposed weights, as served on the device of ``x``."""
     if x.codes.device.type == "cpu":
-        return _scaled(doubles(x.codes) @ doubles(served.weight).T, x.scale, served)
-    if x.scale is None:
-        return (x.codes @ served.weight.to(x.codes.dtype).T).double()
+        return _scaled(doubles(x.codes) @ doubles(served.codes).T, x.scale, served)
+    if x.codes.dtype != FP8:
+        return (x.codes @ served.codes.to(x.codes.dtype).T).double()
     per_row = served.scale.numel() > 1 or x.scale.numel() > 1
     try:
-        tokens, rows = len(x.codes), len(served.weight)
+        tokens, rows = len(x.codes), len(served.codes)
         scale_a = x.scale.expand(tokens, 1).contiguous() if per_row else x.scale
         scale_b = served.scale.reshape(1, -1).expand(1, rows).contiguous() if per_row else served.scale
         return torch._scaled_mm(
-            x.codes, served.weight.T, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=False
+            x.codes, served.codes.T, scale_a=scale_a, scale_b=scale_b, out_dtype=torch.bfloat16, use_fast_accum=False
         ).double()
     except (RuntimeError, ValueError):
         # Row-wise scales are not offered on every GPU: scale the float32 product, as engines fall back to do.
         one = torch.ones((), dtype=torch.float32, device=x.codes.device)
         product = torch._scaled_mm(
-            x.codes, served.weight.T, scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=False
+            x.codes, served.codes.T, scale_a=one, scale_b=one, out_dtype=torch.float32, use_fast_accum=False
         )
         return _scaled(product, x.scale, served).to(torch.bfloat16).double()
 
 
-def _scaled(product: torch.Tensor, scale: torch.Tensor | None, served: EngineWeights) -> torch.Tensor:
+def _scaled(product: torch.Tensor, scale: torch.Tensor, served: Scaled) -> torch.Tensor:
     columns = served.scale.reshape(1, -1) if served.scale.numel() > 1 else served.scale
-    scaled = product if scale is None else product * scale.to(product.dtype)
-    return scaled * columns.to(product.dtype)
+    return product * scale.to(product.dtype) * columns.to(product.dtype)

@@ -24,7 +24,6 @@ import numpy.typing as npt
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.promise import Promise
-from rewrite.quantization.groups import Partition
 from rewrite.verification.packed import Norm, PackedLayer, PackedModule, read_value
 from rewrite.verification.reading import Reading
 from rewrite.verification.sample import Sample
@@ -76,7 +75,7 @@ def _codes_differ(
     if reading is not None:
         return not reading.same(info.name) and not same_bytes(source, out, info)
     row = info.nbytes // max(info.shape[0], 1)
-    runs = sample.of(module.name, Partition("", 0, info.shape[0]))
+    runs = sample.of(module.name, module.partition)
     return any(
         one != other
         for run in runs

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 
 from rewrite.checkpoint.checkpoint import Checkpoint
-from rewrite.quantization.groups import Partition
 from rewrite.verification import gemm
 from rewrite.verification.nvfp4 import chunks, multiplier, same_bytes
 from rewrite.verification.packed import PackedLayer, PackedModule, read_value
@@ -76,7 +75,7 @@ def _numbers(
     own, new = (multiplier(side.checkpoint, module) for side in sides)
     is_rescaled = own != new and not same_bytes(before.checkpoint, after.checkpoint, module.blocks)
     factor = 1.0 if is_rescaled else new / own
-    rows = sample.of(module.name, Partition("", 0, module.codes.shape[0]))
+    rows = sample.of(module.name, module.partition)
     codes, blocks = _rows(before.checkpoint, module, rows)
     true = codes * blocks * own
     found_codes, found_blocks = _rows(after.checkpoint, module, rows)

@@ -17,7 +17,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
@@ -27,16 +26,13 @@ from rewrite.quantization.dtypes import FP8_DTYPES
 from rewrite.quantization.groups import FusedGroup, Partition
 from rewrite.verification import configs, gemm
 from rewrite.verification.counts import CodeCounts, count_codes
-from rewrite.verification.expected import has_blocks, in_checkpoint
-from rewrite.verification.norms import WeightErrors
+from rewrite.verification.expected import Expected, has_blocks, in_checkpoint
 from rewrite.verification.nvfp4_outputs import choose_layers, packed_numbers
-from rewrite.verification.oracle import EngineWeights, Rows, all_codes, as_rows, rounded
-from rewrite.verification.packed import PackedLayer
+from rewrite.verification.oracle import Scaled, Server, all_codes, as_rows, rounded
 from rewrite.verification.reader import ROWS, GroupReader
 from rewrite.verification.result import Check, PartitionNumbers, Settings, judge, skip
 from rewrite.verification.sample import Sample
-from rewrite.verification.server import Server
-from rewrite.verification.sums import OutputSums
+from rewrite.verification.sums import OutputSums, WeightErrors
 from rewrite.verification.weights import Different
 
 #: What the configs of IN and OUT say.
@@ -106,38 +102,66 @@ def watch_codes(
                 yield module.weight.name, [(p, CodeCounts(p, columns) if want else None) for p, want in pairs]
 
 
-def check_outputs(
-    source: Checkpoint,
-    out: Checkpoint,
-    groups: tuple[FusedGroup, ...],
-    packed: tuple[PackedLayer, ...],
-    settings: Settings,
-    schemes: Schemes,
-    chosen: RowsToMultiply,
-    progress: Progress | None,
-    executor: Executor | None = None,
-) -> tuple[Check, tuple[PartitionNumbers, ...]]:
-    """Group by group: memory is that of 1024 rows, not of the model. ``schemes`` are what the two configs say;
-    ``progress`` is about the bytes of the rows of IN that are multiplied. The workers of an ``executor`` take a group
-    each."""
-    layers = choose_layers(packed, settings.seed)
-    if not groups and not layers:
-        return skip("outputs", "no fused layer was converted: nothing was multiplied"), ()
-    counter = Counter(sum(chosen.nbytes(group) for group in groups), progress)
-    tasks = (GroupTask.of(source, out, group, settings, schemes, chosen, i) for i, group in enumerate(groups))
-    multiply = _multiply_here if executor is None else partial(_multiply_by, executor)
-    numbers = [row for rows in multiply(tasks, counter) for row in rows]
-    numbers += packed_numbers(source, out, layers, settings, chosen.sample)
-    problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
-    return judge("outputs", problems, _summary(groups, layers, numbers, settings, chosen.sample)), tuple(numbers)
+class Multiplication:
+    """The layers of IN and OUT that are multiplied: none where there is nothing to choose from. ``counters`` are to be
+    filled before :meth:`check`, as far as all bytes are read."""
+
+    def __init__(
+        self, source: Checkpoint, out: Checkpoint, expected: Expected, settings: Settings, sample: Sample
+    ) -> None:
+        self._source, self._out, self._settings, self._sample = source, out, settings, sample
+        self._groups = choose_groups(expected.groups, settings.seed)
+        self._layers = choose_layers(expected.packed, settings.seed)
+        self.counters = {} if settings.quick else dict(watch_codes(source, self._groups, sample))
+
+    def check(
+        self, different: Different, progress: Progress | None, executor: Executor | None = None
+    ) -> tuple[Check, tuple[PartitionNumbers, ...]]:
+        """Group by group: memory is that of 1024 rows, not of the model. ``different``: rows whose weights differ;
+        ``progress`` is about the bytes of the rows of IN that are multiplied. The workers of an ``executor`` take a
+        group each."""
+        schemes = (configs.read_schemes(self._source), configs.read_schemes(self._out))
+        if not self._groups and not self._layers:
+            return skip("outputs", "no fused layer was converted: nothing was multiplied"), ()
+        counts = {
+            (name.removesuffix(".weight"), partition.name): counter
+            for name, pairs in self.counters.items()
+            for partition, counter in pairs
+            if counter is not None
+        }
+        chosen = RowsToMultiply(self._sample, counts, different)
+        counter = Counter(sum(map(chosen.nbytes, self._groups)), progress)
+        tasks = (self._task(number, group, schemes, chosen) for number, group in enumerate(self._groups))
+        numbers = [row for rows in _multiplied(tasks, counter, executor) for row in rows]
+        numbers += packed_numbers(self._source, self._out, self._layers, self._settings, self._sample)
+        problems = [f"{row.group}: {row.partition}, {row.reason}" for row in numbers if row.verdict == "FAILED"]
+        return judge("outputs", problems, self._summary(numbers)), tuple(numbers)
+
+    def _task(self, number: int, group: FusedGroup, schemes: Schemes, chosen: RowsToMultiply) -> GroupTask:
+        converted = in_checkpoint(group, self._out)
+        return GroupTask(
+            _only(self._source, group), _only(self._out, converted), group, converted, self._settings,
+            (_is_static(group, schemes[0]), _is_static(converted, schemes[1])),
+            chosen.only(group), self._settings.seed + number,
+        )  # fmt: skip
+
+    def _summary(self, numbers: list[PartitionNumbers]) -> str:
+        partitions = [p for group in self._groups for module in group.modules for p in module.partitions]
+        partitions += [module.partition for layer in self._layers for module in layer.modules]
+        rows = "" if all(map(self._sample.covers, partitions)) else f"{self._sample.rows} rows of each of "
+        costs = max((row.weights_out for row in numbers if row.reason == "rescaled"), default=0.0)
+        said = f"; rescaled weights are off by up to {costs:.3g} of their norm" if costs else ""
+        settings = self._settings
+        made = f"{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"
+        return f"{rows}{made}{said}"
 
 
-def _multiply_here(tasks: Iterable[GroupTask], counter: Counter) -> Iterator[list[PartitionNumbers]]:
-    for task in tasks:
-        yield task.numbers(counter)
-
-
-def _multiply_by(executor: Executor, tasks: Iterable[GroupTask], counter: Counter) -> Iterator[list[PartitionNumbers]]:
+def _multiplied(
+    tasks: Iterable[GroupTask], counter: Counter, executor: Executor | None
+) -> Iterator[list[PartitionNumbers]]:
+    if executor is None:
+        yield from (task.numbers(counter) for task in tasks)
+        return
     futures = [(task.nbytes, executor.submit(task.numbers)) for task in tasks]
     try:
         for nbytes, future in futures:
@@ -161,29 +185,6 @@ class GroupTask:
     static: tuple[bool, bool]
     chosen: RowsToMultiply
     seed: int
-
-    @classmethod
-    def of(
-        cls,
-        source: Checkpoint,
-        out: Checkpoint,
-        group: FusedGroup,
-        settings: Settings,
-        schemes: Schemes,
-        chosen: RowsToMultiply,
-        number: int,
-    ) -> GroupTask:
-        converted = in_checkpoint(group, out)
-        return cls(
-            _only(source, group),
-            _only(out, converted),
-            group,
-            converted,
-            settings,
-            (_is_static(group, schemes[0]), _is_static(converted, schemes[1])),
-            chosen.only(group),
-            settings.seed + number,
-        )
 
     @property
     def nbytes(self) -> int:
@@ -216,22 +217,6 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _summary(
-    groups: tuple[FusedGroup, ...],
-    layers: tuple[PackedLayer, ...],
-    numbers: list[PartitionNumbers],
-    settings: Settings,
-    sample: Sample,
-) -> str:
-    partitions = [p for group in groups for module in group.modules for p in module.partitions]
-    partitions += [Partition("", 0, module.codes.shape[0]) for layer in layers for module in layer.modules]
-    rows = "" if all(map(sample.covers, partitions)) else f"{sample.rows} rows of each of "
-    costs = max((row.weights_out for row in numbers if row.reason == "rescaled"), default=0.0)
-    said = f"; rescaled weights are off by up to {costs:.3g} of their norm" if costs else ""
-    made = f"{len(numbers)} partitions on {settings.device}, {settings.tokens} tokens, seed {settings.seed}"
-    return f"{rows}{made}{said}"
-
-
 class _Group:
     """A fused group of IN and OUT, with activations to multiply it with."""
 
@@ -244,10 +229,10 @@ class _Group:
         x = gemm.activations(columns, settings.tokens, task.seed, input_scale).to(settings.device)
         served_x = gemm.quantize(x, input_scale)
         if self._after.is_plain():
-            out_x = gemm.Activations(x, None)
+            out_x = gemm.plain(x)
         else:
             out_x = gemm.quantize(x, self._after.input_scale() if task.static[1] else None)
-        self._alike = out_x.same(served_x)
+        self._alike = torch.equal(out_x.value(), served_x.value())
         self._inputs = {"before": served_x, "fixed": served_x, "out": served_x if self._alike else out_x}
         self._reference = served_x.value() if self._alike else x.double()
         self._servers = {
@@ -278,24 +263,26 @@ class _Group:
             if every is None:
                 errors.add(old, served)
             elif counts is None:
-                times += count_codes(old.weight)
-            counter.advance(old.weight.nbytes)
+                times += count_codes(old.codes)
+            counter.advance(old.codes.nbytes)
         if every is not None:
             errors.add(every[0], self._serve(slot, *every), times)
         return sums.judge(self._group.name, partition, errors)
 
-    def _rows(self, module: str, rows: tuple[range, ...]) -> Iterator[tuple[Rows, Rows]]:
+    def _rows(self, module: str, rows: tuple[range, ...]) -> Iterator[tuple[Scaled, Scaled]]:
         """The same rows of IN and OUT, some at a time."""
         most = _ROWS_ON_CPU if self._device == "cpu" else ROWS
         chunks = (reader.chunks(module, rows, most) for reader in (self._before, self._after))
         for old, new in zip(*chunks, strict=True):
             yield as_rows(old, self._device), as_rows(new, self._device)
 
-    def _serve(self, slot: int, old: Rows, new: Rows) -> dict[str, EngineWeights]:
+    def _serve(self, slot: int, old: Scaled, new: Scaled) -> dict[str, Scaled]:
         return {name: server(slot, new if name == "out" else old) for name, server in self._servers.items()}
 
 
-def _every_code(before: GroupReader, after: GroupReader, module: str, partition: Partition) -> tuple[Rows, Rows] | None:
+def _every_code(
+    before: GroupReader, after: GroupReader, module: str, partition: Partition
+) -> tuple[Scaled, Scaled] | None:
     """A row for each code of IN, and what it is in OUT, whose weights are equal; None where rows have other scales."""
     one, other = before.module(module).weight, after.module(module).weight
     scales = [set(reader.scales(module)[partition.start : partition.stop].tolist()) for reader in (before, after)]

@@ -15,7 +15,7 @@ from rewrite.checkpoint.header import TensorInfo
 from rewrite.promise import Promise
 from rewrite.quantization.architectures import find_architecture
 from rewrite.quantization.atlas import find_sources
-from rewrite.quantization.groups import find_groups
+from rewrite.quantization.groups import Partition, find_groups
 
 #: Stored modules of an expert that engines fuse, and the one behind them.
 _EXPERT = re.compile(r"((?!mtp\.).*\.experts\.\d+)\.(gate_proj|w1)")
@@ -34,6 +34,11 @@ class PackedModule:
     scale: TensorInfo
     input_scale: TensorInfo | None
     divides: bool
+
+    @property
+    def partition(self) -> Partition:
+        """All of its rows."""
+        return Partition("", 0, self.codes.shape[0])
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import CheckpointError, StorageError
 from rewrite.quantization.groups import FusedGroup, Module, Partition
-from rewrite.verification.values import Bytes, Values, decode, encode
+from rewrite.verification.values import Bytes, Values, code_values, decode, encode
 
 #: Rows and columns of the blocks of a module, by what the config says; None: it has none.
 Blocks = Callable[[str], tuple[int, int] | None]
@@ -31,7 +32,7 @@ class StoredRows:
     raw: Bytes
     scale: Scales
 
-    def true(self) -> Values:
+    def value(self) -> Values:
         """[n, K] float64: what the checkpoint means. A product of an FP8 and a float32 value is exact in float64."""
         with np.errstate(invalid="ignore"):
             return decode(self.dtype, self.raw).astype(np.float64) * self.scale
@@ -93,10 +94,6 @@ class GroupReader:
             )
         return stored.repeat([partition.rows for partition in found.partitions])
 
-    def scales_of(self, module: str, rows: range) -> Scales:
-        """Of these rows: [n, 1], or [n, K] where blocks have scales."""
-        return self.scale_table(module).of(rows)
-
     def scale_table(self, module: str) -> ScaleTable:
         """The scales of a module, as data."""
         block = self.block(module)
@@ -149,7 +146,7 @@ class GroupReader:
         raw = np.frombuffer(b"".join(pieces), np.uint8)
         if raw.size != sum(map(len, runs)) * size:
             raise StorageError("A shard shrank while it was read", where=f"{info.shard}: {info.name}")
-        scale = [self.scales_of(module, run) for run in runs]
+        scale = [self.scale_table(module).of(run) for run in runs]
         return StoredRows(info.dtype, raw.reshape(-1, size), np.concatenate(scale))
 
     def input_scale(self) -> float | None:
@@ -183,3 +180,36 @@ class GroupReader:
             raw = np.frombuffer(self._checkpoint.read_tensor(name), np.uint8)
             self._read[name] = np.asarray(decode(self._checkpoint.tensors[name].dtype, raw), np.float32)
         return self._read[name]
+
+
+@dataclass(frozen=True)
+class Dequantized:
+    """Rows of plain weights, made from rows of FP8 codes. Data alone: it goes to whoever reads the file."""
+
+    fp8: str
+    plain: str
+    old_row: int
+    new_row: int
+    start: int  # the first row of the partition
+    scales: ScaleTable
+    table: npt.NDArray[Any] | None  # [256]: where all rows have one scale
+
+    @classmethod
+    def of(cls, reader: GroupReader, name: str, partition: Partition, plain: str) -> Dequantized:
+        module, scales = reader.module(name), reader.scale_table(name)
+        size = {"F16": 2, "BF16": 2, "F32": 4}.get(plain, 0)
+        columns = module.weight.shape[1]
+        table = None
+        scale = None if scales.block else scales.of(range(partition.start, partition.stop))
+        if scale is not None and scale.size and (scale == scale[0]).all():
+            with np.errstate(invalid="ignore", over="ignore"):
+                table = encode(code_values(module.weight.dtype)[:, None] * scale[0], plain).view(f"<u{size}").ravel()
+        return cls(module.weight.dtype, plain, columns, columns * size, partition.start, scales, table)
+
+    def expected(self, old: bytes, first: int) -> bytes:
+        codes = np.frombuffer(old, np.uint8)
+        if self.table is not None:
+            return np.take(self.table, codes).tobytes()
+        start = self.start + first
+        scale = self.scales.of(range(start, start + len(old) // self.old_row))
+        return StoredRows(self.fp8, codes.reshape(-1, self.old_row), scale).rounded(self.plain).tobytes()

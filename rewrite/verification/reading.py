@@ -11,47 +11,25 @@ import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.checkpoint.storage import FileId, Reader, Storage
 from rewrite.errors import StorageError
 from rewrite.progress import Counter, Progress
+from rewrite.verification.reader import Dequantized
 
+if TYPE_CHECKING:
+    from rewrite.verification.counts import CodeCounts
+
+#: What looks at the rows of IN as they come by, for each span.
+Watches = tuple["CodeCounts | None", ...]
 _CHUNK = 1 << 20  # both sides of a comparison stay in the processor's cache
 _TASK = 256 << 20  # bytes for one worker, where files need not be read from end to end
-
-
-class Rule(Protocol):
-    """What rows of OUT must be, made from rows of IN."""
-
-    @property
-    def old_row(self) -> int:
-        """Bytes of a row of IN."""
-
-    @property
-    def new_row(self) -> int:
-        """Bytes of a row of OUT."""
-
-    def expected(self, old: bytes, first: int) -> bytes:
-        """The bytes in OUT of the rows ``old`` of IN, the first of which is row ``first`` of the span."""
-
-
-class Watch(Protocol):
-    """Looks at whole rows of IN as they come by."""
-
-    @property
-    def row(self) -> int:
-        """Bytes of a row."""
-
-    def add(self, rows: bytes, first: int) -> None:
-        """``rows`` of the span, the first of which is row ``first``."""
-
-    def take(self, other: Any) -> None:
-        """What another of the same kind has seen, in another process."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +43,8 @@ class Span:
     old: int | None = None
     tensors: tuple[TensorInfo, ...] = ()
     skipped: int = 0
-    rule: Rule | None = None
-    watch: Watch | None = None
+    rule: Dequantized | None = None
+    watch: CodeCounts | None = None
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -97,10 +75,10 @@ class FileSpans:
             complete.append(Span(at, self.size - at))
         return replace(self, spans=tuple(complete))
 
-    def take(self, watches: Sequence[Watch | None]) -> None:
+    def take(self, watches: Watches) -> None:
         """What the watches of the spans have seen in another process."""
         for span, watch in zip(self.spans, watches, strict=True):
-            if span.watch is not None and span.watch is not watch:
+            if span.watch is not None and watch is not None and span.watch is not watch:
                 span.watch.take(watch)
 
     def tasks(self) -> Iterator[FileSpans]:
@@ -117,24 +95,22 @@ class FileSpans:
 
 @dataclass
 class Reading:
-    """What the pass found: the first byte of OUT that is not as it must be, of ``tensors`` (by their name in IN) and of
-    ``files`` that are no shards; and the tensors that were ``compared`` at all. ``digests`` are SHA-256, by file of
-    OUT; None where they were not asked for."""
+    """What the pass found, of all files or of a part: the first byte of OUT that is not as it must be, of ``tensors``
+    (by their name in IN) and of ``files`` that are no shards; and the tensors that were ``compared`` at all.
+    ``digests`` are SHA-256, by file of OUT; None where they were not asked for."""
 
     compared: set[str] = field(default_factory=set)
     tensors: dict[str, int] = field(default_factory=dict)
     files: dict[str, int] = field(default_factory=dict)
     digests: dict[str, str] | None = None
 
-    def add(self, task: FileSpans, found: PartResult) -> None:
+    def add(self, part: Reading) -> None:
         """What a part found."""
-        self.compared.update(info.name for span in task.spans for info in span.tensors)
-        # The parts of a weight are read in order, and the first that differs is kept.
-        for name, at in found.tensors.items():
-            self.tensors.setdefault(name, at)
-        self.files.update(found.files)
-        if self.digests is not None and found.digest is not None:
-            self.digests[task.name] = found.digest
+        self.compared |= part.compared
+        self.tensors = part.tensors | self.tensors  # parts of a weight come in order: the first that differs is kept
+        self.files |= part.files
+        if self.digests is not None:
+            self.digests |= part.digests or {}
 
     def same(self, name: str) -> bool:
         """Whether a tensor was compared and is what it must be. One that lies in another shard was not compared."""
@@ -164,36 +140,22 @@ def read_files(
     def part(task: FileSpans) -> Part:
         return Part(task, source.storage, out.storage, source.files.get(task.name), out.files[task.name], digest)
 
-    if executor is not None:
-        futures = [executor.submit(part(task).read) for task in tasks]
+    here = executor is None
+    pool: AbstractContextManager[Executor] = nullcontext(executor) if executor else ThreadPoolExecutor(workers)
+    with pool as readers:
+        futures = [readers.submit(part(task).read, counter if here else None) for task in tasks]
         try:
             for task, size, future in zip(tasks, sizes, futures, strict=True):
-                done = future.result()
-                task.take(done.watches)
-                found.add(task, done)
-                counter.advance(size)
+                done, watches = future.result()
+                task.take(watches)
+                found.add(done)
+                if not here:
+                    counter.advance(size)
         finally:
+            counter.stop.set()  # threads that still read end at their next chunk
             for future in futures:
                 future.cancel()
-        return found
-    with ThreadPoolExecutor(max_workers=workers) as pool:
-        try:
-            for task, done in zip(tasks, pool.map(lambda task: part(task).read(counter), tasks), strict=True):
-                found.add(task, done)
-        except BaseException:
-            counter.stop.set()  # the workers end at their next chunk
-            raise
     return found
-
-
-@dataclass(frozen=True)
-class PartResult:
-    """What reading a part found, as of :class:`Reading`; and the watches of its spans, filled."""
-
-    tensors: dict[str, int]
-    files: dict[str, int]
-    digest: str | None
-    watches: tuple[Watch | None, ...]
 
 
 @dataclass(frozen=True)
@@ -207,9 +169,9 @@ class Part:
     out_id: FileId
     digest: bool
 
-    def read(self, counter: Counter | None = None) -> PartResult:
-        """Read it once."""
-        return _Pass(self, counter).run()
+    def read(self, counter: Counter | None = None) -> tuple[Reading, Watches]:
+        """Read it once: what was found, and the watches of the spans, filled."""
+        return _Pass(self, counter).run(), tuple(span.watch for span in self.file.spans)
 
 
 class _Pass:
@@ -218,10 +180,9 @@ class _Pass:
     def __init__(self, part: Part, counter: Counter | None) -> None:
         self._part, self._counter = part, counter
         self._sha = hashlib.sha256() if part.digest else None
-        self._tensors: dict[str, int] = {}
-        self._files: dict[str, int] = {}
+        self._found = Reading({info.name for span in part.file.spans for info in span.tensors})
 
-    def run(self) -> PartResult:
+    def run(self) -> Reading:
         part = self._part
         name = part.file.name
         with part.out.open(name) as other:
@@ -233,8 +194,8 @@ class _Pass:
             else:
                 self._read(None, new)
             _unchanged(other, part.out_id, f"{part.out}: {name}")
-        watches = tuple(span.watch for span in part.file.spans)
-        return PartResult(self._tensors, self._files, self._sha.hexdigest() if self._sha else None, watches)
+        self._found.digests = {name: self._sha.hexdigest()} if self._sha else None
+        return self._found
 
     def _read(self, old: _Window | None, new: _Window) -> None:
         for span in self._part.file.spans:
@@ -261,13 +222,12 @@ class _Pass:
 
     def _locate(self, span: Span, expected: bytes, found: bytes, offset: int) -> None:
         """Note the first different byte of every tensor in this chunk, which begins ``offset`` bytes into the span."""
+        tensors, at = self._found.tensors, offset + first_difference(expected, found)
         if not span.tensors:
-            at = span.start + offset + first_difference(expected, found)
-            self._files.setdefault(self._part.file.name, at)
+            self._found.files.setdefault(self._part.file.name, span.start + at)
             return
         if span.rule is not None:
-            at = span.skipped + offset + first_difference(expected, found)
-            self._tensors.setdefault(span.tensors[0].name, at)
+            tensors.setdefault(span.tensors[0].name, span.skipped + at)
             return
         place = span.tensors[0].start + span.skipped + offset
         number = bisect_right(span.tensors, place, key=lambda info: info.start) - 1
@@ -275,9 +235,9 @@ class _Pass:
             if info.start >= place + len(found):
                 return
             low, high = max(info.start - place, 0), min(info.end - place, len(found))
-            if info.name not in self._tensors and expected[low:high] != found[low:high]:
+            if info.name not in tensors and expected[low:high] != found[low:high]:
                 at = low + first_difference(expected[low:high], found[low:high])
-                self._tensors[info.name] = place + at - info.start
+                tensors[info.name] = place + at - info.start
 
 
 class _Window:

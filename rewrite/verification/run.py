@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.storage import Storage
@@ -13,7 +12,7 @@ from rewrite.errors import Refused, StorageError, UsageError
 from rewrite.loaders.outcome import SERVED, merged
 from rewrite.progress import Progress
 from rewrite.promise import Promise
-from rewrite.quantization.groups import FusedGroup, Partition, find_groups
+from rewrite.quantization.groups import find_groups
 from rewrite.verification.ahead import read_ahead
 from rewrite.verification.configs import read_schemes
 from rewrite.verification.expected import Expected, expect, has_blocks
@@ -38,15 +37,10 @@ from rewrite.verification.sample import Sample
 from rewrite.verification.spans import SpansNeeded, plan_spans
 from rewrite.verification.structure import check_structure
 from rewrite.verification.untouched import check_untouched
-from rewrite.verification.weights import Different, check_weights, rules
-
-if TYPE_CHECKING:
-    from rewrite.verification.counts import CodeCounts
+from rewrite.verification.weights import check_weights, rules
 
 #: What engines are predicted to serve from IN and OUT: given by the caller, since it is the loaders' knowledge.
 Predict = Callable[[Checkpoint, Checkpoint, Expected], tuple[EngineChange, ...]]
-#: Counts of codes by the name of the weight, with all partitions of it.
-CodeCounters = Mapping[str, Sequence[tuple[Partition, "CodeCounts | None"]]]
 
 
 @dataclass(frozen=True)
@@ -82,16 +76,20 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
     comparable = _comparable(after, expected, configs=not settings.weights_only)
     blocks = _blocks_of(before, expected)
     sample = Sample(settings.rows, settings.seed)
-    multiplied = _multiplied(expected, settings) if comparable else ()
-    counters: CodeCounters = {}
+    multiplication: Multiplication | None = None
+    if comparable and not settings.weights_only:
+        from rewrite.verification.outputs import Multiplication  # torch: seconds to import
+
+        multiplication = Multiplication(before, after, expected, settings, sample)
     reading: Reading | None = None
     if settings.quick:
         checks.add(skip("untouched", "--quick: no byte outside the fused groups was compared"))
     else:
-        if multiplied:
-            counters = _counters(before, multiplied, sample)
         request.on_check("bytes", None)
-        needed = SpansNeeded(dict(rules(before, after, expected.groups, blocks)) if comparable else {}, counters)
+        needed = SpansNeeded(
+            dict(rules(before, after, expected.groups, blocks)) if comparable else {},
+            multiplication.counters if multiplication else {},
+        )
         files = plan_spans(before, after, expected, needed)
         reading = read_files(
             files, before, after,
@@ -113,11 +111,11 @@ def verify_storages(source: Storage, out: Storage, request: Request) -> Verifica
     weights, different = check_weights(before, after, expected, blocks, reading, sample)
     checks.add(weights)
     numbers: tuple[PartitionNumbers, ...] = ()
-    if settings.weights_only:
+    if multiplication is None:
         checks.add(skip("outputs", "--weights-only: nothing was multiplied"))
     else:
         request.on_check("outputs", None)
-        outputs, numbers = _outputs(before, after, multiplied, expected, request, sample, counters, different)
+        outputs, numbers = multiplication.check(different, request.progress, request.executor)
         checks.add(outputs)
     request.on_check(ENGINES, None)
     try:
@@ -143,45 +141,6 @@ class _Checks:
     def add(self, check: Check) -> None:
         self.done += (check,)
         self._on_check(check.name, check)
-
-
-def _multiplied(expected: Expected, settings: Settings) -> tuple[FusedGroup, ...]:
-    if settings.weights_only:
-        return ()
-    from rewrite.verification.outputs import choose_groups  # torch: seconds to import
-
-    return choose_groups(expected.groups, settings.seed)
-
-
-def _counters(before: Checkpoint, groups: tuple[FusedGroup, ...], sample: Sample) -> CodeCounters:
-    from rewrite.verification.outputs import watch_codes
-
-    return dict(watch_codes(before, groups, sample))
-
-
-def _outputs(
-    before: Checkpoint,
-    after: Checkpoint,
-    groups: tuple[FusedGroup, ...],
-    expected: Expected,
-    request: Request,
-    sample: Sample,
-    counters: CodeCounters,
-    different: Different,
-) -> tuple[Check, tuple[PartitionNumbers, ...]]:
-    from rewrite.verification.outputs import RowsToMultiply, check_outputs
-
-    counts = {
-        (name.removesuffix(".weight"), partition.name): counter
-        for name, pairs in counters.items()
-        for partition, counter in pairs
-        if counter is not None
-    }
-    schemes = (read_schemes(before), read_schemes(after))
-    chosen = RowsToMultiply(sample, counts, different)
-    return check_outputs(
-        before, after, groups, expected.packed, request.settings, schemes, chosen, request.progress, request.executor
-    )
 
 
 def _blocks_of(before: Checkpoint, expected: Expected) -> Blocks | None:

@@ -7,7 +7,7 @@ the kernels what all of them would. Rows are taken in runs of 8, which one read 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 
@@ -37,7 +37,13 @@ class Sample:
         needed = {0, count - 1, *((row - partition.start) // _RUN for row in wanted)}
         enough = max(self._runs(), len(needed) + len(needed) % 2)
         chosen = list(dict.fromkeys(chain(sorted(needed), drawn)))[:enough]
-        return tuple(_joined(self._run(number, partition) for number in sorted(chosen)))
+        found: list[range] = []
+        for run in (self._run(number, partition) for number in sorted(chosen)):
+            if found and run.start <= found[-1].stop:  # they touch or overlap
+                found[-1] = range(found[-1].start, run.stop)
+            else:
+                found.append(run)
+        return tuple(found)
 
     def _runs(self) -> int:
         # Twice 8: GPUs multiply FP8 matrices only whose sizes are multiples of 16.
@@ -48,17 +54,3 @@ class Sample:
         """The last run ends where the partition does, and overlaps the one before it rather than be shorter."""
         start = min(partition.start + number * _RUN, partition.stop - _RUN)
         return range(start, start + _RUN)
-
-
-def _joined(runs: Iterable[range]) -> Iterator[range]:
-    """Runs that touch or overlap become one."""
-    pending: range | None = None
-    for run in runs:
-        if pending is not None and run.start <= pending.stop:
-            pending = range(pending.start, run.stop)
-            continue
-        if pending is not None:
-            yield pending
-        pending = run
-    if pending is not None:
-        yield pending

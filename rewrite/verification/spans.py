@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rewrite.checkpoint.checkpoint import Checkpoint, Shard
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.quantization.groups import Partition
 from rewrite.verification.expected import Expected
-from rewrite.verification.reading import FileSpans, Rule, Span, Watch
+from rewrite.verification.reader import Dequantized
+from rewrite.verification.reading import FileSpans, Span
 from rewrite.verification.untouched import same_files, same_tensors
 
+if TYPE_CHECKING:
+    from rewrite.verification.counts import CodeCounts
+
+#: Counts of codes by the name of the weight, with all partitions of it.
+CodeCounters = Mapping[str, Sequence[tuple[Partition, "CodeCounts | None"]]]
 _LONGEST = 256 << 20  # of one span: several workers share a large file
 
 
@@ -20,8 +27,8 @@ class SpansNeeded:
     """What the other checks want of the pass, for weights by name, with all of their partitions in order: the ``rules``
     of those that are converted, and who ``watches``."""
 
-    rules: Mapping[str, Sequence[tuple[Partition, Rule]]]
-    watches: Mapping[str, Sequence[tuple[Partition, Watch | None]]]
+    rules: Mapping[str, Sequence[tuple[Partition, Dequantized]]]
+    watches: CodeCounters
 
 
 def plan_spans(source: Checkpoint, out: Checkpoint, expected: Expected, needed: SpansNeeded) -> list[FileSpans]:

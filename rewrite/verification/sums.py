@@ -1,4 +1,4 @@
-"""How far outputs are off, added up over the rows of a partition, and the verdict on them."""
+"""How far weights and outputs are off, added up over the rows of a partition, and the verdict on the outputs."""
 
 from __future__ import annotations
 
@@ -9,11 +9,43 @@ import torch
 
 from rewrite.quantization.groups import Partition
 from rewrite.verification import gemm
-from rewrite.verification.norms import WeightErrors
-from rewrite.verification.oracle import EngineWeights, Rows
+from rewrite.verification.oracle import Scaled
 from rewrite.verification.result import PartitionNumbers, Verdict
 
 _HALF_MAX = 65504  # of float16, which engines dequantize to
+
+
+class WeightErrors:
+    """How far the weights that engines multiply with are from the true ones: squared norms, added up over rows, or over
+    codes that occur so many times."""
+
+    def __init__(self) -> None:
+        self._truth = 0.0
+        self._errors: dict[str, float] = {}
+
+    def add(self, rows: Scaled, served: Mapping[str, Scaled], times: torch.Tensor | None = None) -> None:
+        """``served`` is what each engine makes of ``rows``. With ``times`` [256] int64 these are a row for each code
+        (:func:`rewrite.verification.oracle.all_codes`); codes that do not occur do not count, whatever they mean."""
+        moved = {name: each for name, each in served.items() if not each.same(rows)}
+        self._errors |= dict.fromkeys(served.keys() - self._errors.keys(), 0.0)
+        if not moved:
+            return
+        true = rows.value()
+        self._truth += _squared(true, times)
+        for name, each in moved.items():
+            self._errors[name] += _squared(each.value() - true, times)
+
+    def relative(self, name: str) -> float:
+        """norm(found - true) / norm(true); 0 where nothing was moved."""
+        error = self._errors[name]
+        return float((error / self._truth) ** 0.5) if error and self._truth else 0.0
+
+
+def _squared(values: torch.Tensor, times: torch.Tensor | None) -> float:
+    if times is None:
+        return float(values.square().sum())
+    occurring = times > 0
+    return float((values[occurring].square().sum(1) * times[occurring]).sum())
 
 
 @dataclass
@@ -30,9 +62,9 @@ class OutputSums:
     def add(
         self,
         x: torch.Tensor,
-        rows: Rows,
-        inputs: Mapping[str, gemm.Activations],
-        served: Mapping[str, EngineWeights],
+        rows: Scaled,
+        inputs: Mapping[str, Scaled],
+        served: Mapping[str, Scaled],
         bound: torch.Tensor | None,
         *,
         requantized: tuple[bool, bool],
@@ -40,14 +72,13 @@ class OutputSums:
         """``x`` [tokens, K] float64: the activations of the reference. Each of ``served`` is multiplied with its own of
         ``inputs``. ``requantized``: whether engines make other weights of those of IN, and of OUT. Weights beyond
         float16 then become anything: OUT is compared with the truth, and with nothing where it is requantized, too."""
-        true = rows.true()
+        true = rows.value()
         reference = x @ true.T
         self.truth += float(reference.square().sum())
         results: dict[str, torch.Tensor] = {}
         for name, weights in served.items():
-            twin = next(
-                (each for each in results if inputs[each] is inputs[name] and _same(served[each], weights)), None
-            )
+            likely = (each for each in results if inputs[each] is inputs[name] and _one_kernel(served[each], weights))
+            twin = next((each for each in likely if served[each].same(weights)), None)
             results[name] = gemm.multiply(inputs[name], weights) if twin is None else results[twin]
             self.errors[name] += float((results[name] - reference).square().sum())
         scaled = not self.alike  # one side is a product of true weights, the other scales what codes give
@@ -119,10 +150,6 @@ class OutputSums:
         return "ok", "requantized by a fixed engine only" if self.bound_used is not None else "agrees"
 
 
-def _same(one: EngineWeights, other: EngineWeights) -> bool:
-    """Whether two engines multiply with the same numbers by the same kernel: a GPU has another for a scale by row."""
-    if one.weight.dtype != other.weight.dtype or not bool((one.scale == other.scale).all()):
-        return False
-    if one.weight.device.type != "cpu" and one.scale.shape != other.scale.shape:
-        return False
-    return one.weight is other.weight or torch.equal(one.weight.view(torch.uint8), other.weight.view(torch.uint8))
+def _one_kernel(one: Scaled, other: Scaled) -> bool:
+    """Whether the same kernel multiplies with both: a GPU has another for a scale by row."""
+    return one.codes.device.type == "cpu" or one.scale.shape == other.scale.shape

@@ -52,7 +52,7 @@ def check_untouched(source: Checkpoint, out: Checkpoint, expected: Expected, rea
     the pass over the files found."""
     card = carded(source, out)
     judged_apart = set() if card is None else {README_NAME}
-    problems = [*_files(source, out, set(source.shards), judged_apart), *_json_edits(source, out, expected)]
+    problems = [*_files(source, out, judged_apart), *_json_edits(source, out, expected)]
     same = [name for name in same_files(source, out) if name not in judged_apart]
     tensors, size = 0, sum(source.files[name].size for name in same)
     remark = ""
@@ -70,7 +70,7 @@ def check_untouched(source: Checkpoint, out: Checkpoint, expected: Expected, rea
     return judge("untouched", problems, f"{tensors} tensors and all other files, {size:,} bytes, are the same{remark}")
 
 
-def _files(source: Checkpoint, out: Checkpoint, shards: set[str], judged_apart: set[str]) -> Iterator[str]:
+def _files(source: Checkpoint, out: Checkpoint, judged_apart: set[str]) -> Iterator[str]:
     for name in source.files:
         contradicts = _contradicts(name, source, out)
         if name in out.files and contradicts:
@@ -79,7 +79,7 @@ def _files(source: Checkpoint, out: Checkpoint, shards: set[str], judged_apart: 
             yield f"{name}: missing"
     for name in out.files.keys() - source.files.keys() - {MANIFEST_NAME} - judged_apart:
         yield f"{name}: not in the source"
-    for name in (source.files.keys() & out.files.keys()) - shards - _MAY_CHANGE - judged_apart:
+    for name in (source.files.keys() & out.files.keys()) - source.shards.keys() - _MAY_CHANGE - judged_apart:
         if source.files[name].size != out.files[name].size:
             yield f"{name}: {source.files[name].size} bytes became {out.files[name].size}"
     for shard in source.shards.values():

@@ -10,21 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.quantization.dtypes import PLAIN_DTYPES
 from rewrite.quantization.groups import FusedGroup, Partition
 from rewrite.verification.expected import Expected, in_checkpoint
 from rewrite.verification.nvfp4 import cost_of, problems_of
-from rewrite.verification.reader import Blocks, GroupReader, ScaleTable, StoredRows
-from rewrite.verification.reading import Reading, Rule
+from rewrite.verification.reader import Blocks, Dequantized, GroupReader, StoredRows
+from rewrite.verification.reading import Reading
 from rewrite.verification.result import Check, judge
 from rewrite.verification.sample import Sample
-from rewrite.verification.values import Values, code_values, decode, encode
+from rewrite.verification.values import Values, decode
 
 _KEPT = 256  # rows that differ, of a partition: what the check of the outputs looks at
 _LARGEST_CODE = 57344.0  # of E5M2
@@ -37,7 +35,7 @@ Different = Mapping[tuple[str, str], tuple[int, ...]]
 
 def rules(
     source: Checkpoint, out: Checkpoint, groups: Iterable[FusedGroup], blocks: Blocks | None
-) -> Iterator[tuple[str, Sequence[tuple[Partition, Rule]]]]:
+) -> Iterator[tuple[str, Sequence[tuple[Partition, Dequantized]]]]:
     """For each weight that is plain in OUT what its rows must be."""
     for group in groups:
         reader = GroupReader(source, group, blocks)
@@ -47,43 +45,10 @@ def rules(
                 yield (
                     module.weight.name,
                     [
-                        (partition, _Dequantized.of(reader, module.name, partition, new.dtype))
+                        (partition, Dequantized.of(reader, module.name, partition, new.dtype))
                         for partition in module.partitions
                     ],
                 )
-
-
-@dataclass(frozen=True)
-class _Dequantized:
-    """Rows of plain weights, made from rows of FP8 codes. Data alone: it goes to whoever reads the file."""
-
-    fp8: str
-    plain: str
-    old_row: int
-    new_row: int
-    start: int  # the first row of the partition
-    scales: ScaleTable
-    table: npt.NDArray[Any] | None  # [256]: where all rows have one scale
-
-    @classmethod
-    def of(cls, reader: GroupReader, name: str, partition: Partition, plain: str) -> _Dequantized:
-        module, scales = reader.module(name), reader.scale_table(name)
-        size = {"F16": 2, "BF16": 2, "F32": 4}.get(plain, 0)
-        columns = module.weight.shape[1]
-        table = None
-        scale = None if scales.block else scales.of(range(partition.start, partition.stop))
-        if scale is not None and scale.size and (scale == scale[0]).all():
-            with np.errstate(invalid="ignore", over="ignore"):
-                table = encode(code_values(module.weight.dtype)[:, None] * scale[0], plain).view(f"<u{size}").ravel()
-        return cls(module.weight.dtype, plain, columns, columns * size, partition.start, scales, table)
-
-    def expected(self, old: bytes, first: int) -> bytes:
-        codes = np.frombuffer(old, np.uint8)
-        if self.table is not None:
-            return np.take(self.table, codes).tobytes()
-        start = self.start + first
-        scale = self.scales.of(range(start, start + len(old) // self.old_row))
-        return StoredRows(self.fp8, codes.reshape(-1, self.old_row), scale).rounded(self.plain).tobytes()
 
 
 def check_weights(
@@ -160,8 +125,8 @@ class _Differences:
             at += len(old.raw)
 
     def _compare(self, old: StoredRows, new: StoredRows, at: int) -> None:
-        found = new.true()
-        true = old.true() if new.dtype == old.dtype else _meant(old, new.dtype)
+        found = new.value()
+        true = old.value() if new.dtype == old.dtype else _meant(old, new.dtype)
         unequal = (true != found) & ~(np.isnan(true) & np.isnan(found))
         if unequal.any():
             wrong = np.flatnonzero(unequal.any(axis=1))
@@ -177,14 +142,13 @@ class _Differences:
 def _meant(old: StoredRows, dtype: str) -> Values:
     """What plain weights in OUT must be: not infinite, where they are too large for their dtype."""
     found = decode(dtype, old.rounded(dtype)).astype(np.float64)
-    return np.where(np.isinf(found), old.true(), found)
+    return np.where(np.isinf(found), old.value(), found)
 
 
 def _partitions(expected: Expected) -> list[Partition]:
     """All that weights are compared of."""
-    packed = (module.codes.shape[0] for layer in expected.packed for module in layer.modules)
-    groups = (p for group in expected.groups for module in group.modules for p in module.partitions)
-    return [*groups, *(Partition("", 0, rows) for rows in packed)]
+    groups = [p for group in expected.groups for module in group.modules for p in module.partitions]
+    return [*groups, *(module.partition for layer in expected.packed for module in layer.modules)]
 
 
 def _summary(expected: Expected, sample: Sample, whole: bool, cost: float) -> str:

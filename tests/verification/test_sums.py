@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from rewrite.quantization.groups import Partition
-from rewrite.verification.norms import WeightErrors
-from rewrite.verification.oracle import EngineWeights, Rows
-from rewrite.verification.sums import OutputSums
+from rewrite.verification.oracle import Scaled
+from rewrite.verification.sums import OutputSums, WeightErrors
 
 
 @pytest.mark.parametrize(
@@ -31,8 +30,8 @@ def test_verdicts(alike: bool, fixed: float, out: float, beyond: float, verdict:
     """Norms are added up squared. Not a number is never right."""
     weights = WeightErrors()
     weight = torch.ones(2, 4, dtype=torch.float64)
-    served = EngineWeights(weight, torch.ones(2, 1, dtype=torch.float64))
-    weights.add(Rows(weight, served.scale), dict.fromkeys(("before", "fixed", "out"), served))
+    served = Scaled(weight, torch.ones(2, 1, dtype=torch.float64))
+    weights.add(Scaled(weight, served.scale), dict.fromkeys(("before", "fixed", "out"), served))
     errors = {"before": 4.0, "fixed": 16 * fixed**2, "out": 16 * out**2}
     found = OutputSums("cpu", alike, 16.0, errors, beyond=beyond).judge("a", Partition("k", 0, 2), weights)
     assert found.verdict == verdict

@@ -398,12 +398,12 @@ def test_the_requantization_bound_is_a_bound(exponent: int, ratio: float, seed: 
     codes = torch.randint(0, 256, (16, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     codes[(codes & 0x7F) == 0x7F] = 0  # no NaN
     scale = torch.tensor(ratio * largest, dtype=torch.float32)
-    rows = oracle.Rows(codes.view(oracle.FP8), scale.expand(16, 1))
+    rows = oracle.Scaled(codes.view(oracle.FP8), scale.expand(16, 1))
     served = oracle.requantized(rows, float(scale), largest)
     bound = oracle.requantization_bound(rows, largest)
-    moved = (served.value() - rows.true()).abs()
+    moved = (served.value() - rows.value()).abs()
     assert (moved <= bound * (1 + 1e-6)).all()
-    assert (bound <= rows.true().abs() * 2.0**-3 + 2.0**-9 * largest + 2.0**-24).all()
+    assert (bound <= rows.value().abs() * 2.0**-3 + 2.0**-9 * largest + 2.0**-24).all()
 
 
 @given(st.floats(2.0**-30, 2.0), st.integers(0, 2**31))
@@ -412,8 +412,8 @@ def test_going_through_float16_to_the_same_scale(scale: float, seed: int) -> Non
     codes = torch.randint(0, 256, (16, 64), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     codes[(codes & 0x7F) == 0x7F] = 0
     exact = float(torch.tensor(scale, dtype=torch.float32))
-    rows = oracle.Rows(codes.view(oracle.FP8), torch.tensor(exact).expand(16, 1))
-    moved = (oracle.requantized(rows, exact, exact).value() - rows.true()).abs()
+    rows = oracle.Scaled(codes.view(oracle.FP8), torch.tensor(exact).expand(16, 1))
+    moved = (oracle.requantized(rows, exact, exact).value() - rows.value()).abs()
     bound = oracle.half_precision_bound(rows, exact)
     assert (moved <= (0 if bound is None else bound)).all()
 
@@ -445,7 +445,7 @@ def test_compressed_tensors_own_decompressor_agrees(real: Path, tmp_path: Path) 
             for partition, module in reader.partitions():
                 ours = torch.cat(
                     [
-                        torch.from_numpy(rows.true())
+                        torch.from_numpy(rows.value())
                         for rows in reader.chunks(module, [range(partition.start, partition.stop)])
                     ]
                 )

@@ -72,7 +72,9 @@ class _Record:
         """What is said of tensors by name, and of files."""
         old, new, renamed = self._source.tensors, self._out.tensors, self._expected.renamed
         changed = {n for n in old.keys() & new.keys() if (old[n].dtype, old[n].shape) != (new[n].dtype, new[n].shape)}
-        yield from (f"{name}: changed, and is not named" for name in changed - self._named - self._expected.moved)
+        yield from (
+            f"{name}: changed, and is not named" for name in sorted(changed - self._named - self._expected.moved)
+        )
         gone = {name for name in old if renamed.get(name, name) not in new}
         for key, wanted in (("dropped", gone), ("renamed", {k: v for k, v in renamed.items() if v in new})):
             said: Any = value[key] if key == "renamed" else set(value[key])

@@ -77,9 +77,9 @@ def _files(source: Checkpoint, out: Checkpoint, judged_apart: set[str]) -> Itera
             yield f"{name}: contradicts the quantization that config.json states now, and must be gone"
         elif name not in out.files and contradicts is False:
             yield f"{name}: missing"
-    for name in out.files.keys() - source.files.keys() - {MANIFEST_NAME} - judged_apart:
+    for name in sorted(out.files.keys() - source.files.keys() - {MANIFEST_NAME} - judged_apart):
         yield f"{name}: not in the source"
-    for name in (source.files.keys() & out.files.keys()) - source.shards.keys() - _MAY_CHANGE - judged_apart:
+    for name in sorted((source.files.keys() & out.files.keys()) - source.shards.keys() - _MAY_CHANGE - judged_apart):
         if source.files[name].size != out.files[name].size:
             yield f"{name}: {source.files[name].size} bytes became {out.files[name].size}"
     for shard in source.shards.values():

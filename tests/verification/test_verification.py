@@ -285,6 +285,17 @@ def group_module_missing(directory: Path) -> None:
     index_edit(directory, lambda v: v["weight_map"].pop(f"{Z}.weight_scale"))
 
 
+def test_problems_are_in_the_order_of_names(tmp_path: Path, text: Path) -> None:
+    """The same in every run, where only the first of many are kept, too."""
+    rewrite.convert(text, tmp_path / "out")
+    names = [f"{number:02}.txt" for number in range(15)]
+    for name in names:
+        (tmp_path / "out" / name).touch()
+    found = rewrite.verify(text, tmp_path / "out", weights_only=True).checks
+    said = [problem for check in found if check.name == "untouched" for problem in check.problems]
+    assert said == [f"{name}: not in the source" for name in names]
+
+
 @pytest.mark.parametrize(
     ("breaker", "owner", "named"),
     [

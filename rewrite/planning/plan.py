@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from rewrite.checkpoint.checkpoint import is_inside
@@ -41,7 +42,7 @@ class Plan:
         """Bytes of the output that need not be copied on a filesystem that can share them with the source."""
         return sum(job.shareable for job in self.jobs)
 
-    @property
+    @cached_property  # a bucket asks for it with each file
     def digest(self) -> str:
         """Same digest, same output from the same source files."""
         digest = hashlib.sha256()

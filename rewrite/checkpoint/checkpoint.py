@@ -20,7 +20,6 @@ from rewrite.errors import CheckpointError, StorageError
 
 CONFIG_NAME = "config.json"
 INDEX_NAME = "model.safetensors.index.json"
-_name = attrgetter("name")
 _MAX_VALUE_BYTES = 1 << 20  # what read_tensors may bring into memory a tensor: scales, never weights
 _MAX_GAP = 16 << 10  # bytes between two tensors that are read in one go
 _MAX_RUN = 4 << 20  # bytes that are read in one go
@@ -228,7 +227,7 @@ def _open_shards(storage: Storage, names: Iterable[str]) -> Iterator[Shard]:
 def _collect_tensors(shards: Iterable[Shard]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
     for shard in shards:
-        own = dict(zip(map(_name, shard.header.tensors), shard.header.tensors, strict=True))
+        own = {info.name: info for info in shard.header.tensors}
         if twice := tensors.keys() & own.keys():
             name = min(twice)
             raise CheckpointError(

@@ -78,13 +78,14 @@ class CompressedTensors(Dialect):
         return self._schemes[self._group_of(module)]
 
     def by_scheme(self, modules: Sequence[str]) -> list[tuple[Scheme | None, Sequence[str]]]:
-        """At once, where all names have the same shape: most of 500,000 do."""
-        shapes = "\0".join(modules).translate(_DIGITS).split("\0")
+        """At once, where none is listed by its name and all have one scheme: most of 500,000 do."""
         is_listed = not (self._ignored.isdisjoint(modules) and self._by_name.keys().isdisjoint(modules))
-        if self._blind and not is_listed and len(shapes) == len(modules):
-            schemes = [self.scheme(module) for module in dict(zip(shapes, modules, strict=True)).values()]
-            if len({id(scheme) for scheme in schemes}) == 1:
-                return [(schemes[0], modules)]
+        shapes = "\0".join(modules).translate(_DIGITS).split("\0") if self._blind and not is_listed else []
+        if len(shapes) == len(modules):  # no name has a zero byte
+            firsts = dict(zip(shapes, modules, strict=True)).values()
+            schemes = {id(scheme): scheme for scheme in map(self.scheme, firsts)}
+            if len(schemes) == 1:
+                return [(scheme, modules) for scheme in schemes.values()]
         return super().by_scheme(modules)
 
     def scheme_of_group(self, group: str) -> Scheme | None:

@@ -422,6 +422,14 @@ def test_what_the_manifest_leaves_out_or_makes_up(
     assert said in problems(source, out)["structure"]
 
 
+def test_what_the_manifest_leaves_out_is_in_the_order_of_names(vl: Path, tmp_path: Path) -> None:
+    """The same in every run, where only the first of many are kept, too."""
+    source, out = converted(vl.name, "exact", tmp_path / "out")
+    edit_json(out / MANIFEST, groups=[])
+    unnamed = [line for line in problems(source, out)["structure"].splitlines() if "is not named" in line]
+    assert len(unnamed) > 5 and unnamed == sorted(unnamed)
+
+
 def test_a_manifest_of_another_conversion(tmp_path: Path) -> None:
     """The same profile, another checkpoint."""
     converted("llmcompressor-qwen3_5-text", "exact", tmp_path / "other")

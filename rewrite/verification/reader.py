@@ -183,7 +183,7 @@ class GroupReader:
 
 
 @dataclass(frozen=True)
-class Dequantized:
+class DequantizedRows:
     """Rows of plain weights, made from rows of FP8 codes. Data alone: it goes to whoever reads the file."""
 
     fp8: str
@@ -195,7 +195,7 @@ class Dequantized:
     table: npt.NDArray[Any] | None  # [256]: where all rows have one scale
 
     @classmethod
-    def of(cls, reader: GroupReader, name: str, partition: Partition, plain: str) -> Dequantized:
+    def of(cls, reader: GroupReader, name: str, partition: Partition, plain: str) -> DequantizedRows:
         module, scales = reader.module(name), reader.scale_table(name)
         size = {"F16": 2, "BF16": 2, "F32": 4}.get(plain, 0)
         columns = module.weight.shape[1]

@@ -21,7 +21,7 @@ from rewrite.checkpoint.header import TensorInfo
 from rewrite.checkpoint.storage import FileId, Reader, Storage
 from rewrite.errors import StorageError
 from rewrite.progress import Counter, Progress
-from rewrite.verification.reader import Dequantized
+from rewrite.verification.reader import DequantizedRows
 
 if TYPE_CHECKING:
     from rewrite.verification.counts import CodeCounts
@@ -43,7 +43,7 @@ class Span:
     old: int | None = None
     tensors: tuple[TensorInfo, ...] = ()
     skipped: int = 0
-    rule: Dequantized | None = None
+    rule: DequantizedRows | None = None
     watch: CodeCounts | None = None
 
     @property

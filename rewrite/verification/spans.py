@@ -10,7 +10,7 @@ from rewrite.checkpoint.checkpoint import Checkpoint, Shard
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.quantization.groups import Partition
 from rewrite.verification.expected import Expected
-from rewrite.verification.reader import Dequantized
+from rewrite.verification.reader import DequantizedRows
 from rewrite.verification.reading import FileSpans, Span
 from rewrite.verification.untouched import same_files, same_tensors
 
@@ -27,7 +27,7 @@ class SpansNeeded:
     """What the other checks want of the pass, for weights by name, with all of their partitions in order: the ``rules``
     of those that are converted, and who ``watches``."""
 
-    rules: Mapping[str, Sequence[tuple[Partition, Dequantized]]]
+    rules: Mapping[str, Sequence[tuple[Partition, DequantizedRows]]]
     watches: CodeCounters
 
 

@@ -18,7 +18,7 @@ from rewrite.quantization.dtypes import PLAIN_DTYPES
 from rewrite.quantization.groups import FusedGroup, Partition
 from rewrite.verification.expected import Expected, in_checkpoint
 from rewrite.verification.nvfp4 import cost_of, problems_of
-from rewrite.verification.reader import Blocks, Dequantized, GroupReader, StoredRows
+from rewrite.verification.reader import Blocks, DequantizedRows, GroupReader, StoredRows
 from rewrite.verification.reading import Reading
 from rewrite.verification.result import Check, judge
 from rewrite.verification.sample import Sample
@@ -35,7 +35,7 @@ Different = Mapping[tuple[str, str], tuple[int, ...]]
 
 def rules(
     source: Checkpoint, out: Checkpoint, groups: Iterable[FusedGroup], blocks: Blocks | None
-) -> Iterator[tuple[str, Sequence[tuple[Partition, Dequantized]]]]:
+) -> Iterator[tuple[str, Sequence[tuple[Partition, DequantizedRows]]]]:
     """For each weight that is plain in OUT what its rows must be."""
     for group in groups:
         reader = GroupReader(source, group, blocks)
@@ -45,7 +45,7 @@ def rules(
                 yield (
                     module.weight.name,
                     [
-                        (partition, Dequantized.of(reader, module.name, partition, new.dtype))
+                        (partition, DequantizedRows.of(reader, module.name, partition, new.dtype))
                         for partition in module.partitions
                     ],
                 )

@@ -64,13 +64,14 @@ class Checkpoint:
             found.setdefault(form, []).append(module)
         return found
 
-    def tensors_like(self, is_wanted: Callable[[str], bool]) -> Iterator[TensorInfo]:
-        """The tensors whose names are wanted, by a rule that no number in a name changes: it is asked once for each
+    def tensors_like(self, is_wanted: Callable[[TensorInfo], bool]) -> Iterator[TensorInfo]:
+        """The tensors that are wanted, by dtype, shape and a name in which no number counts: asked once for each
         form."""
         for form, modules in self.alike.items():
-            prefix = f"{form.pattern}." if form.pattern else ""
-            wanted = [kind for kind in form.tensors if is_wanted(f"{prefix}{kind}")]
-            yield from (self.tensors[f"{name}.{kind}" if name else kind] for name in modules for kind in wanted)
+            for kind in form.tensors:
+                end = f".{kind}" if form.pattern else kind
+                if is_wanted(self.tensors[modules[0] + end]):
+                    yield from map(self.tensors.__getitem__, [name + end for name in modules])
 
     def read_json(self, name: str) -> JsonFile | None:
         """A JSON file beside the config; None where there is none. Raises as :func:`read_json`."""
@@ -244,7 +245,7 @@ def _collect_tensors(shards: Iterable[Shard]) -> dict[str, TensorInfo]:
 def _checked_map(weight_map: Mapping[str, str], tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
     """The same map, of the strings that the headers have already: a hundred bytes less for each tensor."""
     found = {info.name: info.shard for info in map(tensors.get, weight_map) if info is not None}
-    if found != weight_map:
+    if list(found.values()) != list(weight_map.values()):  # of the same names, but for those that no shard has
         name = next(name for name in weight_map if found.get(name) != weight_map[name])
         raise CheckpointError(
             "The index names a tensor that its shard does not hold",

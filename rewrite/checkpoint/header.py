@@ -14,8 +14,9 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import repeat
 from math import prod
-from operator import attrgetter
+from operator import attrgetter, sub
 from typing import Any, NamedTuple, NoReturn
 
 from rewrite.checkpoint.bounded_json import unique_keys
@@ -44,8 +45,8 @@ _PLAIN_NAME = re.compile(r"[\w.\-]*", re.ASCII)  # what JSON writes as it is
 #: The beginning and the tensors of a header as the stock writer puts them, in plain ASCII.
 _USUAL_START = re.compile(r'\{(?:"__metadata__":(\{[ !#-\[\]-~":,]{0,4096}?\}),)?(?=")')
 _USUAL_TENSOR = re.compile(
-    r'"([ !#-\[\]-~]+)":\{"dtype":"(\w+)","shape":\[([0-9,]*)\],'
-    r'"data_offsets":\[(0|[1-9][0-9]{0,17}),(0|[1-9][0-9]{0,17})\]\}([,}])'
+    r'"([ !#-\[\]-~]+)":\{("dtype":"\w+","shape":\[[0-9,]*\]),'
+    r'"data_offsets":\[(0|[1-9][0-9]{0,17}),(0|[1-9][0-9]{0,17})\](?:\},(?=")|\}\}[ \t\n\r]*\Z)'
 )
 
 
@@ -72,6 +73,7 @@ class TensorInfo(NamedTuple):
 
 
 _by_offset = attrgetter("start", "end")
+_new = tuple.__new__  # of a TensorInfo: half the time
 Entry = tuple[str, str, tuple[int, ...], int, int, str]  # the same, where there is no time for names
 
 
@@ -161,37 +163,35 @@ def _parse_usual(text: str, where: str) -> Header | None:
         return None
     if metadata is not None and not all(isinstance(value, str) for value in metadata.values()):
         return None
-    sizes: dict[tuple[str, str], tuple[str, tuple[int, ...], int]] = {}  # most tensors share theirs with others
-    tensors: list[TensorInfo] = []
-    at, closing = start.end(), ","
-    for found in _USUAL_TENSOR.finditer(text, at):
-        closing_before = closing
-        name, dtype, shape, first, last, closing = found.groups()
-        known = sizes.get((dtype, shape)) or sizes.setdefault((dtype, shape), _usual_size(dtype, shape))
-        begin, end = int(first), int(last)
-        if closing_before != "," or found.start() != at or end - begin != known[2] or name == "__metadata__":
-            return None
-        tensors.append(TensorInfo(name, known[0], known[1], begin, end, where))
-        at = found.end()
-    is_whole = closing == "}" and not text[at:].strip(" \t\n\r")
-    if not is_whole or len(tensors) > MAX_NAMES or len({info.name for info in tensors}) != len(tensors):
+    columns = list(zip(*_USUAL_TENSOR.findall(text, start.end()), strict=True))
+    if not columns or len(columns[0]) > MAX_NAMES:
         return None
+    names, kinds, firsts, lasts = columns
+    length = len(names) * len('"":{,"data_offsets":[,]},') + sum(sum(map(len, column)) for column in columns)
+    known = {kind: _usual_size(kind) for kind in set(kinds)}  # most tensors share theirs with others
+    dtypes, shapes, sizes = zip(*map(known.__getitem__, kinds), strict=True)
+    begins, ends = [int(first) for first in firsts], [int(last) for last in lasts]
+    is_whole = text[start.end() + length - 1 :].strip(" \t\n\r") == "}"  # nothing lies between what was found
+    distinct = {*names, "__metadata__"}
+    if not is_whole or len(distinct) != len(names) + 1 or tuple(map(sub, ends, begins)) != sizes:
+        return None
+    tensors = [_new(TensorInfo, entry) for entry in zip(names, dtypes, shapes, begins, ends, repeat(where))]
     tensors.sort(key=_by_offset)
     _check_contiguous(tensors, where)
     return Header(tuple(tensors), metadata, LENGTH_BYTES + len(text))
 
 
-def _usual_size(dtype: str, shape: str) -> tuple[str, tuple[int, ...], int]:
+def _usual_size(kind: str) -> tuple[str, tuple[int, ...], int]:
     """Dtype, shape and bytes of a tensor; -1 bytes, as no tensor has, for what is unusual."""
     try:
-        sizes = json.loads(f"[{shape}]")
+        entry = json.loads(f"{{{kind}}}")
     except ValueError:
-        return dtype, (), -1
-    numel = prod(sizes)
-    if dtype not in DTYPE_BITS or prod(size for size in sizes if size) > _MAX_SIZE:
-        return dtype, (), -1
-    size, rest = divmod(numel * DTYPE_BITS[dtype], 8)
-    return sys.intern(dtype), tuple(sizes), -1 if rest else size
+        return "", (), -1
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    if dtype not in DTYPE_BITS or prod(size for size in shape if size) > _MAX_SIZE:
+        return "", (), -1
+    size, rest = divmod(prod(shape) * DTYPE_BITS[dtype], 8)
+    return sys.intern(dtype), shape, -1 if rest else size
 
 
 def build_header(

@@ -6,6 +6,7 @@ SIGINT and SIGTERM, as shells have them.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import sys
@@ -82,7 +83,10 @@ def main() -> None:
 
     Begin with: rewrite inspect CHECKPOINT. It names the command that repairs it.
     """
-    gc.set_threshold(200_000)  # a checkpoint of 300,000 tensors is made of as many small objects, none of them a cycle
+    # A checkpoint of 300,000 tensors is made of as many small objects, none of them a cycle: seldom look for these, and
+    # not at the end of the process.
+    gc.set_threshold(200_000)
+    atexit.register(gc.freeze)
 
 
 @main.command(short_help="Say which engines serve CHECKPOINT right.", cls=Recorded)

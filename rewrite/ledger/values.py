@@ -54,12 +54,14 @@ def _floats(model: Model) -> Iterator[Fault]:
     even)."""
     integers = {name for kind in model.kinds if _is_integer(kind.first.scheme) for name in kind.names}
     checkpoint = model.checkpoint
-    read = checkpoint.read_tensors(i for i in checkpoint.tensors_like(_is_scale) if i.dtype in PLAIN_DTYPES)
+    read = checkpoint.read_tensors(checkpoint.tensors_like(_is_scale))
     alike: _Alike = defaultdict(lambda: ([], []))
     wrong: set[str] = set()
     while some := list(islice(read, _AT_ONCE)):
-        for dtype, divides in sorted({(info.dtype, info.name.endswith(_DIVISORS)) for info, _ in some}):
-            own = [each for each in some if (each[0].dtype, each[0].name.endswith(_DIVISORS)) == (dtype, divides)]
+        kinds: dict[tuple[str, bool], list[tuple[TensorInfo, bytes]]] = {}
+        for each in some:
+            kinds.setdefault((each[0].dtype, each[0].name.endswith(_DIVISORS)), []).append(each)
+        for (dtype, divides), own in sorted(kinds.items()):
             values = decode(dtype, b"".join([raw for _, raw in own]), own[0][0].name)
             low, high = (1 / _USUAL, 1 / PLAUSIBLE[0]) if divides else (PLAUSIBLE[0], _USUAL)
             if not (isfinite(sum(values)) and low <= min(values) and max(values) <= high):  # the sum knows of NaN
@@ -166,7 +168,7 @@ def _is_empty(scale: TensorInfo, model: Model) -> bool:
 
 def _blocks(model: Model) -> Iterator[Fault]:
     """Block scales of one byte: E4M3 of NVFP4, powers of two of the MX formats."""
-    infos = [info for info in model.checkpoint.tensors_like(_may_be_blocks) if _is_block(info)]
+    infos = list(model.checkpoint.tensors_like(_is_block))
     total = sum(info.nbytes for info in infos)
     budget = _BLOCK_BYTES if model.checkpoint.storage.readers == 1 else _REMOTE_BYTES
     limit = max(budget // max(len(infos), 1), 16) if total > budget else budget
@@ -235,14 +237,12 @@ def _is_integer(scheme: object) -> bool:
 _SCALE = re.compile(r".*\.(?:(?:weight|input)(?:_global)?|activation|output|[kqv]|kv|prob)_scale(?:_inv|_2)?")
 
 
-def _is_scale(name: str) -> bool:
-    return _SCALE.fullmatch(name) is not None
-
-
-def _may_be_blocks(name: str) -> bool:
-    return name.endswith((".weight_scale", ".scale", "_scales"))
+def _is_scale(info: TensorInfo) -> bool:
+    return info.dtype in PLAIN_DTYPES and _SCALE.fullmatch(info.name) is not None
 
 
 def _is_block(info: TensorInfo) -> bool:
+    if not info.name.endswith((".weight_scale", ".scale", "_scales")):
+        return False
     is_power = info.dtype == "F8_E8M0" or (info.dtype == "U8" and not info.name.endswith(".scale"))
     return len(info.shape) >= 2 and (info.dtype == "F8_E4M3" or is_power)

@@ -17,7 +17,7 @@ from typing import Any
 
 from rewrite.quantization.architectures import first_class, text_config
 from rewrite.quantization.dtypes import PLAIN_DTYPES
-from rewrite.quantization.kv_cache import is_kv_cache_scale
+from rewrite.quantization.kv_cache import stored_kv_scales
 from rewrite.quantization.model import Kind, Model
 
 FILE = Path(__file__).with_name("measured.json")
@@ -50,7 +50,7 @@ def signature(model: Model) -> tuple[str, str, frozenset[str]]:
                 found.add(form.pattern)
             elif len(shape) == 3 and re.search("expert|moe", form.pattern):
                 found.add(f"{form.pattern}: stacked")  # plain: engines may quantize them
-    if any(True for _ in model.checkpoint.tensors_like(is_kv_cache_scale)):
+    if any(True for _ in stored_kv_scales(model.checkpoint)):
         found.add("scales of a KV cache")
     kinds = [text_config(config).get(key) for key in ("hybrid_override_pattern", "layers_block_type")]  # Nemotron-H
     listed = [len(each) for each in kinds if isinstance(each, str | list)]

@@ -24,7 +24,7 @@ from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import decode, model_dtype
 from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
-from rewrite.quantization.kv_cache import is_kv_cache_scale
+from rewrite.quantization.kv_cache import stored_kv_scales
 from rewrite.quantization.model import Model
 from rewrite.quantization.scheme import ScaleLayout, Scheme
 
@@ -162,7 +162,7 @@ def view_model(
         scalar_scale=_scalar_scale(model),
         nvfp4_experts=nvfp4_experts,
         latent_vectors=_latent_vectors(model),
-        kv_cache_scales=any(True for _ in model.checkpoint.tensors_like(is_kv_cache_scale)),
+        kv_cache_scales=any(True for _ in stored_kv_scales(model.checkpoint)),
         nvfp4_layers=any(_is_nvfp4(kind.first.scheme) for kind in model.kinds),
         router_bias_is_not_stated=_router_bias_is_not_stated(model),
         block_layers=block_layers(model),

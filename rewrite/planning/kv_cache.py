@@ -6,13 +6,13 @@ from dataclasses import replace
 
 from rewrite.ledger.cache import states_kv_cache
 from rewrite.planning.profiles.base import Changes
-from rewrite.quantization.kv_cache import is_kv_cache_scale
+from rewrite.quantization.kv_cache import stored_kv_scales
 from rewrite.quantization.model import Model
 
 
 def without_kv_scales(model: Model, changes: Changes) -> Changes:
     """``changes``, and the scales of the KV cache dropped; the config states no quantized KV cache then."""
-    names = [info.name for info in model.checkpoint.tensors_like(is_kv_cache_scale)]
+    names = [info.name for info in stored_kv_scales(model.checkpoint)]
     if not names and not states_kv_cache(model):
         return changes
     dialect = (changes.dialect or model.dialect).without_kv_cache()

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
+from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.header import TensorInfo
+
 #: What a conversion does with them.
 KvScales = Literal["keep", "drop"]
 KV_SCALES: tuple[KvScales, ...] = ("keep", "drop")
@@ -21,6 +24,11 @@ _SCALE = re.compile(
 def is_kv_cache_scale(tensor: str) -> bool:
     """Whether a tensor of this name is a scale of the KV cache."""
     return tensor.endswith("_scale") and _SCALE.fullmatch(tensor) is not None
+
+
+def stored_kv_scales(checkpoint: Checkpoint) -> Iterator[TensorInfo]:
+    """Those that a checkpoint has."""
+    return checkpoint.tensors_like(lambda info: is_kv_cache_scale(info.name))
 
 
 def kv_cache_scales(tensors: Iterable[str]) -> Iterator[str]:

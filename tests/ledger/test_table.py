@@ -311,8 +311,8 @@ def test_a_part_of_the_block_scales_is_said_to_be_one(tmp_path: Path, monkeypatc
     """More than are read of any checkpoint: of each its beginning, and 16 of them at least."""
     name, module, _ = format_of("NVFP4", tmp_path)
     monkeypatch.setattr(values, "_REMOTE_BYTES", 1 << 20)
-    infos = rewrite.open_checkpoint(source(name, tmp_path)).tensors_like(values._may_be_blocks)
-    whole = sum(info.nbytes for info in infos if values._is_block(info))
+    infos = rewrite.open_checkpoint(source(name, tmp_path)).tensors_like(values._is_block)
+    whole = sum(info.nbytes for info in infos)
     cases = ((100, 15, ["scale-value", "block-sample"]), (100, 16, ["block-sample"]), (whole, 511, ["scale-value"]))
     for budget, at, found in cases:
         monkeypatch.setattr(values, "_BLOCK_BYTES", budget)

@@ -18,7 +18,7 @@ from rewrite.promise import Promise
 from rewrite.quantization.dialects.other import Other
 from rewrite.quantization.dtypes import FP8_DTYPES, model_dtype
 from rewrite.quantization.groups import Module, Partition, Selection
-from rewrite.quantization.kv_cache import is_kv_cache_scale
+from rewrite.quantization.kv_cache import stored_kv_scales
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import read_values
 from rewrite.quantization.scheme import Scheme, layout_of_shape
@@ -47,7 +47,7 @@ def _plan(model: Model, _selection: Selection) -> Changes:
     tensors, dtype = model.checkpoint.tensors, model_dtype(model.checkpoint.config.value)
     partitions = {m.name: m.partitions for group in model.groups.whole for m in group.modules}
     layers = [_layer(model.module(name), partitions.get(name), model) for name in sorted(model.layers.fp8)]
-    edits: dict[str, NewTensor | None] = {i.name: None for i in model.checkpoint.tensors_like(is_kv_cache_scale)}
+    edits: dict[str, NewTensor | None] = {i.name: None for i in stored_kv_scales(model.checkpoint)}
     edits |= {name: None for layer in layers for name in _dropped(layer) if name in tensors}
     groups = []
     scales = {layer.scale.name: layer for layer in layers}

@@ -30,12 +30,11 @@ def check_plan(before: Model, after: Model, planned: Mapping[str, PlannedScheme 
     if odd := before.kind_of.keys() ^ after.kind_of.keys():
         name = min(odd)
         raise _refusal(name, "the same modules", "one more" if name in after.kind_of else "none of this name")
-    seen = set()
-    for name, new in after.kind_of.items():
-        pair = (id(old := before.kind_of[name]), id(new))
-        if name in planned or pair not in seen:
-            _check_scheme(name, old.first, new.first, planned)
-            seen.add(pair)
+    for new in after.kinds:
+        others = [name for name in reversed(new.names) if name not in planned]
+        alike = {id(before.kind_of[name]): name for name in others}  # the first of each kind
+        for name in (*(name for name in new.names if name in planned), *alike.values()):
+            _check_scheme(name, before.kind_of[name].first, new.first, planned)
     refuse_faults(after)
     _check_experts(before, after)
     _check_fused_names(before, after)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rewrite.checkpoint.header import ALIGNMENT
 
@@ -24,13 +24,14 @@ _MAX_CORES = 8  # real shards have one or two large runs; this bounds the search
 
 
 class Piece(NamedTuple):
-    """A tensor of the new shard: ``size`` bytes, from the offset ``source`` of the source file or, if None, new.
+    """A tensor of the new shard: ``size`` bytes, from the offset ``source`` of the source file or, if None, new. What
+    ``tensor`` is does not count here.
 
     Its offset must be a multiple of ``width``, the bytes of an element, if it is ``strict``: a tensor that is
     misaligned in the source may stay so.
     """
 
-    name: str
+    tensor: Any
     width: int
     size: int
     source: int | None

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from rewrite.checkpoint.checkpoint import Shard
-from rewrite.checkpoint.header import DTYPE_BITS, Entry, TensorInfo, build_header
+from rewrite.checkpoint.header import DTYPE_BITS, Entry, Header, TensorInfo, build_header
 from rewrite.planning.jobs import ShardPlan
 from rewrite.planning.placement import BLOCK, Piece, place
 from rewrite.planning.segments import Copy, Fill, Segment
@@ -42,49 +42,45 @@ def touches(edits: Edits, shard: Shard) -> bool:
 
 def plan_shard(shard: Shard, edits: Edits) -> ShardPlan:
     """The new header and every tensor but the dropped ones, where ``placement`` wants them."""
-    olds = {info.name: info for info in shard.header.tensors if edits.get(info.name, info) is not None}
-    placement = place(list(_pieces(olds.values(), edits, shard.header.size)))
+    placement = place(list(_pieces(shard.header, edits)))
     start = () if placement.residue is None else (placement.residue, BLOCK)
-    header = build_header(_entries(placement.order, olds, edits), shard.header.metadata, *start)
-    segments = _merged(_ranges(placement.order, olds, edits, shard.header.size))
+    header = build_header(_entries(placement.order), shard.header.metadata, *start)
+    segments = _merged(_ranges(placement.order, shard.header.size))
     return ShardPlan(shard.name, shard.file_id, header, tuple(segments))
 
 
-def _pieces(olds: Iterable[TensorInfo], edits: Edits, data: int) -> Iterator[Piece]:
-    for name, dtype, _, start, end, _ in olds:
-        if new := edits.get(name):
-            yield Piece(name, _WIDTHS[new.dtype], new.nbytes, None)
-        else:
+def _pieces(header: Header, edits: Edits) -> Iterator[Piece]:
+    """Each with the tensor of the source, and what replaces it; None: it stays."""
+    for old in header.tensors:
+        name, dtype, _, start, end, _ = old
+        new = edits.get(name, old)
+        if new is old:
             width = _WIDTHS[dtype]
-            yield Piece(name, width, end - start, data + start, start % width == 0)
+            yield Piece((old, None), width, end - start, header.size + start, start % width == 0)
+        elif isinstance(new, NewTensor):
+            yield Piece((old, new), _WIDTHS[new.dtype], new.nbytes, None)
 
 
 _WIDTHS = {dtype: max(bits // 8, 1) for dtype, bits in DTYPE_BITS.items()}
 
 
-def _entries(order: Iterable[Piece], olds: Mapping[str, TensorInfo], edits: Edits) -> Iterator[Entry]:
+def _entries(order: Iterable[Piece]) -> Iterator[Entry]:
     offset = 0
-    for piece in order:
-        name, dtype, shape, _, _, where = olds[piece.name]
-        if new := edits.get(name):
-            name, dtype, shape = new.name or name, new.dtype, new.shape
-        yield name, dtype, shape, offset, offset + piece.size, where
-        offset += piece.size
+    for (old, new), _, size, _, _ in order:
+        name, dtype, shape, _, _, where = old if new is None else new.info(old)
+        yield name, dtype, shape, offset, offset + size, where
+        offset += size
 
 
-def _ranges(
-    order: Iterable[Piece], olds: Mapping[str, TensorInfo], edits: Edits, data: int
-) -> Iterator[tuple[int, int, Segment | None]]:
+def _ranges(order: Iterable[Piece], data: int) -> Iterator[tuple[int, int, Segment | None]]:
     """Start and length of what is copied, None; or of another segment, with it."""
-    for piece in order:
-        begin = data + olds[piece.name].start
-        if new := edits.get(piece.name):
-            for segment in new.segments:
-                placed = segment if isinstance(segment, Fill) else replace(segment, start=segment.start + begin)
-                is_copy = isinstance(placed, Copy)
-                yield 0 if isinstance(placed, Fill) else placed.start, placed.length, None if is_copy else placed
-        else:
-            yield begin, piece.size, None
+    for (old, new), _, size, source, _ in order:
+        if source is not None:
+            yield source, size, None
+        for segment in new.segments if new else ():
+            placed = segment if isinstance(segment, Fill) else replace(segment, start=segment.start + data + old.start)
+            is_copy = isinstance(placed, Copy)
+            yield 0 if isinstance(placed, Fill) else placed.start, placed.length, None if is_copy else placed
 
 
 def _merged(ranges: Iterable[tuple[int, int, Segment | None]]) -> Iterator[Segment]:

@@ -219,6 +219,22 @@ def test_what_a_plan_may_not_do(
     assert str(caught.value.where).startswith(where) and said in str(caught.value.found), caught.value
 
 
+def test_a_module_that_is_like_a_planned_one(tmp_path: Path) -> None:
+    """One of a kind is planned, and the config changes all of them: the others are looked at, too."""
+    (tmp_path / "as_is").mkdir()
+    before, folder = open_model(changed(LLAMA, tmp_path / "as_is", same)), changed(LLAMA, tmp_path, same)
+    per_token(folder)
+    after = open_model(folder)
+    planned = {
+        name: PlannedScheme("tensor", "dynamic") for kind in after.kinds if kind.first.fp8 for name in kind.names
+    }
+    check_plan(before, after, planned)
+    names = max((kind.names for kind in after.kinds if kind.first.fp8), key=len)
+    with pytest.raises(Unsupported, match="change how a module is read") as caught:
+        check_plan(before, after, {name: new for name, new in planned.items() if name not in names[1:]})
+    assert caught.value.where == names[1]
+
+
 def test_a_second_config_that_says_something_else_already(tmp_path: Path) -> None:
     """It stays as it was: no fault of the plan."""
     folder = changed(KV, tmp_path, same)

@@ -24,7 +24,7 @@ def stock(*tensors: tuple[str, int, int] | tuple[str, int, int, int], start: int
 
 
 def names(placement: Placement) -> list[str]:
-    return [piece.name for piece in placement.order]
+    return [piece.tensor for piece in placement.order]
 
 
 def offsets(placement: Placement) -> Iterator[tuple[Piece, int]]:
@@ -114,7 +114,7 @@ def shards(draw: st.DrawFn) -> list[Piece]:
 def test_any_mix_is_complete_aligned_and_counted_right(pieces: list[Piece]) -> None:
     """Every tensor once; a start that keeps data 8-byte aligned; shareable is what blocks there are to share."""
     placement = place(pieces)
-    assert sorted(placement.order, key=lambda piece: piece.name) == sorted(pieces, key=lambda piece: piece.name)
+    assert sorted(placement.order, key=lambda piece: piece.tensor) == sorted(pieces, key=lambda piece: piece.tensor)
     assert (placement.residue or 0) % 8 == 0
     in_order = all(piece.strict for piece in pieces)
     for piece, offset in offsets(placement):
@@ -128,7 +128,7 @@ def test_an_empty_tensor_does_not_part_its_neighbors() -> None:
     names = [("t0", 4, 8192, 8), ("t1", 2, 4096, 8200), ("new", 1, 1, None), ("empty", 4, 0, 12296)]
     pieces = [Piece(name, width, size, source) for name, width, size, source in names]
     placement = place(pieces)
-    assert [piece.name for piece in placement.order] == ["t0", "empty", "t1", "new"]
+    assert [piece.tensor for piece in placement.order] == ["t0", "empty", "t1", "new"]
     assert placement.shareable == 8192
 
 

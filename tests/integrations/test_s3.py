@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote_plus
 
 import pytest
 from click.testing import CliRunner, Result
@@ -196,14 +197,18 @@ def test_an_endpoint_with_a_password(s3: S3Stub, source: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("versions", [False, True])
-def test_keys_of_any_letters(s3: S3Stub, vl: Path, local: dict[str, bytes], versions: bool) -> None:
-    """Spaces, plus, percent, accents; a sibling with the same beginning; more than 1,000 keys; encrypted, versioned."""
+def test_keys_of_any_letters(
+    s3: S3Stub, vl: Path, local: dict[str, bytes], versions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spaces, plus, percent, accents; a sibling with the same beginning; pages of listings, which moto ends after 100
+    keys and AWS after 1,000; encrypted, versioned."""
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", "100")
     client = s3_module._client()
     rule = {"ApplyServerSideEncryptionByDefault": {"SSEAlgorithm": "aws:kms" if versions else "AES256"}}
     client.put_bucket_encryption(Bucket="models", ServerSideEncryptionConfiguration={"Rules": [rule]})
     if versions:
         client.put_bucket_versioning(Bucket="models", VersioningConfiguration={"Status": "Enabled"})
-    prefix, extra = "a b+c%20é/in", 0 if versions else 1001
+    prefix, extra = "a b+c%20é/in", 0 if versions else 201
     files = {**tree(vl), **dict.fromkeys(("x y+z%2B.txt", "ünï.json", "d/e f.txt", "%41.txt"), b"{}")}
     files |= {f"many/{number:04d}.txt": b"" for number in range(extra)}
     behind = s3.behind
@@ -213,6 +218,8 @@ def test_keys_of_any_letters(s3: S3Stub, vl: Path, local: dict[str, bytes], vers
     out = "o ut+%/é"
     for _ in range(2):
         assert run("convert", f"s3://models/{prefix}", f"s3://models/{out}").exit_code == 0
+    later = [unquote_plus(request.query) for request in s3.requests if "continuation-token" in request.query]
+    assert versions or all(any(f"prefix={place}/" in query for query in later) for place in (prefix, out))
     found = download(out)
     assert found.keys() == {*files, "rewrite_manifest.json"}
     assert all(found[name] == data for name, data in files.items() if name not in local)

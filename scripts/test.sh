@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$("${PYTHON:-python3}" scripts/environments.py project)
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS=1 # of each of the two processes: tensors are small, and threads that wait for the other core spin
 unset PYTHONDONTWRITEBYTECODE # tests start hundreds of processes: each would compile all of it again
 
 "$python" -m ruff check .

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -65,6 +64,3 @@ def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Stub]:
         server.sent = server.received = 0
         yield server
         s3_module._client_of.cache_clear()
-        reset = HTTPConnection(url.removeprefix("http://"))
-        reset.request("POST", "/moto-api/reset")
-        reset.getresponse().read()

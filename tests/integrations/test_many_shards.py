@@ -66,7 +66,7 @@ def test_on_the_hub(hub: HubStub, tmp_path: Path) -> None:
 def test_in_a_bucket(s3: S3Stub, tmp_path: Path, what: str, shards: int, requests: float) -> None:
     """Planned with one request a shard and a few more; converted within the store with some for each."""
     large(tmp_path / "in", shards, 6)
-    client = s3.behind()
+    client = s3.behind
     for name, data in tree(tmp_path / "in").items():
         client.put_object(Bucket="models", Key=f"in/{name}", Body=data)
     memory, descriptors = measured("s3://models/in", "s3://models/out", what)

@@ -89,7 +89,7 @@ def test_an_object_that_is_replaced_at_the_very_end(s3: S3Stub, source: Path, mo
 
     def replace(request: Request) -> None:
         if request.method == "PUT" and request.path == moment:
-            s3.behind().put_object(Bucket="models", Key=f"out/{job.name}", Body=b"\xff" * job.size)
+            s3.behind.put_object(Bucket="models", Key=f"out/{job.name}", Body=b"\xff" * job.size)
 
     s3.misbehave = replace
     with pytest.raises(StorageError, match="has not kept what was written"):

@@ -104,7 +104,7 @@ def _alternating(changes: int, weight: int, longer: int = 0) -> ShardPlan:
         (5100, 11 << 20, 0),
         (9600, 10_500_000, 1),
         (20_000, 12 << 20, 100 << 20),
-        (400_000, MIN_PART, 1),
+        (100_000, MIN_PART, 1),
         (MAX_OBJECT // (100 << 20) - 1, 100 << 20, 0),
     ],
 )

@@ -1,15 +1,19 @@
-"""An S3 server (moto) behind a proxy that counts, that knows checksums as AWS does, and that misbehaves when it is told
-to."""
+"""An S3 server (moto) behind one that counts, that knows checksums as AWS does, and that misbehaves when it is told to.
+
+moto's application is called in this process: a second server would cost a connection and a thread for each request.
+"""
 
 from __future__ import annotations
 
 import importlib
+import io
 import re
+import sys
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache, cached_property
 from hashlib import sha256
-from http.client import HTTPConnection
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote
 
@@ -18,8 +22,37 @@ from tests.servers.http import Reply, Request, Server
 _HOP = frozenset({"connection", "transfer-encoding", "content-length", "server", "date"})
 
 
+class _Moto(Server):
+    """moto itself, which checks no signatures."""
+
+    def answer(self, request: Request) -> Reply:
+        from werkzeug.test import run_wsgi_app
+
+        environ = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in request.headers.items()}
+        environ["CONTENT_TYPE"] = environ.pop("HTTP_CONTENT_TYPE", "")
+        uri = quote(request.path) + (f"?{request.query}" if request.query else "")
+        server = {"SERVER_NAME": "127.0.0.1", "SERVER_PORT": "80", "SERVER_PROTOCOL": "HTTP/1.1"}
+        target = {"REQUEST_URI": uri, "RAW_URI": uri, "QUERY_STRING": request.query, "REQUEST_METHOD": request.method}
+        body: dict[str, Any] = {"CONTENT_LENGTH": str(len(request.body)), "wsgi.input": io.BytesIO(request.body)}
+        wsgi = {"wsgi.url_scheme": "http", "wsgi.errors": sys.stderr, "wsgi.multithread": True}
+        path = {"PATH_INFO": request.path.encode().decode("latin-1"), "SCRIPT_NAME": ""}  # as WSGI has it
+        chunks, status, headers = run_wsgi_app(_application(), {**environ, **server, **target, **body, **wsgi, **path})
+        found = {name: value for name, value in headers if name.lower() not in _HOP}
+        if request.method == "HEAD":
+            found["Content-Length"] = headers.get("Content-Length") or "0"
+        return Reply(int(status.split()[0]), b"".join(chunks), found)
+
+
+@cache
+def _application() -> Any:
+    application: Any = importlib.import_module("moto.server").create_backend_app("s3")
+    application.config["PROPAGATE_EXCEPTIONS"] = False  # one of moto's own is an answer with status 500
+    application.logger.disabled = True
+    return application
+
+
 class S3Stub(Server):
-    """A proxy in front of moto, which checks no signatures.
+    """In front of moto.
 
     ``sums``: what it makes of SHA-256 checksums. "all", as AWS; "ignored", as Ceph 16; "refused", as Backblaze B2 did
     and Cloudflare R2 does; "copies without", as LocalStack. What it says of an object, or a part, is that of the bytes
@@ -28,34 +61,30 @@ class S3Stub(Server):
 
     def __init__(self) -> None:
         super().__init__()
-        self._port = 0
+        self._moto = _Moto()
         self.sums: Literal["all", "ignored", "refused", "copies without"] = "all"
 
     @contextmanager
     def running(self) -> Iterator[str]:
-        from moto.server import ThreadedMotoServer
+        backends: Any = importlib.import_module("moto.s3.models").s3_backends
+        with self._moto.running(), super().running() as url:
+            yield url
+        for account in backends.values():
+            account.reset()
 
-        moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-        moto.start()
-        try:
-            self._port = int(moto.get_host_and_port()[1])
-            with super().running() as url:
-                yield url
-        finally:
-            moto.stop()
-
+    @cached_property
     def behind(self) -> Any:
         """A client of moto itself, which may be asked while a request is answered here."""
         boto3: Any = importlib.import_module("boto3")
-        return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{self._port}")
+        return boto3.client("s3", endpoint_url=self._moto.url)
 
     def stored(self, key: str) -> Any:
         """The object of moto itself, whose bytes (``value``) can be changed behind its ETag."""
-        return _bucket().keys[key]
+        return bucket().keys[key]
 
     def part(self, upload: str, number: int) -> Any:
         """A part, as :meth:`stored`."""
-        return _bucket().multiparts[upload].parts[number]
+        return bucket().multiparts[upload].parts[number]
 
     def answer(self, request: Request) -> Reply:
         if self.sums == "ignored":
@@ -71,7 +100,7 @@ class S3Stub(Server):
         if stated and stated != _sum(request.body):
             return _refused("BadDigest", "The SHA256 you specified did not match the calculated checksum.")
         upload = _upload(request)
-        begun = _bucket().multiparts.get(upload) if upload else None
+        begun = bucket().multiparts.get(upload) if upload else None
         if request.method == "POST" and begun is not None and begun.metadata.get("x-amz-checksum-algorithm"):
             for part in re.findall(r"<Part>.*?</Part>", request.body.decode(), re.DOTALL):
                 number = int(re.findall(r"<PartNumber>(\d+)<", part)[0])
@@ -91,32 +120,29 @@ class S3Stub(Server):
             part = self.part(upload, int(parse_qs(request.query)["partNumber"][0]))
             reply.body = reply.body.replace(b"</CopyPartResult>", _element(part.value) + b"</CopyPartResult>")
         elif upload and request.method == "GET":
-            parts = {str(number): part for number, part in _bucket().multiparts[upload].parts.items()}
+            parts = {str(number): part for number, part in bucket().multiparts[upload].parts.items()}
             reply.body = re.sub(
                 rb"<PartNumber>(\d+)</PartNumber>", lambda m: m[0] + _element(parts[m[1].decode()].value), reply.body
             )
         elif request.method == "HEAD" and "x-amz-checksum-mode" in request.headers:
             reply.headers = {k: v for k, v in reply.headers.items() if not k.lower().startswith("x-amz-checksum-")}
-            reply.headers["x-amz-checksum-sha256"] = _of_object(_bucket().keys[request.path.split("/", 2)[2]])
+            reply.headers["x-amz-checksum-sha256"] = _of_object(bucket().keys[request.path.split("/", 2)[2]])
         return reply
 
     def _passed(self, request: Request) -> Reply:
-        connection = HTTPConnection("127.0.0.1", self._port)
-        path = quote(request.path) + (f"?{request.query}" if request.query else "")
-        connection.request(request.method, path, request.body, dict(request.headers))
-        found = connection.getresponse()
-        body = found.read()
-        headers = {name: value for name, value in found.getheaders() if name.lower() not in _HOP}
-        if request.method == "HEAD":
-            headers["Content-Length"] = found.getheader("Content-Length") or "0"
-        connection.close()
-        upload = _upload(request)
-        if found.status == 500 and upload and upload not in _bucket().multiparts:  # moto's KeyError
+        reply, upload = self._moto.answer(request), _upload(request)
+        if reply.status == 500 and upload and upload not in bucket().multiparts:  # moto's KeyError
             return _refused("NoSuchUpload", "The specified multipart upload does not exist.", 404)
-        return Reply(found.status, body, headers)
+        return reply
 
 
-def _bucket() -> Any:
+def objects() -> dict[str, bytes]:
+    """What is in the bucket ``models``, by key; of versions the last, where it is not a deletion."""
+    return {name: key.value for name, key in bucket().keys.items() if hasattr(key, "value")}
+
+
+def bucket() -> Any:
+    """The bucket ``models`` of moto itself."""
     backends: Any = importlib.import_module("moto.s3.models").s3_backends
     return backends["123456789012"]["aws"].buckets["models"]
 

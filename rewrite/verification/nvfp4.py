@@ -76,7 +76,7 @@ def _codes_differ(
     if reading is not None:
         return not reading.same(info.name) and not same_bytes(source, out, info)
     return not all(
-        np.array_equal(*(read_rows(each, info.name, runs) for each in (source, out)))
+        np.array_equal(read_rows(source, info.name, runs), read_rows(out, info.name, runs))
         for runs in in_chunks(sample.of(module.name, module.partition))
     )
 

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from typing import TypedDict
+from typing import Any
 
 from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.storage import Storage
@@ -104,16 +104,6 @@ def make_plan(
     return planner.make_plan(model, choice.profile, selection, kv_scales, choice.chosen, choice.notes, choice.checked)
 
 
-class Wanted(TypedDict):
-    """What a conversion is to make: arguments of :func:`make_plan`."""
-
-    profile: str | None
-    selection: Selection | None
-    kv_scales: KvScales
-    engines: Collection[Loader]
-    platform: str
-
-
 def plan_conversion(
     src: Address,
     dst: str | os.PathLike[str],
@@ -131,12 +121,16 @@ def plan_conversion(
     """What :func:`convert` would do, to be carried out in parts: ``run_part`` of the result, also on other machines,
     then ``finish``. ``save`` and ``Conversion.load`` bring it there. Arguments and errors as of :func:`convert`.
     """
+    make = partial(
+        make_plan, profile=profile, selection=selection, kv_scales=kv_scales, engines=engines, platform=platform
+    )
+    return _planned(make, src, dst, overwrite=overwrite, copy=copy, created=created, create_pr=create_pr)
+
+
+def _planned(make: Callable[[Checkpoint], Plan], src: Address, dst: str | os.PathLike[str], **how: Any) -> Conversion:
     scheme_of(dst)  # refuses what is not written, before anything is read
     storage = open_storage(src)
-    plan = make_plan(open_checkpoint(storage), profile, selection, kv_scales, engines, platform)
-    return Conversion(
-        plan, address_of(storage), absolute(dst), overwrite, copy, created, create_pr=create_pr, storage=storage
-    )
+    return Conversion(make(open_checkpoint(storage)), address_of(storage), absolute(dst), storage=storage, **how)
 
 
 def convert(
@@ -181,15 +175,14 @@ def convert(
     written), :class:`rewrite.errors.UsageError` for arguments that make no sense and
     :class:`rewrite.errors.StorageError` when reading or writing fails.
     """
-    what = Wanted(profile=profile, selection=selection, kv_scales=kv_scales, engines=engines, platform=platform)
-    conversion = plan_conversion(
-        src, dst, **what, overwrite=overwrite, copy=copy,
-        created=created, create_pr=create_pr,
-    )  # fmt: skip
+    make = partial(
+        make_plan, profile=profile, selection=selection, kv_scales=kv_scales, engines=engines, platform=platform
+    )
+    conversion = _planned(make, src, dst, overwrite=overwrite, copy=copy, created=created, create_pr=create_pr)
     if on_plan is not None:
         on_plan(conversion.plan)
     if executor is None:
-        conversion = conversion.downloaded(workers, progress, partial(make_plan, **what))
+        conversion = conversion.downloaded(workers, progress, make)
     return conversion.publish(workers, progress, executor, check)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import rewrite
 from rewrite import card
-from rewrite.checkpoint.checkpoint import read_checkpoint
+from rewrite.checkpoint.checkpoint import Checkpoint, read_checkpoint
 from rewrite.checkpoint.local import LocalDirectory, io_errors, open_regular
 from rewrite.checkpoint.storage import Storage
 from rewrite.cli.common import say
@@ -39,7 +39,8 @@ class Card:
         """The card of ``found``, which holds."""
         from rewrite.report.card import card as text_of
 
-        text, keys = text_of(found, self._done(source)), self._keys(source)
+        out = read_checkpoint(LocalDirectory(self._folder))
+        text, keys = text_of(found, _done(source, out)), _keys(source, out)
         new = card.new(text, keys) if self._before is None else card.insert(self._before, text, keys)
         if self._read() != self._before:
             raise StorageError("README.md changed while OUT was verified", where=str(self._path), hint="verify again")
@@ -51,22 +52,23 @@ class Card:
         with open_regular(self._path) as file:
             return file.read(0, card.MAX_BYTES + 1)  # insert() refuses what is longer
 
-    def _done(self, source: Storage) -> str:
-        place = place_of(source)
-        old = f"{place.name} on the Hugging Face hub" if place.commit else "the checkpoint that it was made from"
-        out = read_checkpoint(LocalDirectory(self._folder))
-        words = held_to(out)[1]
-        if MANIFEST_NAME not in out.files or profile_of(out)[0] not in rewrite.PROFILES:
-            return f"Compared with {old}, as profile {words}."
-        return f"Written by rewrite convert, as its manifest says ({words}), and compared with {old}."
 
-    def _keys(self, source: Storage) -> card.Keys | None:
-        place = place_of(source)
-        model = place.name.partition("@")[0]
-        if place.commit is None or not card.MODEL.fullmatch(model):
-            return None
-        quantized = bool(quantization_of(read_checkpoint(LocalDirectory(self._folder))))
-        return card.Keys(model, quantized)
+def _done(source: Storage, out: Checkpoint) -> str:
+    """What was done, in a sentence."""
+    place = place_of(source)
+    old = f"{place.name} on the Hugging Face hub" if place.commit else "the checkpoint that it was made from"
+    words = held_to(out)[1]
+    if MANIFEST_NAME not in out.files or profile_of(out)[0] not in rewrite.PROFILES:
+        return f"Compared with {old}, as profile {words}."
+    return f"Written by rewrite convert, as its manifest says ({words}), and compared with {old}."
+
+
+def _keys(source: Storage, out: Checkpoint) -> card.Keys | None:
+    place = place_of(source)
+    model = place.name.partition("@")[0]
+    if place.commit is None or not card.MODEL.fullmatch(model):
+        return None
+    return card.Keys(model, bool(quantization_of(out)))
 
 
 def finish(card: Card | None, source: Storage, found: rewrite.Verification) -> None:

@@ -106,7 +106,7 @@ def main() -> None:
     help="Exit with 1 from this on: garbled output, engines that fail, lost precision, what is not known.",
 )
 @workers_option
-@reports.report_option("it")
+@reports.report_option(f"it {reports.AS_PAGE}")
 @endpoint_option
 @click.option(
     "--format",
@@ -269,7 +269,7 @@ def convert(
 @platform_option(None)
 @workers_option
 @cluster_option
-@reports.report_option("the verdict, charts and all numbers")
+@reports.report_option(f"the verdict, charts and all numbers {reports.AS_PAGE}")
 @endpoint_option
 @click.option(
     "--attest", "attest_file", type=click.Path(path_type=Path, dir_okay=False),

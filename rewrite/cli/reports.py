@@ -29,10 +29,13 @@ from rewrite.wording import count, nbytes
 _ON_HUB = re.compile(r"(?P<model>[^/@]+/[^/@]+)@(?P<commit>[0-9a-f]{40})")
 
 
+AS_PAGE = "as a page (FILE.html) or Markdown with images (FILE.md); needs rewrite[report]"
+
+
 def report_option(what: str) -> Callable[[Any], Any]:
     return click.option(
         "--report", "report_file", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-        help=f"Also write {what} as a page (FILE.html) or Markdown with images (FILE.md); needs rewrite[report].",
+        help=f"Also write {what}.",
     )  # fmt: skip
 
 

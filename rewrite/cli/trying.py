@@ -66,18 +66,9 @@ def question_of(given: dict[str, Any]) -> Question:
 @click.argument("checkpoint", metavar="CHECKPOINT", type=Address(file_okay=False))
 @engine_options
 @click.option(
-    "--against",
-    metavar="OUT",
-    type=Address(file_okay=False),
-    help="Try OUT, too, which is CHECKPOINT converted.",
+    "--against", metavar="OUT", type=Address(file_okay=False), help="Try OUT, too, which is CHECKPOINT converted."
 )
-@click.option(
-    "--report",
-    "report_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Also write a page (FILE.html, FILE.md; needs rewrite[report]), or all numbers, no weights (FILE.json).",
-)
+@reports.report_option("a page (FILE.html, FILE.md; needs rewrite[report]), or all numbers, no weights (FILE.json)")
 @json_option
 @verbose_option
 @quiet_option

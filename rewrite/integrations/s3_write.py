@@ -7,12 +7,12 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from rewrite.checkpoint.concurrent import in_order
 from rewrite.checkpoint.storage import FileId, Storage
 from rewrite.errors import StorageError, UsageError
 from rewrite.integrations.remote import RemoteStorage
@@ -192,13 +192,8 @@ class ObjectWriter(Writer):
                 upload.copy(run, _copy_source(source, job), job.source.tag)
             advance(sum(run.sizes))
 
-        with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
-            futures = [pool.submit(write, run) for run in runs]
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                pool.shutdown(cancel_futures=True)
+        for _ in in_order(write, runs, _AT_ONCE):
+            pass
 
     def _put(self, upload: Upload, run: PutParts, job: Job) -> None:
         """Upload the bytes of a run, in parts of the planned sizes."""

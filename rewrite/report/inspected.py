@@ -145,10 +145,8 @@ def _advice(advice: Advice) -> Iterator[str]:
 def _findings(found: Inspection) -> Section | None:
     if not found.findings:
         return None
-    rows, cut = limited(
-        [(Colored("wrong"), clean(f.what), clean(f.where)) for f in found.findings], f"{_JSON} lists all `findings`"
-    )
-    table = Table("Faults", ("", "what", "where"), rows, cut, labels=2)
+    rows = tuple((Colored("wrong"), clean(f.what), clean(f.where)) for f in found.findings)
+    table = limited(Table("Faults", ("", "what", "where"), rows, labels=2), f"{_JSON} lists all `findings`")
     hints = dict.fromkeys(clean(fault.next) for fault in found.findings if fault.next)
     lines = tuple(f"What to do: {hint}." for hint in list(hints)[:_MAX_HINTS])
     return Section("Wrong in the checkpoint", tables=(table,), lines=lines, brief=True)

@@ -151,10 +151,10 @@ def _tables(numbers: Sequence[PartitionNumbers], shown: Sequence[_Kind]) -> Iter
         columns = ("group", "partition", *_COLUMNS, "bound")
         yield Table(f"Each partition: {count(len(each), 'row')}", columns, each, _USED, numbers=2, folded=True)
         return
-    rows, cut = limited([row for kind in shown for row in _layer_rows(kind)], WHERE)
+    rows = tuple(row for kind in shown for row in _layer_rows(kind))
     note = f"{len(numbers):,} partitions by layer: median and largest error of each layer. Each on its own: {WHERE}."
     heads = ("layer", "partitions", *(f"{name}, {which}" for name in _COLUMNS for which in ("median", "largest")))
-    yield Table("Error by layer", heads, rows, f"{note} {cut}".strip(), numbers=1, folded=True)
+    yield limited(Table("Error by layer", heads, rows, note, numbers=1, folded=True), WHERE)
 
 
 def _cells(row: PartitionNumbers) -> tuple[str, ...]:

@@ -6,8 +6,8 @@ All text is plain: whoever renders it escapes it. Names come from strangers' fil
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from rewrite.errors import printable
@@ -172,12 +172,13 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4g}"
 
 
-def limited(rows: Sequence[tuple[Cell, ...]], where: str) -> tuple[tuple[tuple[Cell, ...], ...], str]:
-    """At most :data:`MOST_ROWS` of ``rows``, and the sentence that says what was left out and ``where`` it is."""
-    left_out = len(rows) - MOST_ROWS
-    if left_out <= 0:
-        return tuple(rows), ""
-    return tuple(rows[:MOST_ROWS]), f"The first {MOST_ROWS} of {len(rows):,} rows; {left_out:,} are left out: {where}."
+def limited(table: Table, where: str) -> Table:
+    """At most :data:`MOST_ROWS` rows of it. The note then says what was left out and ``where`` it is."""
+    rows = len(table.rows)
+    if rows <= MOST_ROWS:
+        return table
+    cut = f"The first {MOST_ROWS} of {rows:,} rows; {rows - MOST_ROWS:,} are left out: {where}."
+    return replace(table, rows=table.rows[:MOST_ROWS], note=f"{table.note} {cut}".strip())
 
 
 def _range(series: Series) -> str:

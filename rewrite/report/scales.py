@@ -107,13 +107,13 @@ def _tables(found: Sequence[_Kind], whose: str, where: str) -> Iterator[Table]:
     shown = [kind for kind in found if any(p.scale is not None for _, group in kind.members for p in group.partitions)]
     groups = sum(len(kind.members) for kind in shown)
     if groups > MOST_ROWS:
-        rows, cut = limited([row for kind in shown for row in _layer_rows(kind)], where)
         note = (
-            f"{groups:,} groups by layer: smallest, median and largest scale of a partition, and the largest max/min."
+            f"{groups:,} groups by layer: smallest, median and largest scale of a partition, and the largest max/min. "
+            f"Each group on its own: {where}."
         )
         columns = ("layer", "groups", "with one scale a partition", "smallest", "median", "largest", "max/min, most")
-        text = f"{note} Each group on its own: {where}. {cut}".strip()
-        yield Table(f"Scales of {whose} by layer", columns, rows, text, numbers=1, folded=True)
+        rows = tuple(row for kind in shown for row in _layer_rows(kind))
+        yield limited(Table(f"Scales of {whose} by layer", columns, rows, note, numbers=1, folded=True), where)
         return
     for kind in shown:
         names = tuple(dict.fromkeys(clean(p.name) for _, group in kind.members for p in group.partitions))

@@ -166,13 +166,13 @@ def _closing(tried: Tried) -> Iterator[Cell]:
 
 
 def _all_layers(trials: Sequence[Trial], name: str) -> Section | None:
-    rows = [_layer(each) for trial in trials for each in trial.verdict.layers]
+    rows = tuple(_layer(each) for trial in trials for each in trial.verdict.layers)
     if not rows:
         return None
-    kept, cut = limited(rows, f"{_JSON} lists all of them")
     columns = ("module", "parameter", "outcome", "worst", "off by", "read from")
     title = f"All layers of {name}" if name else "All layers"
-    return Section(title, tables=(Table(title, columns, kept, cut, folded=len(rows) > 12),))
+    table = Table(title, columns, rows, folded=len(rows) > 12)
+    return Section(title, tables=(limited(table, f"{_JSON} lists all of them"),))
 
 
 def _layer(each: LayerVerdict) -> tuple[Cell, ...]:

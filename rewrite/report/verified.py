@@ -157,10 +157,8 @@ def _files(found: Verification) -> Section:
         if any(check.summary == NOT_OPENED for check in found.checks):
             reason = NOT_OPENED
         return Section("Files", (f"SHA-256 of the files: not noted; {reason}.",))
-    rows, cut = limited(
-        [(clean(name), sha) for name, sha in found.digests.items()], f"{_JSON} lists all of them under `digests`"
-    )
-    total = len(found.digests)
-    note = f"SHA-256 of each file of OUT, of the bytes that were compared. {cut}".strip()
-    title = f"{count(total, 'file')} of OUT"
-    return Section("Files", tables=(Table(title, ("file", "SHA-256"), rows, note, folded=total > 12, code=True),))
+    rows = tuple((clean(name), sha) for name, sha in found.digests.items())
+    note = "SHA-256 of each file of OUT, of the bytes that were compared."
+    title = f"{count(len(rows), 'file')} of OUT"
+    table = Table(title, ("file", "SHA-256"), rows, note, folded=len(rows) > 12, code=True)
+    return Section("Files", tables=(limited(table, f"{_JSON} lists all of them under `digests`"),))

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rewrite.checkpoint.checkpoint import Checkpoint
+from rewrite.checkpoint.forms import Form
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.errors import Unsupported, UsageError
 from rewrite.quantization.dtypes import decode
 
 _LAYER = re.compile(r"^(.*?\b(?:layers|h|blocks))\.(\d+)\.(.+)$")
-_NUMBER = re.compile(r"\d+")
 _AT_ONCE = 1 << 29  # weights that are loaded at once: 2 GiB without quantization
 
 
@@ -59,12 +59,9 @@ def _stacks(checkpoint: Checkpoint) -> dict[str, tuple[dict[int, list[str]], int
 
 
 def _auto(checkpoint: Checkpoint, layers: dict[int, list[str]]) -> set[int]:
-    kinds: dict[frozenset[tuple[str, str, tuple[int, ...]]], int] = {}
-    for layer in sorted(layers):
-        held = (checkpoint.tensors[name] for name in layers[layer])
-        # A kind of layer: experts count once, whatever their numbers are.
-        kind = frozenset((_NUMBER.sub("N", _last(info.name)), info.dtype, tuple(info.shape)) for info in held)
-        kinds.setdefault(kind, layer)
+    kinds: dict[frozenset[Form], int] = {}
+    for layer in sorted(layers):  # of a kind: experts count once, whatever their numbers are
+        kinds.setdefault(frozenset(checkpoint.forms[name.rpartition(".")[0]] for name in layers[layer]), layer)
     return {*kinds.values(), min(layers), max(layers), _worst(checkpoint, layers)}
 
 

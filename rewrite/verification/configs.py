@@ -192,9 +192,9 @@ LEFT_ALONE = ("ignore", "exclude_modules", "ignored_layers", "modules_to_not_con
 Schemes = CompressedTensorsSchemes | QuarkSchemes | OtherSchemes
 
 
-def path_of(checkpoint: Checkpoint) -> tuple[str, ...] | None:
+def path_of(config: Mapping[str, Any]) -> tuple[str, ...] | None:
     """The keys that lead to the quantization part of config.json; None where it has none."""
-    return next((path for path in PLACES if isinstance(value_at(checkpoint.config.value, path), dict)), None)
+    return next((path for path in PLACES if isinstance(value_at(config, path), dict)), None)
 
 
 def value_at(value: Any, path: tuple[str, ...]) -> Any:
@@ -206,7 +206,7 @@ def value_at(value: Any, path: tuple[str, ...]) -> Any:
 
 def quantization_of(checkpoint: Checkpoint) -> dict[str, Any]:
     """The quantization part that counts: config.json's, else ModelOpt's own file's, else none."""
-    path = path_of(checkpoint)
+    path = path_of(checkpoint.config.value)
     if path is not None:
         value: dict[str, Any] = value_at(checkpoint.config.value, path)
         return value

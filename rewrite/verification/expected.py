@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from rewrite.checkpoint.bounded_json import read_members
 from rewrite.checkpoint.checkpoint import Checkpoint
@@ -160,15 +161,19 @@ def in_checkpoint(group: FusedGroup, checkpoint: Checkpoint) -> FusedGroup:
 def profile_of(out: Checkpoint) -> tuple[str, Selection, bool]:
     """Profile and selection by OUT's manifest, and whether the scales of the KV cache were dropped. One that is not
     ours, or broken: the strictest reading."""
-    try:
-        keys = ("profile", "selection", "kv_scales")
-        stated = read_members(out.storage, MANIFEST_NAME, keys) if MANIFEST_NAME in out.files else {}
-    except Refused:
-        stated = {}
+    stated = _stated(out, "profile", "selection", "kv_scales")
     if not isinstance(stated.get("profile"), str) or "selection" not in stated:
         return "exact", "qkvz", False
     selection: Selection = "all" if stated["selection"] == "all" else "qkvz"
     return stated["profile"], selection, stated.get("kv_scales") == "dropped"
+
+
+def _stated(out: Checkpoint, *keys: str) -> dict[str, Any]:
+    """What OUT's manifest says under some keys; nothing where there is none, or one that is broken."""
+    try:
+        return read_members(out.storage, MANIFEST_NAME, keys) if MANIFEST_NAME in out.files else {}
+    except Refused:
+        return {}
 
 
 def chosen_of(out: Storage) -> tuple[tuple[str, ...], str]:
@@ -189,12 +194,7 @@ def _plain_layers(source: Checkpoint) -> frozenset[str]:
 
 def mended_of(out: Checkpoint) -> frozenset[str]:
     """The faults of IN's config that a conversion mended, by OUT's manifest."""
-    if MANIFEST_NAME not in out.files:
-        return frozenset()
-    try:
-        stated = read_members(out.storage, MANIFEST_NAME, ("mended",)).get("mended")
-    except Refused:
-        return frozenset()
+    stated = _stated(out, "mended").get("mended")
     return frozenset(stated) if isinstance(stated, dict) else frozenset()
 
 

@@ -25,6 +25,7 @@ from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.promise import Promise
 from rewrite.verification.packed import Norm, PackedLayer, PackedModule, read_value
+from rewrite.verification.reader import in_chunks, read_rows
 from rewrite.verification.reading import Reading
 from rewrite.verification.sample import Sample
 from rewrite.verification.values import Bytes, Values, code_values, decode
@@ -74,14 +75,9 @@ def _codes_differ(
     info = module.codes
     if reading is not None:
         return not reading.same(info.name) and not same_bytes(source, out, info)
-    row = info.nbytes // max(info.shape[0], 1)
-    runs = sample.of(module.name, module.partition)
-    return any(
-        one != other
-        for run in runs
-        for one, other in zip(
-            *(chunks(each, info, run.start * row, run.stop * row) for each in (source, out)), strict=True
-        )
+    return not all(
+        np.array_equal(read_rows(source, info.name, runs), read_rows(out, info.name, runs))
+        for runs in in_chunks(sample.of(module.name, module.partition))
     )
 
 
@@ -134,7 +130,7 @@ def rescaled(module: PackedModule, source: Checkpoint, out: Checkpoint, old: flo
 def _code_pairs(module: PackedModule, source: Checkpoint, out: Checkpoint) -> tuple[Values, Values, Values]:
     """Which block scales of IN became which of OUT, and how often."""
     seen = np.zeros(1 << 16, np.int64)
-    for one, other in zip(chunks(source, module.blocks), chunks(out, module.blocks), strict=True):
+    for one, other in zip(_chunks(source, module.blocks), _chunks(out, module.blocks), strict=True):
         pairs = np.frombuffer(one, np.uint8).astype(np.uint16) << 8 | np.frombuffer(other, np.uint8)
         seen += np.bincount(pairs, minlength=1 << 16)
     pairs = np.flatnonzero(seen)
@@ -196,20 +192,19 @@ def _half_a_unit(values: Values, dtype: str) -> Values:
 
 
 def _values(checkpoint: Checkpoint, info: TensorInfo) -> Values:
-    raw: Bytes = np.frombuffer(b"".join(chunks(checkpoint, info)), np.uint8)
+    raw: Bytes = np.frombuffer(b"".join(_chunks(checkpoint, info)), np.uint8)
     return decode(info.dtype, raw).astype(np.float64)
 
 
-def chunks(checkpoint: Checkpoint, info: TensorInfo, first: int = 0, last: int | None = None) -> Iterator[bytes]:
-    """The bytes of a tensor of this name, or those from ``first`` to ``last``, a few MB at a time."""
+def _chunks(checkpoint: Checkpoint, info: TensorInfo) -> Iterator[bytes]:
+    """The bytes of the tensor of this name, a few MB at a time."""
     own = checkpoint.tensors[info.name]
     start = checkpoint.shards[own.shard].header.size + own.start
-    stop = own.nbytes if last is None else last
     with checkpoint.storage.open(own.shard) as file:
-        for offset in range(first, stop, _CHUNK):
-            yield file.read(start + offset, min(_CHUNK, stop - offset))
+        for offset in range(0, own.nbytes, _CHUNK):
+            yield file.read(start + offset, min(_CHUNK, own.nbytes - offset))
 
 
 def same_bytes(source: Checkpoint, out: Checkpoint, info: TensorInfo) -> bool:
     """Whether a tensor of this name is the same bytes in both."""
-    return all(a == b for a, b in zip(chunks(source, info), chunks(out, info), strict=True))
+    return all(a == b for a, b in zip(_chunks(source, info), _chunks(out, info), strict=True))

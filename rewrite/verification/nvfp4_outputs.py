@@ -8,33 +8,27 @@ rescaling can explain; a module that was folded is that much larger, which ``nvf
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.verification import gemm
-from rewrite.verification.nvfp4 import chunks, multiplier, same_bytes
+from rewrite.verification.nvfp4 import multiplier, same_bytes
 from rewrite.verification.packed import PackedLayer, PackedModule, read_value
+from rewrite.verification.reader import read_rows
 from rewrite.verification.result import PartitionNumbers, Settings
 from rewrite.verification.sample import Sample
 
-_LAYERS = 256  # of experts there may be 100,000: the weights of all of them are compared
 _BLOCK = 16
 _VALUES = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6], dtype=torch.float64)  # of E2M1
 _BETWEEN = (_VALUES[:-1] + _VALUES[1:]) / 2  # ties go to the even code
 _LARGEST = 448 * 6  # of activations, in units of their global scale
 
 
-def choose_layers(layers: tuple[PackedLayer, ...], seed: int) -> tuple[PackedLayer, ...]:
-    """The layers to multiply: all, or a sample."""
-    return layers if len(layers) <= _LAYERS else tuple(random.Random(seed).sample(layers, _LAYERS))
-
-
 def packed_numbers(
-    source: Checkpoint, out: Checkpoint, layers: tuple[PackedLayer, ...], settings: Settings, sample: Sample
+    source: Checkpoint, out: Checkpoint, layers: Iterable[PackedLayer], settings: Settings, sample: Sample
 ) -> Iterator[PartitionNumbers]:
     """A row for each module. Numbers of weights, too, are about the sampled rows."""
     for number, layer in enumerate(layers):
@@ -108,18 +102,12 @@ def _numbers(
 
 def _rows(checkpoint: Checkpoint, module: PackedModule, rows: tuple[range, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     """The values of the codes and of the block scales of some rows, both [n, K] float64."""
-    half, blocks = module.codes.shape[1], module.blocks.shape[1]
-    raw = _read(checkpoint, module.codes.name, half, rows)
+    raw, blocks = (
+        torch.from_numpy(read_rows(checkpoint, info.name, rows).copy()) for info in (module.codes, module.blocks)
+    )
     codes = torch.stack((raw & 15, raw >> 4), -1).reshape(len(raw), -1)  # two codes a byte, the low one first
     values = _VALUES[(codes & 7).long()] * torch.where(codes >= 8, -1.0, 1.0).double()
-    scales = _read(checkpoint, module.blocks.name, blocks, rows).view(torch.float8_e4m3fn).double()
-    return values, scales.repeat_interleave(_BLOCK, 1)
-
-
-def _read(checkpoint: Checkpoint, name: str, row: int, rows: tuple[range, ...]) -> torch.Tensor:
-    info = checkpoint.tensors[name]
-    raw = b"".join(part for run in rows for part in chunks(checkpoint, info, run.start * row, run.stop * row))
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(-1, row)
+    return values, blocks.view(torch.float8_e4m3fn).double().repeat_interleave(_BLOCK, 1)
 
 
 def quantized(x: torch.Tensor, scale: float) -> torch.Tensor:

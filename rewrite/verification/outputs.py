@@ -12,7 +12,6 @@ IN. They are then judged against the product of OUT's own activations with the t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
@@ -27,11 +26,11 @@ from rewrite.quantization.groups import FusedGroup, Partition
 from rewrite.verification import configs, gemm
 from rewrite.verification.counts import CodeCounts, count_codes
 from rewrite.verification.expected import Expected, has_blocks, in_checkpoint
-from rewrite.verification.nvfp4_outputs import choose_layers, packed_numbers
+from rewrite.verification.nvfp4_outputs import packed_numbers
 from rewrite.verification.oracle import Scaled, Server, all_codes, as_rows, rounded
 from rewrite.verification.reader import ROWS, GroupReader
 from rewrite.verification.result import Check, PartitionNumbers, Settings, judge, skip
-from rewrite.verification.sample import Sample
+from rewrite.verification.sample import Sample, draw
 from rewrite.verification.sums import OutputSums, WeightErrors
 from rewrite.verification.weights import Different
 
@@ -40,7 +39,6 @@ Schemes = tuple[configs.Schemes, configs.Schemes]
 #: By module and partition.
 Counts = Mapping[tuple[str, str], CodeCounts]
 _ROWS_ON_CPU = 64  # at a time: what is made of them stays in the processor's cache
-_SINGLE_LAYERS = 256  # of those that no engine fuses: the weights of all of them are compared
 
 
 @dataclass(frozen=True)
@@ -81,8 +79,7 @@ def choose_groups(groups: tuple[FusedGroup, ...], seed: int) -> tuple[FusedGroup
     requantizes these, so that the weights are equal says all."""
     fused = [group for group in groups if not has_blocks(group)]
     single = [group.name for group in fused if len(group.modules) == 1 and len(group.modules[0].partitions) == 1]
-    drawn = set(single if len(single) <= _SINGLE_LAYERS else random.Random(seed).sample(single, _SINGLE_LAYERS))
-    left_out = set(single) - drawn
+    left_out = set(single).difference(draw(single, seed))
     return tuple(group for group in fused if group.name not in left_out)
 
 
@@ -111,7 +108,7 @@ class Multiplication:
     ) -> None:
         self._source, self._out, self._settings, self._sample = source, out, settings, sample
         self._groups = choose_groups(expected.groups, settings.seed)
-        self._layers = choose_layers(expected.packed, settings.seed)
+        self._layers = draw(expected.packed, settings.seed)
         self.counters = {} if settings.quick else dict(watch_codes(source, self._groups, sample))
 
     def check(
@@ -193,7 +190,7 @@ class GroupTask:
     def numbers(self, counter: Counter | None = None) -> list[PartitionNumbers]:
         """A row for each partition."""
         with _one_thread():
-            return list(_Group(self).numbers(self.chosen, counter or Counter(0, None)))
+            return list(_Group(self).numbers(counter or Counter(0, None)))
 
 
 def _only(checkpoint: Checkpoint, group: FusedGroup) -> Checkpoint:
@@ -222,7 +219,7 @@ class _Group:
 
     def __init__(self, task: GroupTask) -> None:
         group, settings = task.group, task.settings
-        self._group, self._device = group, settings.device
+        self._group, self._device, self._chosen = group, settings.device, task.chosen
         self._before, self._after = GroupReader(task.source, group), GroupReader(task.out, task.converted)
         input_scale = self._before.input_scale() if task.static[0] else None
         columns = group.modules[0].weight.shape[1]
@@ -241,14 +238,13 @@ class _Group:
             "out": Server(self._after, self._after.slots(every_slot=settings.every_slot)),
         }
 
-    def numbers(self, chosen: RowsToMultiply, counter: Counter) -> Iterator[PartitionNumbers]:
+    def numbers(self, counter: Counter) -> Iterator[PartitionNumbers]:
         """A row for each partition."""
         for slot, (partition, module) in enumerate(self._before.partitions()):
-            yield self._partition(slot, partition, module, chosen, counter)
+            yield self._partition(slot, partition, module, counter)
 
-    def _partition(
-        self, slot: int, partition: Partition, module: str, chosen: RowsToMultiply, counter: Counter
-    ) -> PartitionNumbers:
+    def _partition(self, slot: int, partition: Partition, module: str, counter: Counter) -> PartitionNumbers:
+        chosen = self._chosen
         sums, errors = OutputSums(self._device, self._alike), WeightErrors()
         differ = chosen.different.get((module, partition.name))
         every = None if differ else _every_code(self._before, self._after, module, partition)

@@ -5,7 +5,7 @@ Written a second time: shares no layout code with ``convert``, so that one canno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,32 @@ class ScaleTable:
             return self.values[rows.start : rows.stop, None]
         of_rows = self.values[np.arange(rows.start, rows.stop) // self.block[0]]
         return of_rows[:, np.arange(self.columns) // self.block[1]]
+
+
+def read_rows(checkpoint: Checkpoint, name: str, runs: Sequence[range]) -> Bytes:
+    """[n, bytes of a row]: some rows of a tensor, as stored."""
+    info, count = checkpoint.tensors[name], sum(map(len, runs))
+    size = info.nbytes // info.shape[0] if info.shape[0] else 0
+    start = checkpoint.shards[info.shard].header.size + info.start
+    with checkpoint.storage.open(info.shard) as file:
+        raw = b"".join([file.read(start + run.start * size, len(run) * size) for run in runs])
+    if len(raw) != count * size:
+        raise StorageError("A shard shrank while it was read", where=f"{info.shard}: {name}")
+    return np.frombuffer(raw, np.uint8).reshape(count, size)
+
+
+def in_chunks(rows: Iterable[range], most: int = ROWS) -> Iterator[list[range]]:
+    """Rows to be read together, at ``most`` so many; several short runs of them come together."""
+    pending: list[range] = []
+    for run in rows:
+        for start in range(run.start, run.stop, most):
+            piece = range(start, min(start + most, run.stop))
+            if sum(map(len, pending)) + len(piece) > most:
+                yield pending
+                pending = []
+            pending.append(piece)
+    if pending:
+        yield pending
 
 
 class GroupReader:
@@ -125,29 +151,11 @@ class GroupReader:
         return all(module.scale is None and module.block_scale is None for module in self.group.modules)
 
     def chunks(self, module: str, rows: Iterable[range], most: int = ROWS) -> Iterator[StoredRows]:
-        """These rows of a module, at ``most`` so many at a time; several short runs of rows come together."""
-        pending: list[range] = []
-        for run in rows:
-            for start in range(run.start, run.stop, most):
-                piece = range(start, min(start + most, run.stop))
-                if sum(map(len, pending)) + len(piece) > most:
-                    yield self._stored(module, pending)
-                    pending = []
-                pending.append(piece)
-        if pending:
-            yield self._stored(module, pending)
-
-    def _stored(self, module: str, runs: list[range]) -> StoredRows:
+        """These rows of a module, at ``most`` so many at a time."""
         info = self._checkpoint.tensors[self.module(module).weight.name]
-        size = info.nbytes // info.shape[0] if info.shape[0] else 0
-        data = self._checkpoint.shards[info.shard].header.size + info.start
-        with self._checkpoint.storage.open(info.shard) as file:
-            pieces = [file.read(data + run.start * size, len(run) * size) for run in runs]
-        raw = np.frombuffer(b"".join(pieces), np.uint8)
-        if raw.size != sum(map(len, runs)) * size:
-            raise StorageError("A shard shrank while it was read", where=f"{info.shard}: {info.name}")
-        scale = [self.scale_table(module).of(run) for run in runs]
-        return StoredRows(info.dtype, raw.reshape(-1, size), np.concatenate(scale))
+        for runs in in_chunks(rows, most):
+            scale = [self.scale_table(module).of(run) for run in runs]
+            yield StoredRows(info.dtype, read_rows(self._checkpoint, info.name, runs), np.concatenate(scale))
 
     def input_scale(self) -> float | None:
         """The scale that the fused layer quantizes its input with: engines take the largest of the modules'."""

@@ -7,14 +7,22 @@ the kernels what all of them would. Rows are taken in runs of 8, which one read 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 from rewrite.quantization.groups import Partition
 
 DEFAULT_ROWS = 256
 _RUN = 8
+_LAYERS = 256  # of experts there may be 100,000: the weights of all of them are compared
+_Layer = TypeVar("_Layer")
+
+
+def draw(layers: Sequence[_Layer], seed: int) -> Sequence[_Layer]:
+    """The layers to multiply: all, or some of many."""
+    return layers if len(layers) <= _LAYERS else random.Random(seed).sample(layers, _LAYERS)
 
 
 @dataclass(frozen=True)

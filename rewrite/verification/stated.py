@@ -38,7 +38,7 @@ def stated_problems(source: Checkpoint, out: Checkpoint, expected: Expected) -> 
     if expected.promise.nothing_quantized:
         return  # nothing may be stated at all: asked elsewhere
     old, new = quantization_of(source), quantization_of(out)
-    before, after = path_of(source), path_of(out)
+    before, after = (path_of(each.config.value) for each in (source, out))
     where = f"{CONFIG_NAME}: {'.'.join(after)}" if after else QUANT_FILE_NAME
     if after not in (before, None if before else ("quantization_config",)):
         yield f"{where}: the quantization is stated in another place than {'.'.join(before or ('in no part',))}"

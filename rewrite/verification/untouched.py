@@ -16,6 +16,7 @@ from rewrite.verification.configs import (
     PLACES,
     QUANT_FILE_NAME,
     dialect_key,
+    path_of,
     quantization_of,
     stated_by,
     value_at,
@@ -127,7 +128,7 @@ def _json_edits(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iter
 def _without_quantization(file: JsonFile) -> str:
     """The config without the value that states the quantization; without its key, too, where it stands last."""
     value: dict[str, Any] = json.loads(file.text)
-    path = next((path for path in PLACES if isinstance(value_at(value, path), dict)), None)
+    path = path_of(value)
     if path is not None:
         inner = value
         for key in path[:-1]:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from rewrite.checkpoint.local import io_errors, open_regular
+from rewrite.checkpoint.local import LocalFile, io_errors, open_regular
 from rewrite.checkpoint.storage import Storage
 from rewrite.planning.jobs import FileCopy, Job
 from rewrite.planning.manifest import ByteCounts
 from rewrite.planning.placement import BLOCK
 from rewrite.planning.segments import Copy
-from rewrite.writing.stream import check_unchanged, ended, streamed
+from rewrite.writing.stream import check_unchanged, ended, read_exactly, streamed
 from rewrite.writing.values import BUFFER, values
 
 #: Called with the number of bytes just written; may raise to stop the write.
@@ -48,7 +48,7 @@ def write_file(job: Job, source: Path, target: Path, advance: Advance, *, copy: 
     """
     with open_regular(source) as file, io_errors(target), _new_file(target) as out:
         check_unchanged(file.file_id, job.source, str(source))
-        files = _Files(file.fd, out, source, advance, copy)
+        files = _Files(file, out, source, advance, copy)
         # A file that comes along as it is: also its last block, which may be part of one.
         if isinstance(job, FileCopy) and job.size and files.clone(Copy(0, job.size), 0):
             counts = ByteCounts(shared=job.size)
@@ -79,7 +79,7 @@ def can_clone(source: Path, scratch: Path) -> bool:
     """
     try:
         with source.open("rb", buffering=0) as file, _new_file(scratch) as out:
-            files = _Files(file.fileno(), out, source, lambda _: None, real_copy=False)
+            files = _Files(LocalFile(file.fileno(), source), out, source, lambda _: None, real_copy=False)
             return files.clone(Copy(0, BLOCK), 0)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -100,7 +100,7 @@ def write_text(text: str, like: Path | None, target: Path) -> None:
 class _Files:
     """An open source and an open target, and the ways for bytes to get from one to the other."""
 
-    source: int
+    source: LocalFile
     target: int
     where: Path
     advance: Advance
@@ -126,7 +126,7 @@ class _Files:
         if self.real_copy:
             return False
         try:
-            request = struct.pack("qQQQ", self.source, run.start, run.length, offset)
+            request = struct.pack("qQQQ", self.source.fd, run.start, run.length, offset)
             fcntl.ioctl(self.target, _FICLONERANGE, request)
         except OSError as error:
             if error.errno in _NOT_OFFERED:
@@ -151,14 +151,14 @@ class _Files:
 
     def _kernel_copy(self, start: int, offset: int, length: int) -> int:
         try:
-            return os.copy_file_range(self.source, self.target, length, start, offset)
+            return os.copy_file_range(self.source.fd, self.target, length, start, offset)
         except OSError as error:
             if error.errno in _NOT_OFFERED:
                 return 0
             raise
 
     def _buffer_copy(self, start: int, offset: int, length: int) -> int:
-        data = os.pread(self.source, length, start)
+        data = self.source.read(start, length)
         _pwrite_all(self.target, data, offset)
         return len(data)
 
@@ -166,7 +166,7 @@ class _Files:
 def _write(files: _Files, job: Job) -> ByteCounts:
     _pwrite_all(files.target, job.header, 0)
     files.advance(len(job.header))
-    offset = len(job.header)
+    offset, where = len(job.header), str(files.where)
     shared = copied = 0
     for segment in job.segments:
         if isinstance(segment, Copy):
@@ -174,7 +174,7 @@ def _write(files: _Files, job: Job) -> ByteCounts:
             shared, copied = shared + cloned, copied + segment.length - cloned
             offset += segment.length
             continue
-        for piece in values(segment, partial(_read, files), str(files.where)):
+        for piece in values(segment, partial(read_exactly, files.source, where), where):
             _pwrite_all(files.target, piece, offset)
             files.advance(len(piece))
             offset += len(piece)
@@ -194,17 +194,6 @@ def _new_file(path: Path) -> Iterator[int]:
 def _finish(fd: int, mode: int) -> None:
     os.fchmod(fd, stat.S_IMODE(mode) & 0o777)  # no set-user-ID bits from strangers
     os.fsync(fd)
-
-
-def _read(files: _Files, start: int, length: int) -> bytes:
-    """Exactly these bytes of the source."""
-    data = os.pread(files.source, length, start)
-    while len(data) < length:
-        more = os.pread(files.source, length - len(data), start + len(data))
-        if not more:
-            raise ended(str(files.where), length - len(data))
-        data += more
-    return data
 
 
 def _pwrite_all(fd: int, data: bytes | bytearray, offset: int) -> None:

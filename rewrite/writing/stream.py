@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
-from rewrite.checkpoint.storage import FileId, Storage
+from rewrite.checkpoint.storage import FileId, Reader, Storage
 from rewrite.errors import StorageError
 from rewrite.planning.jobs import Job
 from rewrite.planning.segments import Segment
@@ -24,16 +25,17 @@ def pieces_of(segments: Iterable[Segment], job: Job, source: Storage) -> Iterato
     where = f"{source}/{job.name}"
     with source.open(job.name) as file:
         check_unchanged(file.file_id, job.source, where)
-
-        def read(start: int, length: int) -> bytes:
-            data = file.read(start, length)
-            if len(data) != length:
-                raise ended(where, length - len(data))
-            return data
-
         for segment in segments:
-            yield from values(segment, read, where)
+            yield from values(segment, partial(read_exactly, file, where), where)
         check_unchanged(file.file_id, job.source, where)
+
+
+def read_exactly(file: Reader, where: str, start: int, length: int) -> bytes:
+    """All of these bytes. Raises :class:`StorageError` where the file ends before."""
+    data = file.read(start, length)
+    if len(data) != length:
+        raise ended(where, length - len(data))
+    return data
 
 
 class SourceChanged(StorageError):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
 from rewrite.report.layers import Position, kinds, position
 from rewrite.report.names import Names
-from rewrite.report.page import MOST_ROWS, clean, limited, shorten
+from rewrite.report.page import MOST_ROWS, Table, clean, limited, shorten
 from rewrite.report.points import Point, Series, gather, merge
 from rewrite.report.scales import section
 from tests.report.samples import group
@@ -64,11 +65,13 @@ def test_equal_series_are_one() -> None:
 
 def test_what_is_left_out_is_said() -> None:
     """How many rows, and where all of them are."""
-    rows: list[tuple[str, ...]] = [(str(i),) for i in range(MOST_ROWS + 5)]
-    shown, said = limited(rows, "there")
-    assert len(shown) == MOST_ROWS
-    assert said == f"The first {MOST_ROWS} of {MOST_ROWS + 5} rows; 5 are left out: there."
-    assert limited(rows[:5], "there") == (tuple(rows[:5]), "")
+    table = Table("All", ("row",), tuple((str(i),) for i in range(MOST_ROWS + 5)), "Each row.")
+    shown = limited(table, "there")
+    assert shown.rows == table.rows[:MOST_ROWS]
+    assert shown.note == f"Each row. The first {MOST_ROWS} of {MOST_ROWS + 5} rows; 5 are left out: there."
+    assert limited(replace(table, note=""), "there").note.startswith("The first ")
+    few = replace(table, rows=table.rows[:MOST_ROWS])
+    assert limited(few, "there") == few
 
 
 def test_partitions_that_are_not_drawn_are_counted() -> None:

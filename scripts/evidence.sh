@@ -9,7 +9,6 @@
 #   search N          N random checkpoints through the engines; exit 1 where one serves something else than predicted
 #   outputs           what NVFP4 layers compute in vLLM's emulation
 #   talk              what a model that talks says in vLLM
-#   joined            whether INT4 and MXFP4 layers are the stored ones, joined
 #   logits            logits of the NVFP4 fixtures as served (transformers)
 #   kernel_choice     which kernel they choose for an FP8 layer on a GPU that is not here (half an hour; --ci: a few)
 #   other_consumers   what llama.cpp's converter and MLX-LM read
@@ -74,7 +73,7 @@ case $name in
   outputs | talk) exec "$python" -m "loader_matrix.$name" "$@" ;;
   kernel_choice | zoo) exec "$python" -m "$name" "$@" ;;
   atlas) exec "$(environment project)" -m atlas "$@" ;;
-  search | logits | joined) exec "$(environment project)" -m "loader_matrix.$name" "$@" ;;
+  search | logits) exec "$(environment project)" -m "loader_matrix.$name" "$@" ;;
   families | try_families) exec "$(environment project)" -m "$name" "$@" ;;
   other_consumers) exec "$(environment project)" -m other_consumers "$@" ;;
   fixtures) exec "$(environment fixtures)" -m "$name" "$@" ;;

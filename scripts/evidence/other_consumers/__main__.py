@@ -16,9 +16,8 @@ from engines.process import Checkpoint, load
 from loader_matrix.cases import ORIGINAL
 
 import rewrite
-from other_consumers import table
 from other_consumers.cases import CONSUMERS, CONVERSIONS, FIXTURES, PROFILES, fixtures, truth
-from other_consumers.record import BOOK, Cell
+from other_consumers.record import BOOK, Cell, readme, said
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ def show(cells: Sequence[Cell]) -> None:
             cell.consumer,
             cell.fixture,
             f"[{cell.profile}]",
-            table.said(cell),
+            said(cell),
             cell.tensor or "",
             error,
             *cell.unmatched,
@@ -89,7 +88,7 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--readme", action="store_true", help="only print the README's table from the record")
     given = parser.parse_args(words)
     if given.readme:
-        print(table.readme(BOOK.read().cells))
+        print(readme(BOOK.read().cells))
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

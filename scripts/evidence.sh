@@ -9,7 +9,6 @@
 #   search N          N random checkpoints through the engines; exit 1 where one serves something else than predicted
 #   outputs           what NVFP4 layers compute in vLLM's emulation
 #   talk              what a model that talks says in vLLM
-#   joined            whether INT4 and MXFP4 layers are the stored ones, joined
 #   logits            logits of the NVFP4 fixtures as served (transformers)
 #   kernel_choice     which kernel they choose for an FP8 layer on a GPU that is not here (half an hour; --ci: a few)
 #   other_consumers   what llama.cpp's converter and MLX-LM read
@@ -57,7 +56,7 @@ judge() {
   ln -s "$in" "$work/original"
   "$project" -m rewrite convert --quiet --profile dynamic "$in" "$work/dynamic"
   if [[ $backend == vllm ]]; then
-    "$python" -m talk.vllm_backend "$work/original" "$work/dynamic" > "$work/found"
+    "$project" -m talk.vllm_backend "$work/original" "$work/dynamic" > "$work/found"
     out=judged_vllm.json
   else
     "$project" -m talk.export "$in" "vLLM 0.19.1" "$work/original as vLLM 0.19.1 serves it" 2> "$work/log"
@@ -70,13 +69,10 @@ judge() {
 }
 
 case $name in
-  loader_matrix) exec "$python" -m loader_matrix.matrix "$@" ;;
-  outputs | talk) exec "$python" -m "loader_matrix.$name" "$@" ;;
-  kernel_choice | zoo) exec "$python" -m "$name" "$@" ;;
-  atlas) exec "$(environment project)" -m atlas "$@" ;;
-  search | logits | joined) exec "$(environment project)" -m "loader_matrix.$name" "$@" ;;
-  families | try_families) exec "$(environment project)" -m "$name" "$@" ;;
-  other_consumers) exec "$(environment project)" -m other_consumers "$@" ;;
+  loader_matrix) exec "$(environment project)" -m loader_matrix.matrix "$@" ;;
+  search | outputs | talk | logits) exec "$(environment project)" -m "loader_matrix.$name" "$@" ;;
+  atlas | families | kernel_choice | other_consumers | try_families) exec "$(environment project)" -m "$name" "$@" ;;
+  zoo) exec "$python" -m zoo "$@" ;;
   fixtures) exec "$(environment fixtures)" -m "$name" "$@" ;;
   make_talk | judge)
     work=$(mktemp -d)

@@ -12,19 +12,16 @@ import argparse
 import json
 import re
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engines.driver import Unavailable
-from engines.envs import environment
 from engines.known import find_engine
-from engines.process import Checkpoint, Process
+from engines.process import Checkpoint, load
 
 import rewrite
 from rewrite.errors import RewriteError
@@ -132,10 +129,7 @@ def run(spec: str, outs: Mapping[Path, Path]) -> None:
     """Let an engine try checkpoints; a file for each that it has a result of."""
     engine = find_engine(spec)
     checkpoints = [Checkpoint(source.name, source.resolve(), source.resolve()) for source in outs]
-    process = Process(engine, environment(engine), "engines.trying", quiet=True)
-    with tempfile.TemporaryDirectory() as folder, closing(process):
-        found = process.load(checkpoints, Path(folder)) if outs else []
-    for out, results in zip(outs.values(), found, strict=True):
+    for out, results in zip(outs.values(), load(engine, "engines.trying", checkpoints, quiet=True), strict=True):
         if not isinstance(results, Unavailable) and "fault" not in results[0]:
             out.write_text(json.dumps(results[0] | {"version": engine.version}))
 

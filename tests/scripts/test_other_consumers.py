@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from loader_matrix.truth import Truth, read_tensors
-from other_consumers import driver, table
+from other_consumers import driver, record
 from other_consumers.cases import CONSUMERS, FIXTURES, PROFILES, fixtures
 from other_consumers.record import BOOK, Cell
 from other_consumers.reference import write_reference
@@ -51,7 +51,7 @@ def test_a_cell_says_what_was_compared_or_raised() -> None:
 
 def test_the_table_is_the_recorded_one() -> None:
     """As `scripts/evidence.sh other_consumers --readme` prints it."""
-    assert table.readme(CELLS) in SECTION
+    assert record.readme(CELLS) in SECTION
 
 
 def test_the_versions_are_the_recorded_ones() -> None:
@@ -167,5 +167,5 @@ def test_a_new_run_replaces_what_it_ran_only(tmp_path: Path) -> None:
 
 def test_cells_are_said_in_a_word_or_a_number() -> None:
     cell = Cell("mlx-lm", "1", "f", "exact", "reads", worst=0.0)
-    assert [table.said(cell), table.said(Cell(*cell.key, "reads", worst=0.0123))] == ["0", "1.2e-2"]
-    assert [table.said(Cell(*cell.key, "refused")), table.said(Cell(*cell.key, "raises"))] == ["-", "raises"]
+    assert [record.said(cell), record.said(Cell(*cell.key, "reads", worst=0.0123))] == ["0", "1.2e-2"]
+    assert [record.said(Cell(*cell.key, "refused")), record.said(Cell(*cell.key, "raises"))] == ["-", "raises"]

@@ -26,17 +26,8 @@ _KINDS = (  # of a class of layers, by its name; the first counts
     ("ColumnParallel", "column"),
 )
 _TURNS = (
-    "view",
-    "reshape",
-    "transpose",
-    "permute",
-    "chunk",
-    "split",
-    "narrow",
-    "t",
-    "flatten",
-    "index_select",
-    "repeat",
+    *("view", "reshape", "transpose", "permute", "chunk", "split"),
+    *("narrow", "t", "flatten", "index_select", "repeat"),
 )
 _INNER = (
     *("init_vllm_registered_model", "get_model_loader_for"),

@@ -93,10 +93,8 @@ class Job:
 
     model: Path
     truth: Path
-    out: Path
     rank: int
     world: int
-    rendezvous: str
 
 
 def where(error: BaseException, packages: tuple[str, ...]) -> str:
@@ -143,12 +141,6 @@ def attempt(
     except Exception as error:
         traceback.print_exc()
         return {"fault": described(error, ("loader_matrix",))}
-
-
-def preload(*modules: str) -> None:
-    """Import what loads import, so that it happens once and not in every child; nothing else depends on it."""
-    for name in modules:
-        importlib.import_module(name)
 
 
 def run(
@@ -236,16 +228,9 @@ def _child(task: Task, rank: int, work: Callable[[Job], Result]) -> int:
     try:
         os.setpgid(0, 0)  # a group, so that processes which the engine starts end with it
         _print_to(task.log)
-        this = Job(
-            Path(task.model),
-            Path(task.truth),
-            task.out(rank),
-            rank,
-            task.ranks,
-            f"file://{task.folder}/rendezvous",
-        )
         before = set(sys.modules)
-        this.out.write_text(json.dumps(work(this)))
+        found = work(Job(Path(task.model), Path(task.truth), rank, task.ranks))
+        task.out(rank).write_text(json.dumps(found))
         if rank == 0 and (new := set(sys.modules) - before):
             task.imported().write_text("\n".join(name for name in sys.modules if name in new))
     except BaseException:

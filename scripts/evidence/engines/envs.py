@@ -9,12 +9,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from environments import Failed, exact, overlay, read_pins
+from environments import Failed, exact, overlay, read_pins, source
 
 from engines.driver import Unavailable
 from engines.known import Engine, find_engine
@@ -25,7 +26,7 @@ HOME = SCRIPTS.parent / ".cache" / "loaders"
 BASE = HERE / "base.txt"
 # A CUDA build needs GPU libraries that are not installed here, and fails to import without them.
 IS_CPU_BUILD = ("-c", "import torch; assert torch.version.cuda is None, 'torch has to be a CPU build'")
-T = TypeVar("T")
+_ONE_AT_A_TIME = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class Environment:
 
 def environment(engine: Engine) -> Environment:
     """The environment of `engine`, ready to run; Unavailable where it can't be installed."""
+    with _ONE_AT_A_TIME:
+        made = _made(engine)
+    if isinstance(made, Unavailable):
+        raise made
+    return made
+
+
+@cache
+def _made(engine: Engine) -> Environment | Unavailable:
     HOME.mkdir(parents=True, exist_ok=True)
     try:
         python = exact(HOME / "base", read_pins(BASE), IS_CPU_BUILD)
@@ -59,13 +69,17 @@ def environment(engine: Engine) -> Environment:
         if engine.compiled:
             donor = find_engine(f"{engine.name}=={engine.compiled}")
             take_compiled(overlay(HOME / donor.slug, python, donor.pins) / donor.name, packages / engine.name)
+        sources = (
+            {"SOURCE": str(source(HOME / f"{engine.name}-source", python, engine.source))} if engine.source else {}
+        )
     except Failed as failure:
-        raise Unavailable(f"{failure.purpose}: {failure.reason[:200]}") from failure
+        return Unavailable(f"{failure.purpose}: {failure.reason[:200]}")
     path = (SCRIPTS, HERE.parent, HERE / "site", packages)
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR", "LOADER_MATRIX_AMX") if name in os.environ}
     return Environment(
         python,
         kept
+        | sources
         | {
             # Caches of engines and of transformers end up in here. Two versions of vLLM overwrite each other's.
             "HOME": str(HOME / "home" / engine.slug),
@@ -85,14 +99,6 @@ def environment(engine: Engine) -> Environment:
         # A build for accelerators finds no platform here, but for this variable.
         | ({"VLLM_TARGET_DEVICE": "cpu"} if engine.compiled else {}),
     )
-
-
-def or_reason(make: Callable[[], T]) -> T | Unavailable:
-    """What `make` makes, or why it can't: one engine that can't be installed must not stop the others."""
-    try:
-        return make()
-    except Unavailable as reason:
-        return reason
 
 
 def take_compiled(donor: Path, package: Path) -> None:

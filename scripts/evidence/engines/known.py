@@ -20,6 +20,7 @@ class Engine:
     boundary: bool = False
     compiled: str | None = None
     variant: str = ""  # names the folder of an engine that is put together in another way
+    source: str | None = None  # NAME==VERSION of a package whose source is there, too: its folder is in SOURCE
 
     @property
     def slug(self) -> str:

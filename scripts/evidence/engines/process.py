@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import select
 import subprocess
+import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from engines.driver import LIMIT, Batch, Results, Task, Unavailable
-from engines.envs import HOME, Environment
+from engines.envs import HOME, Environment, environment
 from engines.known import Engine
 
 LOGS = HOME / "logs"
@@ -25,6 +26,17 @@ class Checkpoint:
     model: Path
     truth: Path
     ranks: int = 1
+
+
+def load(engine: Engine, driver: str, checkpoints: Sequence[Checkpoint], *, quiet: bool = False) -> list[Results]:
+    """Each checkpoint's results by an engine that is started for them and ended; why there are none, where it can't be
+    installed: one engine must not stop the others."""
+    try:
+        process = Process(engine, environment(engine), driver, quiet=quiet)
+    except Unavailable as reason:
+        return [reason] * len(checkpoints)
+    with tempfile.TemporaryDirectory() as folder, closing(process):
+        return process.load(checkpoints, Path(folder)) if checkpoints else []
 
 
 class Process:

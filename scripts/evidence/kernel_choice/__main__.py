@@ -5,18 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from engines.driver import Unavailable
-from engines.envs import Environment, environment, or_reason
 from engines.known import Engine, find_engine
-from engines.process import Checkpoint, Process
+from engines.process import Checkpoint, load
 
 from kernel_choice import table
 from kernel_choice.platforms import PLATFORMS, Platform, platforms
@@ -34,16 +30,14 @@ CI = (("vllm==0.32.0", "sm90"), ("sglang==0.5.23", "sm90"), ("sglang==0.5.23", "
 Run = tuple[Engine, Platform]
 
 
-def choose(run: Run, where: Environment | Unavailable) -> list[Cell]:
+def choose(run: Run) -> list[Cell]:
     """The cells of one engine on one platform."""
     engine, platform = run
-    if isinstance(where, Unavailable):
-        return _not_run(run, {"type": "Unavailable", "message": str(where), "where": ""})
-    process = Process(engine, where, f"kernel_choice.drive_{engine.name}")
-    with tempfile.TemporaryDirectory() as folder, closing(process):
-        (found,) = process.load([Checkpoint(platform.name, Path(platform.name), Path())], Path(folder))
+    (found,) = load(
+        engine, f"kernel_choice.drive_{engine.name}", [Checkpoint(platform.name, Path(platform.name), Path())]
+    )
     if isinstance(found, Unavailable):
-        return _not_run(run, {"type": "Ended", "message": str(found), "where": ""})
+        return _not_run(run, {"type": "Unavailable", "message": str(found), "where": ""})
     (result,) = found
     if fault := result.get("error") or result.get("fault"):  # nothing was learnt of the engine
         return _not_run(run, fault)
@@ -93,9 +87,8 @@ def main(words: Sequence[str]) -> int:
         print(table.readme(BOOK.read().cells))
         return 0
     runs = selected(given)
-    where = {engine: or_reason(partial(environment, engine)) for engine in dict.fromkeys(engine for engine, _ in runs)}
     with ThreadPoolExecutor(given.jobs) as pool:
-        cells = [cell for own in pool.map(lambda run: choose(run, where[run[0]]), runs) for cell in own]
+        cells = [cell for own in pool.map(choose, runs) for cell in own]
     show(cells)
     status = BOOK.check(cells) if given.ci else 0
     if given.record:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from engines.trying import trying
 
-from kernel_choice import card, operators
-from kernel_choice.driver import main
+from kernel_choice import operators
+from kernel_choice.driver import main, pretend
 from kernel_choice.layers import PARTITIONS, Cell, cells, replace
 from kernel_choice.platforms import Platform
 
@@ -22,7 +22,7 @@ _LAYERS = "sglang.srt.layers"
 
 def run(platform: Platform) -> tuple[str, list[Cell]]:
     """The version that is installed, and the cells."""
-    card.pretend(platform, available=True)
+    pretend(platform, available=True)
     packages = ("sgl_kernel", "deep_gemm", "flash_mla", "flashinfer", "vllm", *["aiter"] * platform.rocm)
     trying.stand_in(*packages)
     _declare_operators()

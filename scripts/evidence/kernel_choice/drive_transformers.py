@@ -4,16 +4,18 @@ says of the card. There is no choice of kernels: this shows that the card does n
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import torch
 
-from kernel_choice import card, operators
-from kernel_choice.driver import main
-from kernel_choice.layers import HIDDEN, PARTITIONS, Cell, attempt
+from kernel_choice import operators
+from kernel_choice.driver import main, pretend
+from kernel_choice.layers import HIDDEN, PARTITIONS, Cell, attempt, of_scheme
 from kernel_choice.platforms import Platform
-from kernel_choice.schemes import SCHEMES, TOKENS, schemes
+from kernel_choice.schemes import SCHEMES, schemes
 
+_LIBRARY = "compressed_tensors"
 _PARTS = {"in_proj_qkv": sum(PARTITIONS[:3]), "in_proj_z": PARTITIONS[3]}  # transformers does not fuse them
 
 
@@ -21,15 +23,11 @@ def run(platform: Platform) -> tuple[str, list[Cell]]:
     """The version that is installed, and the cells of what it reads: compressed-tensors' dialect."""
     import transformers
 
-    card.pretend(platform, available=False)
-    return str(transformers.__version__), [cell for name in schemes("transformers") for cell in _of_scheme(name)]
-
-
-def _of_scheme(scheme: str) -> list[Cell]:
-    layers, error = attempt(lambda: _build(scheme), "compressed_tensors")
-    if layers is None:
-        return [{"scheme": scheme, "tokens": tokens, "outcome": "not built", "error": error} for tokens in TOKENS]
-    return [{"scheme": scheme, "tokens": tokens, **_multiply(layers, tokens)} for tokens in TOKENS]
+    pretend(platform, available=False)
+    found = (
+        of_scheme(name, "compressed_tensors", partial(_build, name), _multiply) for name in schemes("transformers")
+    )
+    return str(transformers.__version__), [cell for cells in found for cell in cells]
 
 
 def _build(scheme: str) -> torch.nn.ModuleDict:
@@ -47,13 +45,11 @@ def _build(scheme: str) -> torch.nn.ModuleDict:
     return layers
 
 
-def _multiply(layers: torch.nn.ModuleDict, tokens: int) -> Cell:
+def _multiply(layers: torch.nn.ModuleDict, tokens: int, library: str) -> Cell:
     operators.CALLS.clear()
     names = {type(layer).__name__ for layer in layers.values()}
     with operators.noted(torch.nn.functional, "linear"), torch.no_grad():
-        out, error = attempt(
-            lambda: [each(torch.ones(tokens, HIDDEN)) for each in layers.values()], "compressed_tensors"
-        )
+        out, error = attempt(lambda: [each(torch.ones(tokens, HIDDEN)) for each in layers.values()], library)
     kernel = ", ".join(sorted(names))
     if out is None:
         return {"outcome": "raises", "kernel": kernel, "error": error}
@@ -61,4 +57,4 @@ def _multiply(layers: torch.nn.ModuleDict, tokens: int) -> Cell:
 
 
 if __name__ == "__main__":
-    main(run, ("compressed_tensors", "kernel_choice"))
+    main(run, (_LIBRARY, "kernel_choice"))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from engines.trying import trying
 
-from kernel_choice import card, operators
-from kernel_choice.driver import main
+from kernel_choice import operators
+from kernel_choice.driver import main, pretend
 from kernel_choice.layers import PARTITIONS, Cell, cells, replace
 from kernel_choice.platforms import Platform
 
@@ -52,7 +52,7 @@ def _start_on_cpu() -> None:
 
 def _start_on_card(platform: Platform) -> None:
     # vLLM asks is_available only where it would then open the device.
-    card.pretend(platform, available=False)
+    pretend(platform, available=False)
     binaries = (f"vllm.{name}" for name in _BINARIES.split())
     flashinfer = ("flashinfer", "flashinfer_cubin") if platform.flashinfer else ()
     trying.stand_in("flash_attn", "vllm.vllm_flash_attn", *flashinfer, *binaries, first=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,15 +32,20 @@ T = TypeVar("T")
 def cells(package: str, arguments: dict[str, Any], *, modelopt: str = "modelopt") -> list[Cell]:
     """Two cells for each scheme, 32 tokens and 1: what was called, or what was raised. ``package`` has the engine's
     layers, ``arguments`` are for the layer's constructor, ``modelopt`` is the module of that dialect."""
-    return [cell for scheme in SCHEMES for cell in _of_scheme(scheme, package, arguments, modelopt)]
-
-
-def _of_scheme(scheme: str, package: str, arguments: dict[str, Any], modelopt: str) -> list[Cell]:
     engine = package.partition(".")[0]
-    layer, error = attempt(lambda: _build(scheme, package, arguments, modelopt), engine)
+    return [
+        cell
+        for scheme in SCHEMES
+        for cell in of_scheme(scheme, engine, partial(_build, scheme, package, arguments, modelopt), _multiply)
+    ]
+
+
+def of_scheme(scheme: str, engine: str, build: Callable[[], T], multiply: Callable[[T, int, str], Cell]) -> list[Cell]:
+    """The cells of a scheme: what is built is multiplied with each number of tokens."""
+    layer, error = attempt(build, engine)
     if layer is None:
         return [{"scheme": scheme, "tokens": tokens, "outcome": "not built", "error": error} for tokens in TOKENS]
-    return [{"scheme": scheme, "tokens": tokens, **_multiply(layer, tokens, engine)} for tokens in TOKENS]
+    return [{"scheme": scheme, "tokens": tokens, **multiply(layer, tokens, engine)} for tokens in TOKENS]
 
 
 def _build(scheme: str, package: str, arguments: dict[str, Any], modelopt: str) -> Any:

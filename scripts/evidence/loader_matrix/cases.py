@@ -15,20 +15,12 @@ TALKING = REPOSITORY / "tests" / "talk"
 RECORD = REPOSITORY / "tests" / "loader_matrix.json"
 GENERATION = REPOSITORY / "tests" / "generation.json"
 
-# `original` is the fixture as it is; every other name stands for what `rewrite convert` is told.
+# `original` is the fixture as it is; every other name stands for what `rewrite.convert` is told: `-all` for all groups.
 ORIGINAL = "original"
-CONVERSIONS = {
-    "exact": ("--profile", "exact"),
-    "exact-all": ("--profile", "exact", "--groups", "all"),
-    "dynamic": ("--profile", "dynamic"),
-    "dynamic-all": ("--profile", "dynamic", "--groups", "all"),
-    "portable": ("--profile", "portable"),
-    "bf16": ("--profile", "bf16"),
-    "bf16-all": ("--profile", "bf16", "--groups", "all"),
-    "dequantized": ("--profile", "dequantized"),
-    "partition": ("--profile", "partition"),
-    "partition-all": ("--profile", "partition", "--groups", "all"),
-    "rescaled": ("--profile", "rescaled"),
+_WITH_ALL = ("exact", "dynamic", "bf16", "partition")
+CONVERSIONS: dict[str, dict[str, Any]] = {
+    **{name: {"profile": name} for name in (*_WITH_ALL, "portable", "dequantized", "rescaled")},
+    **{f"{name}-all": {"profile": name, "selection": "all"} for name in _WITH_ALL},
 }
 PROFILES = (ORIGINAL, *CONVERSIONS)
 # What a fixture gets unless told otherwise: where in_proj_qkv and in_proj_z lie on disk, the group that loaders garble,

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import records
+from engines import process
 from engines.driver import Results, Unavailable
-from engines.envs import HOME, environment, or_reason
+from engines.envs import HOME
 from engines.known import ENGINES, Engine, find_engine
-from engines.process import Checkpoint, Process
+from engines.process import Checkpoint
 
+import rewrite
 from loader_matrix import cases, results, table
 from loader_matrix.cases import ORIGINAL
 from loader_matrix.results import Cell, Generation
 
-CONVERTER = find_engine("transformers==5.17.0")  # has everything the project needs
-T = TypeVar("T")
 Load = tuple[Engine, str, str, int]  # engine, fixture, profile, ranks
 
 
@@ -58,67 +55,39 @@ class Selection:
         return [(e, f, p, 1) for f, p in self.checkpoints() if f in cases.GENERATING_FIXTURES for e in engines]
 
 
-class Runner:
-    """Prepares environments and converted checkpoints once, and runs drivers in them."""
-
-    def __init__(self, selection: Selection, jobs: int) -> None:
-        self._environments = {each: or_reason(partial(environment, each)) for each in selection.engines}
-        self._converter = or_reason(partial(environment, CONVERTER))
-        with ThreadPoolExecutor(jobs) as pool:
-            wanted = selection.checkpoints()
-            made = pool.map(lambda each: or_reason(partial(self._converted, *each)), wanted)
-            self._checkpoints = dict(zip(wanted, made, strict=True))
-
-    def _converted(self, fixture: str, profile: str) -> Path:
-        """The fixture, or what `rewrite convert` makes of it; Unavailable where it refuses."""
-        source = cases.folder(fixture)
-        if profile == ORIGINAL:
-            return source
-        out = HOME / "converted" / f"{fixture}-{profile}"
-        shutil.rmtree(out, ignore_errors=True)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        where = _available(self._converter)
-        path = os.pathsep.join([str(cases.REPOSITORY), where.variables["PYTHONPATH"]])
-        converter = replace(where, variables=where.variables | {"PYTHONPATH": path})
-        words: list[str | Path] = ["convert", *cases.CONVERSIONS[profile], "--json", source, out]
-        done = converter.run("rewrite", *words, capture_output=True)
-        if done.returncode:
-            raise Unavailable(f"rewrite convert refuses: {_message(done.stdout, done.stderr)}")
-        return out
-
-    def run(self, driver: str, loads: Sequence[Load]) -> dict[Load, Results]:
-        """The driver's results for loads of one engine, one for each rank; or why there are none."""
-        engine = loads[0][0]
-        found = {load: or_reason(partial(self._checkpoint, driver, load)) for load in loads}
-        ready = {load: each for load, each in found.items() if isinstance(each, Checkpoint)}
-        results: dict[Load, Results] = {load: each for load, each in found.items() if isinstance(each, Unavailable)}
-        if ready:
-            process = Process(engine, _available(self._environments[engine]), f"loader_matrix.{driver}")
-            with tempfile.TemporaryDirectory() as folder, closing(process):
-                made = process.load(list(ready.values()), Path(folder))
-            results |= dict(zip(ready, made, strict=True))
-        return {load: results[load] for load in loads}
-
-    def _checkpoint(self, driver: str, load: Load) -> Checkpoint:
-        engine, fixture, profile, ranks = load
-        _available(self._environments[engine])
-        model = _available(self._checkpoints[fixture, profile])
-        is_own = driver == "drive" and cases.is_own_truth(fixture, profile)
-        return Checkpoint(f"{fixture}-{profile}-{ranks}", model, model if is_own else cases.folder(fixture), ranks)
-
-
-def _available(made: T | Unavailable) -> T:
-    if isinstance(made, Unavailable):
-        raise made
-    return made
-
-
-def _message(stdout: str, stderr: str) -> str:
+@cache
+def converted(fixture: str, profile: str) -> Path | Unavailable:
+    """The fixture, or what `rewrite` makes of it; Unavailable where it refuses."""
+    source = cases.folder(fixture)
+    if profile == ORIGINAL:
+        return source
+    out = HOME / "converted" / f"{fixture}-{profile}"
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return str(json.loads(stdout)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        lines = [line for line in (stderr or stdout).splitlines() if line.strip()] or ["no message"]
-        return lines[0][:200]
+        rewrite.convert(source, out, **cases.CONVERSIONS[profile])
+    except rewrite.Refused as refusal:
+        return Unavailable(f"rewrite convert refuses: error: {refusal.what}")
+    return out
+
+
+def run_driver(driver: str, loads: Sequence[Load]) -> dict[Load, Results]:
+    """The driver's results for loads of one engine, one for each rank; or why there are none."""
+    found = {load: _checkpoint(driver, load) for load in loads}
+    ready = {load: each for load, each in found.items() if isinstance(each, Checkpoint)}
+    made = process.load(loads[0][0], f"loader_matrix.{driver}", list(ready.values()))
+    refused: dict[Load, Results] = {load: each for load, each in found.items() if isinstance(each, Unavailable)}
+    results = refused | dict(zip(ready, made, strict=True))
+    return {load: results[load] for load in loads}
+
+
+def _checkpoint(driver: str, load: Load) -> Checkpoint | Unavailable:
+    _, fixture, profile, ranks = load
+    model = converted(fixture, profile)
+    if isinstance(model, Unavailable):
+        return model
+    is_own = driver == "drive" and cases.is_own_truth(fixture, profile)
+    return Checkpoint(f"{fixture}-{profile}-{ranks}", model, model if is_own else cases.folder(fixture), ranks)
 
 
 def _key(row: Load) -> dict[str, Any]:
@@ -199,12 +168,14 @@ def select(given: argparse.Namespace) -> Selection:
     )
 
 
-def run(runner: Runner, selection: Selection, jobs: int) -> tuple[list[Cell], list[Generation]]:
+def run(selection: Selection, jobs: int) -> tuple[list[Cell], list[Generation]]:
     """Every load and every generation of the selection, in its order."""
     loads, generations = selection.loads(), selection.generations()
+    for each in selection.checkpoints():
+        converted(*each)  # before engines run side by side
     rows = [*batches("generate_vllm", generations), *batches("drive", loads)]  # the slowest first
     with ThreadPoolExecutor(jobs) as pool:
-        done = list(pool.map(lambda batch: runner.run(*batch), rows))
+        done = list(pool.map(lambda batch: run_driver(*batch), rows))
     found = {(driver, row): result for (driver, _), own in zip(rows, done, strict=True) for row, result in own.items()}
     return (
         [results.cell({**_key(row), "ranks": row[-1]}, found["drive", row]) for row in loads],
@@ -226,7 +197,7 @@ def main(words: Sequence[str]) -> int:
         os.environ["LOADER_MATRIX_AMX"] = "1"  # the drivers' environments have it, too
     selection = select(given)
     whole = given.record and not (given.engine or given.fixture or given.profile or given.ci)
-    cells, generation = run(Runner(selection, given.jobs), selection, given.jobs)
+    cells, generation = run(selection, given.jobs)
     generation = compared(generation, [] if whole else results.GENERATIONS.read().cells)
     show(table.aligned, cells, generation)
     status = results.LOADS.check(cells) if given.ci else 0

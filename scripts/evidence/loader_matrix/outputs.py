@@ -15,7 +15,7 @@ from engines.driver import Unavailable
 from engines.known import find_engine
 
 from loader_matrix import cases, table
-from loader_matrix.matrix import Runner, Selection
+from loader_matrix.matrix import Selection, run_driver
 
 ENGINE = find_engine("vllm==0.32.0")
 FIXTURES = [name for name in cases.NVFP4_FIXTURES if not name.startswith("modelopt")]
@@ -45,9 +45,8 @@ BOOK = records.Book(cases.REPOSITORY / "tests" / "nvfp4_outputs.json", 1, Cell, 
 def run() -> list[Cell]:
     """A cell for each fixture and profile: errors by layer and partition."""
     selection = Selection((ENGINE,), tuple(FIXTURES), cases.NVFP4_PROFILES, extras=False)
-    loads = selection.loads()
     rows = []
-    for (_, fixture, profile, _), results in Runner(selection, 1).run("outputs_vllm", loads).items():
+    for (_, fixture, profile, _), results in run_driver("outputs_vllm", selection.loads()).items():
         if isinstance(results, Unavailable) or "outputs" not in results[0]:
             raise SystemExit(f"{fixture}, {profile}: {results}")
         rows.append(Cell(fixture, profile, "runs", worst(results[0]["outputs"])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import records
+from benchmark import table as text
 from engines.known import ENGINES
 
 from loader_matrix.cases import NVFP4_FIXTURES, ORIGINAL, PROFILES
@@ -112,9 +113,7 @@ def generates(generation: list[Generation], length: int = 90) -> list[tuple[str,
 
 def aligned(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """Columns padded to the widest entry; the last is not."""
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    lines = ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(text.table((header, *rows)))
 
 
 def readme(cells: list[Cell], fixture: str) -> str:

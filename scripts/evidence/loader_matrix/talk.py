@@ -17,7 +17,7 @@ from engines.known import Engine, find_engine
 
 from loader_matrix import cases
 from loader_matrix.cases import ORIGINAL
-from loader_matrix.matrix import Load, Runner, Selection
+from loader_matrix.matrix import Load, run_driver
 
 #: The extension modules of vLLM 0.19.1 are for torch 2.10: it runs with those of 0.32.0.
 ENGINES = (replace(find_engine("vllm==0.19.1"), compiled="0.32.0", variant="-talk"), find_engine("vllm==0.32.0"))
@@ -80,13 +80,8 @@ def loads(engine: Engine) -> list[Load]:
 
 def run() -> list[Cell]:
     """Everything, one engine after the other."""
-    found = []
-    for fixture, profiles in PROFILES.items():
-        runner = Runner(Selection(ENGINES, (fixture,), profiles, extras=False), 1)
-        for engine in ENGINES:
-            own = [load for load in loads(engine) if load[1] == fixture]
-            found += [cell(*each) for each in runner.run("talk_vllm", own).items()] if own else []
-    return found
+    found = [cell(*each) for engine in ENGINES for each in run_driver("talk_vllm", loads(engine)).items()]
+    return sorted(found, key=_order)
 
 
 def perplexity(nats: float | None) -> str:

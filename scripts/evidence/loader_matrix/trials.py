@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import traceback
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,10 +53,10 @@ class Tried:
     name: str
     trials: list[Trial] = field(default_factory=list)
     problems: list[tuple[str, str, str]] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
 
     def count(self, what: str) -> None:
-        self.counts[what] = self.counts.get(what, 0) + 1
+        self.counts[what] += 1
 
 
 Seed = int
@@ -65,7 +67,7 @@ def attempt(source: Path, folder: Path, engines: Sequence[str], seed: Seed, prof
     tried = Tried(source.name)
     selection: rewrite.Selection = "qkvz" if seed % 4 == 3 else "all"
     with _tracebacks(tried, ORIGINAL):
-        _original(tried, source, engines)
+        tried.trials.append(Trial(source.name, ORIGINAL, source, source, predict(source, engines), digest(source)))
         if (module := misread(source)) is not None:
             tried.problems.append((ORIGINAL, "try", f"reads another weight of {module} than the files say"))
     inspection: rewrite.Inspection | str = "no inspection"
@@ -90,26 +92,15 @@ def _is_repaired(out: Path) -> bool:
     return manifest.exists() and "global_scales" in json.loads(manifest.read_text())
 
 
-class _tracebacks:  # noqa: N801 - reads as a statement
+@contextmanager
+def _tracebacks(tried: Tried, profile: str) -> Iterator[None]:
     """An exception that ``rewrite`` does not document is a disagreement: it is noted, and the search goes on."""
-
-    def __init__(self, tried: Tried, profile: str) -> None:
-        self._tried, self._profile = tried, profile
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> bool:
-        if error is None or not isinstance(error, Exception):
-            return False
+    try:
+        yield
+    except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{Path(frame.filename).name}:{frame.lineno}"
-        self._tried.problems.append((self._profile, "traceback", f"{type(error).__name__}: {error} ({place})"))
-        return True
-
-
-def _original(tried: Tried, source: Path, engines: Sequence[str]) -> None:
-    tried.trials.append(Trial(source.name, ORIGINAL, source, source, predict(source, engines), digest(source)))
+        tried.problems.append((profile, "traceback", f"{type(error).__name__}: {error} ({place})"))
 
 
 def misread(folder: Path) -> str | None:
@@ -183,9 +174,8 @@ def _promised(
 
 
 def _verified(tried: Tried, source: Path, out: Path, profile: str) -> None:
-    problem = _problem_of(source, out)
     tried.count("verified")
-    if problem is not None:
+    if (problem := _problem_of(source, out)) is not None:
         tried.problems.append((profile, "verify", f"fails what convert wrote: {problem}"))
 
 

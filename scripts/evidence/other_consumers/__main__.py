@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from click.testing import CliRunner
 from engines.driver import Results, Unavailable
-from engines.envs import HOME, Environment, environment
 from engines.known import Engine
-from engines.process import Checkpoint, Process
-from environments import Failed, source
+from engines.process import Checkpoint, load
 from loader_matrix.cases import ORIGINAL
 
-from other_consumers import table
-from other_consumers.cases import (
-    CONSUMERS,
-    CONVERSIONS,
-    FIXTURES,
-    LLAMA_CPP,
-    LLAMA_CPP_SOURCE,
-    PROFILES,
-    fixtures,
-    truth,
-)
-from other_consumers.record import BOOK, Cell
-from rewrite.cli.commands import main as rewrite
+import rewrite
+from other_consumers.cases import CONSUMERS, CONVERSIONS, FIXTURES, PROFILES, fixtures, truth
+from other_consumers.record import BOOK, Cell, readme, said
 
 
 @dataclass(frozen=True)
@@ -50,24 +35,19 @@ def converted(fixture: str, profile: str, folder: Path) -> Case:
     label = f"{fixture}-{profile.replace(', ', '-').replace(' ', '-')}"
     if profile != ORIGINAL:
         out = folder / label
-        done = CliRunner().invoke(rewrite, ["convert", *CONVERSIONS[profile], "--json", str(source), str(out)])
-        if done.exit_code:
-            said = json.loads(done.stdout)["error"]
-            message = said if isinstance(said, str) else "; ".join(str(each) for each in said.values())
+        try:
+            rewrite.convert(source, out, **CONVERSIONS[profile])
+        except rewrite.Refused as refusal:
+            message = "; ".join(str(each) for each in refusal.to_json().values())
             message = message.replace(str(FIXTURES.parents[1]) + "/", "")[:240]
             return Case(fixture, profile, {"type": "refused", "message": message, "where": ""})
     return Case(fixture, profile, Checkpoint(label, out, truth(fixture, profile, out)))
 
 
-def consume(consumer: Engine, cases: Sequence[Case], folder: Path) -> list[Cell]:
+def consume(consumer: Engine, cases: Sequence[Case]) -> list[Cell]:
     """The cells of one consumer."""
-    ready = [each.made for each in cases if isinstance(each.made, Checkpoint)]
-    try:
-        process = Process(consumer, _environment(consumer), f"other_consumers.drive_{_module(consumer)}")
-        with closing(process):
-            found = iter(process.load(ready, folder))
-    except (Unavailable, Failed) as failure:
-        found = iter([Unavailable(str(failure)[:240])] * len(ready))
+    driver = f"other_consumers.drive_{consumer.name.replace('.', '_').replace('-', '_')}"
+    found = iter(load(consumer, driver, [each.made for each in cases if isinstance(each.made, Checkpoint)]))
     cells = []
     for each in cases:
         if isinstance(each.made, Checkpoint):
@@ -76,18 +56,6 @@ def consume(consumer: Engine, cases: Sequence[Case], folder: Path) -> list[Cell]
             result = {"outcome": "refused", "error": each.made}
         cells.append(Cell(consumer.name, consumer.version, each.fixture, each.profile, **result))
     return cells
-
-
-def _module(consumer: Engine) -> str:
-    return consumer.name.replace(".", "_").replace("-", "_")
-
-
-def _environment(consumer: Engine) -> Environment:
-    where = environment(consumer)
-    if consumer != LLAMA_CPP:
-        return where
-    own = source(HOME / "llama.cpp-source", where.python, LLAMA_CPP_SOURCE) / "vendor" / "llama.cpp"
-    return replace(where, variables=where.variables | {"LLAMA_CPP": str(own)})
 
 
 def _result(found: Results) -> dict[str, Any]:
@@ -104,7 +72,7 @@ def show(cells: Sequence[Cell]) -> None:
             cell.consumer,
             cell.fixture,
             f"[{cell.profile}]",
-            table.said(cell),
+            said(cell),
             cell.tensor or "",
             error,
             *cell.unmatched,
@@ -120,13 +88,13 @@ def main(words: Sequence[str]) -> int:
     parser.add_argument("--readme", action="store_true", help="only print the README's table from the record")
     given = parser.parse_args(words)
     if given.readme:
-        print(table.readme(BOOK.read().cells))
+        print(readme(BOOK.read().cells))
         return 0
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         asked = [converted(name, profile, folder) for name in given.fixture or fixtures() for profile in PROFILES]
         wanted = given.consumer or list(CONSUMERS)
-        cells = [cell for name in wanted for cell in consume(CONSUMERS[name], asked, folder)]
+        cells = [cell for name in wanted for cell in consume(CONSUMERS[name], asked)]
     show(cells)
     if given.record:
         BOOK.add(cells)

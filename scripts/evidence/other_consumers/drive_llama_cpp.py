@@ -2,7 +2,7 @@
 
 Replaced: the step that stores the vocabulary, as the fixtures' tokenizers are too small to be one that llama.cpp knows.
 `--no-mtp` is given to models that might have layers for several tokens, as the fixtures have none. F32 is asked for, so
-that nothing is rounded but by the reading. LLAMA_CPP is the folder of its source.
+that nothing is rounded but by the reading. SOURCE is the folder of the package that has its source.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from other_consumers.driver import Arrays, run
 
-SOURCE = Path(os.environ["LLAMA_CPP"])
+SOURCE = Path(os.environ["SOURCE"]) / "vendor" / "llama.cpp"
 _WITH_MTP = ("Qwen3_5", "Qwen3Next")
 
 

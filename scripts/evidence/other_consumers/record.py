@@ -1,4 +1,4 @@
-"""The record, tests/other_consumers.json:
+"""The record, tests/other_consumers.json, and the table of rewrite/loaders/README.md that it becomes:
 
 schema   1
 date     when it was recorded
@@ -15,6 +15,7 @@ cells    one for each consumer, version, fixture and profile:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import records
@@ -48,3 +49,22 @@ def _order(cell: Cell) -> tuple[str | int, ...]:
 
 
 BOOK = records.Book(REPOSITORY / "tests" / "other_consumers.json", 1, Cell, _order)
+
+
+def readme(cells: Sequence[Cell]) -> str:
+    """A row for each consumer and fixture; fixtures of which the same is true share one."""
+    rows: dict[tuple[str, str], dict[str, str]] = {}
+    for cell in cells:
+        rows.setdefault((cell.consumer, cell.fixture), {})[cell.profile] = said(cell)
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for (consumer, fixture), by_profile in rows.items():
+        alike.setdefault((consumer, *(by_profile[profile] for profile in PROFILES)), []).append(fixture)
+    lines = [(line[0], ", ".join(names), *line[1:]) for line, names in alike.items()]
+    return records.markdown(("consumer", "fixture", *PROFILES), lines)
+
+
+def said(cell: Cell) -> str:
+    """A cell in a word or a number."""
+    if cell.outcome != "reads":
+        return "-" if cell.outcome == "refused" else cell.outcome
+    return f"{cell.worst:.1e}".replace("e-0", "e-") if cell.worst else "0"

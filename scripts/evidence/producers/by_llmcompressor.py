@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from producers.constants import CALIBRATION_SAMPLES, SEQUENCE_LENGTH
-from producers.inputs import byte_tokenizer, calibration_ids
+from producers.inputs import CALIBRATION_SAMPLES, SEQUENCE_LENGTH, byte_tokenizer, calibration_ids
 from producers.models import load
 
 

@@ -15,9 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from producers import geometry
-from producers.constants import BYTES, SEED, VOCAB_SIZE
 from producers.geometry import Geometry
-from producers.inputs import byte_tokenizer
+from producers.inputs import BYTES, SEED, VOCAB_SIZE, byte_tokenizer
 from producers.ranges import spread_mlp_ranges, spread_ranges
 
 
@@ -94,10 +93,6 @@ def vision(hidden: int, width: int) -> dict[str, Any]:
     }
 
 
-def _tower(sizes: Geometry) -> dict[str, Any]:
-    return vision(sizes.hidden, sizes.vision_hidden)
-
-
 def vision_tokens() -> dict[str, Any]:
     """The ids of the four vision tokens, in the tokenizer's order."""
     keys = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
@@ -120,22 +115,19 @@ def _qwen_moe_text(sizes: Geometry) -> PreTrainedModel:
     return _made("Qwen3_5Moe", _moe(sizes), config="Qwen3_5MoeTextConfig")
 
 
+def _seeing(family: str, text: dict[str, Any], sizes: Geometry) -> PreTrainedModel:
+    """Beside a vision tower."""
+    tower = vision(sizes.hidden, sizes.vision_hidden)
+    settings = {"text_config": text, "vision_config": tower, **vision_tokens()}
+    return _made(family, settings, kind="ForConditionalGeneration")
+
+
 def _qwen(sizes: Geometry) -> PreTrainedModel:
-    settings = {
-        "text_config": _dense(sizes),
-        "vision_config": vision(sizes.hidden, sizes.vision_hidden),
-        **vision_tokens(),
-    }
-    return _made("Qwen3_5", settings, kind="ForConditionalGeneration")
+    return _seeing("Qwen3_5", _dense(sizes), sizes)
 
 
 def _qwen_moe(sizes: Geometry) -> PreTrainedModel:
-    settings = {
-        "text_config": _moe(sizes),
-        "vision_config": vision(sizes.hidden, sizes.vision_hidden),
-        **vision_tokens(),
-    }
-    return _made("Qwen3_5Moe", settings, kind="ForConditionalGeneration")
+    return _seeing("Qwen3_5Moe", _moe(sizes), sizes)
 
 
 def _next(sizes: Geometry) -> PreTrainedModel:

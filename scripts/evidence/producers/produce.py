@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from producers.constants import SEED
+from producers.inputs import SEED
 
 
 def produce(producer: str, call: str, model: str, base: Path, out: Path, recipe: Mapping[str, Any]) -> None:

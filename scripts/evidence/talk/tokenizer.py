@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from producers import inputs
 from transformers import PreTrainedTokenizerFast
 
 from talk.model import BYTES
-
-SPECIAL = ("<|endoftext|>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 
 
 def characters() -> list[str]:
@@ -19,8 +17,4 @@ def characters() -> list[str]:
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Bytes, and the special tokens after them."""
-    tokenizer = Tokenizer(models.BPE(vocab={each: byte for byte, each in enumerate(characters())}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[0], pad_token=SPECIAL[0])
+    return inputs.byte_tokenizer(characters())

@@ -1,6 +1,6 @@
 """lm-evaluation-harness through its back end `vllm`, on CPU: prints JSON, by engine and name of the folder.
 
-    PYTHONPATH=scripts python3.11 -m talk.vllm_backend FOLDER...
+    PYTHONPATH=scripts:scripts/evidence:. .venv/bin/python -m talk.vllm_backend FOLDER...
 
 The environments are those of `scripts/evidence.sh talk`. What the harness needs more lies in a folder of its
 own, last on PYTHONPATH: nothing that vLLM imports is replaced by another version. One process for each folder, as an

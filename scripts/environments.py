@@ -19,7 +19,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,11 +72,8 @@ def project() -> Path:
 
 def fixtures() -> Path:
     """The Python with llm-compressor and ModelOpt."""
-    return exact(
-        ROOT / ".cache" / "fixtures-venv",
-        read_pins(SCRIPTS / "evidence" / "fixtures" / "pins.txt"),
-        ("-m", "pip", "check"),
-    )
+    pins = read_pins(SCRIPTS / "evidence" / "fixtures" / "pins.txt")
+    return exact(ROOT / ".cache" / "fixtures-venv", pins, ("-m", "pip", "check"))
 
 
 def judge() -> Path:
@@ -101,37 +100,38 @@ def exact(folder: Path, pins: Sequence[str], proof: Sequence[str], *, how: Seque
 def overlay(folder: Path, python: Path, pins: Sequence[str], *, how: Sequence[str] = _AS_LISTED) -> Path:
     """A folder with these packages and no others, for the PYTHONPATH of `python`: it shares that one's packages."""
     stamp = _stamp(pins)
-    if _is_ready(folder, stamp):
-        return folder
-    print(f"Installing {pins[0]} (once) ...", file=sys.stderr)
-    partial = folder.with_suffix(".partial")
-    for stale in (folder, partial):
-        shutil.rmtree(stale, ignore_errors=True)
-    _checked([python, *_PIP, *how, "--target", partial, *pins], f"installing {pins[0]}")
-    _finish(partial, stamp)
-    partial.rename(folder)
+    if not _is_ready(folder, stamp):
+        print(f"Installing {pins[0]} (once) ...", file=sys.stderr)
+        with _made_anew(folder, stamp) as partial:
+            _checked([python, *_PIP, *how, "--target", partial, *pins], f"installing {pins[0]}")
     return folder
 
 
 def source(folder: Path, python: Path, pin: str) -> Path:
     """A folder with the source of a package, as published: pip asks it for its metadata, nothing is built."""
     stamp = _stamp([pin])
-    if _is_ready(folder, stamp):
-        return folder
-    print(f"Downloading the source of {pin} (once) ...", file=sys.stderr)
-    name, partial = pin.partition("==")[0], folder.with_name(f"{folder.name}.partial")
+    if not _is_ready(folder, stamp):
+        print(f"Downloading the source of {pin} (once) ...", file=sys.stderr)
+        with _made_anew(folder, stamp) as partial, tempfile.TemporaryDirectory(dir=folder.parent) as download:
+            words = (*_DOWNLOAD, pin.partition("==")[0], "--dest", download, pin)
+            _checked([python, *words], f"downloading {pin}")
+            (archive,) = Path(download).glob("*.tar.gz")
+            with tarfile.open(archive) as packed:
+                packed.extractall(Path(download) / "all", filter="data")
+            (unpacked,) = (Path(download) / "all").iterdir()
+            unpacked.rename(partial)
+    return folder
+
+
+@contextmanager
+def _made_anew(folder: Path, stamp: str) -> Iterator[Path]:
+    """Where the folder is made: it gets its name when it is complete."""
+    partial = folder.with_name(f"{folder.name}.partial")
     for stale in (folder, partial):
         shutil.rmtree(stale, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _checked([python, *_DOWNLOAD, name, "--dest", partial, pin], f"downloading {pin}")
-    (archive,) = partial.glob("*.tar.gz")
-    with tarfile.open(archive) as packed:
-        packed.extractall(partial / "all", filter="data")
-    (unpacked,) = (partial / "all").iterdir()
-    _finish(unpacked, stamp)
-    unpacked.rename(folder)
-    shutil.rmtree(partial)
-    return folder
+    yield partial
+    _finish(partial, stamp)
+    partial.rename(folder)
 
 
 def _python(folder: Path) -> Path:
@@ -156,11 +156,10 @@ def _has_this_python(folder: Path) -> bool:
     """Whether the environment is there and has the version that runs now."""
     ask: list[str | Path] = [_python(folder), "-c", "import platform; print(platform.python_version())"]
     try:
-        return (
-            subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip() == platform.python_version()
-        )
+        found = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return False
+    return found == platform.python_version()
 
 
 def _new_venv(folder: Path) -> None:

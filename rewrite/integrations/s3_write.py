@@ -166,7 +166,7 @@ class ObjectWriter(Writer):
                 if agree(part, FileId(sizes.get(number, 0), 0, ours.parts.get(str(number), "")))
             })  # fmt: skip
             return upload
-        if ours is None or ours.upload:
+        if ours is None or ours.upload or ours.tag:  # else the record says that one is about to begin
             refuse_uploads(self.records.place, [key] if begun else [])
         self.records.note(job.name)
         asked = self.records.bucket.sums

@@ -130,6 +130,18 @@ def test_an_upload_of_somebody_else(s3: S3Stub, source: Path, local: dict[str, b
     assert download("out") == local
 
 
+def test_an_upload_of_somebody_else_who_replaced_our_object(s3: S3Stub, source: Path) -> None:
+    """Our record says that we have completed it: no upload of this key can be ours."""
+    conversion = planned()
+    job = largest(conversion)
+    conversion.run_part(0, 1)
+    put(job.name, b"\xff" * len(download("out")[job.name]))
+    upload = hijack(job)
+    with pytest.raises(StorageError, match="Somebody else has begun"):
+        planned().publish(1)
+    assert [found["UploadId"] for found in _pending()] == [upload]
+
+
 def test_parts_that_somebody_put_into_our_upload(s3: S3Stub, source: Path, local: dict[str, bytes]) -> None:
     """Of an upload that was interrupted, only parts with the ETags that we noted are kept."""
     conversion = planned()

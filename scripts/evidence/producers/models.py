@@ -66,7 +66,8 @@ def _gated(sizes: Geometry) -> dict[str, Any]:
     }
 
 
-def _dense(sizes: Geometry) -> dict[str, Any]:
+def dense(sizes: Geometry) -> dict[str, Any]:
+    """Gated DeltaNet and dense MLPs."""
     return _gated(sizes) | {"intermediate_size": sizes.intermediate}
 
 
@@ -108,7 +109,7 @@ def _made(family: str, settings: dict[str, Any], *, config: str = "", kind: str 
 
 
 def _qwen_text(sizes: Geometry) -> PreTrainedModel:
-    return _made("Qwen3_5", _dense(sizes), config="Qwen3_5TextConfig")
+    return _made("Qwen3_5", dense(sizes), config="Qwen3_5TextConfig")
 
 
 def _qwen_moe_text(sizes: Geometry) -> PreTrainedModel:
@@ -123,7 +124,7 @@ def _seeing(family: str, text: dict[str, Any], sizes: Geometry) -> PreTrainedMod
 
 
 def _qwen(sizes: Geometry) -> PreTrainedModel:
-    return _seeing("Qwen3_5", _dense(sizes), sizes)
+    return _seeing("Qwen3_5", dense(sizes), sizes)
 
 
 def _qwen_moe(sizes: Geometry) -> PreTrainedModel:
@@ -148,7 +149,7 @@ def _minicpm(sizes: Geometry) -> PreTrainedModel:
         "patch_size": 8,
     }
     tokens = {name: each for name, each in vision_tokens().items() if name in ("image_token_id", "video_token_id")}
-    text = transformers.Qwen3_5TextConfig(**_dense(sizes))
+    text = transformers.Qwen3_5TextConfig(**dense(sizes))
     settings = {"text_config": text, "vision_config": tower, "image_size": 32, "insert_layer_id": 0, **tokens}
     return _made("MiniCPMV4_6", settings, kind="ForConditionalGeneration")
 

@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
+from producers.geometry import ATTENTION, GDN, Geometry
+from producers.inputs import BYTES
+from producers.models import dense
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
-BYTES = 256
-VOCABULARY = 272  # 256 bytes, 5 special tokens, padded to a multiple of 16
-LAYERS = ("linear_attention", "linear_attention", "linear_attention", "full_attention")
-SETTINGS: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": len(LAYERS),
-    "layer_types": list(LAYERS),
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 32,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 64,
-    "linear_value_head_dim": 64,
+__all__ = ["BYTES", "SETTINGS", "new_model"]
+
+LAYERS = (GDN, GDN, GDN, ATTENTION)
+SETTINGS = dense(Geometry(128, 384, LAYERS, gdn_head_dim=64)) | {
     "max_position_embeddings": 1024,
     "initializer_range": 0.04,
     "tie_word_embeddings": False,
-    "eos_token_id": BYTES,
-    "rope_parameters": {
-        "rope_type": "default",
-        "rope_theta": 10000.0,
-        "partial_rotary_factor": 0.25,
-        "mrope_section": [2, 1, 1],
-        "mrope_interleaved": True,
-    },
 }
 
 

@@ -39,6 +39,22 @@ def expected(source: Path, tmp_path: Path) -> dict[str, bytes]:
     return tree(tmp_path / "undisturbed")
 
 
+def test_a_source_that_cannot_be_read_is_named(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file, not that of OUT: somebody has to look at the right disk."""
+
+    def broken(fd: int, length: int, start: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    plan = rewrite.plan_conversion(source, tmp_path / "out", copy=True)
+    shard = next(name for name in tree(source) if name.endswith(".safetensors"))
+    monkeypatch.setattr(os, "copy_file_range", lambda *_: (_ for _ in ()).throw(OSError(errno.EXDEV, "")))
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(StorageError) as caught:
+        plan.publish(1)
+    assert caught.value.where == str(source / shard) and f"errno {errno.EIO}" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
 # --- real disks
 
 

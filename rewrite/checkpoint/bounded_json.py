@@ -74,8 +74,12 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _unique_keys_shared_values(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    texts: dict[str, str] = {}  # an index names each shard thousands of times
-    return unique_keys([(key, texts.setdefault(v, v) if type(v) is str else v) for key, v in pairs])
+    found = unique_keys(pairs)
+    values = found.values()
+    if set(map(type, values)) == {str}:  # an index names each shard thousands of times
+        texts: dict[str, str] = {}
+        return dict(zip(found, map(texts.setdefault, values, values), strict=True))
+    return found
 
 
 def read_members(storage: Storage, name: str, wanted: Collection[str], *, first: int = _MAX_TEXT) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 
 import rewrite
 from rewrite import PROFILES, Refused, Selection
-from tests.recipes import draw, make, with_fault
+from tests.recipes import Recipe, draw, make, with_fault
 
 SEEDS = range(24)
 _UNREPAIRED = re.compile("nothing was repaired|the modules still have different values")
@@ -34,6 +34,16 @@ def test_they_agree_where_something_is_wrong(seed: int, tmp_path: Path) -> None:
     make(recipe, tmp_path / "in")
     make(replace(recipe, fault=""), tmp_path / "sound")
     assert digest(tmp_path / "in") != digest(tmp_path / "sound"), recipe.fault
+    assert not disagreements(tmp_path / "in", "all", tmp_path)
+
+
+def test_a_fused_layer_of_which_one_part_quantizes_activations(tmp_path: Path) -> None:
+    """What engines make of it is not known: it stays as it is, and that is no fault of a conversion."""
+    groups = (("nvfp4a16", ("Linear",)), ("nvfp4", ("model.layers.1.linear_attn.in_proj_z",)))
+    make(Recipe(31004, "llmcompressor-qwen3_5-text", groups, ("lm_head",), kv_cache=False, shards=1), tmp_path / "in")
+    assert rewrite.convert(tmp_path / "in", tmp_path / "out", profile="exact").changed
+    found = rewrite.verify(tmp_path / "in", tmp_path / "out", device="cpu")
+    assert found.ok, found
     assert not disagreements(tmp_path / "in", "all", tmp_path)
 
 

@@ -98,9 +98,8 @@ def tensors_of(layers: tuple[PackedLayer, ...]) -> list[TensorInfo]:
 
 def _layers(source: Checkpoint) -> Iterator[PackedLayer]:
     for group in find_groups(source).whole:
-        names = [module.name for module in group.modules]
-        if len(names) > 1:
-            yield from _layer(group.name, names, source)
+        if len(group.modules) > 1 and group.nvfp4:  # all of one kind: of others it is not known what engines make
+            yield from _layer(group.name, [module.name for module in group.modules], source)
     config = source.config.value
     if find_architecture(config) is None and not find_sources(config):
         return  # what engines fuse there is not known

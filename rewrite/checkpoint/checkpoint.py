@@ -82,7 +82,14 @@ class Checkpoint:
         return dict(self.read_tensors([self.tensors[name]]))[self.tensors[name]]
 
     def read_tensors(self, infos: Iterable[TensorInfo]) -> Iterator[tuple[TensorInfo, bytes]]:
-        """As :meth:`read_tensor` for many, shard by shard: those that lie side by side are read in one go."""
+        """As :meth:`read_tensor` for many, shard by shard."""
+        for run, raw in self.read_runs(infos):
+            for info in run:
+                yield info, raw[info.start - run[0].start : info.end - run[0].start]
+
+    def read_runs(self, infos: Iterable[TensorInfo]) -> Iterator[tuple[list[TensorInfo], bytes]]:
+        """The same by what is read in one go: tensors that lie side by side, and the bytes from the first to the last
+        of them."""
         by_shard: dict[str, list[TensorInfo]] = {}
         for info in infos:
             if info.end - info.start > _MAX_VALUE_BYTES:
@@ -96,9 +103,7 @@ class Checkpoint:
         jobs = (
             (name, run) for name, found in by_shard.items() for run in _runs(sorted(found, key=attrgetter("start")))
         )
-        for run, raw in in_order(self._read_run, jobs, self.storage.readers):
-            for info in run:
-                yield info, raw[info.start - run[0].start : info.end - run[0].start]
+        yield from in_order(self._read_run, jobs, self.storage.readers)
 
     def _read_run(self, job: tuple[str, list[TensorInfo]]) -> tuple[list[TensorInfo], bytes]:
         name, run = job

@@ -5,13 +5,10 @@ A mixture of experts has 300,000 tensors of a few dozen forms. What depends on t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rewrite.checkpoint.header import TensorInfo
-
-_NUMBER = re.compile(r"(?<![^.])[0-9]+(?![^.])")  # between two dots, or an end
 
 _Tensor = tuple[str, str, tuple[int, ...]]  # the last part of the name, dtype, shape
 
@@ -30,22 +27,27 @@ def find_forms(tensors: Iterable[TensorInfo]) -> dict[str, Form]:
     # A state is the set of tensors of a module that were seen so far: all modules go through the same few states.
     states: list[frozenset[_Tensor]] = [frozenset()]
     numbers: dict[frozenset[_Tensor], int] = {states[0]: 0}
-    steps: dict[tuple[int, str, str, tuple[int, ...]], int] = {}
+    steps: dict[_Tensor, dict[int, int]] = {}  # what a tensor makes of each state
     reached: dict[str, int] = {}
     for name, dtype, shape, *_ in tensors:
         module, _, kind = name.rpartition(".")
-        step = (reached.get(module, 0), kind, dtype, shape)
-        state = steps.get(step)
+        tensor = kind, dtype, shape
+        own = steps.get(tensor)
+        if own is None:
+            own = steps[tensor] = {}
+        before = reached.get(module, 0)
+        state = own.get(before)
         if state is None:
-            seen = states[step[0]] | {step[1:]}
-            state = steps[step] = numbers.setdefault(seen, len(states))
+            seen = states[before] | {tensor}
+            state = own[before] = numbers.setdefault(seen, len(states))
             if state == len(states):
                 states.append(seen)
         reached[module] = state
     forms: dict[tuple[str, int], Form] = {}
     found: dict[str, Form] = {}
     for module, state in reached.items():
-        key = (_NUMBER.sub("0", module), state)
+        parts = ["0" if part.isdigit() and part.isascii() else part for part in module.split(".")]
+        key = (".".join(parts), state)
         form = forms.get(key)
         if form is None:
             by_kind = {kind: (dtype, shape) for kind, dtype, shape in sorted(states[state])}

@@ -1,20 +1,19 @@
 """What is wrong in the values of scales: each is finite, positive, and of a size that trained weights have.
 
-Scales of one number, of rows and of large blocks are read as they are, 4,096 at a time: there may be 300,000, and
-hardly ever a bad one. Block scales of FP4 are a ninth of a checkpoint: up to 64 MiB of them are read, then of each
-its beginning.
+Scales of one number, of rows and of large blocks are looked at as they are read, thousands at a time: there may be
+300,000, and hardly ever a bad one. Block scales of FP4 are a ninth of a checkpoint: up to 64 MiB of them are read,
+then of each its beginning.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
-from math import inf, isfinite
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import accumulate, islice, pairwise
+from math import inf, isfinite, prod
 from statistics import median
 
-from rewrite.checkpoint.forms import Form
 from rewrite.checkpoint.header import TensorInfo
 from rewrite.ledger.fault import CALIBRATE, VALUES, Fault
 from rewrite.ledger.formats import WEIGHT_SCALES
@@ -22,7 +21,6 @@ from rewrite.quantization.dtypes import PLAIN_DTYPES, decode
 from rewrite.quantization.model import Model
 from rewrite.quantization.scales import PLAUSIBLE, bad_values
 
-_AT_ONCE = 4096
 _BLOCK_BYTES = 64 << 20  # of block scales, of a checkpoint that is at hand
 _REMOTE_BYTES = 4 << 20  # of one that is not
 _MAX_RUN = 1 << 20  # what a checkpoint reads of a tensor at most
@@ -34,8 +32,8 @@ _LOOKS = 16  # blocks with a scale of zero whose codes are looked at
 _NOT_SET = "probably never set by calibration"
 
 
-#: Values and tensors by the pattern of their modules and the last part of their names.
-_Alike = dict[tuple[str, str], tuple[list[float], list[TensorInfo]]]
+#: Tensors of one number, and it.
+_Scales = list[tuple[TensorInfo, float]]
 
 
 def value_faults(model: Model) -> tuple[Fault, ...]:
@@ -54,26 +52,41 @@ def _floats(model: Model) -> Iterator[Fault]:
     even)."""
     integers = {name for kind in model.kinds if _is_integer(kind.first.scheme) for name in kind.names}
     checkpoint = model.checkpoint
-    read = checkpoint.read_tensors(checkpoint.tensors_like(_is_scale))
-    alike: _Alike = defaultdict(lambda: ([], []))
+    single: _Scales = []
     wrong: set[str] = set()
-    while some := list(islice(read, _AT_ONCE)):
-        kinds: dict[tuple[str, bool], list[tuple[TensorInfo, bytes]]] = {}
-        for each in some:
-            kinds.setdefault((each[0].dtype, each[0].name.endswith(_DIVISORS)), []).append(each)
-        for (dtype, divides), own in sorted(kinds.items()):
-            values = decode(dtype, b"".join([raw for _, raw in own]), own[0][0].name)
-            low, high = (1 / _USUAL, 1 / PLAUSIBLE[0]) if divides else (PLAUSIBLE[0], _USUAL)
-            if not (isfinite(sum(values)) and low <= min(values) and max(values) <= high):  # the sum knows of NaN
-                for info, raw in own:
-                    found = decode(dtype, raw, info.name)
+    for run, raw in checkpoint.read_runs(_scales(checkpoint.tensors.values())):
+        for own, values in _decoded(run, raw):
+            places = list(accumulate([prod(info.shape) for info in own], initial=0))
+            if not _is_usual(own[0], values):
+                for info, (begin, end) in zip(own, pairwise(places), strict=True):
+                    numbers = values[begin:end]
                     is_signed = info.name.rpartition(".")[0] in integers
-                    bad = [*_bad_value(info, tuple(map(abs, found)) if is_signed else found, model)]
+                    bad = [*_bad_value(info, tuple(map(abs, numbers)) if is_signed else numbers, model)]
                     wrong |= {info.name for _ in bad}
                     yield from bad
-            _collect(own, values, checkpoint.forms, alike)
-    for (_, kind), (numbers, infos) in alike.items():
-        yield from (fault for info, fault in _far_off(kind, numbers, infos, model) if info.name not in wrong)
+            single += [
+                (info, values[place])
+                for info, place in zip(own, places, strict=False)
+                if info.shape in ((), (1,)) and info.name.endswith(_OF_WEIGHTS)
+            ]
+    yield from (fault for info, fault in _far_off(single, model) if info.name not in wrong)
+
+
+def _decoded(run: Sequence[TensorInfo], raw: bytes) -> Iterator[tuple[Sequence[TensorInfo], tuple[float, ...]]]:
+    """The numbers of tensors that were read in one go, by dtype; those to divide by apart."""
+    kinds = [(info.dtype, info.name.endswith(_DIVISORS)) for info in run]
+    for kind in sorted(set(kinds)):
+        own = [info for info, its in zip(run, kinds, strict=True) if its == kind]
+        is_all = sum([info.end - info.start for info in own]) == len(raw)
+        first = run[0].start
+        bytes_ = raw if is_all else b"".join([raw[info.start - first : info.end - first] for info in own])
+        yield own, decode(kind[0], bytes_, own[0].name)
+
+
+def _is_usual(first: TensorInfo, values: Sequence[float]) -> bool:
+    """Whether nothing is wrong with any of these; NaN is seen by the sum."""
+    low, high = (1 / _USUAL, 1 / PLAUSIBLE[0]) if first.name.endswith(_DIVISORS) else (PLAUSIBLE[0], _USUAL)
+    return isfinite(sum(values)) and low <= min(values, default=low) and max(values, default=high) <= high
 
 
 def _bad_value(info: TensorInfo, values: tuple[float, ...], model: Model) -> Iterator[Fault]:
@@ -118,33 +131,28 @@ def _is_global(info: TensorInfo, model: Model) -> bool:
     return kind == "input_scale" and f"{module}.weight_scale_2" in model.checkpoint.tensors
 
 
-def _collect(
-    own: Sequence[tuple[TensorInfo, bytes]], values: tuple[float, ...], forms: Mapping[str, Form], alike: _Alike
-) -> None:
-    """The weight scales of one number by what is alike. Activations of layers that are alike do differ by thousands."""
-    place = 0
-    for info, _ in own:
-        shape = info.shape
-        if shape in ((), (1,)):
-            module, _, kind = info.name.rpartition(".")
-            if kind in _OF_WEIGHTS:
-                found = alike[forms[module].pattern, kind]
-                found[0].append(values[place])
-                found[1].append(info)
-            place += 1
-        else:
-            place += info.numel
-
-
-def _far_off(
-    kind: str, values: Sequence[float], infos: Sequence[TensorInfo], model: Model
-) -> Iterator[tuple[TensorInfo, Fault]]:
-    """A scale that is far from those of layers that are alike, which are near each other."""
-    if len(values) <= _ENOUGH or 0 < max(values) < min(values) * _FAR:
+def _far_off(single: _Scales, model: Model) -> Iterator[tuple[TensorInfo, Fault]]:
+    """The weight scales of one number that are far from those of layers that are alike, which are near each other.
+    Activations of layers that are alike do differ by thousands."""
+    if _are_near([value for _, value in single]):
         return
-    usual = median(values)
-    far = [(i, v) for i, v in zip(infos, values, strict=True) if not usual / _FAR < v < usual * _FAR]
-    if len(far) * 4 > len(values) or not PLAUSIBLE[0] < usual < PLAUSIBLE[1]:
+    alike: dict[tuple[str, str], _Scales] = {}
+    for info, value in single:
+        module, _, kind = info.name.rpartition(".")
+        alike.setdefault((model.checkpoint.forms[module].pattern, kind), []).append((info, value))
+    for (_, kind), own in alike.items():
+        values = [value for _, value in own]
+        if len(values) > _ENOUGH and not _are_near(values):
+            yield from _far_from_usual(kind, own, median(values), model)
+
+
+def _are_near(values: Sequence[float]) -> bool:
+    return not values or 0 < max(values) < min(values) * _FAR
+
+
+def _far_from_usual(kind: str, own: _Scales, usual: float, model: Model) -> Iterator[tuple[TensorInfo, Fault]]:
+    far = [(i, v) for i, v in own if not usual / _FAR < v < usual * _FAR]
+    if len(far) * 4 > len(own) or not PLAUSIBLE[0] < usual < PLAUSIBLE[1]:
         return
     for info, value in far:
         if not 0 < value < inf:
@@ -152,7 +160,7 @@ def _far_off(
         is_small = (value < usual) != (kind in _DIVISORS)
         if is_small and _is_empty(info, model):
             continue  # a layer of zeros
-        found, expected = f"{value:.3g}", f"about {usual:.3g}, as in {len(values) - len(far):,} layers like it"
+        found, expected = f"{value:.3g}", f"about {usual:.3g}, as in {len(own) - len(far):,} layers like it"
         yield info, Fault("scale-size", f"{info.shard}: {info.name}", found, expected, CALIBRATE)
 
 
@@ -234,11 +242,16 @@ def _is_integer(scheme: object) -> bool:
 
 
 #: Of quantization: models have trained parameters that end like that (Gemma 4's ``per_expert_scale``).
-_SCALE = re.compile(r".*\.(?:(?:weight|input)(?:_global)?|activation|output|[kqv]|kv|prob)_scale(?:_inv|_2)?")
+_SCALE = re.compile(r"\.(?:(?:weight|input)(?:_global)?|activation|output|[kqv]|kv|prob)_scale(?:_inv|_2)?")
 
 
-def _is_scale(info: TensorInfo) -> bool:
-    return info.dtype in PLAIN_DTYPES and _SCALE.fullmatch(info.name) is not None
+def _scales(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
+    return [t for t in tensors if t.dtype in PLAIN_DTYPES and _is_scale(t.name[t.name.rfind(".") :])]
+
+
+@lru_cache(1024)
+def _is_scale(ending: str) -> bool:
+    return _SCALE.fullmatch(ending) is not None
 
 
 def _is_block(info: TensorInfo) -> bool:

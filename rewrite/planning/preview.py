@@ -45,14 +45,14 @@ class Preview(Checkpoint):
             return JsonFile(name, self.texts[name], json.loads(self.texts[name]))
         return super().read_json(name)
 
-    def read_tensors(self, infos: Iterable[TensorInfo]) -> Iterator[tuple[TensorInfo, bytes]]:
+    def read_runs(self, infos: Iterable[TensorInfo]) -> Iterator[tuple[list[TensorInfo], bytes]]:
         stored = []
         for info in infos:
             if info.name in self.new:
-                yield info, b"".join(s.data * s.count for s in self.new[info.name].segments if isinstance(s, Fill))
+                yield [info], b"".join(s.data * s.count for s in self.new[info.name].segments if isinstance(s, Fill))
             else:
                 stored.append(info)
-        yield from super().read_tensors(stored)
+        yield from super().read_runs(stored)
 
 
 def preview(checkpoint: Checkpoint, edits: Edits, texts: Iterable[TextFile], left_out: Iterable[str]) -> Checkpoint:

@@ -139,8 +139,9 @@ def _congruent(order: tuple[Piece, ...]) -> Iterator[tuple[Piece, ...]]:
         if moved:
             rest = [piece for index, piece in enumerate(order) if index not in moved]
             behind = sorted((order[index] for index in sorted(moved)), key=lambda piece: -piece.width)
-            if _keeps_alignment([*rest, *behind]):
-                yield (*rest, *behind)
+            new = (*rest, *behind)
+            if _keeps_alignment(new):
+                yield new
 
 
 def _cores(order: Sequence[Piece]) -> list[_Run]:

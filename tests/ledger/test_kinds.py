@@ -13,7 +13,7 @@ import pytest
 
 import rewrite
 from rewrite.errors import Refused
-from rewrite.ledger.ledger import header_faults
+from rewrite.ledger.ledger import faults, header_faults
 from rewrite.ledger.missing import _torn
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.model import interpret
@@ -996,3 +996,16 @@ def test_the_text_config_says_whether_the_head_is_tied(tied: bool, found: list[s
     text = json.loads((folder / "config.json").read_text())["text_config"]
     edit_json(folder / "config.json", text_config={**text, "tie_word_embeddings": tied}, tie_word_embeddings=not tied)
     assert codes(folder) == found
+
+
+def test_a_scale_without_a_number(tmp_path: Path) -> None:
+    """It is between others, which are looked at together with it."""
+
+    def change(tensors: Tensors) -> None:
+        tensors["model.layers.1.self_attn.o_proj.weight_scale"] = ("F32", (0,), b"")
+        tensors["model.layers.1.mlp.down_proj.weight_scale"] = ("BF16", (1,), struct.pack("<H", 0x7FC0))
+
+    model = interpret(rewrite.open_checkpoint(changed(LLAMA, tmp_path, change)))
+    found = {(fault.code, fault.tensor) for fault in faults(model, model.select("all"))}
+    assert ("scale-value", "model.layers.1.mlp.down_proj.weight_scale") in found
+    assert "model.layers.1.self_attn.o_proj" in {tensor for _, tensor in found}

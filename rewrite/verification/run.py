@@ -175,9 +175,10 @@ def _check_engines(rows: tuple[EngineChange, ...], expected: Expected, platform:
     """The engines that OUT is for serve it, and none of them worse than IN; where none was named, no known engine that
     the profile is meant for reads it worse. Others that do are named."""
     asked = [row for row in rows if row.asked]
-    known = [row for row in asked or rows if row.outcomes[OUT].kind != "not known"]
+    meant = asked or list(rows)
+    known = [row for row in meant if row.outcomes[OUT].kind != "not known"]
     if not known:
-        return skip(ENGINES, f"not known: {rows[-1].outcomes[OUT].detail}")
+        return skip(ENGINES, f"not known: {meant[-1].outcomes[OUT].detail}")
     if asked:
         problems = [_worse(row) for row in known if row.change > 0 or row.outcomes[OUT].kind not in SERVED]
         served = merged(rows, lambda row: row.outcomes[OUT].kind if row in known else None)

@@ -21,7 +21,7 @@ import pytest
 import rewrite
 from rewrite.loaders.nvfp4 import not_run
 from rewrite.loaders.outcome import E4M3_ROUNDING, SENTINEL, Outcome
-from rewrite.loaders.versions import find_loaders
+from rewrite.loaders.versions import RUN, find_loaders
 from tests.support import FIXTURES, LOADER_MATRIX, NVFP4, ROOT, SPLIT_QKVZ
 
 LATENT = "llmcompressor-deepseek_v3"
@@ -251,3 +251,11 @@ def test_the_record_covers_every_fixture_profile_and_engine() -> None:
     measured = {loader for cell in CELLS for loader in find_loaders(f"{cell['engine']}@{cell['version']}")}
     assert measured == set(rewrite.LOADERS)
     assert {c["profile"].removesuffix("-all") for c in CELLS} == {"original", *rewrite.PROFILES}
+
+
+@pytest.mark.parametrize("name", RUN)
+def test_every_version_that_is_said_to_have_run_was_recorded(name: str) -> None:
+    """Of one that was not run ``inspect`` says that it is assumed to be like another one; of these it does not."""
+    stated = {run.partition(" ")[0] for run in RUN[name]}
+    recorded = {cell["version"] for cell in CELLS if cell["engine"].lower() == name.lower()}
+    assert stated == recorded, f"{name}: needs recorded runs (scripts/evidence.sh loader_matrix), or no entry of RUN"

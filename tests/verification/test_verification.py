@@ -471,7 +471,7 @@ def test_compressed_tensors_own_decompressor_agrees(real: Path, tmp_path: Path) 
 
 def engine(name: str, before: Kind, after: Kind, **facts: Any) -> EngineChange:
     change = SEVERITY.index(after) - SEVERITY.index(before)
-    outcomes = {"IN": Outcome(before), "OUT": Outcome(after)}
+    outcomes = {"IN": Outcome(before), "OUT": Outcome(after, f"as {name} is")}
     return EngineChange(Engine(name, "1", None, ""), outcomes, change=change, **facts)
 
 
@@ -482,6 +482,11 @@ def engine(name: str, before: Kind, after: Kind, **facts: Any) -> EngineChange:
         ([engine("a", "exact", "loses precision", asked=True)], "FAILED", "a 1+: loses precision, was exact"),
         ([engine("a", "garbled", "garbled", asked=True)], "FAILED", "a 1+: garbled, as before"),
         ([engine("a", "exact", "not known", asked=True)], "skipped", "not known"),
+        (
+            [engine("a", "not known", "not known", asked=True), engine("b", "exact", "fails to load")],
+            "skipped",
+            "not known: as a is",
+        ),
         ([engine("a", "exact", "exact", asked=True), engine("b", "exact", "garbled")], "ok", "not asked for: b 1+"),
         (
             [engine("a", "exact", "exact", asked=True), engine("b", "exact", "not known", asked=True)],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 
 from rewrite.card import BEGIN, MAX_BYTES, README_NAME
 from rewrite.checkpoint.checkpoint import Checkpoint
@@ -59,6 +61,9 @@ def plan_changes(model: Model, profile: str, selection: Selection, kv_scales: Kv
     if profile not in PROFILES:
         raise UsageError("Unknown profile", expected=", ".join(PROFILES), found=profile)
     _refuse_lookalikes(model)
+    model.select(
+        selection
+    )  # refuses: not even a profile that leaves a broken group as it is can say what becomes of it
     if isinstance(model.dialect, Other) and model.dialect.value:
         model.dialect.as_compressed_tensors(model.layers)  # refuses: not even "nothing to do" is known of it
     chosen, files = PROFILES[profile], model.checkpoint.files
@@ -146,9 +151,14 @@ def _refuse_values(model: Model, checked: Checked) -> None:
 
 def _refuse_lookalikes(model: Model) -> None:
     """A pipeline must not take an unknown model with the tell-tale names for one that needs nothing."""
-    for name in find_lookalikes(model.checkpoint):
-        scale = model.checkpoint.tensors.get(f"{name}.weight_scale")
-        if scale is not None and scale.numel == 1:
+    checkpoint, by_layer = model.checkpoint, defaultdict[str, set[bytes]](set)
+    names = find_lookalikes(checkpoint)
+    for name, kind in product(names, ("weight_scale_2", "weight_global_scale")):
+        if f"{name}.{kind}" in checkpoint.tensors:
+            by_layer[name.rpartition(".")[0]].add(checkpoint.read_tensor(f"{name}.{kind}"))
+    for name in names:
+        scale = checkpoint.tensors.get(f"{name}.weight_scale")
+        if scale is not None and (scale.numel == 1 or len(by_layer[name.rpartition(".")[0]]) > 1):
             raise Unsupported(
                 "An unknown architecture has modules that engines may fuse",
                 where=f"{scale.shard}: {name}",

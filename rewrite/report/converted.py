@@ -17,7 +17,7 @@ from rewrite.wording import count, nbytes
 
 def _nothing(manifest: Manifest) -> str:
     layer = "fused" if manifest.selection == "all" else "in_proj_qkvz"
-    return f"Nothing to do: no {layer} layer shares a scale."
+    return f"Nothing to do: profile {manifest.profile} finds no {layer} layer to change."
 
 
 def _page(headline: str, sections: Iterable[Section] = (), closing: tuple[Cell, ...] = ()) -> Page:
@@ -53,7 +53,7 @@ def choice(manifest: Manifest) -> Iterator[str]:
     chosen = manifest.chosen
     if chosen is not None and manifest.changed:
         whom = f"{' and '.join(chosen.engines)} on {chosen.platform.replace(',', ', ')}"
-        yield f"profile {manifest.profile}, the least change for {whom}: {PROFILES[manifest.profile].summary}"
+        yield f"profile {manifest.profile}, chosen for {whom}: {PROFILES[manifest.profile].summary}"
 
 
 def converted(manifest: Manifest, out: str, seconds: float) -> Page:

@@ -138,9 +138,13 @@ class OtherSchemes:
             if block:
                 return StatedScheme("block", "dynamic", _pair(block))
             return StatedScheme("tensor", "static" if self.value.get("activation_scheme") == "static" else "dynamic")
-        if algorithm != "FP8" or name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs):
+        if algorithm != "FP8" or self.leaves_alone(name):
             return None
         return StatedScheme("tensor", "static")
+
+    def leaves_alone(self, name: str) -> bool:
+        """Whether the config names a layer as one that is not quantized."""
+        return name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs)
 
 
 class QuarkSchemes:
@@ -159,9 +163,7 @@ class QuarkSchemes:
 
     def of_module(self, name: str) -> StatedScheme | None:
         """The scheme of a linear layer, or None."""
-        if is_table(name) or name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs):
-            return None
-        if any(_matches(pattern, name) for pattern in self._patterns):
+        if is_table(name) or self.leaves_alone(name):
             return None
         by_class = _objects(self._value, "layer_type_quant_config").get("Linear")
         of_all = self._value.get("global_quant_config")

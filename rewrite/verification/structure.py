@@ -141,8 +141,8 @@ def _config(source: Checkpoint, out: Checkpoint, expected: Expected) -> Iterator
         yield from (problem for problem in _module_scheme(name, info, out, new) if problem not in known)
     if isinstance(new, CompressedTensorsSchemes):
         for group in _fused(source, expected):
-            if not isinstance(old, CompressedTensorsSchemes) or not any(_fused_scheme(group, source, old)):
-                yield from _fused_scheme(group, out, new)  # what engines misread in IN already is no fault of OUT's
+            if not _misread(group, source, old):
+                yield from _fused_scheme(group, out, new)
 
 
 def _fused(source: Checkpoint, expected: Expected) -> Iterator[FusedGroup]:
@@ -284,6 +284,13 @@ def _strategy(scale: tuple[int, ...], weight: tuple[int, ...]) -> str:
     if scale == (weight[0], 1):
         return "channel"
     return "block" if is_block(scale, weight) else f"of shape {list(scale)}"
+
+
+def _misread(group: FusedGroup, source: Checkpoint, old: Schemes) -> bool:
+    """Whether engines misread the fused layer in IN already: that is no fault of OUT's."""
+    if isinstance(old, CompressedTensorsSchemes):
+        return any(_fused_scheme(group, source, old))
+    return old.of_module(group.modules[0].name) is not None and old.leaves_alone(group.name)
 
 
 def _fused_scheme(group: FusedGroup, out: Checkpoint, new: CompressedTensorsSchemes) -> Iterator[str]:

@@ -41,7 +41,7 @@ def test_inspect_has_nothing_left_to_say_but_what_convert_said(name: str, tmp_pa
 )
 def test_the_manifest_says_for_whom(words: tuple[str, ...], profile: str, served: list[str], tmp_path: Path) -> None:
     result = run("convert", VL, tmp_path / "out", *words)
-    assert f"note: profile {profile}, the least change for {' and '.join(served)} on " in unfolded(result.stderr)
+    assert f"note: profile {profile}, chosen for {' and '.join(served)} on " in unfolded(result.stderr)
     manifest = json.loads((tmp_path / "out" / "rewrite_manifest.json").read_text())
     platform = "gfx942" if words[2:] else "cuda"
     assert manifest["profile"] == profile
@@ -78,7 +78,7 @@ def test_a_fault_that_goes_is_not_said(copy: Path, tmp_path: Path) -> None:
     """A scale of activations that is NaN: the profile with the least change is the one that leaves it out."""
     replace_tensor(copy, "model.layers.2.self_attn.q_proj.input_scale", b"\xc0\x7f")
     result = run("convert", copy, tmp_path / "out")
-    assert "profile portable, the least change" in unfolded(result.stderr) and "fault" not in result.stderr
+    assert "profile portable, chosen for" in unfolded(result.stderr) and "fault" not in result.stderr
     assert run("inspect", tmp_path / "out").exit_code == 0
 
 
@@ -129,7 +129,7 @@ def test_where_no_layer_is_judged_no_engine_serves_it_exactly(tmp_path: Path) ->
 
 def test_plan_chooses_as_convert_does(tmp_path: Path) -> None:
     result = run("plan", VL, tmp_path / "out", "--output", tmp_path / "plan.json", "--for", "sglang@0.5.14")
-    assert "profile dynamic, the least change for SGLang 0.5.12 to 0.5.14" in unfolded(result.stderr)
+    assert "profile dynamic, chosen for SGLang 0.5.12 to 0.5.14" in unfolded(result.stderr)
     loaded = rewrite.Conversion.load(tmp_path / "plan.json")
     assert loaded.plan.manifest.chosen is not None
     assert loaded.plan.manifest.profile == "dynamic"

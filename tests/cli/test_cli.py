@@ -30,7 +30,7 @@ def test_convert_says_what_it_did(vl: Path, tmp_path: Path) -> None:
     result = run("convert", vl, tmp_path / "out")
     assert result.exit_code == 0
     chosen, kernels = result.stderr.split("note: ")[1:]
-    assert chosen.startswith("profile exact, the least change for vLLM") and kernels.startswith("These engines")
+    assert chosen.startswith("profile exact, chosen for vLLM") and kernels.startswith("These engines")
     first, second = unfolded(result.stdout).split(f" {tmp_path / 'out'}: ")
     assert first == "Converted: 6 shared scales in 3 fused groups made explicit, 4 of 7 shards rewritten."
     assert re.fullmatch(r"1\.95 MB in .+ s; (.+) shared, (.+) copied, (.+) written\.", second)

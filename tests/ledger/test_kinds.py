@@ -1009,3 +1009,13 @@ def test_a_scale_without_a_number(tmp_path: Path) -> None:
     found = {(fault.code, fault.tensor) for fault in faults(model, model.select("all"))}
     assert ("scale-value", "model.layers.1.mlp.down_proj.weight_scale") in found
     assert "model.layers.1.self_attn.o_proj" in {tensor for _, tensor in found}
+
+
+def test_a_fused_name_that_modelopt_leaves_alone(tmp_path: Path) -> None:
+    """Found by a search: convert left it as it was, and verify took it for a fault of OUT's."""
+    folder = changed("modelopt-qwen3_5-vl", tmp_path, same)
+    name = next(n for n in rewrite.open_checkpoint(folder).tensors if n.endswith("self_attn.q_proj.weight"))
+    fused = name.replace("q_proj.weight", "qkv_proj")
+    edited(folder, ignore=[*json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"], fused])
+    assert outcome(folder, "vLLM").kind == "not known"
+    repaired(folder, tmp_path / "out", selection="all", profile="exact")

@@ -197,6 +197,30 @@ def test_what_cannot_be_converted_with_certainty_is_refused(
     assert caught.value.where and caught.value.exit_code == 3
 
 
+def test_unequal_global_scales_of_an_unknown_architecture_are_refused(copy_of: Callable[[str], Path]) -> None:
+    """NVFP4: engines that fuse the layer take one of the scales for all of it."""
+    folder = copy_of("llmcompressor-qwen3_5-nvfp4")
+    text = json.loads((folder / "config.json").read_text())["text_config"] | {"model_type": "qwen9"}
+    edit_json(folder / "config.json", model_type="qwen9", architectures=["Qwen9ForCausalLM"], text_config=text)
+    with pytest.raises(Unsupported, match="An unknown architecture"):
+        make_plan(open_checkpoint(folder))
+
+
+def test_no_profile_is_named_for_a_group_that_lacks_a_module(copy: Path) -> None:
+    """None converts it: "dequantized" was named, and refused it, too."""
+    shard = shard_of(copy, f"{Z}.weight")
+    raw = raw_tensors(copy)
+    gone = {f"{Z}.weight", f"{Z}.weight_scale"}
+    write_shard(copy / shard.name, {t.name: raw[t.name][1:] for t in shard.header.tensors if t.name not in gone})
+    index = json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"]
+    kept = {name: file for name, file in index.items() if name not in gone}
+    edit_json(copy / "model.safetensors.index.json", weight_map=kept)
+    for profile in ("exact", "dequantized"):
+        with pytest.raises(Refused, match="incomplete") as caught:
+            make_plan(open_checkpoint(copy), profile)
+        assert "no profile converts it" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "quantization", [{"quant_method": "torchao"}, {"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}]
 )

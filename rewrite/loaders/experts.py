@@ -46,8 +46,8 @@ def expert_layers(model: Model, *, nvfp4_only: bool = False) -> Iterator[Layer]:
 
 
 def _layer(name: str, projections: dict[tuple[int, str], Module], model: Model) -> Layer:
-    """``gate`` and ``up`` have the scales (of NVFP4: global, to multiply with) of the expert whose two are furthest
-    apart; None where there is not one for each. Up stands alone where nothing is joined (Nemotron-H: relu2)."""
+    """Gate and up have the scales (of NVFP4: global, to multiply with) of the expert whose two are furthest apart;
+    None where there is not one for each. Without gate there is one part: nothing is joined (Nemotron-H: relu2)."""
     modules = list(projections.values())
     gate = next((module for (_, kind), module in projections.items() if kind in _GATE), None)
     first = gate or modules[0]
@@ -94,7 +94,8 @@ def _furthest(projections: dict[tuple[int, str], Module], model: Model) -> tuple
 
 
 def _inputs_alike(projections: dict[tuple[int, str], Module], model: Model) -> bool:
-    """Whether gate and up of each expert have the same input scale, to the bit, or none, or may have two."""
+    """Whether gate and up of each expert have the same input scale, to the bit, or none, or may have two: not in
+    compressed-tensors (vLLM 0.32 ``routed_experts.py``, SGLang 0.5.23 ``layer.py``: both raise)."""
     if model.dialect.name == "fp8" or model.dialect.name.startswith("modelopt"):
         return True
     tensors = model.checkpoint.tensors

@@ -34,19 +34,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as a loader sees it, parts in slot order. ``kind`` is the fused layer's last name, or "experts": these
-    are one layer, whose gate and up are those of the expert where they are ``furthest`` from equal."""
+    """A layer as a loader sees it, parts in slot order. ``kind`` is the fused layer's last name. The experts of a layer
+    are one, of the kind "experts": gate and up are those of the expert where these are ``furthest`` from equal."""
 
     name: str
     kind: str
     parts: tuple[Part, ...]
     columns: int
     static_activations: bool
-    experts: int = 0  # how many of them this layer is
+    experts: int = 0  # how many there are
     token_activations: bool = False  # quantized by a scale for each token
-    furthest: str = ""  # an expert
+    furthest: str = ""
     divides: bool | None = None  # whether stored global scales are divisors (compressed-tensors); None: not NVFP4
-    alike: bool = True  # whether engines find one scheme for all experts: else they refuse some
+    alike: bool = True  # of experts: one scheme, one layout, and the input scales that engines want
 
     @property
     def nvfp4(self) -> bool:
@@ -60,6 +60,7 @@ class Layer:
         return max(scales) / min(scales) if len(scales) == len(self.parts) else None
 
     def to_json(self) -> dict[str, Any]:
+        """In the words of ``rewrite/schemas``."""
         return {
             "name": self.name,
             "layer": self.kind,
@@ -95,7 +96,7 @@ def is_nvfp4(scheme: Scheme | None) -> bool:
 
 
 def seen_layout(module: Module, scale_dtype: str, model: Model) -> SeenLayout:
-    """As loaders were run with it: FP8, but not with MX scales, nor with plain activations."""
+    """How loaders see its scale. They were run with FP8, but not with MX scales, nor with plain activations."""
     scheme = module.scheme
     if module.plain:
         return "none"

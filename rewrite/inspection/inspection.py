@@ -12,10 +12,11 @@ from rewrite.checkpoint.checkpoint import Checkpoint
 from rewrite.errors import Refused
 from rewrite.ledger.fault import NOTES, SEVERITIES, Fault, Severity
 from rewrite.loaders.kernels import DEFAULT_PLATFORM
+from rewrite.loaders.layer import Layer
 from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row, gap
 from rewrite.loaders.ranges import Engine
 from rewrite.loaders.versions import LOADERS, Loader
-from rewrite.loaders.views import CheckpointView, GroupView, spread, view_model
+from rewrite.loaders.views import CheckpointView, view_model
 from rewrite.planning.check import refuse_values
 from rewrite.planning.manifest import MANIFEST_NAME
 from rewrite.planning.planner import Checked, plan_changes
@@ -52,7 +53,7 @@ class Inspection:
     tensors: int
     nbytes: int
     schemes: dict[str, int]  # wording of a scheme → number of linear layers
-    groups: tuple[GroupView, ...]
+    groups: tuple[Layer, ...]
     findings: tuple[Fault, ...]
     rows: tuple[Row, ...]
     refusals: dict[str, str]
@@ -93,7 +94,7 @@ class Inspection:
             "tensors": self.tensors,
             "bytes": self.nbytes,
             "schemes": self.schemes,
-            "groups": [{**asdict(group), "spread": spread(group)} for group in self.groups],
+            "groups": [group.to_json() for group in self.groups],
             "findings": [fault.to_json() for fault in self.findings],
             "notes": [fault.to_json() for fault in self.notes],
             "engines": (rows := [_row_to_json(row, self.refusals) for row in self.rows]),

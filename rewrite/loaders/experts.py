@@ -9,42 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import groupby
 
+from rewrite.loaders.layer import Layer, Part, SeenLayout, is_nvfp4, seen_layout
 from rewrite.quantization.dtypes import decode
 from rewrite.quantization.groups import Module
 from rewrite.quantization.model import Model
-from rewrite.quantization.scheme import ScaleLayout, Scheme
 
 #: Of a stored expert: the layer's experts, the number, the projection.
 _EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(gate_proj|up_proj|down_proj|w1|w2|w3)")
 _GATE, _UP = ("gate_proj", "w1"), ("up_proj", "w3")
-
-
-@dataclass(frozen=True)
-class Experts:
-    """The experts of one layer. ``gate`` and ``up`` are the scales (of NVFP4: global, to multiply with) of the expert
-    whose two are furthest apart, ``furthest``; None where there is not one for each. ``alike``: all of them have one
-    scheme and one layout, and gate and up of each have one input scale where engines want that: in compressed-tensors
-    (vLLM 0.32 ``routed_experts.py``, SGLang 0.5.23 ``layer.py``: both raise where they differ)."""
-
-    name: str
-    count: int
-    rows: int
-    columns: int
-    scheme: Scheme | None
-    layout: ScaleLayout | None
-    fp8: bool
-    plain: bool
-    alike: bool
-    gate: float | None
-    up: float | None
-    scale_dtype: str
-    nvfp4: bool = False
-    divides: bool = False  # of NVFP4: the stored global scales are divisors
-    furthest: str = ""
-    gated: bool = True  # else up stands alone, and nothing is joined (Nemotron-H: relu2)
 
 
 def is_expert(module: str) -> bool:
@@ -52,7 +26,7 @@ def is_expert(module: str) -> bool:
     return ".experts." in module
 
 
-def expert_layers(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts]:
+def expert_layers(model: Model, *, nvfp4_only: bool = False) -> Iterator[Layer]:
     """The experts of every layer of the language model; with ``nvfp4_only`` no scale of other layers is read."""
     kinds = [kind for kind in model.kinds if is_expert(kind.form.pattern)]
     if nvfp4_only and all(kind.first.weight.dtype != "U8" for kind in kinds):
@@ -68,35 +42,41 @@ def expert_layers(model: Model, *, nvfp4_only: bool = False) -> Iterator[Experts
         first = next(iter(projections.values()))
         if nvfp4_only and first.nvfp4 is None:
             continue
-        yield _experts(layer, projections, model)
+        yield _layer(layer, projections, model)
 
 
-def _experts(layer: str, projections: dict[tuple[int, str], Module], model: Model) -> Experts:
+def _layer(name: str, projections: dict[tuple[int, str], Module], model: Model) -> Layer:
+    """Gate and up have the scales (of NVFP4: global, to multiply with) of the expert whose two are furthest apart;
+    None where there is not one for each. Without gate there is one part: nothing is joined (Nemotron-H: relu2)."""
     modules = list(projections.values())
-    layouts = {module.layout for module in modules}
-    kinds = {(module.scheme, module.weight.dtype) for module in modules}
+    gate = next((module for (_, kind), module in projections.items() if kind in _GATE), None)
+    first = gate or modules[0]
+    scheme, (rows, columns) = first.scheme, first.weight.shape
     packed = {None if module.nvfp4 is None else module.nvfp4.divides for module in modules}
-    nvfp4 = len(packed) == 1 and None not in packed
-    comparable = nvfp4 or (layouts == {"tensor"} and modules[0].fp8)
-    furthest, gate, up = _furthest(projections, model) if comparable else ("", None, None)
-    first = next((m for (_, kind), m in projections.items() if kind in _GATE), modules[0])
-    return Experts(
-        name=layer,
-        count=len({number for number, _ in projections}),
-        rows=first.weight.shape[0],
-        columns=first.weight.shape[1] * (2 if nvfp4 else 1),
-        scheme=first.scheme,
-        layout=next(iter(layouts)),
-        fp8=first.fp8,
-        plain=all(module.plain for module in modules),
-        alike=len(kinds) == 1 and len(layouts) == 1 and _inputs_alike(projections, model),
-        gate=gate,
-        up=up,
-        scale_dtype="F32" if nvfp4 else first.scale.dtype if first.scale else "",
-        nvfp4=nvfp4,
-        divides=nvfp4 and True in packed,
+    divides = packed.pop() if len(packed) == 1 else None
+    nvfp4 = divides is not None
+    comparable = nvfp4 or (modules[0].fp8 and all(module.layout == "tensor" for module in modules))
+    furthest, *scales = _furthest(projections, model) if comparable else ("", None, None)
+    dtype = "F32" if nvfp4 else first.scale.dtype if first.scale else ""
+    kinds = {(module.scheme, module.weight.dtype, module.layout) for module in modules}
+    alike = len(kinds) == 1 and _inputs_alike(projections, model)
+    layout: SeenLayout = "other"
+    if all(module.plain for module in modules):
+        layout = "none"
+    elif alike:
+        layout = "nvfp4" if nvfp4 and is_nvfp4(scheme) else seen_layout(first, dtype, model)
+    named = zip(("gate", "up"), scales, strict=True) if gate else [("up", None)]
+    return Layer(
+        name,
+        "experts",
+        tuple(Part(part, f"{name}.{part}", rows, layout, scale, dtype) for part, scale in named),
+        columns * 2 if nvfp4 else columns,
+        scheme is not None and (scheme.activations == "static" or (nvfp4 and scheme.activations != "none")),
+        experts=len({number for number, _ in projections}),
+        token_activations=scheme is not None and scheme.per_token,
         furthest=furthest,
-        gated=any(kind in _GATE for _, kind in projections),
+        divides=divides,
+        alike=alike,
     )
 
 
@@ -114,7 +94,8 @@ def _furthest(projections: dict[tuple[int, str], Module], model: Model) -> tuple
 
 
 def _inputs_alike(projections: dict[tuple[int, str], Module], model: Model) -> bool:
-    """Whether gate and up of each expert have the same input scale, to the bit, or none, or may have two."""
+    """Whether gate and up of each expert have the same input scale, to the bit, or none, or may have two: not in
+    compressed-tensors (vLLM 0.32 ``routed_experts.py``, SGLang 0.5.23 ``layer.py``: both raise)."""
     if model.dialect.name == "fp8" or model.dialect.name.startswith("modelopt"):
         return True
     tensors = model.checkpoint.tensors

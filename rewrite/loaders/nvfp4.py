@@ -10,53 +10,53 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+from rewrite.loaders.layer import Layer
 from rewrite.loaders.outcome import E4M3_ROUNDING, SENTINEL, Outcome
-from rewrite.loaders.views import GroupView
 
 LATENT = "fused_qkv_a_proj"  # of DeepSeek: SGLang takes the scale of its first part (``deepseek_weight_loader.py``)
 #: What is made of a group whose global scales are positive numbers.
-Nvfp4Behavior = Callable[[GroupView], Outcome]
+Nvfp4Behavior = Callable[[Layer], Outcome]
 
 
-def not_run(_group: GroupView) -> Outcome:
+def not_run(_layer: Layer) -> Outcome:
     """Versions that were not run with NVFP4."""
     return Outcome("not known", "this version was not run with NVFP4")
 
 
-def one_global_scale(group: GroupView) -> Outcome:
+def one_global_scale(layer: Layer) -> Outcome:
     """vLLM 0.32, ``compressed_tensors_w4a4_nvfp4.py``: the largest divisor of the layer, so the smallest scale;
     ``modelopt.py``: the largest multiplier; of experts gate's, ``[:, 0]`` (``compressed_tensors_moe_w4a4_nvfp4.py``,
     ``ModelOptNvFp4FusedMoE``). It only warns."""
-    return _unless_odd(group) or served_with(group, _taken(group))
+    return _unless_odd(layer) or served_with(layer, _taken(layer))
 
 
-def unset_slots(group: GroupView) -> Outcome:
+def unset_slots(layer: Layer) -> Outcome:
     """vLLM to 0.19.1: the same, but the one scale of a module that holds several partitions (``in_proj_qkv``, Phi-3's
     ``qkv_proj``) is loaded into the first slot of these (issue #38197). The others keep what memory held, and the
     largest number of all slots is taken."""
-    if not group.experts and len({p.module for p in group.partitions}) < len(group.partitions):
-        names = tuple(p.name for p in group.partitions)
+    if not layer.experts and len({p.module for p in layer.parts}) < len(layer.parts):
+        names = tuple(p.name for p in layer.parts)
         return Outcome("garbled", "takes a global scale from memory that nothing has filled", names, SENTINEL)
-    return one_global_scale(group)
+    return one_global_scale(layer)
 
 
-def one_or_refused(group: GroupView) -> Outcome:
+def one_or_refused(layer: Layer) -> Outcome:
     """SGLang 0.5.23: as :func:`one_global_scale`, but weight-only layers of compressed-tensors with different scales
     raise (``compressed_tensors_w4a16_nvfp4.py``), as do Qwen3-Next's layers that are stored fused
     (``qwen3_next.py``, ``_make_packed_weight_loader``). Experts were run with the code for Marlin (ModelOpt) and for
     CUTLASS (compressed-tensors); what others do is by the source: :data:`_OTHER_KERNELS`."""
-    if group.layer in ("in_proj_qkvz", "in_proj_ba") and len(group.partitions) == 1:
-        if group.divides:
-            return Outcome("fails to load", f"looks for an unpacked weight of {group.layer} (AttributeError)")
-        return Outcome("not known", f"was not run with an NVFP4 {group.layer} that is stored fused")
-    odd = _unless_odd(group)
-    if odd is not None or _is_equal(group):
+    if layer.kind in ("in_proj_qkvz", "in_proj_ba") and len(layer.parts) == 1:
+        if layer.divides:
+            return Outcome("fails to load", f"looks for an unpacked weight of {layer.kind} (AttributeError)")
+        return Outcome("not known", f"was not run with an NVFP4 {layer.kind} that is stored fused")
+    odd = _unless_odd(layer)
+    if odd is not None or _is_equal(layer):
         return odd or Outcome("exact")
-    if group.divides and not group.static_activations:
+    if layer.divides and not layer.static_activations:
         return Outcome("fails to load", "wants one global scale for all of a fused layer (Re-export the checkpoint)")
-    found = served_with(group, group.partitions[0].scale or 0) if group.layer == LATENT else one_global_scale(group)
-    if group.experts and found.kind != "exact":
-        return replace(found, detail=f"{found.detail}; by its source, {_OTHER_KERNELS[group.divides]}")
+    found = served_with(layer, layer.parts[0].scale or 0) if layer.kind == LATENT else one_global_scale(layer)
+    if layer.experts and found.kind != "exact":
+        return replace(found, detail=f"{found.detail}; by its source, {_OTHER_KERNELS[bool(layer.divides)]}")
     return found
 
 
@@ -68,40 +68,40 @@ _OTHER_KERNELS = {
 }
 
 
-def separate(group: GroupView) -> Outcome:
+def separate(layer: Layer) -> Outcome:
     """transformers with compressed-tensors does not fuse."""
-    return _unless_odd(group) or Outcome("exact", "does not fuse")
+    return _unless_odd(layer) or Outcome("exact", "does not fuse")
 
 
-def _unless_odd(group: GroupView) -> Outcome | None:
+def _unless_odd(layer: Layer) -> Outcome | None:
     """The outcome for scales that loaders were not run with."""
-    scales = [p.scale for p in group.partitions]
+    scales = [p.scale for p in layer.parts]
     if any(scale is None or not (math.isfinite(scale) and scale > 0) for scale in scales):
         return Outcome("not known", "a global scale is missing, or not a positive number")
-    if _is_equal(group) and len({p.input_scale for p in group.partitions}) > 1:
+    if _is_equal(layer) and len({p.input_scale for p in layer.parts}) > 1:
         return Outcome("not known", "the global scales of the activations differ")
     return None
 
 
-def _is_equal(group: GroupView) -> bool:
-    return len({p.scale for p in group.partitions}) == 1
+def _is_equal(layer: Layer) -> bool:
+    return len({p.scale for p in layer.parts}) == 1
 
 
-def _taken(group: GroupView) -> float:
-    scales = [p.scale for p in group.partitions if p.scale is not None]
-    if group.experts:
+def _taken(layer: Layer) -> float:
+    scales = [p.scale for p in layer.parts if p.scale is not None]
+    if layer.experts:
         return scales[0]
-    return min(scales) if group.divides else max(scales)
+    return min(scales) if layer.divides else max(scales)
 
 
-def served_with(group: GroupView, taken: float) -> Outcome:
+def served_with(layer: Layer, taken: float) -> Outcome:
     """With a scale that is not that of all parts, which nothing is requantized for."""
-    factors = tuple((p.name, taken / p.scale) for p in group.partitions if p.scale and p.scale != taken)
+    factors = tuple((p.name, taken / p.scale) for p in layer.parts if p.scale and p.scale != taken)
     if not factors:
         return Outcome("exact")
     furthest = max((factor for _, factor in factors), key=lambda factor: abs(factor - 1))
     error = abs(furthest - 1)
-    where = f"gate's, of {group.furthest}" if group.experts else group.name
+    where = f"gate's, of {layer.furthest}" if layer.experts else layer.name
     names = tuple(name for name, _ in factors)
     return Outcome(
         "garbled" if error > E4M3_ROUNDING else "loses precision",

@@ -85,7 +85,7 @@ def parts_follow_the_quantized_one(checkpoint: CheckpointView) -> Outcome | None
     (``modelopt_quant.py``, ``_resolve_quant_algo``), and was seen to cast the plain parts to FP8. What comes of other
     mixes was not run."""
     for group in checkpoint.groups:
-        layouts = {p.layout for p in group.partitions}
+        layouts = {p.layout for p in group.parts}
         if "none" in layouts and len(layouts) > 1:
             return Outcome("not known", f"takes all of {group.name} for quantized, and some of it is not")
     return None
@@ -108,8 +108,8 @@ def parts_are_cast(checkpoint: CheckpointView) -> Outcome | None:
 def attention_is_cast(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.10 renames ``ignored_layers`` of ``fp8``, but not the modules: a BF16 ``qkv_proj`` of a
     vision-language model gets FP8 parameters whose scales are never set."""
-    groups = [group for group in checkpoint.groups if group.layer == "qkv_proj" and "language_model." in group.name]
-    plain = [p for group in groups for p in group.partitions if p.layout == "none"]
+    groups = [group for group in checkpoint.groups if group.kind == "qkv_proj" and "language_model." in group.name]
+    plain = [p for group in groups for p in group.parts if p.layout == "none"]
     if not checkpoint.fp8_with_scales or not plain:
         return None
     names = tuple(dict.fromkeys(f"qkv_proj.{p.name}" for p in plain))
@@ -138,7 +138,7 @@ def rows_are_turned(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.23 puts the rows of Llama 4's q and k in another order for its rotary embedding (``mllama4.py``,
     ``permute_qk_weight_for_rotary``), and leaves their scales where they are."""
     for group in checkpoint.groups:
-        layouts = {p.layout for p in group.partitions} if group.layer == "qkv_proj" else set[str]()
+        layouts = {p.layout for p in group.parts} if group.kind == "qkv_proj" else set[str]()
         if "channel" in layouts:
             names = ("qkv_proj.q", "qkv_proj.k")
             return Outcome("garbled", "turns the rows of q and k, and not their scales", names, SENTINEL)
@@ -151,7 +151,7 @@ def shared_experts_have_no_weight(checkpoint: CheckpointView) -> Outcome | None:
     """SGLang 0.5.23 asks GLM-4.5's shared experts for the dtype of their ``weight`` (``glm4_moe.py``), which packed
     layers of compressed-tensors do not have."""
     shared = (group for group in checkpoint.groups if ".shared_experts." in group.name)
-    if any(p.layout in ("nvfp4", "group") for group in shared for p in group.partitions):
+    if any(p.layout in ("nvfp4", "group") for group in shared for p in group.parts):
         return Outcome("fails to load", "packed shared experts have no weight (AttributeError)")
     return None
 
@@ -193,7 +193,7 @@ def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
     loads FP8 values and leaves the scales out."""
     if not checkpoint.fp8_with_scales:
         return None
-    quantized = [p for group in checkpoint.groups for p in group.partitions if p.layout not in _NOT_SCALED]
+    quantized = [p for group in checkpoint.groups for p in group.parts if p.layout not in _NOT_SCALED]
     if not quantized:
         return Outcome("garbled", "leaves the scales of the other layers out")
     factor = 1 / min(p.scale or 1.0 for p in quantized)
@@ -203,7 +203,7 @@ def scales_are_left_out(checkpoint: CheckpointView) -> Outcome | None:
 
 def scales_are_rounded(checkpoint: CheckpointView) -> Outcome | None:
     """transformers with compressed-tensors creates scales in the model's dtype: F32 scales are rounded to it."""
-    partitions = [p for group in checkpoint.groups for p in group.partitions if p.layout not in _NOT_SCALED]
+    partitions = [p for group in checkpoint.groups for p in group.parts if p.layout not in _NOT_SCALED]
     if checkpoint.dtype in ("BF16", "F16") and any(p.scale_dtype == "F32" for p in partitions):
         names = _quantized_names(checkpoint)
         error = 2.0**-8 if checkpoint.dtype == "BF16" else 2.0**-11
@@ -235,7 +235,7 @@ def experts_lose_their_scale(checkpoint: CheckpointView) -> Outcome | None:
     weights are as many times too large as the stored divisors say."""
     if not checkpoint.nvfp4_experts:
         return None
-    partitions = [p for group in checkpoint.groups if group.experts for p in group.partitions if p.scale]
+    partitions = [p for group in checkpoint.groups if group.experts for p in group.parts if p.scale]
     names = tuple(dict.fromkeys(f"experts.{p.name}" for p in partitions))
     factor = max((1 / p.scale for p in partitions if p.scale), default=SENTINEL)
     return Outcome("garbled", "leaves the global scales of NVFP4 experts out", names, factor)
@@ -309,5 +309,5 @@ def vocabulary_is_quantized(checkpoint: CheckpointView) -> Outcome | None:
 
 
 def _quantized_names(checkpoint: CheckpointView) -> tuple[str, ...]:
-    named = ((group.layer, p) for group in checkpoint.groups for p in group.partitions)
+    named = ((group.kind, p) for group in checkpoint.groups for p in group.parts)
     return tuple(dict.fromkeys(f"{layer}.{p.name}" for layer, p in named if p.layout != "none"))

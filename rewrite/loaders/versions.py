@@ -26,6 +26,7 @@ from rewrite.loaders.behaviors import (
 from rewrite.loaders.facts import Fact, held
 from rewrite.loaders.kernel_rules import KERNEL_RULES, NEWEST_RUN
 from rewrite.loaders.kernels import NOT_KNOWN, cards_of, judge, used
+from rewrite.loaders.layer import Layer
 from rewrite.loaders.lookups import SGLANG, VLLM, VLLM_CLASS_FIRST, VLLM_RAISES, Lookup
 from rewrite.loaders.measured import Measured
 from rewrite.loaders.nvfp4 import Nvfp4Behavior, not_run, one_global_scale, one_or_refused, separate, unset_slots
@@ -89,7 +90,7 @@ from rewrite.loaders.of_faults import (
 )
 from rewrite.loaders.outcome import Kernels, Outcome
 from rewrite.loaders.ranges import Engine, version_key
-from rewrite.loaders.views import CheckpointView, GroupView
+from rewrite.loaders.views import CheckpointView
 
 
 @dataclass(frozen=True)
@@ -406,7 +407,7 @@ class Loader(Engine):
         misread = checkpoint.misread.get(self.lookup) if self.lookup is not None else None
         if unknown := misread or vocabulary_is_quantized(checkpoint):
             return unknown if unknown.kind == "not known" else _worst([unknown, *wrong], checkpoint)
-        outcomes = [_qualified(self.of_group(group), group.layer) for group in checkpoint.groups]
+        outcomes = [_qualified(self.of_group(group), group.kind) for group in checkpoint.groups]
         worst = _worst([*outcomes, *wrong, *_said(self.caveats, checkpoint)], checkpoint)
         unsure = (outcome for outcome in wrong if outcome.kind == "not known")  # what may end the load
         return worst if worst.kind == "fails to load" else next(unsure, worst)
@@ -439,7 +440,7 @@ class Loader(Engine):
         by_name = fault.code == "plain-layer" and self.lookup in checkpoint.plain_by_name
         return not_known(fault) if by_name else self.of_fault(fault)
 
-    def of_group(self, group: GroupView) -> Outcome:
+    def of_group(self, group: Layer) -> Outcome:
         """What is made of one group, where nothing ends the load before."""
         return self.nvfp4(group) if group.nvfp4 else self.behavior(group)
 
@@ -453,7 +454,7 @@ def _worst(outcomes: Sequence[Outcome], checkpoint: CheckpointView) -> Outcome:
         return OTHER_FORMAT  # it may end the load
     alike = [outcome for outcome in outcomes if outcome.kind == worst.kind]
     names = {name for outcome in alike for name in outcome.partitions}
-    in_order = dict.fromkeys(f"{group.layer}.{p.name}" for group in checkpoint.groups for p in group.partitions)
+    in_order = dict.fromkeys(f"{group.kind}.{p.name}" for group in checkpoint.groups for p in group.parts)
     hurt = tuple(name for name in in_order if name in names)
     return Outcome(worst.kind, worst.detail, hurt, worst.error, _furthest(alike))
 

@@ -1,8 +1,8 @@
-"""A checkpoint and its fused groups as a loader sees them. Made from a :class:`~rewrite.quantization.model.Model`."""
+"""A checkpoint as a loader sees it. Made from a :class:`~rewrite.quantization.model.Model`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
@@ -13,8 +13,9 @@ from rewrite.ledger.names import is_vision
 from rewrite.ledger.values import left
 from rewrite.loaders.blocks import BlockLayer, block_layers
 from rewrite.loaders.by_source import Sources
-from rewrite.loaders.experts import Experts, expert_layers, is_expert
+from rewrite.loaders.experts import expert_layers, is_expert
 from rewrite.loaders.kernels import kernel_schemes
+from rewrite.loaders.layer import GROUPED, Layer, fused_layer, is_nvfp4
 from rewrite.loaders.lookups import Lookup, misread, plain_by_name
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.quark import what_was_not_run
@@ -22,53 +23,14 @@ from rewrite.quantization.architectures import first_class, text_config
 from rewrite.quantization.dialects import config_path, config_paths
 from rewrite.quantization.dialects.compressed_tensors import CompressedTensors
 from rewrite.quantization.dialects.other import Other
-from rewrite.quantization.dtypes import decode, model_dtype
-from rewrite.quantization.groups import FusedGroup, Module, Selection, is_table
+from rewrite.quantization.dtypes import model_dtype
+from rewrite.quantization.groups import FusedGroup, Selection, is_table
 from rewrite.quantization.kv_cache import stored_kv_scales
 from rewrite.quantization.model import Model
-from rewrite.quantization.scheme import ScaleLayout, Scheme
 
-SeenLayout = Literal["none", "tensor", "partition", "channel", "block", "nvfp4", "group", "unknown", "other"]
 _SCALES = (".weight_scale", ".input_scale", ".weight_global_scale", ".input_global_scale")
 #: Whether stacked experts are as wide as the config says.
 Stack = Literal["fits", "narrower", "wider"]
-_GROUPED = ("INT4", "MXFP4", "MXFP8")  # a scale for a few weights of one row, and no other
-_POWERS_OF_TWO = ("U8", "F8_E8M0")  # scales of the MX formats, which FP8 weights can have too (MXFP8)
-
-
-@dataclass(frozen=True)
-class PartitionView:
-    """A partition as a loader sees it. ``layout`` is that of its module's scale; "none": not quantized; "other": of
-    a scheme that no loader was run with; "nvfp4": ``scale`` and ``input_scale`` are the global ones, to multiply
-    with; "group": there are scales for groups of a row only, which joining rows leaves as they are."""
-
-    name: str
-    module: str
-    rows: int
-    layout: SeenLayout
-    scale: float | None  # None for layouts with more than one value a partition
-    scale_dtype: str = "BF16"
-    input_scale: float | None = None  # of NVFP4 only
-
-
-@dataclass(frozen=True)
-class GroupView:
-    """A fused group as a loader sees it, partitions in slot order. ``layer`` is the fused layer's name."""
-
-    name: str
-    layer: str
-    partitions: tuple[PartitionView, ...]
-    columns: int
-    static_activations: bool
-    experts: int = 0  # how many of them this layer is: gate and up are those of the expert furthest from equal
-    token_activations: bool = False  # quantized by a scale for each token
-    furthest: str = ""  # of experts: the one whose gate and up are furthest from equal
-    divides: bool = False  # of NVFP4: the stored global scales are divisors (compressed-tensors)
-
-    @property
-    def nvfp4(self) -> bool:
-        """Whether all of it is NVFP4 of a kind that loaders were run with."""
-        return all(p.layout == "nvfp4" for p in self.partitions)
 
 
 @dataclass(frozen=True)
@@ -84,7 +46,7 @@ class CheckpointView:
     vocabulary_is_quantized: bool  # lm_head or the embeddings
     fp8_with_scales: bool
     ignore_survives_renaming: bool
-    groups: tuple[GroupView, ...]
+    groups: tuple[Layer, ...]
     architecture: str = ""  # the first of ``architectures``
     quark_not_run: str | None = None  # what of AMD Quark's dialect no loader was run with
     misread: Mapping[Lookup, Outcome] = field(default_factory=dict)  # what goes wrong by each way to look layers up
@@ -132,16 +94,16 @@ def view_model(
         before = None  # the same scheme may be stated in another way
     known = {group.name: group for group in before.groups} if before else {}
     groups = [
-        _view_group(group, model) if _is_new(group, known, changed) else known[group.name]
+        fused_layer(group, model) if _is_new(group, known, changed) else known[group.name]
         for group in model.select(selection)
     ]
     if before is not None and not any(is_expert(name) for name in changed):
         groups += [group for group in before.groups if group.experts]
         nvfp4_experts = before.nvfp4_experts
     else:
-        experts = [each for each in expert_layers(model, nvfp4_only=selection != "all") if each.gated]
-        groups += [_view_experts(each, model) for each in experts if selection == "all" or each.gate != each.up]
-        nvfp4_experts = any(each.nvfp4 for each in experts)
+        experts = [each for each in expert_layers(model, nvfp4_only=selection != "all") if len(each.parts) > 1]
+        groups += [each for each in experts if selection == "all" or each.parts[0].scale != each.parts[1].scale]
+        nvfp4_experts = any(each.divides is not None for each in experts)
     fused = (module for group in model.select(selection) for module in group.modules)
     return CheckpointView(
         model_type=str(model.checkpoint.config.value.get("model_type")),
@@ -163,16 +125,16 @@ def view_model(
         nvfp4_experts=nvfp4_experts,
         latent_vectors=_latent_vectors(model),
         kv_cache_scales=any(True for _ in stored_kv_scales(model.checkpoint)),
-        nvfp4_layers=any(_is_nvfp4(kind.first.scheme) for kind in model.kinds),
+        nvfp4_layers=any(is_nvfp4(kind.first.scheme) for kind in model.kinds),
         router_bias_is_not_stated=_router_bias_is_not_stated(model),
         block_layers=block_layers(model),
         kernel_schemes=kernel_schemes((kind.first for kind in model.kinds), model.dialect.name),
         fused_schemes=kernel_schemes(fused, model.dialect.name),
-        weight_only_nvfp4=any(_is_nvfp4(s := k.first.scheme) and s and s.activations == "none" for k in model.kinds),
+        weight_only_nvfp4=any(is_nvfp4(s := k.first.scheme) and s and s.activations == "none" for k in model.kinds),
         fp8_vocabulary=_fp8_vocabulary(model),
         faults=wrong,
         method_is_stated=_method_is_stated(model.checkpoint.config.value),
-        group_scales=any((s := kind.first.scheme) is not None and s.format in _GROUPED for kind in model.kinds),
+        group_scales=any((s := kind.first.scheme) is not None and s.format in GROUPED for kind in model.kinds),
         tower_is_quantized=any(not kind.first.plain and is_vision(kind.form.pattern) for kind in model.kinds),
         places=tuple(".".join(path) for path in config_paths(model.checkpoint.config.value)),
         not_run_with=_not_run_with(model.dialect.value),
@@ -200,113 +162,8 @@ def _faults_after(
     return (*group_faults(model, groups), *header_faults(model), *left(before.faults, dropped))
 
 
-def _is_new(group: FusedGroup, known: Mapping[str, GroupView], changed: Collection[str]) -> bool:
+def _is_new(group: FusedGroup, known: Mapping[str, Layer], changed: Collection[str]) -> bool:
     return group.name not in known or any(module.name in changed for module in group.modules)
-
-
-def spread(group: GroupView) -> float | None:
-    """The largest scale over the smallest: how far apart the partitions are. None where rows have their own scales."""
-    scales = [p.scale for p in group.partitions if p.scale]
-    return max(scales) / min(scales) if len(scales) == len(group.partitions) else None
-
-
-def _view_group(group: FusedGroup, model: Model) -> GroupView:
-    if group.nvfp4 and all(_is_nvfp4(module.scheme) for module in group.modules):
-        return _view_nvfp4(group, model)
-    partitions = tuple(p for module in group.modules for p in _view_partitions(module, model))
-    first = group.modules[0]
-    # A config that says nothing of it: loaders go by the tensor.
-    static = first.scheme.activations == "static" if first.scheme else any(m.input_scale for m in group.modules)
-    return GroupView(group.name, group.layer.name, partitions, group.modules[0].weight.shape[1], static)
-
-
-def _is_nvfp4(scheme: Scheme | None) -> bool:
-    return scheme is not None and scheme.format == "NVFP4"
-
-
-def _view_nvfp4(group: FusedGroup, model: Model) -> GroupView:
-    scales = [(module, module.nvfp4) for module in group.modules if module.nvfp4]
-    read = model.checkpoint.read_tensor
-    partitions = tuple(
-        PartitionView(
-            partition.name,
-            module.name,
-            partition.rows,
-            "nvfp4",
-            own.multiplier(read(own.scale.name)),
-            "F32",
-            None if own.input_scale is None else own.multiplier(read(own.input_scale.name)),
-        )
-        for module, own in scales
-        for partition in module.partitions
-    )
-    (_, first), columns = scales[0], group.modules[0].weight.shape[1] * 2
-    static = first.input_scale is not None
-    return GroupView(group.name, group.layer.name, partitions, columns, static, divides=first.divides)
-
-
-def _view_experts(experts: Experts, model: Model) -> GroupView:
-    is_known = experts.fp8 and experts.alike and _is_run(experts.scheme, experts.scale_dtype)
-    layout: SeenLayout = (
-        "none" if experts.plain else _seen(experts.layout, experts.scheme, experts.scale_dtype) if is_known else "other"
-    )
-    if experts.nvfp4 and experts.alike and _is_nvfp4(experts.scheme):
-        layout = "nvfp4"
-    if experts.alike and not experts.plain and _has_groups(experts.scheme, model):
-        layout = "group"
-    named = (("gate", experts.gate), ("up", experts.up))
-    partitions = tuple(
-        PartitionView(name, f"{experts.name}.{name}", experts.rows, layout, scale, experts.scale_dtype)
-        for name, scale in named
-    )
-    scheme = experts.scheme
-    return GroupView(
-        experts.name,
-        "experts",
-        partitions,
-        experts.columns,
-        scheme is not None and (scheme.activations == "static" or (experts.nvfp4 and scheme.activations != "none")),
-        experts.count,
-        scheme is not None and scheme.per_token,
-        experts.furthest,
-        experts.divides,
-    )
-
-
-def _view_partitions(module: Module, model: Model) -> Iterator[PartitionView]:
-    layout = module.layout
-    scales: tuple[float | None, ...] = (None,) * len(module.partitions)
-    if module.fp8 and module.scale is not None and layout in ("tensor", "partition"):
-        values = decode(module.scale.dtype, model.checkpoint.read_tensor(module.scale.name), module.scale.name)
-        scales = values if layout == "partition" else values * len(module.partitions)
-    found = module.scale or module.block_scale
-    dtype = found.dtype if found else ""
-    is_known = module.fp8 and _is_run(module.scheme, dtype)
-    seen = "none" if module.plain else _seen(layout, module.scheme, dtype) if is_known else "other"
-    if not module.plain and _has_groups(module.scheme, model):
-        seen = "group"
-    for partition, scale in zip(module.partitions, scales, strict=True):
-        yield PartitionView(partition.name, module.name, partition.rows, seen, scale, dtype)
-
-
-def _has_groups(scheme: Scheme | None, model: Model) -> bool:
-    """Zero points, and groups of columns in another order, were not run."""
-    more = ("weight_zero_point", "weight_g_idx")
-    known = scheme is not None and scheme.format in _GROUPED
-    return known and not any(name in form.tensors for form in model.checkpoint.alike for name in more)
-
-
-def _seen(layout: ScaleLayout | None, scheme: Scheme | None, dtype: str) -> SeenLayout:
-    """A scale of ``[N]`` is one for each row where the dialect has that form for it, and no layout elsewhere. One that
-    is not stored, and has no ``dtype``, ends no load: vLLM 0.32.0 and SGLang 0.5.23 were run."""
-    if layout == "rows":
-        return "channel" if scheme is not None and scheme.layout == "rows" else "unknown"
-    return layout or ("unknown" if dtype else "other")
-
-
-def _is_run(scheme: Scheme | None, scale_dtype: str) -> bool:
-    """Whether loaders were run with FP8 weights of this scheme: not with MX scales, nor with plain activations."""
-    return scale_dtype not in _POWERS_OF_TWO and (scheme is None or scheme.activations != "none")
 
 
 def _plain_with_scheme(model: Model) -> str | None:

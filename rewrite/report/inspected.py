@@ -177,7 +177,7 @@ def _notes(found: Inspection) -> Iterator[str]:
     static = any(group.static_activations and not group.nvfp4 for group in found.groups)
     notes = ((name, PROFILES[name].notes.get("static")) for name in (found.shown_profiles if static else ()))
     yield from (f"Profile {name}: {note}" for name, note in notes if note)
-    others = (g.nvfp4 or g.experts or any(p.layout == "block" for p in g.partitions) for g in found.groups)
+    others = (g.nvfp4 or g.experts or any(p.layout == "block" for p in g.parts) for g in found.groups)
     if found.platform is not None and any(others):
         yield "What multiplies experts, NVFP4 and block scales was not run: of these, outcomes are about loading."
 

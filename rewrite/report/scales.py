@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import median
 
-from rewrite.loaders.views import GroupView, spread
+from rewrite.loaders.layer import Layer
 from rewrite.report import layers
 from rewrite.report.page import (
     MOST_CHARTS,
@@ -28,17 +28,17 @@ _UNDRAWN = {
     "unknown": "scales in a form that is not known; not drawn",
     "other": "of a scheme that no engine was run with; its scales were not read",
 }
-_Kind = layers.Kind[GroupView]
+_Kind = layers.Kind[Layer]
 
 
-def section(groups: Sequence[GroupView], whose: str, where: str) -> Section:
+def section(groups: Sequence[Layer], whose: str, where: str) -> Section:
     """The scales of ``whose`` fused groups: charts of scales and of how far apart they are, and the table. ``where`` is
     where all numbers are."""
-    found = layers.kinds(groups, lambda group: group.name, lambda group: group.layer)
+    found = layers.kinds(groups, lambda group: group.name, lambda group: group.kind)
     drawn = [_scales(kind, whose) for kind in found[:MOST_CHARTS]]
     charts = [chart for chart, _ in drawn if chart]
     text = [sentence for _, said in drawn for sentence in said]
-    spreads = (gather(k.title, ((place.layer, ratio) for place, g in k.members if (ratio := spread(g)))) for k in found)
+    spreads = (gather(k.title, ((place.layer, ratio) for place, g in k.members if (ratio := g.spread))) for k in found)
     if apart := merge(each.series for each in list(spreads)[:MOST_CHARTS]):
         caption = (
             f"Of each fused layer of {whose} the largest scale of a partition over the smallest; 1: all are equal."
@@ -57,7 +57,7 @@ def section(groups: Sequence[GroupView], whose: str, where: str) -> Section:
     return Section(f"Scales of {whose}", tuple(text), tuple(charts), tuple(_tables(found, whose, where)))
 
 
-def _read(whose: str, groups: Iterable[GroupView]) -> str:
+def _read(whose: str, groups: Iterable[Layer]) -> str:
     experts = " Of the experts of a layer: gate and up of the one whose two are furthest apart."
     return f"As stored in {whose}; read by this run. {BAND}{experts if any(g.experts for g in groups) else ''}"
 
@@ -65,16 +65,11 @@ def _read(whose: str, groups: Iterable[GroupView]) -> str:
 def _scales(kind: _Kind, whose: str) -> tuple[LayerChart | None, list[str]]:
     """A line for each partition, and what of the values is not drawn."""
     groups = [group for _, group in kind.members]
-    names = list(dict.fromkeys(p.name for group in groups for p in group.partitions))
+    names = list(dict.fromkeys(p.name for group in groups for p in group.parts))
     gathered = [
         gather(
             shorten(name, 24),
-            (
-                (at.layer, p.scale)
-                for at, g in kind.members
-                for p in g.partitions
-                if p.name == name and p.scale is not None
-            ),
+            ((at.layer, p.scale) for at, g in kind.members for p in g.parts if p.name == name and p.scale is not None),
         )
         for name in names[:MOST_SERIES]
     ]
@@ -92,11 +87,11 @@ def _scales(kind: _Kind, whose: str) -> tuple[LayerChart | None, list[str]]:
     return LayerChart(f"Scales of {kind.title}", unit, series, f"{what} {_read(whose, groups)}"), said
 
 
-def _not_drawn(groups: Sequence[GroupView], odd: int) -> Iterator[str]:
+def _not_drawn(groups: Sequence[Layer], odd: int) -> Iterator[str]:
     if odd:
         verb = "is not a finite number" if odd == 1 else "are not finite numbers"
         yield f"{count(odd, 'scale')} {verb} above 0, and not drawn"
-    layouts = {p.layout for group in groups for p in group.partitions}
+    layouts = {p.layout for group in groups for p in group.parts}
     yield from (text for layout, text in _UNDRAWN.items() if layout in layouts)
     if layouts == {"none"}:
         yield "not quantized"
@@ -104,7 +99,7 @@ def _not_drawn(groups: Sequence[GroupView], odd: int) -> Iterator[str]:
 
 def _tables(found: Sequence[_Kind], whose: str, where: str) -> Iterator[Table]:
     """A row for each group; where there are too many, one for each layer."""
-    shown = [kind for kind in found if any(p.scale is not None for _, group in kind.members for p in group.partitions)]
+    shown = [kind for kind in found if any(p.scale is not None for _, group in kind.members for p in group.parts)]
     groups = sum(len(kind.members) for kind in shown)
     if groups > MOST_ROWS:
         note = (
@@ -116,23 +111,23 @@ def _tables(found: Sequence[_Kind], whose: str, where: str) -> Iterator[Table]:
         yield limited(Table(f"Scales of {whose} by layer", columns, rows, note, numbers=1, folded=True), where)
         return
     for kind in shown:
-        names = tuple(dict.fromkeys(clean(p.name) for _, group in kind.members for p in group.partitions))
+        names = tuple(dict.fromkeys(clean(p.name) for _, group in kind.members for p in group.parts))
         lines = tuple(_row(group, names) for _, group in kind.members)
         title = f"{kind.title}: {count(len(lines), 'group')} of {whose}"
         yield Table(title, ("group", "scales for", *names, "max/min"), lines, numbers=2, folded=True)
 
 
-def _row(group: GroupView, names: Iterable[str]) -> tuple[str, ...]:
-    scales = {clean(p.name): p.scale for p in group.partitions}
-    layouts = ", ".join(dict.fromkeys(p.layout for p in group.partitions))
+def _row(group: Layer, names: Iterable[str]) -> tuple[str, ...]:
+    scales = {clean(p.name): p.scale for p in group.parts}
+    layouts = ", ".join(dict.fromkeys(p.layout for p in group.parts))
     furthest = f" (furthest apart: {clean(group.furthest)})" if group.furthest else ""
-    return (clean(group.name) + furthest, layouts, *map(number, (*(scales.get(name) for name in names), spread(group))))
+    return (clean(group.name) + furthest, layouts, *map(number, (*(scales.get(name) for name in names), group.spread)))
 
 
 def _layer_rows(kind: _Kind) -> Iterator[tuple[str, ...]]:
     for name, groups in kind.by_layer():
-        scales = sorted(p.scale for group in groups for p in group.partitions if p.scale is not None)
-        ratios = [ratio for group in groups if (ratio := spread(group)) is not None]
+        scales = sorted(p.scale for group in groups for p in group.parts if p.scale is not None)
+        ratios = [ratio for group in groups if (ratio := group.spread) is not None]
         values = (scales[0], median(scales), scales[-1]) if scales else (None,) * 3
         cells = map(number, (*values, max(ratios, default=None)))
         yield (name, f"{len(groups):,}", f"{len(ratios):,}", *cells)

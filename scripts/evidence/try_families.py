@@ -115,8 +115,8 @@ def cells(spec: str, sources: list[Path], home: Path) -> Iterator[Cell]:
         seen, why, off = seen_in(out)
         view = view_model(model, "all")
         said = loader.by_rules(view)
-        fused = {group.layer for group in view.groups} | {"experts"}
-        kinds = [(group.layer, loader.of_group(group).kind) for group in view.groups]
+        fused = {group.kind for group in view.groups} | {"experts"}
+        kinds = [(group.kind, loader.of_group(group).kind) for group in view.groups]
         named = frozenset(name.partition(".")[0] for name in said.partitions)
         weights = said.kind in ("garbled", "loses precision")
         named |= {layer for layer, kind in kinds if weights and kind in ("garbled", "loses precision")}

@@ -18,7 +18,6 @@ from rewrite.cli.commands import main
 from rewrite.loaders.kernel_rules import NEWEST_RUN
 from rewrite.loaders.outcome import Outcome
 from rewrite.loaders.versions import newest_run
-from rewrite.loaders.views import spread
 from tests.support import (
     CONVERTIBLE,
     FIXTURES,
@@ -83,7 +82,7 @@ def test_families_without_the_split_group(fixture: str) -> None:
     is_next = fixture == "llmcompressor-qwen3_next"
     names = [f"model.layers.{i}.linear_attn.in_proj_qkvz" for i in range(2) if is_next]
     assert [group.name for group in inspection.groups] == names
-    assert all(len(group.partitions) == 1 for group in inspection.groups)
+    assert all(len(group.parts) == 1 for group in inspection.groups)
     for row in inspection.rows:
         kinds = {outcome.kind for outcome in (row.as_is, *row.converted.values()) if outcome}
         # SGLang from 0.5.11 has four slots for the one scale.
@@ -103,9 +102,9 @@ def test_mixed_precision_is_explained() -> None:
     assert inspection.dialect == "modelopt MIXED_PRECISION"
     assert inspection.schemes == {"FP8 weights per tensor, static activations": 10, "NVFP4 weights": 9}
     assert inspection.findings == ()
-    layers = [(group.layer, [p.name for p in group.partitions]) for group in inspection.groups]
+    layers = [(group.kind, [p.name for p in group.parts]) for group in inspection.groups]
     assert layers[:2] == [("in_proj_qkvz", ["q", "k", "v", "z"])] * 2
-    assert {group.layer for group in inspection.groups if group.nvfp4} == {"gate_up_proj"}
+    assert {group.kind for group in inspection.groups if group.nvfp4} == {"gate_up_proj"}
     assert outcomes(inspection)["transformers 5.23.0+"] == "fails to load"
     assert inspection.refusals.keys() == {"exact", "dynamic", "portable", "dequantized"}
     (vllm,) = [row for row in inspection.rows if row.engine.covers("0.19.1") and row.engine.name == "vLLM"]
@@ -144,7 +143,7 @@ def test_a_model_without_the_layer_is_judged_by_the_others(tmp_path: Path) -> No
 def test_groups_show_rows_scales_and_spread(text: Path) -> None:
     """How far apart the partitions' scales are."""
     group = rewrite.inspect_checkpoint(text).groups[0]
-    assert [(p.name, p.rows, p.layout) for p in group.partitions] == [
+    assert [(p.name, p.rows, p.layout) for p in group.parts] == [
         ("q", 64, "tensor"),
         ("k", 64, "tensor"),
         ("v", 128, "tensor"),
@@ -152,8 +151,8 @@ def test_groups_show_rows_scales_and_spread(text: Path) -> None:
     ]
     raw = raw_tensors(text)
     qkv, z = (struct.unpack("<f", b"\0\0" + raw[f"{name}.weight_scale"][3])[0] for name in (QKV, Z))
-    assert [p.scale for p in group.partitions] == [qkv, qkv, qkv, z]
-    assert spread(group) == qkv / z
+    assert [p.scale for p in group.parts] == [qkv, qkv, qkv, z]
+    assert group.spread == qkv / z
 
 
 def test_neighboring_versions_with_the_same_outcomes_are_one_row(vl: Path) -> None:

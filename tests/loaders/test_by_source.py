@@ -185,7 +185,7 @@ def test_one_block_is_no_scale_for_the_tensor(selection: rewrite.Selection, tmp_
     config = {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "quantization_config": stated}
     (tmp_path / "in" / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
     view = view_model(interpret(open_checkpoint(tmp_path / "in")), selection)
-    assert {p.layout for group in view.groups for p in group.partitions} <= {"block"}
+    assert {p.layout for group in view.groups for p in group.parts} <= {"block"}
     (loader,) = find_loaders("vllm@0.32.0")
     assert loader.by_rules(view).kind == "exact"
 

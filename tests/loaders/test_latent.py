@@ -151,5 +151,5 @@ def test_without_a_rank_of_queries_there_is_no_such_layer(copy: Path) -> None:
     """DeepSeek-V2-Lite and Moonlight: ``q_lora_rank`` is null, q has one projection and kv_a is a layer of its own."""
     edit_json(copy / "config.json", q_lora_rank=0)
     assert find_architecture(json.loads((copy / "config.json").read_text())) is not None
-    layers = {group.layer for group in rewrite.inspect_checkpoint(copy, selection="all").groups}
+    layers = {group.kind for group in rewrite.inspect_checkpoint(copy, selection="all").groups}
     assert layers == {"gate_up_proj", "experts"}

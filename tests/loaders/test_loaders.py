@@ -10,21 +10,22 @@ from typing import Any
 import pytest
 
 from rewrite.loaders import behaviors
+from rewrite.loaders.layer import Layer, Part
 from rewrite.loaders.versions import LOADERS, find_loaders
-from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
+from rewrite.loaders.views import CheckpointView
 from tests.support import LOADER_MATRIX
 
 S = 0.5
 
 
-def group(qkv: str, z: str, *, scales: tuple[float | None, ...] = (S, S, S, S / 3), static: bool = True) -> GroupView:
+def group(qkv: str, z: str, *, scales: tuple[float | None, ...] = (S, S, S, S / 3), static: bool = True) -> Layer:
     """q, k, v of one module and z of another, with these layouts."""
     names = (("q", "qkv", qkv), ("k", "qkv", qkv), ("v", "qkv", qkv), ("z", "z", z))
     partitions = tuple(
-        PartitionView(name, module, 64, layout, scale if layout in ("tensor", "partition") else None)  # type: ignore[arg-type]
+        Part(name, module, 64, layout, scale if layout in ("tensor", "partition") else None)  # type: ignore[arg-type]
         for (name, module, layout), scale in zip(names, scales, strict=True)
     )
-    return GroupView("g", "in_proj_qkvz", partitions, 128, static)
+    return Layer("g", "in_proj_qkvz", partitions, 128, static)
 
 
 SHARED, CHANNEL, VECTOR, MIXED = (
@@ -35,9 +36,7 @@ SHARED, CHANNEL, VECTOR, MIXED = (
 )
 
 
-STORED_FUSED = GroupView(
-    "g", "qkv_proj", tuple(PartitionView(name, "qkv_proj", 64, "partition", S) for name in "qkv"), 128, True
-)
+STORED_FUSED = Layer("g", "qkv_proj", tuple(Part(name, "qkv_proj", 64, "partition", S) for name in "qkv"), 128, True)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ STORED_FUSED = GroupView(
         (behaviors.every_slot, group("unknown", "tensor"), "fails to load", ()),
     ],
 )
-def test_outcomes(behavior: behaviors.Behavior, view: GroupView, kind: str, hurt: tuple[str, ...]) -> None:
+def test_outcomes(behavior: behaviors.Behavior, view: Layer, kind: str, hurt: tuple[str, ...]) -> None:
     """As measured on the real loaders (tests/loader_matrix.json) or read in their source."""
     outcome = behavior(view)
     assert (outcome.kind, outcome.partitions) == (kind, hurt)
@@ -78,7 +77,7 @@ def test_dynamic_activations_leave_nothing_to_split() -> None:
 
 def test_only_the_gated_delta_net_is_split_or_kept_apart() -> None:
     """SGLang fuses attention and MLPs in every version."""
-    shared = replace(group("tensor", "tensor"), layer="qkv_proj")
+    shared = replace(group("tensor", "tensor"), kind="qkv_proj")
     for behavior in (behaviors.split_by_sizes, behaviors.separate_gated_delta_net):
         assert behavior(shared) == behaviors.every_slot(shared)
         assert behavior(shared).kind == "loses precision"
@@ -92,12 +91,12 @@ def test_one_partition_is_not_split(layer: str) -> None:
     """Qwen3-Next stores in_proj_qkvz as one matrix, and in_proj_ba: no loader fuses or splits anything there. But
     SGLang from 0.5.11 has four or two slots for it, which scales of one value do not fit, be they the weight's or the
     activations'."""
-    module = PartitionView(layer.removeprefix("in_proj_"), layer, 768, "tensor", S)
+    module = Part(layer.removeprefix("in_proj_"), layer, 768, "tensor", S)
     views = {
-        "original": GroupView("g", layer, (module,), 64, True),
-        "exact": GroupView("g", layer, (replace(module, layout="channel", scale=None),), 64, True),
-        "portable": GroupView("g", layer, (replace(module, layout="channel", scale=None),), 64, False),
-        "bf16": GroupView("g", layer, (replace(module, layout="none", scale=None),), 64, True),
+        "original": Layer("g", layer, (module,), 64, True),
+        "exact": Layer("g", layer, (replace(module, layout="channel", scale=None),), 64, True),
+        "portable": Layer("g", layer, (replace(module, layout="channel", scale=None),), 64, False),
+        "bf16": Layer("g", layer, (replace(module, layout="none", scale=None),), 64, True),
     }
     for loader in LOADERS:
         kinds = {name: loader.behavior(view).kind for name, view in views.items()}
@@ -119,11 +118,11 @@ def test_a_larger_z_hurts_the_others() -> None:
 
 def test_an_empty_last_slot_means_fused_on_disk() -> None:
     """requantize_with_max_scale skips a group whose last slot holds the sentinel."""
-    one = tuple(PartitionView(name, "qkvz", 64, "tensor", S) for name in "qkvz")
-    assert behaviors.slot_zero_only(GroupView("g", "in_proj_qkvz", one, 128, True)).kind == "exact"
+    one = tuple(Part(name, "qkvz", 64, "tensor", S) for name in "qkvz")
+    assert behaviors.slot_zero_only(Layer("g", "in_proj_qkvz", one, 128, True)).kind == "exact"
 
 
-def checkpoint(*groups: GroupView, **changes: Any) -> CheckpointView:
+def checkpoint(*groups: Layer, **changes: Any) -> CheckpointView:
     """A vision-language checkpoint of llm-compressor's, but for ``changes``."""
     base = CheckpointView("qwen3_5", "compressed-tensors", True, "BF16", False, True, True, groups)
     return replace(base, **changes)
@@ -137,7 +136,7 @@ def test_predict_takes_the_worst_and_names_all_that_are_hurt() -> None:
     assert LOADERS[1].predict(checkpoint()).kind == "exact"
 
 
-F32_CHANNEL = replace(CHANNEL, partitions=tuple(replace(p, scale_dtype="F32") for p in CHANNEL.partitions))
+F32_CHANNEL = replace(CHANNEL, parts=tuple(replace(p, scale_dtype="F32") for p in CHANNEL.parts))
 
 
 @pytest.mark.parametrize(

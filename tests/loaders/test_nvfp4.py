@@ -8,19 +8,19 @@ from pathlib import Path
 import pytest
 
 import rewrite
+from rewrite.loaders.layer import Layer, Part
 from rewrite.loaders.nvfp4 import one_global_scale, one_or_refused, separate, unset_slots
 from rewrite.loaders.outcome import Outcome
-from rewrite.loaders.views import GroupView, PartitionView
 from rewrite.quantization.nvfp4 import as_f32
 from tests.support import FIXTURES, raw_tensors, replace_tensor
 
 LLMC, FREE, MODELOPT = "llmcompressor-qwen3_5-nvfp4", "modelfree-qwen3_5-moe-nvfp4a16", "modelopt-qwen3_5-moe-nvfp4"
 
 
-def gate_up(gate: float | None, up: float | None, **more: object) -> GroupView:
+def gate_up(gate: float | None, up: float | None, **more: object) -> Layer:
     """Global scales to multiply with."""
-    partitions = tuple(PartitionView(name, name, 8, "nvfp4", s) for name, s in (("gate", gate), ("up", up)))
-    return GroupView("mlp.gate_up_proj", "gate_up_proj", partitions, 16, static_activations=True, **more)  # type: ignore[arg-type]
+    partitions = tuple(Part(name, name, 8, "nvfp4", s) for name, s in (("gate", gate), ("up", up)))
+    return Layer("mlp.gate_up_proj", "gate_up_proj", partitions, 16, static_activations=True, **more)  # type: ignore[arg-type]
 
 
 def as_is(inspection: rewrite.Inspection, loader: str, version: str) -> Outcome:
@@ -70,7 +70,7 @@ def test_scales_that_are_no_positive_numbers_are_not_known(behavior: object, sca
 def test_sglang_refuses_weight_only_layers() -> None:
     """But not experts that have scales of activations: they get gate's."""
     view = gate_up(4.0, 1.0, divides=True)
-    weight_only = GroupView(view.name, view.layer, view.partitions, 16, static_activations=False, divides=True)
+    weight_only = Layer(view.name, view.kind, view.parts, 16, static_activations=False, divides=True)
     assert one_or_refused(weight_only).kind == "fails to load"
     assert one_or_refused(view).kind == "garbled"
     experts = one_or_refused(gate_up(4.0, 1.0, divides=True, experts=4))
@@ -102,9 +102,9 @@ def test_llm_compressor_is_garbled_today() -> None:
 def test_layers_whose_scales_differ_are_looked_at_unasked() -> None:
     """The default selection is in_proj_qkvz and every NVFP4 layer with different global scales: experts, too."""
     groups = rewrite.inspect_checkpoint(FIXTURES / FREE).groups
-    assert {group.layer for group in groups} == {"in_proj_qkvz", "gate_up_proj", "experts"}
-    assert all(group.furthest.endswith(".experts.3") for group in groups if group.layer == "experts")
-    assert {group.layer for group in rewrite.inspect_checkpoint(FIXTURES / MODELOPT).groups} == {"in_proj_qkvz"}
+    assert {group.kind for group in groups} == {"in_proj_qkvz", "gate_up_proj", "experts"}
+    assert all(group.furthest.endswith(".experts.3") for group in groups if group.kind == "experts")
+    assert {group.kind for group in rewrite.inspect_checkpoint(FIXTURES / MODELOPT).groups} == {"in_proj_qkvz"}
 
 
 def test_modelopt_is_fine() -> None:

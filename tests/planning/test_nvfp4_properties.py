@@ -73,7 +73,7 @@ def test_any_scales_are_repaired(
         assert not again.changed
         assert without_manifest(place / "again") == without_manifest(place / "out")
         layers = rewrite.inspect_checkpoint(place / "out", selection="all").groups
-        assert all(len({p.scale for p in group.partitions}) == 1 for group in layers if group.nvfp4)
+        assert all(len({p.scale for p in group.parts}) == 1 for group in layers if group.nvfp4)
 
 
 def test_the_manifest_names_every_layer() -> None:

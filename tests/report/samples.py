@@ -8,9 +8,10 @@ from functools import cache
 from rewrite.inspection.advice import advise, repair_command
 from rewrite.inspection.inspection import Inspection
 from rewrite.ledger.fault import Fault
+from rewrite.loaders.layer import Layer, Part
 from rewrite.loaders.outcome import AS_IT_IS, Outcome, Row
 from rewrite.loaders.versions import LOADERS
-from rewrite.loaders.views import CheckpointView, GroupView, PartitionView
+from rewrite.loaders.views import CheckpointView
 from rewrite.report import inspected, verified
 from rewrite.report.checkpoints import Place, Side
 from rewrite.report.page import Page, Run
@@ -33,15 +34,15 @@ HOSTILE = (
 RUN = Run("rewrite verify IN OUT --report report.html", (("rewrite", "0"), ("python", "3")), ("a remark",))
 
 
-def group(name: str, scales: Mapping[str, float | None], layout: str = "tensor") -> GroupView:
+def group(name: str, scales: Mapping[str, float | None], layout: str = "tensor") -> Layer:
     partitions = tuple(
-        PartitionView(part, f"{name}.{part}", 64, layout, scale)  # type: ignore[arg-type]
+        Part(part, f"{name}.{part}", 64, layout, scale)  # type: ignore[arg-type]
         for part, scale in scales.items()
     )
-    return GroupView(name, name.rpartition(".")[2] or name, partitions, 64, static_activations=True)
+    return Layer(name, name.rpartition(".")[2] or name, partitions, 64, static_activations=True)
 
 
-def inspection(groups: tuple[GroupView, ...], **changes: object) -> Inspection:
+def inspection(groups: tuple[Layer, ...], **changes: object) -> Inspection:
     """With what the loader model says of these groups; nothing is converted."""
     some = groups[:200]  # of thousands the first: what loaders make of them takes minutes
     view = CheckpointView("qwen3_5", "compressed-tensors", True, "bfloat16", False, bool(groups), True, some)
@@ -82,7 +83,7 @@ def of_inspection(found: Inspection) -> Page:
     return inspected.page(found, LOADERS, advice, repair_command(found, advice), Place("model", "a directory"), RUN)
 
 
-def many(layers: int, experts: int) -> Iterator[tuple[GroupView, tuple[PartitionNumbers, ...]]]:
+def many(layers: int, experts: int) -> Iterator[tuple[Layer, tuple[PartitionNumbers, ...]]]:
     """Fused layers and experts of a large model, each expert a group of its own, all of them different."""
     for layer in range(layers):
         at = f"model.language_model.layers.{layer}"
@@ -97,16 +98,16 @@ def many(layers: int, experts: int) -> Iterator[tuple[GroupView, tuple[Partition
             name = f"{at}.mlp.experts.{expert}.gate_up_proj"
             pair = _gate_and_up((expert * 37 + layer) % 101, expert % 13)
             yield (
-                GroupView(name, "gate_up_proj", pair, 64, static_activations=True),
+                Layer(name, "gate_up_proj", pair, 64, static_activations=True),
                 tuple(numbers(name, part, 0.0, 0.001 * (1 + (expert * 7) % 31)) for part in ("gate", "up")),
             )
 
 
 @cache
-def _gate_and_up(size: int, apart: int) -> tuple[PartitionView, ...]:
+def _gate_and_up(size: int, apart: int) -> tuple[Part, ...]:
     scale = 2e-4 * (1 + size / 40)
     scales = {"gate": scale, "up": scale * (1 + apart / 10)}
-    return tuple(PartitionView(name, f"an expert's {name}", 64, "tensor", each) for name, each in scales.items())
+    return tuple(Part(name, f"an expert's {name}", 64, "tensor", each) for name, each in scales.items())
 
 
 def large(layers: int = 60, experts: int = 2_000) -> tuple[Verification, Inspection]:
@@ -123,7 +124,7 @@ def hostile() -> tuple[Verification, Inspection]:
         group(f"model.layers.{i}.{name.replace('.', '')}", {name: 1e-3 * (i + 1), f"{name}z": 1e-4})
         for i, name in enumerate(HOSTILE)
     ]
-    rows = tuple(numbers(g.name, p.name, 1.0 + i) for i, g in enumerate(found) for p in g.partitions)
+    rows = tuple(numbers(g.name, p.name, 1.0 + i) for i, g in enumerate(found) for p in g.parts)
     problems = tuple(f"{name}: broken" for name in HOSTILE)
     checks = tuple(Check(name, "FAILED", name, problems, name) for name in ("structure", *HOSTILE))
     source = inspection(

@@ -17,11 +17,12 @@ from loader_matrix.truth import read_tensors
 
 from rewrite.api import open_checkpoint
 from rewrite.loaders.behaviors import Slots, fill_every_slot, fill_slot_zero
-from rewrite.loaders.views import GroupView, view_model
+from rewrite.loaders.layer import Layer
+from rewrite.loaders.views import view_model
 from rewrite.quantization.model import interpret
 
 #: By what is written on the screen: which slots of a fused layer a loader fills. None: it does not fuse.
-LOADERS: Mapping[str, Callable[[GroupView], Slots] | None] = {
+LOADERS: Mapping[str, Callable[[Layer], Slots] | None] = {
     "vLLM 0.19.1": fill_slot_zero,
     "vLLM 0.20 and newer": fill_every_slot,
     "as meant": None,
@@ -54,18 +55,18 @@ def _meant(tensors: dict[str, torch.Tensor], name: str) -> torch.Tensor | None:
     return codes.float() * scale.float().reshape(-1, 1)
 
 
-def _fused(folder: Path) -> Iterator[GroupView]:
+def _fused(folder: Path) -> Iterator[Layer]:
     """Layers with one scale for a module. A scale for each row is served as it is."""
     model = interpret(open_checkpoint(folder))
     groups = view_model(model, "all").groups
-    yield from (group for group in groups if all(each.layout in ("tensor", "nvfp4") for each in group.partitions))
+    yield from (group for group in groups if all(each.layout in ("tensor", "nvfp4") for each in group.parts))
 
 
-def _served(group: GroupView, slots: Slots, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _served(group: Layer, slots: Slots, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The weights of the modules of a group."""
     largest = max(scale for scale in slots if scale is not None)
     parts: dict[str, list[torch.Tensor]] = {}
-    for partition, slot in zip(group.partitions, slots, strict=True):
+    for partition, slot in zip(group.parts, slots, strict=True):
         begin = sum(len(part) for part in parts.setdefault(partition.module, []))
         rows = slice(begin, begin + partition.rows)
         packed = nvfp4.stored(tensors, partition.module)
@@ -73,7 +74,7 @@ def _served(group: GroupView, slots: Slots, tensors: dict[str, torch.Tensor]) ->
             codes = tensors[f"{partition.module}.weight"][rows]
             parts[partition.module].append(requantized(codes, SENTINEL if slot is None else slot, largest))
         else:  # one global scale for all: the smallest where divisors are stored, else the largest
-            scales = [each.scale for each in group.partitions if each.scale is not None]
+            scales = [each.scale for each in group.parts if each.scale is not None]
             parts[partition.module].append(packed.products()[rows] * (min if group.divides else max)(scales))
     return {f"{module}.weight": torch.cat(rows) for module, rows in parts.items()}
 

@@ -179,6 +179,11 @@ class QuarkSchemes:
         fp8 = str(weight.get("dtype")).startswith("fp8")
         return StatedScheme(self._STRATEGIES.get(qscheme, qscheme), self._activations(stated), fp8=fp8)
 
+    def leaves_alone(self, name: str) -> bool:
+        """Whether the config names a layer as one that is not quantized."""
+        is_named = name in self._exact or any(fnmatchcase(name, glob) for glob in self._globs)
+        return is_named or any(_matches(pattern, name) for pattern in self._patterns)
+
     @staticmethod
     def _activations(stated: dict[str, Any]) -> Activations:
         inputs = stated.get("input_tensors")

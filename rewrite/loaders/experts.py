@@ -57,7 +57,8 @@ def _layer(name: str, projections: dict[tuple[int, str], Module], model: Model) 
     nvfp4 = divides is not None
     comparable = nvfp4 or (modules[0].fp8 and all(module.layout == "tensor" for module in modules))
     furthest, *scales = _furthest(projections, model) if comparable else ("", None, None)
-    dtype = "F32" if nvfp4 else first.scale.dtype if first.scale else ""
+    stored = first.scale or first.block_scale
+    dtype = "F32" if nvfp4 else stored.dtype if stored else ""
     kinds = {(module.scheme, module.weight.dtype, module.layout) for module in modules}
     alike = len(kinds) == 1 and _inputs_alike(projections, model)
     layout: SeenLayout = "other"

@@ -15,6 +15,7 @@ import rewrite
 from rewrite.errors import Refused
 from rewrite.ledger.ledger import faults, header_faults
 from rewrite.ledger.missing import _torn
+from rewrite.loaders.experts import expert_layers
 from rewrite.loaders.outcome import Outcome
 from rewrite.quantization.model import interpret
 from tests.ledger.test_table import Tensors, changed, codes
@@ -1019,3 +1020,15 @@ def test_a_fused_name_that_modelopt_leaves_alone(tmp_path: Path) -> None:
     edited(folder, ignore=[*json.loads((folder / "config.json").read_text())["quantization_config"]["ignore"], fused])
     assert outcome(folder, "vLLM").kind == "not known"
     repaired(folder, tmp_path / "out", selection="all", profile="exact")
+
+
+def test_experts_with_scales_of_powers_of_two(tmp_path: Path) -> None:
+    """No engine was run with these beside FP8 weights: of experts, too, nothing is said."""
+
+    def change(tensors: Tensors) -> None:
+        for name in [n for n in tensors if ".experts." in n and n.endswith(".weight_scale")]:
+            del tensors[name]
+            tensors[f"{name}_inv"] = ("F8_E8M0", (1, 1), b"\x76")
+
+    model = interpret(rewrite.open_checkpoint(changed("modelopt-qwen3_5-moe", tmp_path, change)))
+    assert {part.layout for layer in expert_layers(model) for part in layer.parts} == {"other"}

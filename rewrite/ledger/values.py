@@ -67,7 +67,7 @@ def _floats(model: Model) -> Iterator[Fault]:
             single += [
                 (info, values[place])
                 for info, place in zip(own, places, strict=False)
-                if info.shape in ((), (1,)) and info.name.endswith(_OF_WEIGHTS)
+                if info.shape in ((), (1,)) and info.name.endswith(_ENDS_OF_WEIGHTS)
             ]
     yield from (fault for info, fault in _far_off(single, model) if info.name not in wrong)
 
@@ -113,7 +113,7 @@ def _bad_value(info: TensorInfo, values: tuple[float, ...], model: Model) -> Ite
 
 
 _DIVISORS = ("weight_global_scale", "input_global_scale")
-_OF_WEIGHTS = (*WEIGHT_SCALES, "weight_scale_2", "weight_global_scale")
+_ENDS_OF_WEIGHTS = tuple(f".{kind}" for kind in (*WEIGHT_SCALES, "weight_scale_2", "weight_global_scale"))
 _USUAL = _LARGEST_WEIGHT / _NVFP4  # what is not above this needs no second look, but for divisors
 
 

@@ -220,6 +220,19 @@ def test_a_scale_that_is_far_from_its_neighbors(tmp_path: Path) -> None:
         assert codes(changed(name, folder, change)) == found
 
 
+def test_activations_of_layers_that_are_alike_may_differ(tmp_path: Path) -> None:
+    """By thousands: only scales of weights are held to their neighbors."""
+
+    def change(t: Tensors) -> None:
+        for layer in range(2, 6):
+            t.update({name.replace(".1.", f".{layer}."): t[name] for name in t if ".layers.1." in name})
+        t["model.layers.3.self_attn.o_proj.input_scale"] = ("F32", (1,), struct.pack("<f", 30))
+
+    folder = changed("llmcompressor-llama", tmp_path, change)
+    edit_json(folder / "config.json", num_hidden_layers=6)
+    assert codes(folder) == []
+
+
 @pytest.mark.parametrize(("layers", "found"), [(4, []), (5, ["scale-size"])])
 def test_a_few_neighbors_do_not_say_what_is_usual(layers: int, found: list[str], tmp_path: Path) -> None:
     module = "model.layers.{}.self_attn.o_proj"

@@ -32,8 +32,8 @@ _LOOKS = 16  # blocks with a scale of zero whose codes are looked at
 _NOT_SET = "probably never set by calibration"
 
 
-#: Tensors of one number, and it.
-_Scales = list[tuple[TensorInfo, float]]
+#: Scales of one number, and it.
+_Single = list[tuple[TensorInfo, float]]
 
 
 def value_faults(model: Model) -> tuple[Fault, ...]:
@@ -52,7 +52,7 @@ def _floats(model: Model) -> Iterator[Fault]:
     even)."""
     integers = {name for kind in model.kinds if _is_integer(kind.first.scheme) for name in kind.names}
     checkpoint = model.checkpoint
-    single: _Scales = []
+    single: _Single = []
     wrong: set[str] = set()
     for run, raw in checkpoint.read_runs(_scales(checkpoint.tensors.values())):
         for own, values in _decoded(run, raw):
@@ -79,8 +79,8 @@ def _decoded(run: Sequence[TensorInfo], raw: bytes) -> Iterator[tuple[Sequence[T
         own = [info for info, its in zip(run, kinds, strict=True) if its == kind]
         is_all = sum([info.end - info.start for info in own]) == len(raw)
         first = run[0].start
-        bytes_ = raw if is_all else b"".join([raw[info.start - first : info.end - first] for info in own])
-        yield own, decode(kind[0], bytes_, own[0].name)
+        theirs = raw if is_all else b"".join([raw[info.start - first : info.end - first] for info in own])
+        yield own, decode(kind[0], theirs, own[0].name)
 
 
 def _is_usual(first: TensorInfo, values: Sequence[float]) -> bool:
@@ -131,12 +131,12 @@ def _is_global(info: TensorInfo, model: Model) -> bool:
     return kind == "input_scale" and f"{module}.weight_scale_2" in model.checkpoint.tensors
 
 
-def _far_off(single: _Scales, model: Model) -> Iterator[tuple[TensorInfo, Fault]]:
+def _far_off(single: _Single, model: Model) -> Iterator[tuple[TensorInfo, Fault]]:
     """The weight scales of one number that are far from those of layers that are alike, which are near each other.
     Activations of layers that are alike do differ by thousands."""
     if _are_near([value for _, value in single]):
         return
-    alike: dict[tuple[str, str], _Scales] = {}
+    alike: dict[tuple[str, str], _Single] = {}
     for info, value in single:
         module, _, kind = info.name.rpartition(".")
         alike.setdefault((model.checkpoint.forms[module].pattern, kind), []).append((info, value))
@@ -147,10 +147,11 @@ def _far_off(single: _Scales, model: Model) -> Iterator[tuple[TensorInfo, Fault]
 
 
 def _are_near(values: Sequence[float]) -> bool:
+    """Of all weight scales, or of those of layers that are alike: where all are, so are some."""
     return not values or 0 < max(values) < min(values) * _FAR
 
 
-def _far_from_usual(kind: str, own: _Scales, usual: float, model: Model) -> Iterator[tuple[TensorInfo, Fault]]:
+def _far_from_usual(kind: str, own: _Single, usual: float, model: Model) -> Iterator[tuple[TensorInfo, Fault]]:
     far = [(i, v) for i, v in own if not usual / _FAR < v < usual * _FAR]
     if len(far) * 4 > len(own) or not PLAUSIBLE[0] < usual < PLAUSIBLE[1]:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import product
 
 from rewrite.card import BEGIN, MAX_BYTES, README_NAME
 from rewrite.checkpoint.checkpoint import Checkpoint
@@ -25,7 +24,7 @@ from rewrite.planning.repairs import with_mended_config
 from rewrite.planning.shards import plan_shard, touches
 from rewrite.planning.side_files import new_index, new_texts, notes, stale_files
 from rewrite.quantization.dialects.other import Other
-from rewrite.quantization.groups import Selection, find_lookalikes
+from rewrite.quantization.groups import Selection, find_lookalikes, single_module
 from rewrite.quantization.kv_cache import KV_SCALES, KvScales, kv_cache_scales
 from rewrite.quantization.model import Model, interpret
 
@@ -61,9 +60,7 @@ def plan_changes(model: Model, profile: str, selection: Selection, kv_scales: Kv
     if profile not in PROFILES:
         raise UsageError("Unknown profile", expected=", ".join(PROFILES), found=profile)
     _refuse_lookalikes(model)
-    model.select(
-        selection
-    )  # refuses: not even a profile that leaves a broken group as it is can say what becomes of it
+    model.select(selection)  # refuses a broken group, whatever the profile makes of the others
     if isinstance(model.dialect, Other) and model.dialect.value:
         model.dialect.as_compressed_tensors(model.layers)  # refuses: not even "nothing to do" is known of it
     chosen, files = PROFILES[profile], model.checkpoint.files
@@ -151,14 +148,14 @@ def _refuse_values(model: Model, checked: Checked) -> None:
 
 def _refuse_lookalikes(model: Model) -> None:
     """A pipeline must not take an unknown model with the tell-tale names for one that needs nothing."""
-    checkpoint, by_layer = model.checkpoint, defaultdict[str, set[bytes]](set)
-    names = find_lookalikes(checkpoint)
-    for name, kind in product(names, ("weight_scale_2", "weight_global_scale")):
-        if f"{name}.{kind}" in checkpoint.tensors:
-            by_layer[name.rpartition(".")[0]].add(checkpoint.read_tensor(f"{name}.{kind}"))
+    checkpoint, names = model.checkpoint, find_lookalikes(model.checkpoint)
+    global_scales: dict[str, set[bytes]] = defaultdict(set)  # by layer
     for name in names:
-        scale = checkpoint.tensors.get(f"{name}.weight_scale")
-        if scale is not None and (scale.numel == 1 or len(by_layer[name.rpartition(".")[0]]) > 1):
+        if own := single_module(name, checkpoint).nvfp4:
+            global_scales[name.rpartition(".")[0]].add(checkpoint.read_tensor(own.scale.name))
+    for name in names:
+        scale, differ = checkpoint.tensors.get(f"{name}.weight_scale"), len(global_scales[name.rpartition(".")[0]]) > 1
+        if scale is not None and (scale.numel == 1 or differ):
             raise Unsupported(
                 "An unknown architecture has modules that engines may fuse",
                 where=f"{scale.shard}: {name}",

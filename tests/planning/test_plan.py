@@ -197,13 +197,18 @@ def test_what_cannot_be_converted_with_certainty_is_refused(
     assert caught.value.where and caught.value.exit_code == 3
 
 
-def test_unequal_global_scales_of_an_unknown_architecture_are_refused(copy_of: Callable[[str], Path]) -> None:
-    """NVFP4: engines that fuse the layer take one of the scales for all of it."""
-    folder = copy_of("llmcompressor-qwen3_5-nvfp4")
+def unknown(folder: Path) -> Path:
+    """As of an architecture that nobody knows."""
     text = json.loads((folder / "config.json").read_text())["text_config"] | {"model_type": "qwen9"}
     edit_json(folder / "config.json", model_type="qwen9", architectures=["Qwen9ForCausalLM"], text_config=text)
+    return folder
+
+
+def test_global_scales_of_an_unknown_architecture(copy_of: Callable[[str], Path]) -> None:
+    """NVFP4: engines that fuse the layer take one of the scales for all of it. Where they are equal nothing is lost."""
     with pytest.raises(Unsupported, match="An unknown architecture"):
-        make_plan(open_checkpoint(folder))
+        make_plan(open_checkpoint(unknown(copy_of("llmcompressor-qwen3_5-nvfp4"))))
+    assert not make_plan(open_checkpoint(unknown(copy_of("modelopt-qwen3_5-moe-nvfp4")))).manifest.changed
 
 
 def test_no_profile_is_named_for_a_group_that_lacks_a_module(copy: Path) -> None:

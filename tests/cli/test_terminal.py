@@ -75,23 +75,41 @@ def test_where_nothing_else_fits_each_cell_is_a_line() -> None:
 _WORDS = st.text(st.sampled_from("ab語é\u0301:,-\x1b\n "), max_size=30).map(lambda text: text.strip(" "))
 
 
+_OPTION = re.compile("(--[a-z]+(?:-[a-z]+)*) (?=[a-z])")
+
+
+def words(cell: str) -> list[str]:
+    """What no line may break: an option and its value are one word. Of these alphabets nothing else is."""
+    return [printable(word.replace("\0", " ")) for word in _OPTION.sub(r"\1\0", cell).split(" ")]
+
+
 @given(st.data(), st.integers(1, 5), st.integers(1, 60))
 def test_no_line_is_wider_than_the_width_but_for_one_word(data: st.DataObject, columns: int, width: int) -> None:
     """In every layout, whatever the cells; and no word of a cell is lost."""
     cells = st.lists(_WORDS, min_size=columns + 1, max_size=columns + 1)
     head, rows = data.draw(cells), data.draw(st.lists(cells, min_size=1, max_size=4))
     how = {"labels": data.draw(st.integers(1, columns)), "numbers": data.draw(st.integers(1, columns + 1))}
+    check_table(head, rows, how, width)
+
+
+def test_an_option_and_its_value_are_one_word() -> None:
+    """A person copies them."""
+    check_table(["", ""], [["", "--a a:"]], {"labels": 1, "numbers": 1}, 1)
+    assert [line.plain for line in paragraph("use --profile exact", 8)] == ["use", "  --profile exact"]
+
+
+def check_table(head: list[str], rows: list[list[str]], how: dict[str, int], width: int) -> None:
     lines = table_lines(Table("", tuple(head), tuple(map(tuple, rows)), **how), width)  # type: ignore[arg-type]
-    longest = max(cell_len(word) for row in [head, *rows] for cell in row for word in printable(cell).split(" "))
+    longest = max(cell_len(word) for row in [head, *rows] for cell in row for word in words(cell))
     assert max((line.cell_len for line in lines), default=0) <= max(width, longest + 4)  # it may be indented twice
     text = unfolded(plain(lines))
-    assert all(word in text for row in rows for cell in row for word in printable(cell).split(" "))
+    assert all(word in text for row in rows for cell in row for word in words(cell))
 
 
 @given(_WORDS, st.integers(5, 40))
 def test_paragraphs_keep_their_width_and_words(text: str, width: int) -> None:
     lines = paragraph(text, width)
-    longest = max(map(cell_len, printable(text).split(" ")))
+    longest = max(map(cell_len, words(text)))
     assert max((line.cell_len for line in lines), default=0) <= max(width, longest + 2)
     assert all(line.plain.startswith("  ") for line in lines[1:])
     assert unfolded(plain(lines)) == " ".join(printable(text).split())
